@@ -1,0 +1,1 @@
+"""Everything that touches Megatron-core: parallel layout, model construction, weights, optimizer, checkpoints."""

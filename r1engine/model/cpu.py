@@ -1,0 +1,71 @@
+"""Makes Megatron-core 0.16 take the CPU for its device. Active only without CUDA, and only inside `on_cpu()`.
+
+Megatron names "cuda" in the places listed here; nothing of its arithmetic is changed. Each entry says where
+it is needed. tests/model/test_cpu.py fails when a Megatron upgrade makes one unnecessary or not enough.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+class _CudaMeansCpu(TorchFunctionMode):
+    """Reads device="cuda" as "cpu", and lets Tensor.type() answer with the name of the CUDA type."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        # schedules.py, optimizer.py, clip_grads.py and param_and_grad_buffer.py create tensors on "cuda".
+        if "device" in kwargs and str(kwargs["device"]).startswith("cuda"):
+            kwargs = {**kwargs, "device": "cpu"}
+        # DistributedOptimizer and clip_grads compare param.type() with "torch.cuda.FloatTensor".
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            return func(*args).replace("torch.", "torch.cuda.", 1)
+        return func(*args, **kwargs)
+
+
+def _patches() -> list[tuple[Any, str, Any]]:
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    def get_rng_state(*_: Any, **__: Any) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
+        torch.set_rng_state(state)
+
+    return [
+        (torch.cuda, "current_device", lambda: "cpu"),  # device argument in layers, rope, mappings, p2p, buffers
+        (torch.cuda, "synchronize", lambda *_, **__: None),  # p2p_communication.py after every batched send
+        (megatron_random, "_get_cuda_rng_state", get_rng_state),  # CheckpointFunction (recompute)
+        (megatron_random, "_set_cuda_rng_state", set_rng_state),
+    ]
+
+
+@contextlib.contextmanager
+def on_cpu() -> Iterator[None]:
+    """Inside, Megatron-core runs on the CPU; outside, PyTorch is as it was. Does nothing where CUDA is present."""
+    if torch.cuda.is_available():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in _patches():
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+        stack.enter_context(_CudaMeansCpu())
+        yield
+
+
+def runs_on_cpu(method: Any) -> Any:
+    """Decorate a function so that its body runs inside `on_cpu()`."""
+
+    @functools.wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with on_cpu():
+            return method(*args, **kwargs)
+
+    return wrapped

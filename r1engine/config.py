@@ -1,32 +1,39 @@
 """The typed configuration of a run. Defaults are the paper's; a YAML file holds only what differs.
 
 "v2" in the comments is the paper's later version (arXiv 2501.12948v2 / Nature 2025), which prints the
-hyper-parameters. This module imports no torch, so that `--help` and a config error answer at once.
+hyper-parameters. Relative paths are taken from the working directory. This module imports no torch, so that
+`--help` and a config error answer at once.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from r1engine.config_file import ConfigError, read_source, validate, write_yaml
+
+__all__ = ["Config", "ConfigError", "check_files", "check_world", "dump", "load", "to_yaml"]
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot run; the message names the key, what was found and what is required."""
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+# Not strict: a path is written as text. A leading ~ is the home folder.
+LocalPath = Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)]
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are refused, values are read-only."""
+    """Base of every section: unknown keys, text for numbers and infinities are refused; values are read-only."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class Model(Section):
-    path: Path | None = None  # local Hugging Face folder: config.json, *.safetensors, tokenizer.json
+    path: LocalPath | None = None  # local Hugging Face folder: config.json, *.safetensors, tokenizer.json
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, bfloat16 on GPU
     recompute: bool = False  # recompute each layer's activations in the backward pass (memory for time)
 
@@ -47,8 +54,8 @@ class Base(Section):
 
 
 class Data(Section):
-    train: Path | None = None  # .jsonl or .parquet with the fields `question` and `answer`
-    heldout: Path | None = None  # the same, for evaluation
+    train: LocalPath | None = None  # .jsonl or .parquet with the fields `question` and `answer`
+    heldout: LocalPath | None = None  # the same, for evaluation; None: no evaluation
     template: Literal["r1_zero", "none"] = "r1_zero"  # r1_zero: the paper's Table 1
     max_prompt_tokens: Positive = 2048
 
@@ -67,7 +74,7 @@ class Rollout(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0  # v2: "temperature to 1"
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0  # 0: off
-    max_tokens: dict[int, Positive] | Positive = {0: 32_768, 8_200: 65_536}  # v2: from step 8,200 on 65,536
+    max_tokens: Positive | dict[int, Positive] = {0: 32_768, 8_200: 65_536}  # v2: from step 8,200 on 65,536
     slots: Positive = 64  # sequences decoded at once by the embedded generator
 
 
@@ -93,8 +100,8 @@ class Optimizer(Section):
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     min_lr_ratio: Fraction = 0.1  # cosine ends at this share of lr
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.95
+    beta1: Beta = 0.9
+    beta2: Beta = 0.95
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_grad: Annotated[float, Field(ge=0)] = 1.0  # global norm; 0: off
@@ -126,7 +133,7 @@ class Log(Section):
 
 
 class Config(Section):
-    run_dir: Path = Path("runs/default")
+    run_dir: LocalPath = Path("runs/default")
     seed: Annotated[int, Field(ge=0)] = 0
     steps: Positive = 10_400  # optimizer steps; v2: "a total of 10,400 steps"
     max_row_tokens: Positive | None = None  # tokens of a packed row; None: prompt limit + token limit
@@ -155,24 +162,192 @@ class Config(Section):
         return limit if isinstance(limit, int) else limit[max(s for s in limit if s <= step)]
 
     @property
+    def longest_completion(self) -> int:
+        """Largest completion limit (tokens) that this run reaches."""
+        limit = self.rollout.max_tokens
+        return limit if isinstance(limit, int) else max(limit[s] for s in limit if s < self.steps)
+
+    @property
     def row_tokens(self) -> int:
         """Tokens of a packed row: the configured number, or one longest sequence."""
-        limit = self.rollout.max_tokens
-        longest = limit if isinstance(limit, int) else max(limit.values())
-        return self.max_row_tokens or self.data.max_prompt_tokens + longest
+        return self.max_row_tokens or self.data.max_prompt_tokens + self.longest_completion
 
     @model_validator(mode="after")
     def _cross_field(self) -> Config:
-        grpo, completions = self.grpo, self.grpo.questions * self.grpo.group_size
-        if completions % grpo.minibatches:
-            raise ValueError(
-                f"grpo: {grpo.questions} questions x {grpo.group_size} samples = {completions} completions "
-                f"do not split into {grpo.minibatches} mini-batches"
-            )
-        if self.steps % self.steps_per_rollout:
-            raise ValueError(
-                f"steps: {self.steps} is not a multiple of the {self.steps_per_rollout} optimizer steps of a rollout"
-            )
-        if isinstance(self.rollout.max_tokens, dict) and 0 not in self.rollout.max_tokens:
-            raise ValueError("rollout.max_tokens: a schedule needs an entry for step 0")
+        problems = [*_batch_problems(self), *_base_problems(self.base), *_schedule_problems(self)]
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
+
+
+def load(path: Path, overrides: list[str]) -> Config:
+    """The configuration of a YAML file with `key.sub=value` overrides applied in order.
+
+    Args:
+        path: YAML 1.2 file with what differs from the defaults.
+        overrides: each "key.sub=value", the value in YAML ("rollout.max_tokens={0: 32, 10: 64}").
+
+    Raises:
+        ConfigError: anything that cannot run; every problem found is listed.
+    """
+    cfg = validate(Config, read_source(Path(path), overrides))
+    problems = _source_problems(cfg)
+    if problems:
+        raise ConfigError([f"{path}: {problem}" for problem in problems])
+    return cfg
+
+
+def to_yaml(cfg: Config) -> str:
+    """The resolved configuration as YAML text, every key included."""
+    return write_yaml(_plain(cfg.model_dump()))
+
+
+def dump(cfg: Config, path: Path) -> None:
+    """Writes the resolved configuration; `load` of the file gives an equal Config."""
+    temporary = path.with_name(path.name + ".tmp")  # a reader never sees half a file
+    temporary.write_text(to_yaml(cfg), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def check_files(cfg: Config) -> None:
+    """Looks at the input files before anything heavy is imported.
+
+    Raises:
+        ConfigError: the model folder or a data file is not there; every problem is listed.
+    """
+    problems = []
+    if cfg.model.path is not None:
+        if not (cfg.model.path / "config.json").is_file():
+            problems.append(f"model.path: found no config.json in {cfg.model.path}, required a Hugging Face folder")
+    for key, file in (("data.train", cfg.data.train), ("data.heldout", cfg.data.heldout)):
+        if file is not None and not file.is_file():
+            problems.append(f"{key}: found no file {file}, required a .jsonl or .parquet file")
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_world(cfg: Config, world_size: int) -> int:
+    """Number of data-parallel ranks when `world_size` processes run this configuration.
+
+    Raises:
+        ConfigError: the parallel sizes do not make up the world, or the batch or the base model does not divide by
+            them; every problem is listed.
+    """
+    tensor, pipeline, data = cfg.parallel.tensor, cfg.parallel.pipeline, cfg.parallel.data
+    if world_size % (tensor * pipeline):
+        raise ConfigError(
+            f"parallel: tensor {tensor} x pipeline {pipeline} = {tensor * pipeline} does not divide "
+            f"the world size {world_size}"
+        )
+    dp = world_size // (tensor * pipeline)
+    if data not in (None, dp):
+        raise ConfigError(
+            f"parallel.data: found {data}, required {dp} = world size {world_size} / "
+            f"(tensor {tensor} x pipeline {pipeline})"
+        )
+    problems = _split_problems(cfg, dp)
+    if problems:
+        raise ConfigError(problems)
+    return dp
+
+
+def _split_problems(cfg: Config, dp: int) -> list[str]:
+    """What does not divide by the parallel sizes."""
+    problems, grpo, base = [], cfg.grpo, cfg.base
+    per_minibatch = grpo.questions * grpo.group_size // grpo.minibatches
+    if grpo.questions % dp:
+        problems.append(f"grpo.questions: found {grpo.questions}, required a multiple of the {dp} data-parallel ranks")
+    if per_minibatch % dp:
+        problems.append(
+            f"grpo.minibatches: found {per_minibatch} completions per mini-batch, required a multiple of "
+            f"the {dp} data-parallel ranks"
+        )
+    if base is not None:
+        for key, size, ways in (
+            ("heads", base.heads, cfg.parallel.tensor),
+            ("kv_heads", base.kv_heads, cfg.parallel.tensor),
+            ("intermediate_size", base.intermediate_size, cfg.parallel.tensor),
+            ("layers", base.layers, cfg.parallel.pipeline),
+        ):
+            if size % ways:
+                name = "parallel.pipeline" if key == "layers" else "parallel.tensor"
+                problems.append(f"base.{key}: found {size}, required a multiple of {name} = {ways}")
+    return problems
+
+
+def _batch_problems(cfg: Config) -> list[str]:
+    """What does not fit together in the numbers of a rollout and of the run."""
+    problems, grpo, completions = [], cfg.grpo, cfg.grpo.questions * cfg.grpo.group_size
+    if completions % grpo.minibatches:
+        problems.append(
+            f"grpo: {grpo.questions} questions x {grpo.group_size} samples = {completions} completions "
+            f"do not split into {grpo.minibatches} mini-batches"
+        )
+    if cfg.steps % cfg.steps_per_rollout:
+        problems.append(
+            f"steps: {cfg.steps} is not a multiple of the {cfg.steps_per_rollout} optimizer steps of a rollout"
+        )
+    if cfg.optimizer.warmup_steps > cfg.steps:
+        problems.append(f"optimizer.warmup_steps: found {cfg.optimizer.warmup_steps}, required <= steps = {cfg.steps}")
+    if cfg.rewards.accuracy == 0 and cfg.rewards.format == 0:
+        problems.append("rewards: accuracy and format both weigh 0, required at least one other than 0")
+    return problems
+
+
+def _schedule_problems(cfg: Config) -> list[str]:
+    """What is wrong with the completion limits."""
+    limit = cfg.rollout.max_tokens
+    if isinstance(limit, dict):
+        if 0 not in limit:
+            return ["rollout.max_tokens: a schedule needs an entry for step 0"]
+        if min(limit) < 0:
+            return [f"rollout.max_tokens: found step {min(limit)}, required steps >= 0"]
+    longest = cfg.data.max_prompt_tokens + cfg.longest_completion
+    if cfg.max_row_tokens is not None and cfg.max_row_tokens < longest:
+        return [
+            f"max_row_tokens: found {cfg.max_row_tokens}, required >= {longest} = data.max_prompt_tokens "
+            f"{cfg.data.max_prompt_tokens} + rollout.max_tokens {cfg.longest_completion} (a sequence is never split)"
+        ]
+    return []
+
+
+def _base_problems(base: Base | None) -> list[str]:
+    """What is wrong with the shape of the tiny base model."""
+    if base is None:
+        return []
+    problems = []
+    if base.hidden_size % (2 * base.heads):
+        problems.append(
+            f"base.hidden_size: found {base.hidden_size}, required a multiple of {2 * base.heads} "
+            f"(heads {base.heads}, each of even size for the rotary embedding)"
+        )
+    if base.heads % base.kv_heads:
+        problems.append(f"base.heads: found {base.heads}, required a multiple of base.kv_heads = {base.kv_heads}")
+    return problems
+
+
+def _source_problems(cfg: Config) -> list[str]:
+    """Whether a file's configuration says which model to train on which questions.
+
+    Checked by `load` and not by the model itself, so that code may build a Config from parts.
+    """
+    problems = []
+    if cfg.base is None and cfg.model.path is None:
+        problems.append("model.path: found null, required a Hugging Face folder (or a `base` section)")
+    if cfg.base is not None and cfg.model.path is not None:
+        problems.append(f"base: found together with model.path = {cfg.model.path}, required only one of the two")
+    if cfg.base is None and cfg.data.train is None:
+        problems.append("data.train: found null, required a .jsonl or .parquet file (or a `base` section)")
+    for key, file in (("data.train", cfg.data.train), ("data.heldout", cfg.data.heldout)):
+        if file is not None and file.suffix not in (".jsonl", ".parquet"):
+            problems.append(f"{key}: found {file}, required the extension .jsonl or .parquet")
+    if cfg.data.train is not None and cfg.data.train == cfg.data.heldout:
+        problems.append(f"data.heldout: found data.train = {cfg.data.train} itself, required other questions")
+    return problems
+
+
+def _plain(value: Any) -> Any:
+    """Nested values with paths as text, the form YAML takes."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value

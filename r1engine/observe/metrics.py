@@ -1,0 +1,244 @@
+"""What a run writes down while it goes: metrics.jsonl, samples.jsonl, TensorBoard, W&B, and phase times."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLog:
+    """The logs of one run; only rank 0 makes one.
+
+    Rows are numbered by optimizer steps done, as checkpoints are: resuming from step 100 keeps the rows up to
+    and including step 100 and cuts the later ones away, so that a killed run leaves no step twice.
+    """
+
+    def __init__(
+        self, run_dir: Path, *, tensorboard: bool, wandb_project: str | None, config: dict, resume_step: int | None
+    ) -> None:
+        """Opens the logs for appending.
+
+        Args:
+            run_dir:       folder of the run; made if missing.
+            tensorboard:   also write run_dir/tb.
+            wandb_project: also log to this W&B project; None: do not.
+            config:        the resolved configuration, JSON values only (shown by W&B).
+            resume_step:   step of the checkpoint the run goes on from; None: a fresh run. Logs that an earlier
+                run left in run_dir are then kept beside the fresh ones as metrics.1.jsonl, metrics.2.jsonl, ...
+
+        Raises:
+            RuntimeError: tensorboard or wandb is asked for, but is not installed.
+            ValueError: a log to resume holds a broken line that is not the last one.
+        """
+        _require(tensorboard, "tensorboard", "log.tensorboard=false")
+        _require(wandb_project is not None, "wandb", "log.wandb_project=null")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            if resume_step is None:
+                _set_aside(run_dir / name)
+            else:
+                _cut_after(run_dir / name, resume_step)
+        self._metrics = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        self._samples = open(run_dir / "samples.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._tensorboard = _open_tensorboard(run_dir, resume_step) if tensorboard else None
+        self._wandb = _open_wandb(run_dir, wandb_project, config, resume_step) if wandb_project else None
+
+    def log(self, step: int, row: dict[str, float]) -> None:
+        """Appends one row. NaN and infinity become null, and their keys are listed under "nonfinite".
+
+        Args:
+            step: optimizer steps done.
+            row:  flat "group/name" -> number; see the README for the keys.
+        """
+        row = {key: value if isinstance(value, int) else float(value) for key, value in row.items()}
+        self._metrics.write(_line({"step": step, **row}))
+        self._metrics.flush()
+        if self._tensorboard is not None:
+            for key, value in row.items():
+                self._tensorboard.add_scalar(key, value, step)
+            self._tensorboard.flush()
+        if self._wandb is not None:
+            # W&B ignores rows up to the last step it has, so the steps redone by a resumed run appear once.
+            self._wandb.log(row, step=step)
+
+    def log_samples(self, step: int, rows: list[dict]) -> None:
+        """Appends sampled completions to samples.jsonl.
+
+        Args:
+            step: optimizer steps done.
+            rows: prompt, question, answer, completion, "reward/<component>", advantage, length (tokens), truncated.
+        """
+        for row in rows:
+            self._samples.write(_line({"step": step, **row}))
+        self._samples.flush()
+
+    def close(self) -> None:
+        """Closes every log; further calls of `close` do nothing."""
+        self._metrics.close()
+        self._samples.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
+
+
+class Phases:
+    """Seconds spent in each named phase of an iteration."""
+
+    def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
+        """
+        Args:
+            synchronize: waits for queued device work at both ends of a phase (torch.cuda.synchronize), so that
+                a kernel is counted in the phase that launched it; None on CPU.
+        """
+        self._synchronize = synchronize or (lambda: None)
+        self._seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Adds the seconds spent inside to phase `name`."""
+        self._synchronize()
+        start = time.perf_counter()
+        try:
+            yield
+            self._synchronize()  # not after an exception: it could hang or hide the cause
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """Returns {"seconds/<phase>": s, ..., "seconds/total": wall seconds since the last take}, and resets."""
+        clock = time.perf_counter()
+        taken = {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
+        taken["seconds/total"] = clock - self._since
+        self._seconds, self._since = {}, clock
+        return taken
+
+
+def peak_rss_gb() -> float:
+    """Largest resident memory (GB) that this process, or any one child that has ended, has had so far."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return max(peaks) * unit / 1e9
+
+
+def device_telemetry() -> dict[str, float]:
+    """Reads the GPU this process uses, through NVML.
+
+    Returns:
+        "gpu/memory_used_gb", "gpu/utilization" (percent), "gpu/temperature" (C), "gpu/power" (W) and
+        "gpu/sm_clock" (MHz); what the device does not report (a MIG slice has no utilization) is left out.
+        Empty where there is no NVIDIA driver or nvidia-ml-py is not installed.
+    """
+    handle = _nvml_device()
+    if handle is None:
+        return {}
+    import pynvml
+
+    readings: dict[str, Callable[[], float]] = {
+        "gpu/memory_used_gb": lambda: pynvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9,
+        "gpu/utilization": lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu,
+        "gpu/temperature": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+        "gpu/power": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+        "gpu/sm_clock": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+    }
+    found: dict[str, float] = {}
+    for key, read in readings.items():
+        try:
+            found[key] = float(read())
+        except pynvml.NVMLError_NotSupported:
+            pass  # documented above: a reading the device does not have is left out
+    return found
+
+
+@cache
+def _nvml_device() -> Any | None:
+    """NVML handle of the GPU that torch uses in this process; None without driver or nvidia-ml-py."""
+    if importlib.util.find_spec("pynvml") is None:
+        return None
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded, pynvml.NVMLError_NoPermission):
+        return None
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return pynvml.nvmlDeviceGetHandleByIndex(0) if pynvml.nvmlDeviceGetCount() else None
+    # By UUID: NVML counts all GPUs of the machine, torch those of CUDA_VISIBLE_DEVICES, in another order.
+    uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+    try:
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except pynvml.NVMLError_NotFound:
+        return None  # a MIG slice has a UUID of another form
+
+
+def _line(row: dict[str, Any]) -> str:
+    """One JSON line; NaN and infinity, which JSON does not have, as null."""
+    nonfinite = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+    if nonfinite:
+        row = {**row, **dict.fromkeys(nonfinite), "nonfinite": nonfinite}
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _cut_after(path: Path, step: int) -> None:
+    """Drops the rows of later steps, and a last line that a kill cut short; atomically."""
+    if not path.exists():
+        return
+    temporary = path.with_name(f".{path.name}.partial")
+    with open(path, encoding="utf-8", errors="replace") as old, open(temporary, "w", encoding="utf-8") as kept:
+        for number, line in enumerate(old, 1):
+            if not line.endswith("\n"):
+                break
+            try:
+                row_step = json.loads(line)["step"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"metrics: line {number} of {path} is not a row with a step: {error}") from error
+            if row_step <= step:
+                kept.write(line)
+        kept.flush()
+        os.fsync(kept.fileno())
+    os.replace(temporary, path)
+
+
+def _set_aside(path: Path) -> None:
+    """Renames the log of an earlier run: metrics.jsonl -> metrics.1.jsonl."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    number = 1
+    while (target := path.with_name(f"{path.stem}.{number}.jsonl")).exists():
+        number += 1
+    path.rename(target)
+
+
+def _require(wanted: bool, package: str, off: str) -> None:
+    if wanted and importlib.util.find_spec(package) is None:
+        raise RuntimeError(f"metrics: {package} is asked for but not installed; `pip install {package}` or set {off}")
+
+
+def _open_tensorboard(run_dir: Path, resume_step: int | None) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    # purge_step: TensorBoard hides what a killed run wrote after the checkpoint.
+    return SummaryWriter(str(run_dir / "tb"), purge_step=None if resume_step is None else resume_step + 1)
+
+
+def _open_wandb(run_dir: Path, project: str, config: dict, resume_step: int | None) -> Any:
+    import wandb
+
+    id_file = run_dir / "wandb_id"
+    resumed_id = id_file.read_text().strip() if resume_step is not None and id_file.exists() else None
+    run = wandb.init(project=project, dir=str(run_dir), config=config, id=resumed_id, resume="allow")
+    id_file.write_text(run.id + "\n")
+    return run

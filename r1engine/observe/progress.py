@@ -1,0 +1,148 @@
+"""One live bar for the whole run on a terminal; plain lines elsewhere; nothing on ranks other than 0."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bars
+
+_PHASE_LINE_SECONDS = 10.0  # without a terminal, at most one line of a phase in this time
+_MEDIAN_OF = 21  # steps behind the ETA; the median ignores the occasional evaluation or checkpoint
+# Shown if the row has them: key -> (name, format)
+_SHOWN = {
+    "reward/mean": ("reward", "{:.3f}"),
+    "reward/accuracy": ("accuracy", "{:.3f}"),
+    "completion/length_mean": ("length", "{:.0f}"),
+    "tokens_per_second": ("tok/s", "{:,.0f}"),
+    "eval/pass_at_1": ("held-out pass@1", "{:.3f}"),
+}
+
+
+class Progress:
+    """Progress of a run. Use as a context manager: leaving it, also by Ctrl-C, restores the terminal."""
+
+    def __init__(
+        self,
+        total_steps: int,
+        title: str,
+        enabled: bool,
+        *,
+        start_step: int = 0,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            total_steps: steps of the whole run, those before a resume included.
+            title:       name of the run.
+            enabled:     False on ranks other than 0: every method then does nothing.
+            start_step:  steps done before (resume).
+            console:     where to write; None: stdout.
+            clock:       seconds, monotonic.
+        """
+        self._total, self._title, self._enabled = total_steps, title, enabled
+        self._console = console or Console()
+        self._clock = clock
+        self._step, self._stepped_at = start_step, clock()
+        self._seconds_per_step: deque[float] = deque(maxlen=_MEDIAN_OF)
+        self._phase, self._phase_total, self._phase_done, self._lined_at = "", None, 0, clock()
+        self._bars = self._make_bars() if enabled and self._console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._bars.start()
+        elif self._enabled:
+            self._line(f"{self._title}: {self._total - self._step} of {self._total} steps to go")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+        if self._enabled and kind is KeyboardInterrupt:
+            self._line(f"interrupted at step {self._step} of {self._total}")
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        """Names what is going on.
+
+        Args:
+            name:  generate, update, ...
+            total: units it will take (tokens, completions, ...), counted by `advance`; None: not known.
+        """
+        if not self._enabled:
+            return
+        self._phase, self._phase_total, self._phase_done, self._lined_at = name, total, 0, self._clock()
+        if self._bars is not None:
+            self._bars.reset(self._phase_bar, total=total, description=escape(name), visible=True)
+
+    def advance(self, n: int = 1) -> None:
+        """Counts `n` more units of the phase as done."""
+        if not self._enabled:
+            return
+        self._phase_done += n
+        if self._bars is not None:
+            self._bars.advance(self._phase_bar, n)
+        elif self._clock() - self._lined_at >= _PHASE_LINE_SECONDS:
+            self._lined_at = self._clock()
+            total = self._phase_total
+            of = f"{self._phase_done / total:4.0%} of {total:,}" if total else f"{self._phase_done:,}"
+            self._line(f"  {self._phase} {of}")
+
+    def step(self, step: int, row: dict[str, float]) -> None:
+        """Reports a finished iteration.
+
+        Args:
+            step: steps done.
+            row:  the metrics row; what it lacks is not shown.
+        """
+        if not self._enabled:
+            return
+        clock = self._clock()
+        if step > self._step:
+            self._seconds_per_step.append((clock - self._stepped_at) / (step - self._step))
+        self._step, self._stepped_at = step, clock
+        values = "  ".join(f"{name} {form.format(row[key])}" for key, (name, form) in _SHOWN.items() if key in row)
+        if self._bars is not None:
+            self._bars.update(self._run_bar, completed=step, values=values, eta=self.eta())
+            self._bars.update(self._phase_bar, visible=False)
+        else:
+            self._line(f"step {step}/{self._total}  {values}  ETA {self.eta()}")
+
+    def note(self, text: str) -> None:
+        """Prints a line of plain text, above the bar if there is one."""
+        if self._enabled:
+            self._line(text)
+
+    def eta(self) -> str:
+        """Time left, from the median of the last steps: "1:02:03", or "-" before the first step."""
+        if not self._seconds_per_step:
+            return "-"
+        seconds = round(statistics.median(self._seconds_per_step) * (self._total - self._step))
+        hours, minutes = seconds // 3600, seconds // 60 % 60
+        return f"{hours}:{minutes:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}"
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _make_bars(self) -> Bars:
+        bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TextColumn("ETA {task.fields[eta]}"),
+            console=self._console,
+            refresh_per_second=4,
+        )
+        self._run_bar = bars.add_task(escape(self._title), total=self._total, completed=self._step, values="", eta="-")
+        self._phase_bar = bars.add_task("", total=None, visible=False, values="", eta="")
+        return bars

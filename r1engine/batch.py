@@ -7,6 +7,7 @@ in the same sequence). The first token of a sequence has logp 0 and weight 0. No
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -43,3 +44,153 @@ class Sample:
     completion: Completion
     advantage: float
     is_masked: bool = False  # True: takes part in nothing (a truncated completion under `truncated: mask`)
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One training sequence: a prompt and what follows it, with what the loss needs of the latter."""
+
+    tokens: list[int]
+    num_prompt: int  # the tokens from here on carry `weight`
+    weight: float  # loss weight of each of them
+    advantage: float = 1.0
+    logp: list[float] | None = None  # under the generator, one a weighted token
+
+
+@dataclass
+class PackedBatch:
+    """Whole sequences laid end to end in one row; the unit that a model forward takes. T tokens, S sequences."""
+
+    tokens: torch.Tensor  # [T] int64
+    positions: torch.Tensor  # [T] int64, from 0 in each sequence
+    cu_seqlens: torch.Tensor  # [S+1] int32: first token of each sequence, then T
+    max_seqlen: int
+    advantage: torch.Tensor  # [T] float32
+    loss_weight: torch.Tensor  # [T] float32; 0 on prompts and padding
+    rollout_logp: torch.Tensor  # [T] float32, under the generator; 0 where not sampled
+    old_logp: torch.Tensor | None = None  # [T] float32, under the policy before this rollout's first update
+    ref_logp: torch.Tensor | None = None  # [T] float32, under the reference policy
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The same row on another device."""
+        moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in vars(self).items()}
+        return PackedBatch(**moved)
+
+
+def pack(
+    samples: list[Sample],
+    *,
+    max_tokens: int,
+    shards: int = 1,
+    multiple: int = 1,
+    weighting: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean",
+    constant_tokens: int = 1,
+) -> list[list[PackedBatch]]:
+    """Pack the samples of one mini-batch into rows, dealt to data-parallel shards.
+
+    The loss weights of all rows of all shards sum to 1 (`sequence_mean`, `token_mean`), so that the loss is a
+    sum over rows and does not depend on how they are packed, split or dealt:
+
+        sequence_mean: 1 / (N * |o_i|)          eq. 1 as DeepSeekMath defines it: mean over tokens, then samples
+        token_mean:    1 / sum_i |o_i|          DAPO
+        constant:      1 / (N * constant_tokens)   Dr. GRPO
+
+    with N the samples that are not masked.
+
+    Args:
+        samples:         the mini-batch of all shards.
+        max_tokens:      most tokens of a row.
+        shards:          data-parallel size.
+        multiple:        rows are padded to a multiple of this (sequence parallelism needs the tensor-parallel size).
+        weighting:       as above.
+        constant_tokens: length that `constant` divides by: the completion limit (tokens).
+
+    Returns:
+        Rows of each shard; every shard has equally many, at least one.
+
+    Raises:
+        ValueError: a sequence does not fit a row.
+    """
+    used = [s for s in samples if not s.is_masked]
+    num_tokens = sum(len(s.completion.tokens) for s in used)
+
+    def weight(sample: Sample) -> float:
+        if weighting == "token_mean":
+            return 1.0 / num_tokens
+        if weighting == "constant":
+            return 1.0 / (len(used) * constant_tokens)
+        return 1.0 / (len(used) * len(sample.completion.tokens))
+
+    sequences = [
+        Sequence(
+            tokens=s.completion.prompt.tokens + s.completion.tokens,
+            num_prompt=len(s.completion.prompt.tokens),
+            weight=weight(s),
+            advantage=s.advantage,
+            logp=s.completion.logp,
+        )
+        for s in used
+    ]
+    return pack_sequences(sequences, max_tokens=max_tokens, shards=shards, multiple=multiple)
+
+
+def pack_sequences(
+    sequences: list[Sequence], *, max_tokens: int, shards: int = 1, multiple: int = 1
+) -> list[list[PackedBatch]]:
+    """Deal sequences to shards, longest first to the least loaded, and pack each shard's into rows by best fit.
+
+    Returns and raises as `pack`.
+    """
+    capacity = max_tokens - max_tokens % multiple
+    shard_items: list[list[Sequence]] = [[] for _ in range(shards)]
+    load = [0] * shards
+    for sequence in sorted(sequences, key=lambda s: -len(s.tokens)):
+        if len(sequence.tokens) > capacity:
+            raise ValueError(f"pack: a sequence of {len(sequence.tokens)} tokens does not fit a row of {capacity}")
+        least = load.index(min(load))
+        shard_items[least].append(sequence)
+        load[least] += len(sequence.tokens)
+    rows = [_best_fit(items, capacity) for items in shard_items]
+    num_rows = max(1, *(len(r) for r in rows))
+    return [[_row(items, multiple) for items in shard + [[]] * (num_rows - len(shard))] for shard in rows]
+
+
+def _best_fit(items: list[Sequence], capacity: int) -> list[list[Sequence]]:
+    """Each sequence (longest first) goes to the fullest row that still takes it."""
+    rows: list[list[Sequence]] = []
+    free: list[int] = []
+    for item in items:
+        need = len(item.tokens)
+        best = min((i for i in range(len(rows)) if free[i] >= need), key=free.__getitem__, default=None)
+        if best is None:
+            rows.append([])
+            free.append(capacity)
+            best = len(rows) - 1
+        rows[best].append(item)
+        free[best] -= need
+    return rows
+
+
+def _row(items: list[Sequence], multiple: int) -> PackedBatch:
+    """One row; what is missing to the multiple is a sequence of zeros with weight 0, as is an empty row."""
+    num_tokens = sum(len(s.tokens) for s in items)
+    padding = -num_tokens % multiple if items else multiple
+    items = [*items, Sequence([0] * padding, padding, 0.0)] if padding else items
+    lengths = [len(s.tokens) for s in items]
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
+    total = int(cu_seqlens[-1])
+    row = PackedBatch(
+        tokens=torch.tensor([t for s in items for t in s.tokens]),
+        positions=torch.arange(total) - cu_seqlens[:-1].repeat_interleave(torch.tensor(lengths)),
+        cu_seqlens=cu_seqlens.int(),
+        max_seqlen=max(lengths),
+        advantage=torch.zeros(total),
+        loss_weight=torch.zeros(total),
+        rollout_logp=torch.zeros(total),
+    )
+    for start, s in zip(cu_seqlens.tolist(), items, strict=False):
+        weighted = slice(start + s.num_prompt, start + len(s.tokens))
+        row.loss_weight[weighted], row.advantage[weighted] = s.weight, s.advantage
+        if s.logp is not None:
+            row.rollout_logp[weighted] = torch.tensor(s.logp)
+    return row

@@ -1,0 +1,172 @@
+"""Causal attention over a packed row: no token sees another sequence. flash-attn on GPUs, SDPA on CPUs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from r1engine.batch import PackedBatch
+
+PADDING_LIMIT = 1.25  # a padded block may hold at most this many times the tokens of its sequences
+
+
+@dataclass(frozen=True)
+class Block:
+    """Sequences of like length, attended as one padded batch (CPU)."""
+
+    start: int  # first row of the padded layout
+    sequences: int
+    length: int
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """What the layers need to know of a packed row; stands in for Megatron's PackedSeqParams."""
+
+    cu_seqlens: torch.Tensor  # [S+1] int32
+    max_seqlen: int
+    cos: torch.Tensor  # [T, 1, head_dim / 2]
+    sin: torch.Tensor
+    blocks: list[Block]  # CPU only
+    to_padded: torch.Tensor | None  # [P] token of each padded row; None: the layouts are the same
+    to_packed: torch.Tensor | None  # [T] padded row of each token
+    qkv_format: str = "thd"  # makes Megatron hand over [T, heads, head_dim]
+
+
+def row_layout(row: PackedBatch, inverse_frequencies: torch.Tensor, dtype: torch.dtype) -> RowLayout:
+    """Prepare a row once for all layers.
+
+    Args:
+        row:                 the packed row.
+        inverse_frequencies: [head_dim / 2] float32, rotary frequencies (rad/token).
+        dtype:               of the activations.
+    """
+    angle = row.positions[:, None, None].float() * inverse_frequencies
+    on_gpu = row.tokens.is_cuda
+    blocks, to_padded, to_packed = ([], None, None) if on_gpu else _blocks(row.cu_seqlens)
+    return RowLayout(
+        cu_seqlens=row.cu_seqlens,
+        max_seqlen=row.max_seqlen,
+        cos=angle.cos().to(dtype),
+        sin=angle.sin().to(dtype),
+        blocks=blocks,
+        to_padded=to_padded,
+        to_packed=to_packed,
+    )
+
+
+def _blocks(cu_seqlens: torch.Tensor) -> tuple[list[Block], torch.Tensor | None, torch.Tensor | None]:
+    """Group the sequences into padded blocks, and map both ways between the packed and the padded layout."""
+    starts, lengths = cu_seqlens[:-1].tolist(), cu_seqlens.diff().tolist()
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and lengths[groups[-1][0]] <= PADDING_LIMIT * lengths[i]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    blocks, padded, row = [], [], 0
+    to_packed = torch.empty(sum(lengths), dtype=torch.int64)
+    for group in groups:
+        group.sort()
+        length = max(lengths[i] for i in group)
+        blocks.append(Block(row, len(group), length))
+        for i in group:
+            own = torch.arange(starts[i], starts[i] + lengths[i])
+            to_packed[own] = torch.arange(row, row + lengths[i])
+            # The padding repeats the sequence's first token: later than every real query, so never attended.
+            padded += [own, own.new_full((length - lengths[i],), starts[i])]
+            row += length
+    to_padded = torch.cat(padded)
+    if len(to_padded) == len(to_packed) and torch.equal(to_padded, torch.arange(len(to_packed))):
+        return blocks, None, None
+    return blocks, to_padded, to_packed
+
+
+class _Select(torch.autograd.Function):
+    """x[index], whose gradient is a plain copy because `back` names the one row that each entry's gradient is in."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+        ctx.index, ctx.rows, ctx.is_padding = back, x.shape[0], len(index) > len(back)
+        ctx.forward_index = index
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        if ctx.is_padding:  # packed -> padded: the padding's gradient is zero and is dropped
+            return grad.index_select(0, ctx.index), None, None
+        padded = grad.new_zeros(ctx.rows, *grad.shape[1:])
+        return padded.index_copy_(0, ctx.forward_index, grad), None, None
+
+
+class _Rotary(torch.autograd.Function):
+    """Rotate the halves of the last dimension by the position's angle; the gradient rotates back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return _rotate(grad, *ctx.saved_tensors, -1), None, None
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int) -> torch.Tensor:
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    (a, b), (out_a, out_b) = x.chunk(2, -1), out.chunk(2, -1)
+    torch.mul(a, cos, out=out_a).addcmul_(b, sin, value=-sign)
+    torch.mul(b, cos, out=out_b).addcmul_(a, sin, value=sign)
+    return out
+
+
+@cache
+def flash_attn_varlen() -> Any:
+    """flash_attn_varlen_func.
+
+    Raises:
+        RuntimeError: flash-attn is not installed.
+    """
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError as error:
+        raise RuntimeError("training on a GPU needs flash-attn: pip install r1engine[gpu]") from error
+    return flash_attn_varlen_func
+
+
+def packed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: RowLayout) -> torch.Tensor:
+    """Causal attention within each sequence, rotary embeddings included.
+
+    Args:
+        q:      [T, heads, head_dim], before rotary embeddings.
+        k, v:   [T, kv_heads, head_dim].
+        layout: of the row.
+
+    Returns:
+        [T, heads * head_dim].
+    """
+    q, k = _Rotary.apply(q, layout.cos, layout.sin), _Rotary.apply(k, layout.cos, layout.sin)
+    if q.is_cuda:
+        cu, longest = layout.cu_seqlens, layout.max_seqlen
+        return flash_attn_varlen()(q, k, v, cu, cu, longest, longest, causal=True).flatten(1)
+    return _padded_sdpa(q, k, v, layout).flatten(1)
+
+
+def _padded_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: RowLayout) -> torch.Tensor:
+    if layout.to_padded is not None:
+        q, k, v = (_Select.apply(x, layout.to_padded, layout.to_packed) for x in (q, k, v))
+    repeat = q.shape[1] // k.shape[1]
+    if repeat > 1:  # the CPU flash kernel takes no grouped heads; its math fallback is slower than this copy
+        k, v = (x.repeat_interleave(repeat, dim=1) for x in (k, v))
+    outputs = []
+    for block in layout.blocks:
+        rows = slice(block.start, block.start + block.sequences * block.length)
+        batch = (x[rows].unflatten(0, (block.sequences, block.length)).transpose(1, 2) for x in (q, k, v))
+        outputs.append(scaled_dot_product_attention(*batch, is_causal=True).transpose(1, 2).flatten(0, 1))
+    out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return out if layout.to_packed is None else _Select.apply(out, layout.to_packed, layout.to_padded)

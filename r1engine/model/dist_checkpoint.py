@@ -1,0 +1,58 @@
+"""Model, optimizer and reference weights as a Megatron distributed checkpoint: every rank writes its shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.optimizer import MegatronOptimizer
+
+# The default sharding of the distributed optimizer cannot be saved in this Megatron version
+# ("flattened_range is not supported"); this one can, for an unchanged data-parallel size.
+METADATA = {"distrib_optim_sharding_type": "dp_reshardable"}
+
+
+def _sharded(
+    model: torch.nn.Module, optimizer: MegatronOptimizer, snapshot: dict[str, torch.Tensor] | None, is_loading: bool
+) -> dict[str, Any]:
+    state = model.sharded_state_dict(metadata=METADATA)
+    tree = {"optimizer": optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=METADATA), "model": state}
+    if snapshot is not None:
+        tree["reference"] = _snapshot_shards(model, snapshot)
+    return tree
+
+
+def _snapshot_shards(model: torch.nn.Module, snapshot: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The snapshot's tensors, sharded as the parameters that they were copied from."""
+    parameters = dict(model.named_parameters())
+    own = {name: p.data for name, p in parameters.items()}
+    try:
+        for name, p in parameters.items():
+            p.data = snapshot[name]
+        state = model.sharded_state_dict(prefix="reference.", metadata=METADATA)
+    finally:
+        for name, p in parameters.items():
+            p.data = own[name]
+    return state
+
+
+def save(
+    folder: Path, model: torch.nn.Module, optimizer: MegatronOptimizer, snapshot: dict[str, torch.Tensor] | None
+) -> None:
+    """Write into an existing empty folder. Collective."""
+    dist_checkpointing.save(_sharded(model, optimizer, snapshot, is_loading=False), str(folder))
+
+
+def load(
+    folder: Path, model: torch.nn.Module, optimizer: MegatronOptimizer, snapshot: dict[str, torch.Tensor] | None
+) -> dict[str, torch.Tensor] | None:
+    """Read into the model, the optimizer and the tensors of `snapshot`; returns the latter. Collective."""
+    tree = dist_checkpointing.load(_sharded(model, optimizer, snapshot, is_loading=True), str(folder))
+    model.load_state_dict(tree["model"])
+    optimizer.load_state_dict(tree["optimizer"])
+    if snapshot is None:
+        return None
+    reference = {name.removeprefix("reference."): tensor for name, tensor in tree["reference"].items()}
+    return {name: reference[name].reshape(tensor.shape) for name, tensor in snapshot.items()}

@@ -1,0 +1,309 @@
+"""Policy: the Megatron model with its optimizer, behind the few calls that a training step needs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as ps
+from megatron.core import tensor_parallel
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+
+from r1engine.batch import PackedBatch
+from r1engine.config import Config
+from r1engine.model import dist_checkpoint
+from r1engine.model.cpu import runs_on_cpu
+from r1engine.model.families import check_layout, read_config
+from r1engine.model.hf_weights import Folder, Rule, iterate, rules
+from r1engine.model.offload import Offloader
+from r1engine.model.parallel import World
+from r1engine.model.spec import build, transformer_config
+
+# (logp [T], entropy [T], row) -> (loss scalar, metrics: sums over the row)
+LossFn = Callable[[torch.Tensor, torch.Tensor, PackedBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+
+
+class Policy:
+    """A model with an optimizer. It owns the micro-batch loop, so that a pipeline schedule can run it; the loss
+    sees log-probabilities only, so that a vocabulary split over ranks stays inside. All calls are collective."""
+
+    def __init__(self, cfg: Config, world: World) -> None:
+        """Build the model of `cfg.model.path` in the layout of `world` and load its weights.
+
+        Raises:
+            ValueError: the folder is not a supported model, or the parallel sizes do not divide it.
+        """
+        assert cfg.model.path is not None
+        self.world, self.folder = world, cfg.model.path
+        self.shape = read_config(self.folder)
+        check_layout(self.shape, world.tp_size, world.pp_size)
+        tensors = Folder(self.folder, self.shape)
+        self.dtype = model_dtype(cfg, world)
+        self._build(cfg)
+        self._rules = self._local_rules()
+        self.load_weights(iterate(tensors, self.shape))
+        self._offloader = Offloader(self._storages, is_on=cfg.parallel.offload and world.device.type == "cuda")
+
+    @runs_on_cpu
+    def _build(self, cfg: Config) -> None:
+        # inference_rng_tracker: forking the tracker does nothing, so no CUDA generator is needed; dropout is 0.
+        tensor_parallel.model_parallel_cuda_manual_seed(cfg.seed, inference_rng_tracker=True)
+        par, opt = cfg.parallel, cfg.optimizer
+        sequence = self.world.tp_size > 1 if par.sequence is None else par.sequence
+        self.row_multiple = self.world.tp_size if sequence else 1
+        config = transformer_config(
+            self.shape, self.world, sequence=sequence, dtype=self.dtype, recompute=cfg.model.recompute
+        )
+        config.finalize_model_grads_func = finalize_model_grads
+        model = build(self.shape, config, self.world, cfg.rollout.temperature)
+        use_distributed = par.distributed_optimizer and self.world.dp_size > 1
+        self.model = DistributedDataParallel(
+            config,
+            DistributedDataParallelConfig(
+                grad_reduce_in_fp32=True,
+                check_for_nan_in_grad=True,  # stops with the rank's name before the weights are touched
+                use_distributed_optimizer=use_distributed,
+            ),
+            model,
+        )
+        self.optimizer = get_megatron_optimizer(
+            OptimizerConfig(
+                optimizer="adam",
+                lr=opt.lr,
+                weight_decay=opt.weight_decay,
+                adam_beta1=opt.beta1,
+                adam_beta2=opt.beta2,
+                adam_eps=opt.eps,
+                clip_grad=opt.clip_grad,
+                bf16=self.dtype == torch.bfloat16,
+                params_dtype=self.dtype,
+                use_distributed_optimizer=use_distributed,
+            ),
+            [self.model],
+        )
+        self._schedule = get_forward_backward_func()
+
+    # ------------------------------------------------------------------ forward and update
+
+    @runs_on_cpu
+    @torch.no_grad()
+    def logprobs(self, rows: list[PackedBatch]) -> list[torch.Tensor]:
+        """Log-probability of every token, at the sampling temperature.
+
+        Args:
+            rows: of this data-parallel rank; all its tensor- and pipeline-parallel ranks pass the same.
+
+        Returns:
+            [T] float32 a row, on every rank of the model, without gradient.
+        """
+        self.model.eval()
+        results = self._run(rows, _take_logp, forward_only=True)
+        if self.world.pp_size == 1:
+            return results
+        if not results:
+            results = [torch.empty(len(row.tokens), device=self.world.device) for row in rows]
+        for logp in results:
+            dist.broadcast(logp, ps.get_pipeline_model_parallel_last_rank(), ps.get_pipeline_model_parallel_group())
+        return results
+
+    @runs_on_cpu
+    def update(self, rows: list[PackedBatch], loss_fn: LossFn, lr: float) -> dict[str, float]:
+        """One optimizer step on the sum of `loss_fn` over all rows of all ranks.
+
+        Args:
+            rows:    of this data-parallel rank; every data-parallel rank passes equally many.
+            loss_fn: called on the last pipeline stage, once a row.
+            lr:      learning rate of this step.
+
+        Returns:
+            Sums over all rows of `loss` and of what loss_fn reports, and `grad_norm` before clipping.
+        """
+        self.model.train()
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        sums = self._run(rows, partial(_loss, loss_fn), forward_only=False)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        _, grad_norm, _ = self.optimizer.step()
+        return self._reduce(sums) | {"grad_norm": float(grad_norm)}
+
+    def _run(self, rows: list[PackedBatch], finish: Callable, forward_only: bool) -> list:
+        """Megatron's schedule over the rows; what `finish` makes of each row, on the last stage."""
+
+        def forward_step(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable]:
+            row = next(iterator)
+            return model(row), partial(finish, row=row)
+
+        return self._schedule(
+            forward_step_func=forward_step,
+            data_iterator=iter(rows),
+            model=[self.model],
+            num_microbatches=len(rows),
+            seq_length=max(len(row.tokens) for row in rows),
+            micro_batch_size=1,
+            forward_only=forward_only,
+            collect_non_loss_data=forward_only,
+        )
+
+    def _reduce(self, sums: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+        """Add the rows' metrics over the data-parallel ranks and tell every pipeline stage."""
+        message: list = [None]
+        if sums:
+            total = torch.stack([torch.stack([s[k].float() for k in sums[0]]) for s in sums]).sum(0)
+            if self.world.dp_size > 1:
+                dist.all_reduce(total, group=ps.get_data_parallel_group())
+            message = [dict(zip(sums[0], total.tolist(), strict=True))]
+        if self.world.pp_size > 1:
+            last = ps.get_pipeline_model_parallel_last_rank()
+            dist.broadcast_object_list(message, last, ps.get_pipeline_model_parallel_group())
+        return message[0]
+
+    # ------------------------------------------------------------------ weights
+
+    def _local_rules(self) -> dict[str, Rule]:
+        """Name of each local parameter -> its rule, with pipeline-local layer numbers made global."""
+        table = rules(self.shape)
+        offset = get_transformer_layer_offset(self.model.config)
+        local: dict[str, Rule] = {}
+        for name in dict(self.model.module.named_parameters()):
+            parts = name.split(".")
+            if parts[:2] == ["decoder", "layers"]:
+                parts[2] = str(int(parts[2]) + offset)
+            global_name = ".".join(parts)
+            if self.shape.is_tied and global_name == "output_layer.weight":
+                global_name = "embedding.word_embeddings.weight"  # the last stage's copy of a tied weight
+            local[name] = table[global_name]
+        return local
+
+    @runs_on_cpu
+    @torch.no_grad()
+    def load_weights(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """Copy full Hugging Face tensors into this rank's shards; the optimizer's master weights follow.
+
+        Raises:
+            ValueError: a tensor of this rank is missing.
+        """
+        wanted = {hf for rule in self._rules.values() for hf in rule.hf}
+        tensors = {name: tensor for name, tensor in weights if name in wanted}
+        if missing := sorted(wanted - tensors.keys()):
+            raise ValueError(f"load_weights: missing {', '.join(missing[:5])} ({len(missing)} tensors in all)")
+        for name, parameter in self.model.module.named_parameters():
+            rule = self._rules[name]
+            shard = rule.merge([tensors[hf] for hf in rule.hf], self.world.tp_rank, self.world.tp_size)
+            parameter.copy_(shard)
+        self.optimizer.reload_model_params()
+
+    @runs_on_cpu
+    @torch.no_grad()
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Full parameters under their Hugging Face names, one at a time, on every rank.
+
+        Tensor-parallel shards are gathered and pipeline stages broadcast; the tensors are valid until the next one
+        is asked for.
+        """
+        local = dict(self.model.module.named_parameters())
+        by_rule = {self._rules[name].hf: parameter.detach() for name, parameter in local.items()}
+        for rule in rules(self.shape).values():
+            yield from zip(rule.hf, self._full(rule, by_rule.get(rule.hf)), strict=True)
+
+    def _full(self, rule: Rule, shard: torch.Tensor | None) -> list[torch.Tensor]:
+        tensors = None
+        if shard is not None:
+            shards = [shard]
+            if self.world.tp_size > 1:
+                shards = [torch.empty_like(shard) for _ in range(self.world.tp_size)]
+                dist.all_gather(shards, shard.contiguous(), group=ps.get_tensor_model_parallel_group())
+            tensors = rule.split(shards)
+        return tensors if self.world.pp_size == 1 else self._from_owner(tensors)
+
+    def _from_owner(self, tensors: list[torch.Tensor] | None) -> list[torch.Tensor]:
+        """Broadcast from the first pipeline stage that has the tensors."""
+        group = ps.get_pipeline_model_parallel_group()
+        shapes: list = [None] * self.world.pp_size
+        dist.all_gather_object(shapes, [t.shape for t in tensors] if tensors else None, group=group)
+        owner = next(i for i, s in enumerate(shapes) if s is not None)
+        if owner != self.world.pp_rank or tensors is None:
+            tensors = [torch.empty(s, dtype=self.dtype, device=self.world.device) for s in shapes[owner]]
+        tensors = [t.contiguous() for t in tensors]
+        for tensor in tensors:
+            dist.broadcast(tensor, dist.get_global_rank(group, owner), group=group)
+        return tensors
+
+    # ------------------------------------------------------------------ reference, memory, checkpoints
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """Copies of this rank's shards in host memory: the frozen reference policy."""
+        return {
+            name: torch.empty_like(p, device="cpu", pin_memory=p.is_cuda).copy_(p.detach())
+            for name, p in self.model.module.named_parameters()
+        }
+
+    def reference_logprobs(self, snapshot: dict[str, torch.Tensor], rows: list[PackedBatch]) -> list[torch.Tensor]:
+        """`logprobs` under the weights of a snapshot; the policy's own weights are not written."""
+        parameters = dict(self.model.module.named_parameters())
+        own = {name: p.data for name, p in parameters.items()}
+        try:
+            for name, p in parameters.items():
+                p.data = snapshot[name].to(p.device, non_blocking=True)
+            return self.logprobs(rows)
+        finally:
+            for name, p in parameters.items():
+                p.data = own[name]
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Weights, gradients and optimizer state are in device memory inside, in host memory outside (GPU)."""
+        self._offloader.restore()
+        try:
+            yield
+        finally:
+            self._offloader.offload()
+
+    def _storages(self) -> Iterator[torch.Tensor]:
+        yield from (p.data for p in self.model.module.parameters())
+        for buffer in self.model.buffers:
+            yield buffer.grad_data
+            if buffer.param_data is not None:
+                yield buffer.param_data
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                yield p.data
+        for state in self.optimizer.state.values():
+            yield from (x for x in state.values() if isinstance(x, torch.Tensor))
+
+    @runs_on_cpu
+    def save(self, folder: Path, snapshot: dict[str, torch.Tensor] | None) -> None:
+        """Write model, optimizer and reference into `folder` as a Megatron distributed checkpoint."""
+        dist_checkpoint.save(folder, self.model.module, self.optimizer, snapshot)
+
+    @runs_on_cpu
+    def load(self, folder: Path, has_snapshot: bool) -> dict[str, torch.Tensor] | None:
+        """Read back what `save` wrote; returns the reference's snapshot if there is one."""
+        template = self.snapshot() if has_snapshot else None
+        return dist_checkpoint.load(folder, self.model.module, self.optimizer, template)
+
+
+def _take_logp(out: torch.Tensor, row: PackedBatch, non_loss_data: bool) -> torch.Tensor:
+    """What the schedule collects of a forward-only row."""
+    return out[0].contiguous()
+
+
+def _loss(
+    loss_fn: LossFn, out: torch.Tensor, row: PackedBatch
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """In Megatron's triple form. A token count of 0 says: the loss is a sum already, divide by nothing."""
+    loss, metrics = loss_fn(out[0], out[1].detach(), row)
+    return loss, torch.zeros([], dtype=torch.int, device=loss.device), {"loss": loss.detach(), **metrics}
+
+
+def model_dtype(cfg: Config, world: World) -> torch.dtype:
+    """dtype of the weights: as configured, or float32 on CPUs and bfloat16 on GPUs."""
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    return names.get(cfg.model.dtype) or (torch.bfloat16 if world.device.type == "cuda" else torch.float32)

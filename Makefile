@@ -1,0 +1,49 @@
+# make demo | test | lint | gpu | clean. demo, test and lint set up .venv when it is missing or out of date.
+
+# The first Python that r1engine supports; a pyenv shim exists for versions that do not run, so each is tried.
+PYTHON = $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && exit; \
+	done; echo python3.11)
+VENV = .venv/bin
+STAMP = .venv/.installed
+BUILD_INPUTS = CMakeLists.txt $(wildcard csrc/*)
+
+.PHONY: demo test lint format gpu clean
+
+demo: $(STAMP)
+	$(VENV)/r1engine train configs/tiny_r1_zero.yaml
+
+# One thread a process: the tests are small, and the parallel ones start several processes.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest
+
+lint: $(STAMP)
+	$(VENV)/ruff check
+	$(VENV)/ruff format --check
+	$(VENV)/clang-format --dry-run -Werror $(wildcard csrc/*)
+
+format: $(STAMP)
+	$(VENV)/ruff check --fix
+	$(VENV)/ruff format
+	$(VENV)/clang-format -i $(wildcard csrc/*)
+
+$(STAMP): pyproject.toml constraints.txt $(BUILD_INPUTS)
+	test -x $(VENV)/python || $(PYTHON) -m venv .venv
+	$(VENV)/python -m pip install --quiet --editable '.[train,dev]' --constraint constraints.txt
+	touch $@
+
+# On a GPU machine: build csrc/, run the GPU tests, run every benchmark. Uses the Python it is given and what
+# is installed there (`make gpu PYTHON=python3`); needs no network and makes no environment.
+gpu: PYTHON = python3
+gpu: export PYTHONPATH := $(CURDIR):$(CURDIR)/kernels
+gpu:
+	cmake -S . -B build/gpu
+	cmake --build build/gpu --parallel
+	cmake --install build/gpu --prefix kernels
+	$(PYTHON) -c 'from r1kernels import cuda_lib; print(cuda_lib.build_info())'
+	$(PYTHON) -m pytest -m gpu
+	$(PYTHON) benchmarks/run_all.py --device cuda
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache kernels/r1kernels/*.so
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -155,10 +155,8 @@ def device_telemetry() -> dict[str, float]:
     }
     found: dict[str, float] = {}
     for key, read in readings.items():
-        try:
+        with suppress(pynvml.NVMLError_NotSupported):
             found[key] = float(read())
-        except pynvml.NVMLError_NotSupported:
-            pass  # documented above: a reading the device does not have is left out
     return found
 
 

@@ -1,0 +1,149 @@
+"""Writes curves.png and report.html, one self-contained page, from the logs of a run."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+
+from r1engine.observe import figures
+
+_SAMPLE_BYTES = 16_000_000  # completions put into the page; a browser opens that at once
+# key of an evaluation -> (name, is a share)
+_HEADLINES = {
+    "pass_at_1": ("Held-out pass@1", True),
+    "format": ("Format followed", True),
+    "length_mean": ("Mean response length", False),
+    "truncated": ("Truncated", True),
+}
+
+
+def write_report(run_dir: Path) -> tuple[Path, Path]:
+    """Draws what the logs of a run hold: the paper's curves, rewards, phase times and sampled completions.
+
+    Reads metrics.jsonl and, if present, samples.jsonl and summary.json. summary.json holds "before" and "after"
+    (evaluation numbers, keys with or without "eval/"); its other numbers and strings become facts on the page.
+
+    Args:
+        run_dir: folder of a run, finished or going on.
+
+    Returns:
+        (run_dir/curves.png, run_dir/report.html).
+
+    Raises:
+        FileNotFoundError: metrics.jsonl is missing.
+        ValueError: metrics.jsonl has no row, or a log has a broken line before its last.
+    """
+    metrics = run_dir / "metrics.jsonl"
+    if not metrics.is_file():
+        raise FileNotFoundError(f"report: {metrics} does not exist; is {run_dir} the run_dir of a run?")
+    rows = _merged(_read_lines(metrics))
+    if not rows:
+        raise ValueError(f"report: {metrics} has no row; the run has not finished a step")
+    samples, num_samples = _read_samples(run_dir / "samples.jsonl")
+    summary_file = run_dir / "summary.json"
+    summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {}
+
+    png, page = run_dir / "curves.png", run_dir / "report.html"
+    figures.write_png(rows, png)
+    page.write_text(_page(run_dir.resolve().name, rows, samples, num_samples, summary), encoding="utf-8")
+    return png, page
+
+
+def _read_lines(path: Path) -> list[dict]:
+    """Rows of a .jsonl file; a last line without its end (the run is writing it, or was killed) is left out."""
+    rows = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                break
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"report: line {number} of {path} is not JSON: {error}") from error
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise ValueError(f"report: line {number} of {path} has no integer `step`")
+            rows.append(row)
+    return rows
+
+
+def _merged(rows: list[dict]) -> list[dict]:
+    """One row a step, by step: training and evaluation may be logged apart."""
+    merged: dict[int, dict] = {}
+    for row in rows:
+        merged.setdefault(row["step"], {}).update(row)
+    return [merged[step] for step in sorted(merged)]
+
+
+def _read_samples(path: Path) -> tuple[list[dict], int]:
+    """Completions for the page and how many there are; of a long run, those of evenly spaced steps."""
+    if not path.is_file():
+        return [], 0
+    rows = _read_lines(path)
+    steps = sorted({row["step"] for row in rows})
+    stride = max(1, -(-path.stat().st_size // _SAMPLE_BYTES))
+    kept = {*steps[::stride], *steps[-1:]}
+    return [row for row in rows if row["step"] in kept], len(rows)
+
+
+def _page(name: str, rows: list[dict], samples: list[dict], num_samples: int, summary: dict) -> str:
+    note = "" if len(samples) == num_samples else f"Of {num_samples} logged completions, {len(samples)} are shown here."
+    parts = {
+        "@TITLE@": html.escape(str(summary.get("title", name))),
+        "@FACTS@": _facts(rows, summary),
+        "@HEADLINES@": _headlines(summary),
+        "@FIGURES@": "\n".join(f'<div class="card figure">{part}</div>' for part in figures.html_figures(rows)),
+        "@SAMPLES_NOTE@": note,
+        "@SAMPLES@": embedded_json(samples),
+        "@PLOTLY@": figures.plotly_script(),
+    }
+    page = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
+    # In one pass over the template, so that a completion holding "@PLOTLY@" is not replaced.
+    pieces = page.split("%%")
+    return "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
+
+
+def embedded_json(value: object) -> str:
+    """JSON for a <script type="application/json"> element: no text in it can end the element or start another."""
+    text = json.dumps(value, allow_nan=False)  # ASCII
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _facts(rows: list[dict], summary: dict) -> str:
+    last = rows[-1]
+    seconds = sum(row.get("seconds/total") or 0.0 for row in rows)
+    tokens = sum(row.get("tokens_generated") or 0 for row in rows)
+    facts = [("steps", f"{last['step']:,}")]
+    if tokens:
+        facts.append(("tokens generated", f"{tokens:,.0f}"))
+    if seconds:
+        facts.append(("wall time", f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"))
+    for key, value in summary.items():
+        if key not in ("before", "after", "title") and isinstance(value, (str, int, float)):
+            facts.append((key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value)))
+    return "".join(f"<span><b>{html.escape(value)}</b> {html.escape(key)}</span>" for key, value in facts)
+
+
+def _headlines(summary: dict) -> str:
+    """Cards with a number before and after training."""
+    before, after = (
+        {key.removeprefix("eval/"): value for key, value in (summary.get(when) or {}).items()}
+        for when in ("before", "after")
+    )
+    cards = []
+    for key, (name, is_share) in _HEADLINES.items():
+        if key not in before and key not in after:
+            continue
+        old, new = (_number(numbers.get(key), is_share) for numbers in (before, after))
+        cards.append(
+            f'<div class="card headline"><h3>{name}</h3>'
+            f'<p><span class="old">{old}</span><span class="arrow">&rarr;</span><span class="new">{new}</span></p>'
+            "<small>before &rarr; after training</small></div>"
+        )
+    return "\n".join(cards)
+
+
+def _number(value: float | None, is_share: bool) -> str:
+    if not isinstance(value, (int, float)):
+        return "&ndash;"
+    return f"{value:.1%}" if is_share else f"{value:,.1f}"

@@ -216,9 +216,8 @@ def check_files(cfg: Config) -> None:
         ConfigError: the model folder or a data file is not there; every problem is listed.
     """
     problems = []
-    if cfg.model.path is not None:
-        if not (cfg.model.path / "config.json").is_file():
-            problems.append(f"model.path: found no config.json in {cfg.model.path}, required a Hugging Face folder")
+    if cfg.model.path is not None and not (cfg.model.path / "config.json").is_file():
+        problems.append(f"model.path: found no config.json in {cfg.model.path}, required a Hugging Face folder")
     for key, file in (("data.train", cfg.data.train), ("data.heldout", cfg.data.heldout)):
         if file is not None and not file.is_file():
             problems.append(f"{key}: found no file {file}, required a .jsonl or .parquet file")

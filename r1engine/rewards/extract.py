@@ -1,0 +1,78 @@
+"""Finds the final answer in a completion; strict, so that thoughts and attempts do not count."""
+
+from __future__ import annotations
+
+
+def final_answer(text: str, *, think_prefilled: bool = False) -> tuple[str | None, str]:
+    """(the answer, "") or (None, why there is none).
+
+    - Only what follows the last `</think>` counts. A think block that is open at the end holds no answer. A text
+      without think tags counts as a whole.
+    - With an `<answer>` tag, only the last `<answer>` block counts, whatever came before it; it must be closed.
+      Inside it the last `\\boxed{}` is the answer, or else all of it.
+    - Without one, the last `\\boxed{}` is the answer.
+    - The last `\\boxed{` must be balanced (`\\{` and `\\}` do not count); an unterminated one is no answer, even if a
+      complete one came before. A box in a box is unwrapped.
+    - A blank answer is none.
+
+    Args:
+        text: what the model wrote after the prompt.
+        think_prefilled: the prompt itself ended with `<think>`.
+    """
+    opened = text.rfind("<think>")
+    closed = text.rfind("</think>")
+    if (closed < 0 and think_prefilled) or opened > closed:
+        return None, "the think block is not closed"
+    region = text[closed + len("</think>") :] if closed >= 0 else text
+
+    start = region.rfind("<answer>")
+    if start >= 0:
+        start += len("<answer>")
+        end = region.find("</answer>", start)
+        if end < 0:
+            return None, "the answer block is not closed"
+        region = region[start:end]
+    box = last_boxed(region)
+    if box is None:
+        if "\\boxed" in region:
+            return None, "the last \\boxed{ is not closed"
+        if start < 0:
+            return None, "no answer block and no \\boxed{}"
+        box = region
+    while (inner := last_boxed(box)) is not None:
+        box = inner
+    return (box.strip(), "") if box.strip() else (None, "the answer is blank")
+
+
+def last_boxed(text: str) -> str | None:
+    """Content of the last outermost `\\boxed{...}`; None if there is none or it is not closed."""
+    content, position = None, text.find("\\boxed")
+    while position >= 0:
+        start = position + len("\\boxed")
+        while start < len(text) and text[start].isspace():
+            start += 1
+        end = matching_brace(text, start)
+        if end is None:
+            return None
+        content = text[start + 1 : end]
+        position = text.find("\\boxed", end)
+    return content
+
+
+def matching_brace(text: str, start: int) -> int | None:
+    """Position of the `}` that closes the `{` at `start`; None if there is no `{` there or it is never closed."""
+    if not text.startswith("{", start):
+        return None
+    depth, position = 0, start
+    while position < len(text):
+        character = text[position]
+        if character == "\\":
+            position += 1  # \{ and \} are set braces, not groups
+        elif character == "{":
+            depth += 1
+        elif character == "}":
+            depth -= 1
+            if depth == 0:
+                return position
+        position += 1
+    return None

@@ -55,7 +55,7 @@ class Base(Section):
 
 class Data(Section):
     train: LocalPath | None = None  # .jsonl or .parquet with the fields `question` and `answer`
-    heldout: LocalPath | None = None  # the same, for evaluation; None: no evaluation
+    heldout: LocalPath | None = None  # the same, for evaluation; null: no evaluation
     template: Literal["r1_zero", "none"] = "r1_zero"  # r1_zero: the paper's Table 1
     max_prompt_tokens: Positive = 2048
 
@@ -63,8 +63,8 @@ class Data(Section):
 class Parallel(Section):
     tensor: Positive = 1
     pipeline: Positive = 1
-    data: Positive | None = None  # None: what is left of the world size
-    sequence: bool | None = None  # sequence parallelism; None: on when tensor > 1
+    data: Positive | None = None  # null: what is left of the world size
+    sequence: bool | None = None  # sequence parallelism; null: on when tensor > 1
     distributed_optimizer: bool = True  # shard optimizer state over data-parallel ranks
     offload: bool = True  # on GPU: training state in host memory while generating
 
@@ -84,7 +84,7 @@ class Grpo(Section):
     minibatches: Positive = 16  # v2: "randomly split into 16 mini-batches", 32 questions = 512 completions each
     inner_epochs: Positive = 1  # v2: "trained for only a single inner epoch"
     clip_eps: Annotated[float, Field(gt=0)] = 10.0  # v2: "GRPO clip ratio to 10"
-    clip_eps_high: Annotated[float, Field(gt=0)] | None = None  # None: clip_eps (DAPO's clip-higher sets it)
+    clip_eps_high: Annotated[float, Field(gt=0)] | None = None  # null: clip_eps (DAPO's clip-higher sets it)
     dual_clip: Annotated[float, Field(gt=1)] | None = None  # lower bound c*A for A < 0; off in the paper
     kl_coef: Annotated[float, Field(ge=0)] = 0.001  # v2: "KL coefficient to 0.001"; 0 needs no reference model
     ratio_level: Literal["token", "sequence"] = "token"  # sequence: eq. 1 as printed
@@ -117,7 +117,7 @@ class Evaluation(Section):
     samples: Positive = 16  # completions a question; pass@1 is their mean
     temperature: Annotated[float, Field(gt=0)] = 0.6  # paper, section 3: "a sampling temperature of 0.6"
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95  # "and a top-p value of 0.95"
-    questions: Positive | None = None  # the first so many of data.heldout; None: all
+    questions: Positive | None = None  # the first so many of data.heldout; null: all
 
 
 class Checkpoint(Section):
@@ -136,8 +136,8 @@ class Config(Section):
     run_dir: LocalPath = Path("runs/default")
     seed: Annotated[int, Field(ge=0)] = 0
     steps: Positive = 10_400  # optimizer steps; v2: "a total of 10,400 steps"
-    max_row_tokens: Positive | None = None  # tokens of a packed row; None: prompt limit + token limit
-    threads: Positive | None = None  # CPU threads of each rank; None: cores / ranks on this machine
+    max_row_tokens: Positive | None = None  # tokens of a packed row; null: prompt limit + token limit
+    threads: Positive | None = None  # CPU threads of each rank; null: cores / ranks on this machine
     deterministic: bool = True  # torch.use_deterministic_algorithms
     model: Model = Model()
     base: Base | None = None

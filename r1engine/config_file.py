@@ -6,6 +6,8 @@ It knows nothing of which keys exist: the pydantic model is handed in. Imports n
 from __future__ import annotations
 
 import difflib
+import inspect
+import re
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -91,6 +93,28 @@ def write_yaml(data: Mapping[str, Any]) -> str:
     text = StringIO()
     yaml.dump(data, text)
     return text.getvalue()
+
+
+def commented_defaults(model: type[BaseModel]) -> str:
+    """Every key with its default and the comment that stands beside it in the source, as YAML."""
+    lines = _default_lines(model)
+    return "\n".join(lines) + "\n"
+
+
+def _default_lines(model: type[BaseModel]) -> list[str]:
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(model), re.MULTILINE))
+    lines = []
+    for name, field in model.model_fields.items():
+        section = section_of(field)
+        if section is None:
+            value = str(field.default) if isinstance(field.default, Path) else field.default
+            lines.append(f"{name}: {_show(value)}" + (f"  # {comments[name]}" if name in comments else ""))
+            continue
+        about = f"  # {inspect.cleandoc(section.__doc__)}" if "__doc__" in section.__dict__ and section.__doc__ else ""
+        # An optional section is off by default: its keys are shown, but as comments.
+        lead = "# " if field.default is None else ""
+        lines += [f"{lead}{name}:{about}", *(f"{lead}  {line}" for line in _default_lines(section))]
+    return lines
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------

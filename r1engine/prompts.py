@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,6 +217,8 @@ def _question(row: Any, place: str) -> Question:
         raise ValueError(f"{place}: question is {question!r:.80}, required a text that is not empty")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
         raise ValueError(f"{place}: answer is {answer!r:.80}, required a number or a text that is not empty")
+    if isinstance(answer, float) and not math.isfinite(answer):
+        raise ValueError(f"{place}: answer is {answer}, required a finite number or a text")
     if not isinstance(task, str) or not task:
         raise ValueError(f"{place}: task is {task!r:.80}, required a text that is not empty")
     return Question(question, str(answer), task, place)

@@ -1,0 +1,117 @@
+"""The console script `r1engine`. Thin: each command imports what it runs when it runs.
+
+Help and a config error answer without importing torch.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from r1engine import __version__
+from r1engine.config import Config, ConfigError, check_files, check_world, load, to_yaml
+
+app = typer.Typer(
+    name="r1engine",
+    help="Reinforcement-learning post-training as in DeepSeek-R1.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a plain traceback can be pasted into an issue
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file with what differs from the defaults.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="e.g. grpo.kl_coef=0 'rollout.max_tokens={0: 32, 10: 64}'"),
+]
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the config, stop.")] = False,
+) -> None:
+    """Train as CONFIG says. Started by torchrun, every process is one rank."""
+    try:
+        cfg = load(config, overrides or [])
+        check_files(cfg)
+        check_world(cfg, int(os.environ.get("WORLD_SIZE", "1")))
+        if dry_run:
+            typer.echo(to_yaml(cfg), nl=False)
+            return
+        from r1engine.loop import train as run  # brings torch, so only once the config is known to be good
+
+        run(cfg)
+    except ConfigError as error:
+        _fail(error)
+
+
+@app.command("config")
+def show_config(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="YAML file; not with --defaults.")] = None,
+    overrides: Overrides = None,
+    defaults: Annotated[bool, typer.Option("--defaults", help="Print every key with its default and meaning.")] = False,
+) -> None:
+    """Print CONFIG with every default filled in."""
+    if defaults == (config is not None):
+        _fail(ConfigError("config: required either CONFIG or --defaults"))
+    if config is None:
+        from r1engine.config_file import commented_defaults
+
+        typer.echo(commented_defaults(Config), nl=False)
+        return
+    try:
+        typer.echo(to_yaml(load(config, overrides or [])), nl=False)
+    except ConfigError as error:
+        _fail(error)
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, finished or not.")],
+) -> None:
+    """Write the report of a run (again)."""
+    if not (run_dir / "metrics.jsonl").is_file():
+        _fail(ConfigError(f"report: found no metrics.jsonl in {run_dir}, required the folder of a run"))
+    from r1engine.observe.report import write_report
+
+    for written in write_report(run_dir):
+        typer.echo(written)
+
+
+@app.command()
+def doctor() -> None:
+    """Print what this machine has: versions, devices, memory, disk, the compiled kernels."""
+    from r1engine.doctor import print_table
+
+    print_table()
+
+
+def main() -> None:
+    """Entry of the console script."""
+    app()
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"r1engine {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+def _fail(error: ConfigError) -> NoReturn:
+    """Ends the program with status 2 and the message, once and not once a rank."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"error: {error}", err=True)
+    raise typer.Exit(2)

@@ -1,0 +1,1 @@
+"""Generators: what samples completions from the current policy."""

@@ -142,9 +142,17 @@ def _draw_lines(axes, rows: list[Row], figure: Figure) -> bool:
 
 def html_figures(rows: list[Row]) -> list[str]:
     """Interactive figures as HTML fragments; the page must contain `plotly_script` before them."""
-    made = [_plotly_lines(rows, figure) for figure in FIGURES] + [_plotly_phases(rows)]
-    options = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
-    return [figure.to_html(full_html=False, include_plotlyjs=False, config=options) for figure in made]
+    made = {figure.title: _plotly_lines(rows, figure) for figure in FIGURES}
+    made["Where the time goes"] = _plotly_phases(rows)
+    options = {
+        "displaylogo": False,
+        "responsive": True,
+        "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+    }
+    return [
+        f"<h3>{title}</h3>\n{chart.to_html(full_html=False, include_plotlyjs=False, config=options)}"
+        for title, chart in made.items()
+    ]
 
 
 def plotly_script() -> str:
@@ -180,7 +188,7 @@ def _plotly_lines(rows: list[Row], figure: Figure):
         y_axis |= {"type": "log", "exponentformat": "power", "dtick": 1}
     else:
         y_axis |= {"rangemode": "tozero"}
-    return _styled(chart, figure.title, y_axis)
+    return _styled(chart, y_axis)
 
 
 def _plotly_phases(rows: list[Row]):
@@ -191,19 +199,18 @@ def _plotly_phases(rows: list[Row]):
         steps, values = points(rows, f"seconds/{phase}")
         if steps:
             chart.add_bar(x=steps, y=values, name=phase, marker={"color": color, "line": {"width": 0}})
-    chart.update_layout(barmode="stack", bargap=0.05)
-    return _styled(chart, "Where the time goes", {"title": {"text": "seconds per iteration"}})
+    chart.update_layout(barmode="stack", bargap=0)
+    return _styled(chart, {"title": {"text": "seconds per iteration"}})
 
 
-def _styled(chart, title: str, y_axis: dict):
+def _styled(chart, y_axis: dict):
     font = 'system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif'
     chart.update_layout(
         template="plotly_white",
-        title={"text": f"<b>{title}</b>", "x": 0.02, "y": 0.97, "yanchor": "top", "font": {"size": 15}},
         font={"family": font, "size": 12.5, "color": "#36414f"},
-        height=380,
-        margin={"l": 64, "r": 20, "t": 52, "b": 84},
-        legend={"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"},
+        height=350,
+        margin={"l": 64, "r": 20, "t": 28, "b": 84},
+        legend={"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"},
         hovermode="x unified",
         showlegend=True,
         yaxis=y_axis,

@@ -35,7 +35,6 @@ class Progress:
         title: str,
         enabled: bool,
         *,
-        start_step: int = 0,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -44,14 +43,13 @@ class Progress:
             total_steps: steps of the whole run, those before a resume included.
             title:       name of the run.
             enabled:     False on ranks other than 0: every method then does nothing.
-            start_step:  steps done before (resume).
             console:     where to write; None: stdout.
             clock:       seconds, monotonic.
         """
         self._total, self._title, self._enabled = total_steps, title, enabled
         self._console = console or Console()
         self._clock = clock
-        self._step, self._stepped_at = start_step, clock()
+        self._step, self._stepped_at = 0, clock()
         self._seconds_per_step: deque[float] = deque(maxlen=_MEDIAN_OF)
         self._phase, self._phase_total, self._phase_done, self._lined_at = "", None, 0, clock()
         self._bars = self._make_bars() if enabled and self._console.is_terminal else None
@@ -60,7 +58,7 @@ class Progress:
         if self._bars is not None:
             self._bars.start()
         elif self._enabled:
-            self._line(f"{self._title}: {self._total - self._step} of {self._total} steps to go")
+            self._line(f"{self._title}: {self._total} steps")
         return self
 
     def __exit__(
@@ -70,6 +68,16 @@ class Progress:
             self._bars.stop()
         if self._enabled and kind is KeyboardInterrupt:
             self._line(f"interrupted at step {self._step} of {self._total}")
+
+    def start(self, step: int) -> None:
+        """Says that the first iteration begins: the ETA counts from here.
+
+        Args:
+            step: steps done before, by the run this one resumes; 0 for a fresh run.
+        """
+        self._step, self._stepped_at = step, self._clock()
+        if self._bars is not None:
+            self._bars.update(self._run_bar, completed=step)
 
     def phase(self, name: str, total: int | None = None) -> None:
         """Names what is going on.

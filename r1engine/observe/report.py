@@ -21,8 +21,8 @@ _HEADLINES = {
 def write_report(run_dir: Path) -> tuple[Path, Path]:
     """Draws what the logs of a run hold: the paper's curves, rewards, phase times and sampled completions.
 
-    Reads metrics.jsonl and, if present, samples.jsonl and summary.json. summary.json holds "before" and "after"
-    (evaluation numbers, keys with or without "eval/"); its other numbers and strings become facts on the page.
+    Reads metrics.jsonl and, if present, samples.jsonl and summary.json. The headline numbers are the first and the
+    last evaluation in metrics.jsonl; what else summary.json holds is shown as facts under the title.
 
     Args:
         run_dir: folder of a run, finished or going on.
@@ -89,18 +89,26 @@ def _read_samples(path: Path) -> tuple[list[dict], int]:
 def _page(name: str, rows: list[dict], samples: list[dict], num_samples: int, summary: dict) -> str:
     note = "" if len(samples) == num_samples else f"Of {num_samples} logged completions, {len(samples)} are shown here."
     parts = {
-        "@TITLE@": html.escape(str(summary.get("title", name))),
+        "@TITLE@": html.escape(name),
         "@FACTS@": _facts(rows, summary),
-        "@HEADLINES@": _headlines(summary),
-        "@FIGURES@": "\n".join(f'<div class="card figure">{part}</div>' for part in figures.html_figures(rows)),
+        "@HEADLINES@": _headlines(rows),
+        "@FIGURES@": _figure_cards(rows),
         "@SAMPLES_NOTE@": note,
         "@SAMPLES@": embedded_json(samples),
         "@PLOTLY@": figures.plotly_script(),
     }
     page = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
-    # In one pass over the template, so that a completion holding "@PLOTLY@" is not replaced.
-    pieces = page.split("%%")
+    pieces = page.split("%%")  # one pass: a completion that holds the name of a part is not replaced by it
     return "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
+
+
+def _figure_cards(rows: list[dict]) -> str:
+    """The figures in two columns; an odd last one is as wide as both."""
+    fragments = figures.html_figures(rows)
+    classes = ["card figure"] * len(fragments)
+    if len(fragments) % 2:
+        classes[-1] += " wide"
+    return "\n".join(f'<div class="{name}">{part}</div>' for name, part in zip(classes, fragments, strict=True))
 
 
 def embedded_json(value: object) -> str:
@@ -110,35 +118,31 @@ def embedded_json(value: object) -> str:
 
 
 def _facts(rows: list[dict], summary: dict) -> str:
-    last = rows[-1]
-    seconds = sum(row.get("seconds/total") or 0.0 for row in rows)
+    """What is known of the run as a whole, in one line."""
+    # Without summary.json the run goes on: its iterations so far, without evaluations and checkpoints.
+    seconds = summary.get("seconds") or sum(row.get("seconds/total") or 0.0 for row in rows)
     tokens = sum(row.get("tokens_generated") or 0 for row in rows)
-    facts = [("steps", f"{last['step']:,}")]
-    if tokens:
-        facts.append(("tokens generated", f"{tokens:,.0f}"))
-    if seconds:
-        facts.append(("wall time", f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"))
+    facts = [("steps", f"{rows[-1]['step']:,}"), ("tokens generated", f"{tokens:,.0f}")]
+    facts.append(("wall time", f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"))
     for key, value in summary.items():
-        if key not in ("before", "after", "title") and isinstance(value, (str, int, float)):
+        if key != "seconds" and not key.endswith(("_before", "_after")) and isinstance(value, (str, int, float)):
             facts.append((key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value)))
-    return "".join(f"<span><b>{html.escape(value)}</b> {html.escape(key)}</span>" for key, value in facts)
+    return "".join(f"<span>{html.escape(key)} <b>{html.escape(value)}</b></span>" for key, value in facts)
 
 
-def _headlines(summary: dict) -> str:
-    """Cards with a number before and after training."""
-    before, after = (
-        {key.removeprefix("eval/"): value for key, value in (summary.get(when) or {}).items()}
-        for when in ("before", "after")
-    )
+def _headlines(rows: list[dict]) -> str:
+    """Cards with the numbers of the first and the last evaluation; none before the second one."""
+    evaluations = [row for row in rows if "eval/pass_at_1" in row]
+    if len(evaluations) < 2:
+        return ""
+    before, after = evaluations[0], evaluations[-1]
     cards = []
     for key, (name, is_share) in _HEADLINES.items():
-        if key not in before and key not in after:
-            continue
-        old, new = (_number(numbers.get(key), is_share) for numbers in (before, after))
+        old, new = (_number(row.get(f"eval/{key}"), is_share) for row in (before, after))
         cards.append(
             f'<div class="card headline"><h3>{name}</h3>'
             f'<p><span class="old">{old}</span><span class="arrow">&rarr;</span><span class="new">{new}</span></p>'
-            "<small>before &rarr; after training</small></div>"
+            f"<small>step {before['step']:,} &rarr; step {after['step']:,}</small></div>"
         )
     return "\n".join(cards)
 

@@ -1,0 +1,400 @@
+"""The embedded generator against transformers on the same weights, and against itself in other arrangements."""
+
+import gc
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models
+from torch.overrides import TorchFunctionMode
+
+from r1engine.batch import Completion, Prompt
+from r1engine.rollout.cache import KVCache
+from r1engine.rollout.local import LocalGenerator
+from r1engine.rollout.sampling import sample, stream_key, uniforms
+
+VOCAB, STOP = 99, 1
+CPU = torch.device("cpu")
+SIZES = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 80,
+    "vocab_size": VOCAB,
+    "eos_token_id": STOP,
+    "pad_token_id": 0,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,  # at this size: one wavelength is kept, one divided by 8, the rest are between
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+FAMILIES = {
+    "qwen2": ("Qwen2", {}),
+    "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+    "qwen3-bias-tied": ("Qwen3", {"head_dim": 8, "attention_bias": True, "tie_word_embeddings": True}),
+    "llama": ("Llama", {"num_key_value_heads": 1}),
+    "llama3-scaling": ("Llama", {"rope_parameters": LLAMA3, "attention_bias": True}),
+    "llama3-scaling-tied": ("Llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+}
+
+
+def save_model(folder: Path, name: str = "qwen2", **changes: object) -> torch.nn.Module:
+    """A random model of a family, saved with a tokenizer whose token i is the word w<i>."""
+    family, options = FAMILIES[name]
+    config = getattr(transformers, f"{family}Config")(**(SIZES | options | changes))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # norms start as ones and biases as zeros, which would hide a swap
+                torch.nn.init.normal_(parameter, mean=0.5, std=0.3)
+    model.save_pretrained(folder)
+    words = {f"w{i}": i for i in range(VOCAB)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.add_special_tokens(["w0", "w1"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return model
+
+
+def new_generator(folder: Path, model: torch.nn.Module, *, slots: int = 64, seed: int = 7) -> LocalGenerator:
+    generator = LocalGenerator(folder, seed=seed, slots=slots, device=CPU, dtype=torch.float32)
+    generator.load_weights(model.state_dict().items())
+    return generator
+
+
+def new_prompt(index: int, tokens: list[int]) -> Prompt:
+    return Prompt(id=index, tokens=tokens, text="", question="", answer="")
+
+
+def prompts_of_different_lengths() -> list[Prompt]:
+    return [new_prompt(i, [2 + (5 * i + j) % 97 for j in range(1 + 7 * i)]) for i in range(5)]
+
+
+def by_name(completions: list[Completion]) -> dict[tuple[int, int], list[int]]:
+    return {(c.prompt.id, c.sample): c.tokens for c in completions}
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.fixture
+def model(tmp_path):
+    return save_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logp_agrees_with_transformers(tmp_path, name):
+    model = save_model(tmp_path, name)
+    generator = new_generator(tmp_path, model, slots=4)  # fewer than the 10 sequences: rows are refilled
+    prompts = prompts_of_different_lengths()
+    completions = generator.generate(prompts, num_samples=2, step=3, max_tokens=70, temperature=0.8, top_p=0.9)
+    assert [(c.prompt.id, c.sample) for c in completions] == [(i, j) for i in range(5) for j in range(2)]
+    assert max(len(c.tokens) for c in completions) == 70  # crosses the first growth of the cache
+    for completion in completions:
+        start = len(completion.prompt.tokens)
+        tokens = torch.tensor([completion.prompt.tokens + completion.tokens])
+        with torch.no_grad():
+            logp = torch.log_softmax(model(tokens).logits[0] / 0.8, dim=-1)
+        expected = logp[start - 1 : -1].gather(1, tokens[0, start:, None]).squeeze(1)
+        torch.testing.assert_close(torch.tensor(completion.logp), expected, atol=1e-5, rtol=0)
+
+
+def test_older_rope_keys_mean_the_same(tmp_path):
+    model = save_model(tmp_path, "llama3-scaling")
+    args = {"num_samples": 1, "step": 0, "max_tokens": 40}
+    expected = new_generator(tmp_path, model).generate(prompts_of_different_lengths(), **args)
+    rope = {k: v for k, v in LLAMA3.items() if k != "rope_theta"}
+    edit_config(tmp_path, rope_parameters=None, rope_scaling=rope, rope_theta=LLAMA3["rope_theta"])
+    completions = new_generator(tmp_path, model).generate(prompts_of_different_lengths(), **args)
+    assert [c.logp for c in completions] == [c.logp for c in expected]
+
+
+@pytest.mark.parametrize("slots", [1, 3, 7, 64])
+def test_tokens_do_not_depend_on_slots_order_or_company(tmp_path, model, slots):
+    prompts = prompts_of_different_lengths()
+    args = {"num_samples": 3, "step": 5, "max_tokens": 30}
+    expected = by_name(new_generator(tmp_path, model).generate(prompts, **args))
+    generator = new_generator(tmp_path, model, slots=slots)
+    assert by_name(generator.generate(prompts[::-1], **args)) == expected
+    alone = generator.generate(prompts[2:3], **args)
+    assert by_name(alone) == {key: tokens for key, tokens in expected.items() if key[0] == 2}
+
+
+def test_every_part_of_the_address_changes_the_sample(tmp_path, model):
+    def draw(prompt_id: int = 0, *, seed: int = 7, step: int = 0) -> list[list[int]]:
+        generator = new_generator(tmp_path, model, seed=seed)
+        completions = generator.generate([new_prompt(prompt_id, [5, 6])], num_samples=2, step=step, max_tokens=20)
+        return [c.tokens for c in completions]
+
+    assert draw() == draw()
+    drawn = [*draw(), *draw(1), *draw(seed=8), *draw(step=1)]
+    assert len({tuple(tokens) for tokens in drawn}) == 8
+
+
+def test_a_prompt_that_occurs_again_draws_other_samples(tmp_path, model):
+    prompt = new_prompt(0, [5, 6])
+    completions = new_generator(tmp_path, model).generate([prompt, prompt], num_samples=2, step=0, max_tokens=20)
+    assert len({tuple(c.tokens) for c in completions}) == 4
+
+
+def test_generation_leaves_the_global_random_state_alone(tmp_path, model):
+    before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    new_generator(tmp_path, model).generate([new_prompt(0, [5])], num_samples=2, step=0, max_tokens=8)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)
+
+
+def test_a_completion_ends_at_a_stop_token_or_at_the_limit(tmp_path, model):
+    stops = {STOP, 7, 8, 9}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "w9"}}))
+    completions = new_generator(tmp_path, model).generate(
+        prompts_of_different_lengths(), num_samples=20, step=0, max_tokens=30
+    )
+    assert {c.tokens[-1] for c in completions if not c.truncated} == stops
+    assert {c.truncated for c in completions} == {True, False}
+    for completion in completions:
+        assert not stops & set(completion.tokens[:-1])
+        assert len(completion.logp) == len(completion.tokens) <= 30
+        assert completion.truncated == (completion.tokens[-1] not in stops)
+        assert not completion.truncated or len(completion.tokens) == 30
+        spoken = completion.tokens if completion.truncated else completion.tokens[:-1]
+        assert completion.text == " ".join(f"w{token}" for token in spoken if token > 1)  # w0 and w1 are special
+
+
+def test_on_tokens_counts_every_token_and_one_token_is_enough(tmp_path, model):
+    counts: list[int] = []
+    generator = new_generator(tmp_path, model, slots=4)
+    completions = generator.generate(
+        prompts_of_different_lengths(), num_samples=3, step=0, max_tokens=17, on_tokens=counts.append
+    )
+    assert sum(counts) == sum(len(c.tokens) for c in completions)
+    single = generator.generate(prompts_of_different_lengths(), num_samples=3, step=0, max_tokens=1)
+    assert [c.tokens for c in single] == [c.tokens[:1] for c in completions]
+
+
+class CountEmbedded(TorchFunctionMode):
+    """Counts the tokens that enter the transformer."""
+
+    num_tokens = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.nn.functional.embedding:
+            self.num_tokens += args[0].numel()
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("slots", [2, 7, 64])
+def test_no_token_is_computed_twice_or_after_the_end(tmp_path, model, slots):
+    # A prompt once for its 6 samples, although 2 slots take them in three rounds; then each token but the last.
+    prompts = [new_prompt(i, [5 + i] * 9) for i in range(4)]
+    generator = new_generator(tmp_path, model, slots=slots)
+    with CountEmbedded() as count:
+        completions = generator.generate(prompts, num_samples=6, step=0, max_tokens=40)
+    assert len({len(c.tokens) for c in completions}) > 3
+    assert count.num_tokens == 4 * 9 + sum(len(c.tokens) - 1 for c in completions)
+
+
+def test_a_refresh_replaces_the_weights_in_place(tmp_path, model):
+    generator = new_generator(tmp_path, model)
+    places = [layer.qkv.data_ptr() for layer in generator._decoder.weights.layers]
+    prompt = new_prompt(0, [5, 6, 7])
+    before = generator.generate([prompt], num_samples=1, step=0, max_tokens=10)[0]
+    generator.load_weights((name, 0.5 * tensor) for name, tensor in model.state_dict().items())
+    after = generator.generate([prompt], num_samples=1, step=0, max_tokens=10)[0]
+    assert (before.weight_version, after.weight_version) == (1, 2)
+    assert before.logp != after.logp
+    assert places == [layer.qkv.data_ptr() for layer in generator._decoder.weights.layers]
+    generator.load_weights(model.state_dict().items())
+    assert generator.generate([prompt], num_samples=1, step=0, max_tokens=10)[0].logp == before.logp
+
+
+def test_a_refresh_names_everything_that_is_wrong(tmp_path, model):
+    generator = new_generator(tmp_path, model)
+    weights = list(model.state_dict().items())
+    weights = [(name, tensor) for name, tensor in weights if name != "model.layers.1.mlp.up_proj.weight"]
+    weights[0] = (weights[0][0], weights[0][1][:, :-1])
+    weights += [weights[-1], ("model.layers.2.mlp.up_proj.weight", torch.zeros(1))]
+    with pytest.raises(ValueError) as error:
+        generator.load_weights(weights)
+    assert str(error.value) == (
+        "load_weights: model.embed_tokens.weight is (99, 47), required is (99, 48); lm_head.weight comes twice; "
+        "model.layers.2.mlp.up_proj.weight is unknown; model.layers.1.mlp.up_proj.weight is missing"
+    )
+    assert generator.weight_version == 1
+    with pytest.raises(RuntimeError, match="the weights are incomplete"):
+        generator.generate([new_prompt(0, [5])], num_samples=1, step=0, max_tokens=1)
+
+
+def test_a_tied_head_may_come_if_it_is_the_embedding(tmp_path):
+    model = save_model(tmp_path, "qwen2-tied")
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    generator = new_generator(tmp_path, model)
+    generator.load_weights(weights.items())
+    head = weights["model.embed_tokens.weight"]
+    generator.load_weights([("lm_head.weight", head), *weights.items()])
+    with pytest.raises(ValueError, match=r"lm_head.weight differs from model.embed_tokens.weight"):
+        generator.load_weights([*weights.items(), ("lm_head.weight", head + 1)])
+
+
+def test_no_cache_survives_generate(tmp_path, model):
+    def num_caches() -> int:
+        return sum(isinstance(thing, KVCache) for thing in gc.get_objects())
+
+    generator = new_generator(tmp_path, model)
+    inside: list[int] = []
+    with generator.awake():
+        generator.generate(
+            [new_prompt(0, [5])],
+            num_samples=2,
+            step=0,
+            max_tokens=4,
+            on_tokens=lambda _: inside.append(num_caches()),
+        )
+    gc.collect()
+    assert set(inside) == {1}
+    assert num_caches() == 0
+
+
+def test_no_prompts_give_no_completions(tmp_path, model):
+    assert new_generator(tmp_path, model).generate([], num_samples=2, step=0, max_tokens=4) == []
+
+
+@pytest.mark.parametrize(
+    ("tokens", "changes", "message"),
+    [
+        ([], {}, "prompt 4 has no tokens"),
+        ([99], {}, "prompt 4 has tokens 99 to 99, required is 0 to 98"),
+        (
+            [5] * 120,
+            {},
+            "prompt 4 has 120 tokens, with max_tokens=9 that is 129; the model has max_position_embeddings=128",
+        ),
+        ([5], {"max_tokens": 0}, "max_tokens is 0, required is at least 1"),
+        ([5], {"num_samples": 0}, "num_samples is 0, required is at least 1"),
+        ([5], {"temperature": 0.0}, "temperature is 0.0, required is above 0"),
+        ([5], {"top_p": 0.0}, "top_p is 0.0, required is above 0 and at most 1"),
+        ([5], {"top_k": -1}, "top_k is -1, required is at least 0"),
+    ],
+)
+def test_a_bad_request_is_refused(tmp_path, model, tokens, changes, message):
+    args = {"num_samples": 1, "step": 0, "max_tokens": 9} | changes
+    with pytest.raises(ValueError) as error:
+        new_generator(tmp_path, model).generate([new_prompt(4, tokens)], **args)
+    assert str(error.value) == f"generate: {message}" or str(error.value).startswith(f"generate: {message},")
+
+
+def test_the_whole_context_can_be_used(tmp_path, model):
+    completion = new_generator(tmp_path, model, seed=1).generate(
+        [new_prompt(0, [5] * 127)], num_samples=1, step=0, max_tokens=1
+    )[0]
+    assert len(completion.tokens) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "architecture 'GPT2LMHeadModel', required is one of Qwen2ForCausalLM"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn', required is 'default' or 'llama3'"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rope_type 'linear', required is"),
+        ({"use_sliding_window": True}, "use_sliding_window is true, required is full attention"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu', required is 'silu'"),
+        ({"mlp_bias": True}, "mlp_bias is true"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not 1"),
+        ({"num_key_value_heads": 3}, "4 heads, 3 key/value heads, head_dim 12; heads must be a multiple"),
+        ({"eos_token_id": None}, "no eos_token_id in generation_config.json or config.json"),
+    ],
+)
+def test_a_model_that_cannot_be_computed_is_refused(tmp_path, model, changes, message):
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(ValueError) as error:
+        LocalGenerator(tmp_path, seed=0, slots=1, device=CPU, dtype=torch.float32)
+    assert message in str(error.value)
+
+
+def test_an_incomplete_folder_is_refused(tmp_path, model):
+    def build(slots: int = 1) -> LocalGenerator:
+        return LocalGenerator(tmp_path, seed=0, slots=slots, device=CPU, dtype=torch.float32)
+
+    with pytest.raises(ValueError, match="slots is 0, required is at least 1"):
+        build(slots=0)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.json: no such file"):
+        build()
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["rms_norm_eps"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json: key 'rms_norm_eps' is missing"):
+        build()
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"config\.json: no such file"):
+        build()
+
+
+def test_sampling_by_hand():
+    # softmax(log p / 1) = p = 0.1 0.2 0.3 0.4, cdf 0.1 0.3 0.6 1.0
+    p = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    uniform = torch.tensor([0.05, 0.15, 0.35, 0.65, 0.999], dtype=torch.float64)
+    tokens, logp = sample(p.log().repeat(5, 1), uniform, temperature=1.0, top_p=1.0, top_k=0)
+    assert tokens.tolist() == [0, 1, 2, 3, 3]
+    torch.testing.assert_close(logp, p.log()[tokens])
+    # temperature 0.5 squares: 1 4 9 16 of 30, cdf 0.033 0.167 0.467 1.0
+    tokens, logp = sample(p.log().repeat(5, 1), uniform, temperature=0.5, top_p=1.0, top_k=0)
+    assert tokens.tolist() == [1, 1, 2, 3, 3]
+    torch.testing.assert_close(logp.exp(), torch.tensor([4.0, 4.0, 9.0, 16.0, 16.0]) / 30)
+    # top_k 2 keeps 0.3 0.4, cdf 3/7 1; the log-probability stays that of the whole vocabulary
+    tokens, logp = sample(p.log().repeat(5, 1), uniform, temperature=1.0, top_p=1.0, top_k=2)
+    assert tokens.tolist() == [2, 2, 2, 3, 3]
+    torch.testing.assert_close(logp, p.log()[tokens])
+    # top_p 0.75: 0.4 + 0.3 do not reach it, so 0.2 stays too; cdf 2/9 5/9 1
+    tokens, _ = sample(p.log().repeat(5, 1), uniform, temperature=1.0, top_p=0.75, top_k=0)
+    assert tokens.tolist() == [1, 1, 2, 3, 3]
+    # top_k 3 first leaves 2/9 3/9 4/9; of these 0.75 is reached by 4/9 + 3/9
+    tokens, _ = sample(p.log().repeat(5, 1), uniform, temperature=1.0, top_p=0.75, top_k=3)
+    assert tokens.tolist() == [2, 2, 2, 3, 3]
+    # a top_p below the likeliest token keeps that one
+    tokens, _ = sample(p.log().repeat(5, 1), uniform, temperature=1.0, top_p=1e-9, top_k=0)
+    assert tokens.tolist() == [3] * 5
+
+
+def test_uniforms_are_splitmix64():
+    # Vigna's splitmix64 seeded with 0 gives e220a8397b1dcdaf, then 6e789e6aa1b965f4.
+    drawn = uniforms(np.zeros(2, np.uint64), np.array([0, 1]))
+    assert drawn.tolist() == [((0xE220A8397B1DCDAF >> 12) + 0.5) / 2**52, ((0x6E789E6AA1B965F4 >> 12) + 0.5) / 2**52]
+
+
+def test_uniforms_of_neighbouring_streams_are_uniform():
+    keys = np.array(
+        [stream_key(0, step, prompt, sample) for step in range(4) for prompt in range(20) for sample in range(8)]
+    )
+    drawn = np.stack([uniforms(keys, np.full(len(keys), position)) for position in range(64)])
+    counts = np.histogram(drawn, bins=64, range=(0, 1))[0]
+    expected = drawn.size / 64
+    assert ((counts - expected) ** 2 / expected).sum() < 63 + 4 * (2 * 63) ** 0.5  # chi-square, mean + 4 deviations
+    neighbours = np.corrcoef(drawn[:, :-1].ravel(), drawn[:, 1:].ravel())[0, 1]
+    assert abs(neighbours) < 4 / drawn.size**0.5
+
+
+def test_samples_follow_the_distribution(tmp_path, model):
+    prompt = new_prompt(0, [5, 6, 7])
+    completions = new_generator(tmp_path, model).generate([prompt], num_samples=4000, step=0, max_tokens=1)
+    with torch.no_grad():
+        probs = torch.softmax(model(torch.tensor([prompt.tokens])).logits[0, -1], dim=-1)
+    counts = torch.bincount(torch.tensor([c.tokens[0] for c in completions]), minlength=VOCAB)
+    likely = probs > 0.002  # at least 8 expected
+    deviations = (counts - 4000 * probs)[likely] / (4000 * probs * (1 - probs))[likely].sqrt()
+    assert deviations.abs().max() < 4.5

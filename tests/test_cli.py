@@ -1,0 +1,123 @@
+"""The console script and the torchrun entry: what they answer, and that they answer without torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ENTRY = """
+import sys
+from r1engine.cli import main
+try:
+    main()
+finally:
+    print("torch loaded:", "torch" in sys.modules, file=sys.stderr)
+"""
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    env = {**os.environ, "PYTHONPATH": paths, "COLUMNS": "120", "NO_COLOR": "1", **environment}
+    return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=120)
+
+
+def r1engine(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run("-c", ENTRY, *arguments, **environment)
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("base: {}\nseed: 7\n")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (["--help"], 0, "train"),
+        (["train", "--help"], 0, "--dry-run"),
+        (["train", "CONFIG", "--dry-run"], 0, "seed: 7"),
+        (["config", "CONFIG"], 0, "kl_coef: 0.001"),
+        (["config", "--defaults"], 0, "GRPO clip ratio to 10"),
+        (["train", "CONFIG", "grpo.klcoef=1"], 2, "unknown key grpo.klcoef; did you mean 'kl_coef'?"),
+        (["config", "CONFIG", "seed=-1"], 2, "seed: found -1"),
+        (["config"], 2, "required either CONFIG or --defaults"),
+        (["train", "no.yaml"], 2, "no.yaml: found no such file"),
+        (["report", "no_run"], 2, "found no metrics.jsonl in no_run"),
+    ],
+)
+def test_answers_without_loading_torch(config, arguments, status, text):
+    done = r1engine(*[config if argument == "CONFIG" else argument for argument in arguments])
+    assert done.returncode == status, done.stderr
+    assert text in (done.stderr if status else done.stdout)
+    assert "torch loaded: False" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_config_error_is_printed_by_one_rank_only(config):
+    first, second = (r1engine("train", config, "seed=-1", RANK=rank) for rank in ("0", "1"))
+    assert "error: override 'seed=-1'" in first.stderr
+    assert "error" not in second.stderr
+    assert (first.returncode, second.returncode) == (2, 2)
+
+
+def test_world_size_is_checked_before_anything_is_loaded(config):
+    done = r1engine("train", config, "parallel.tensor=2", WORLD_SIZE="3", RANK="0")
+    assert done.returncode == 2
+    assert "does not divide the world size 3" in done.stderr
+    assert "torch loaded: False" in done.stderr
+
+
+def test_input_files_are_checked_before_anything_is_loaded(config):
+    done = r1engine("train", config, "data.train=/no/such.jsonl")
+    assert done.returncode == 2
+    assert "data.train: found no file /no/such.jsonl" in done.stderr
+
+
+def test_resolved_config_is_a_config(config, tmp_path):
+    first = r1engine("config", config, "grpo.kl_coef=0.5").stdout
+    (tmp_path / "resolved.yaml").write_text(first)
+    assert r1engine("config", str(tmp_path / "resolved.yaml")).stdout == first
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["CONFIG", "seed=8", "--dry-run"], ["CONFIG", "sed=8"]])
+def test_torchrun_entry_does_what_the_command_does(config, arguments):
+    arguments = [config if argument == "CONFIG" else argument for argument in arguments]
+    script, command = run(str(ROOT / "r1engine" / "train.py"), *arguments), r1engine("train", *arguments)
+    assert script.returncode == command.returncode
+    if arguments == ["--help"]:
+        assert "KEY=VALUE" in script.stdout
+    else:
+        assert script.stdout == command.stdout
+        assert script.stderr == command.stderr.replace("torch loaded: False\n", "")
+
+
+def test_script_puts_the_root_on_the_path_and_not_the_package():
+    code = (
+        "import runpy, sys; sys.argv = ['r1engine/train.py', '--help']; sys.path[0] = 'r1engine'\n"
+        "try: runpy.run_path('r1engine/train.py', run_name='__main__')\n"
+        "except SystemExit: print('path:', sys.path[0], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert f"path: {ROOT} False" in done.stdout
+
+
+def test_doctor_names_what_it_looked_for():
+    done = r1engine("doctor")
+    assert done.returncode == 0, done.stderr
+    for name in ("torch", "megatron-core", "sglang", "GPUs", "CPU cores", "memory", "free disk", "compiled CUDA"):
+        assert name in done.stdout
+
+
+def test_report_writes_the_page(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5, "seconds/total": 1.0}\n')
+    done = r1engine("report", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "report.html") in done.stdout.split()
+    assert (tmp_path / "report.html").stat().st_size > 0

@@ -1,0 +1,343 @@
+"""The config file: what is accepted, and what is said of what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from r1engine.config import Base, Config, ConfigError, Grpo, check_files, check_world, dump, load, to_yaml
+from r1engine.config_file import commented_defaults
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to_file(text: str) -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return to_file
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(path, list(overrides))
+    return [line.replace(f"{path}", "run.yaml") for line in caught.value.problems]
+
+
+# ---- what is accepted ------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_the_papers():
+    cfg = Config()
+    assert (cfg.optimizer.lr, cfg.grpo.kl_coef, cfg.grpo.clip_eps, cfg.rollout.temperature) == (3e-6, 0.001, 10.0, 1.0)
+    assert cfg.grpo.group_size == 16
+    completions = cfg.grpo.questions * cfg.grpo.group_size
+    assert completions == 8192
+    assert completions // cfg.grpo.minibatches == 512  # 32 questions a step
+    assert cfg.steps_per_rollout == 16  # one inner epoch
+    assert (cfg.steps, cfg.grpo.reference_every) == (10_400, 400)
+    assert [cfg.max_tokens_at(step) for step in (0, 8_199, 8_200)] == [32_768, 32_768, 65_536]
+
+
+def test_exponent_without_a_point_is_a_number(write):
+    # PyYAML, which reads YAML 1.1, makes a text of it.
+    assert load(write("base: {lr: 3e-6}"), []).base.lr == 3e-6
+
+
+def test_overrides_are_yaml_and_the_last_one_wins(write):
+    overrides = [
+        "rollout.max_tokens={0: 32, 10: 64}",
+        "checkpoint.resume=false",
+        "seed=1",
+        "seed=2",
+        "data.train=a.jsonl",
+    ]
+    cfg = load(write("base: {}\nseed: 0\ncheckpoint: {resume: true, keep: 5}"), overrides)
+    assert cfg.rollout.max_tokens == {0: 32, 10: 64}
+    assert (cfg.checkpoint.resume, cfg.checkpoint.keep, cfg.seed) == (False, 5, 2)
+    assert cfg.data.train == Path("a.jsonl")
+
+
+def test_override_opens_and_unsets_an_optional_section(write):
+    assert load(write("seed: 1"), ["base.steps=7"]).base == Base(steps=7)
+    cfg = load(write("base: {}"), ["base=null", "model.path=/m", "data.train=/a.jsonl"])
+    assert cfg.base is None
+
+
+def test_dump_reads_back_equal(write, tmp_path):
+    text = "base: {lr: 1e-9}\nrun_dir: 'a: #b é'\nrollout: {max_tokens: {0: 8, 2: 16}}\nlog: {wandb_project: 'true'}"
+    cfg = load(write(text), ["grpo.clip_eps_high=11"])
+    dump(cfg, tmp_path / "resolved.yaml")
+    assert load(tmp_path / "resolved.yaml", []) == cfg
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
+
+
+def test_printed_defaults_are_a_config_that_says_nothing_else(write):
+    text = commented_defaults(Config)
+    assert 'kl_coef: 0.001  # v2: "KL coefficient to 0.001"' in text
+    cfg = load(write(text), ["model.path=/m", "data.train=/a.jsonl"])
+    assert to_yaml(cfg) == to_yaml(Config()).replace("path: null", "path: /m").replace("train: null", "train: /a.jsonl")
+
+
+def test_home_folder_is_expanded(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert load(write("base: {}\nrun_dir: ~/runs"), []).run_dir == Path("/home/someone/runs")
+
+
+def test_row_holds_the_longest_sequence_the_run_reaches():
+    limits = {"max_tokens": {0: 30, 32: 60}}
+    assert Config(steps=32, rollout=limits, data={"max_prompt_tokens": 5}).row_tokens == 35
+    assert Config(steps=48, rollout=limits, data={"max_prompt_tokens": 5}).row_tokens == 65
+
+
+# ---- what is refused: the file ---------------------------------------------------------------------------------
+
+
+def test_missing_file_and_folder_are_named(tmp_path):
+    assert problems(tmp_path / "no.yaml") == ["run.yaml: found no such file, required a YAML config file"]
+    assert "found a folder" in problems(tmp_path)[0]
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n"])
+def test_empty_file_is_refused(write, text):
+    assert problems(write(text)) == ["run.yaml: found an empty file, required a mapping of config keys"]
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2", "just text", "3"])
+def test_top_level_that_is_no_mapping_is_refused(write, text):
+    assert "at the top level, required a mapping of config keys" in problems(write(text))[0]
+
+
+def test_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read as UTF-8" in problems(tmp_path / "run.yaml")[0]
+
+
+def test_broken_yaml_names_the_line(write):
+    assert problems(write("seed: 1\ngrpo: {questions: 3\n"))[0].startswith("run.yaml:3: not valid YAML: ")
+
+
+def test_duplicate_keys_name_both_lines(write):
+    text = "seed: 1\ngrpo:\n  kl_coef: 0.1\n  clip_eps: 1\n  kl_coef: 0.2\nseed: 3\n"
+    assert problems(write(text)) == [
+        "run.yaml:5: duplicate key grpo.kl_coef, first on line 3",
+        "run.yaml:6: duplicate key seed, first on line 1",
+    ]
+
+
+def test_anchor_that_contains_itself_is_refused(write):
+    assert "an anchor contains itself" in problems(write("grpo: &a\n  x: *a\n"))[0]
+
+
+def test_yaml_tag_builds_no_python_object(write):
+    assert "not valid YAML" in problems(write("run_dir: !!python/object/apply:os.getcwd []"))[0]
+
+
+# ---- what is refused: keys -------------------------------------------------------------------------------------
+
+
+def test_unknown_key_gets_a_suggestion(write):
+    assert problems(write("seed: 1\ngrpo:\n  klcoef: 0.1\n")) == [
+        "run.yaml:3: unknown key grpo.klcoef; did you mean 'kl_coef'?"
+    ]
+
+
+def test_unknown_key_of_another_section_is_found_there(write):
+    assert problems(write("group_size: 4")) == ["run.yaml:1: unknown key group_size; did you mean 'grpo.group_size'?"]
+
+
+def test_unknown_key_like_no_other_lists_the_keys(write):
+    assert problems(write("rewards: {zzzz: 1}")) == [
+        "run.yaml:1: unknown key rewards.zzzz; the keys of rewards are accuracy, format"
+    ]
+
+
+def test_key_that_is_no_text_is_unknown(write):
+    assert "unknown key grpo.7" in problems(write("grpo: {7: 1}"))[0]
+
+
+def test_unknown_override_names_the_override(write):
+    assert problems(write("base: {}"), "grpo.klcoef=1") == [
+        "override 'grpo.klcoef=1': unknown key grpo.klcoef; did you mean 'kl_coef'?"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "override 'seed': required the form key.sub=value"),
+        ("=3", "override '=3': required the form key.sub=value"),
+        ("grpo..x=3", "override 'grpo..x=3': required the form key.sub=value"),
+        ("seed=", "override 'seed=': found no value, required one (key=null unsets)"),
+        ("seed.x=3", "override 'seed.x=3': seed is 1, required a mapping"),
+    ],
+)
+def test_malformed_override_is_refused(write, override, message):
+    assert problems(write("base: {}\nseed: 1"), override) == [message]
+
+
+def test_broken_override_value_is_refused(write):
+    assert "not valid YAML" in problems(write("base: {}"), "seed={")[0]
+    assert "duplicate key 0" in problems(write("base: {}"), "rollout.max_tokens={0: 1, 0: 2}")[0]
+
+
+# ---- what is refused: values -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: 1.5", "steps: found 1.5, required a whole number >= 1"),
+        ("steps: '16'", "steps: found '16', required a whole number >= 1"),
+        ("steps: true", "steps: found true, required a whole number >= 1"),
+        ("run_dir: 3", "run_dir: found 3, required a path"),
+        ("run_dir: null", "run_dir: found null, required a path"),
+        ("checkpoint: {resume: 'yes'}", "checkpoint.resume: found 'yes', required true or false"),
+        ("rollout: {top_p: 0}", "rollout.top_p: found 0, required a number > 0 and <= 1"),
+        ("optimizer: {lr: .inf}", "optimizer.lr: found inf, required a number > 0"),
+        ("optimizer: {beta1: 1}", "optimizer.beta1: found 1, required a number >= 0.0 and < 1.0"),
+        ("grpo: {group_size: 1}", "grpo.group_size: found 1, required a whole number >= 2"),
+        ("grpo: {advantage: foo}", "grpo.advantage: found 'foo', required one of 'mean_std', 'mean'"),
+        ("grpo: {clip_eps_high: a}", "grpo.clip_eps_high: found 'a', required a number > 0 or null"),
+        ("log: 3", "log: found 3, required a mapping (leave the key out to take the defaults)"),
+        (
+            "rollout: {max_tokens: {0: 0}}",
+            "rollout.max_tokens: found {0: 0}, required a whole number >= 1 or "
+            "a mapping from a whole number to a whole number >= 1",
+        ),
+    ],
+)
+def test_wrong_value_says_what_was_found_and_what_is_required(write, text, message):
+    assert problems(write(text)) == [f"run.yaml:1: {message}"]
+
+
+def test_all_problems_are_listed_at_once(write):
+    path = write("steps: 0\ngrpo:\n  klcoef: 1\n  clip_eps: -1\n")
+    assert problems(path, "seed=-1") == [
+        "override 'seed=-1': seed: found -1, required a whole number >= 0",
+        "run.yaml:1: steps: found 0, required a whole number >= 1",
+        "run.yaml:4: grpo.clip_eps: found -1, required a number > 0",
+        "run.yaml:3: unknown key grpo.klcoef; did you mean 'kl_coef'?",
+    ]
+    with pytest.raises(ConfigError, match=r"^4 problems in the config:\n  override"):
+        load(path, ["seed=-1"])
+
+
+def test_long_values_are_cut(write):
+    assert all(len(line) < 200 for line in problems(write(f"seed: {'x' * 1000}")))
+
+
+def test_an_override_hides_where_the_file_set_the_key(write):
+    assert problems(write("steps: 0"), "steps=-3")[0].startswith("override 'steps=-3': steps: found -3")
+
+
+def test_values_are_read_only():
+    with pytest.raises(ValidationError, match="frozen"):
+        Config().grpo.kl_coef = 0.1
+
+
+# ---- what is refused: combinations -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["grpo.questions=3", "grpo.group_size=5"],
+            "grpo: 3 questions x 5 samples = 15 completions do not split into 16 mini-batches",
+        ),
+        (["steps=24"], "steps: 24 is not a multiple of the 16 optimizer steps of a rollout"),
+        (["rollout.max_tokens={5: 3}"], "rollout.max_tokens: a schedule needs an entry for step 0"),
+        (["rollout.max_tokens={0: 3, -1: 3}"], "rollout.max_tokens: found step -1, required steps >= 0"),
+        (["optimizer.warmup_steps=99", "steps=16"], "optimizer.warmup_steps: found 99, required <= steps = 16"),
+        (
+            ["rewards.accuracy=0", "rewards.format=0"],
+            "rewards: accuracy and format both weigh 0, required at least one other than 0",
+        ),
+        (
+            ["max_row_tokens=100", "rollout.max_tokens=90", "data.max_prompt_tokens=11"],
+            "max_row_tokens: found 100, required >= 101 = data.max_prompt_tokens 11 + rollout.max_tokens 90 "
+            "(a sequence is never split)",
+        ),
+        (["base.heads=3", "base.hidden_size=96"], "base.heads: found 3, required a multiple of base.kv_heads = 2"),
+        (
+            ["base.hidden_size=100"],
+            "base.hidden_size: found 100, required a multiple of 8 "
+            "(heads 4, each of even size for the rotary embedding)",
+        ),
+    ],
+)
+def test_numbers_that_do_not_fit_together_are_refused(write, overrides, message):
+    assert problems(write("base: {}"), *overrides) == [message]
+
+
+def test_a_row_may_hold_exactly_the_longest_sequence(write):
+    load(write("base: {}"), ["max_row_tokens=101", "rollout.max_tokens=90", "data.max_prompt_tokens=11"])
+
+
+def test_model_and_questions_must_come_from_somewhere(write):
+    assert problems(write("seed: 1")) == [
+        "run.yaml: model.path: found null, required a Hugging Face folder (or a `base` section)",
+        "run.yaml: data.train: found null, required a .jsonl or .parquet file (or a `base` section)",
+    ]
+
+
+def test_base_and_a_model_path_exclude_each_other(write):
+    assert problems(write("base: {}\nmodel: {path: /m}")) == [
+        "run.yaml: base: found together with model.path = /m, required only one of the two"
+    ]
+
+
+def test_data_files_are_of_a_known_kind_and_different(write):
+    data = ["model.path=/m", "data.train=/a.csv", "data.heldout=/a.csv"]
+    assert problems(write("seed: 1"), *data) == [
+        "run.yaml: data.train: found /a.csv, required the extension .jsonl or .parquet",
+        "run.yaml: data.heldout: found /a.csv, required the extension .jsonl or .parquet",
+        "run.yaml: data.heldout: found data.train = /a.csv itself, required other questions",
+    ]
+
+
+def test_missing_input_files_are_all_named():
+    cfg = Config(model={"path": "/no/model"}, data={"train": "/no/a.jsonl", "heldout": "/no/b.jsonl"})
+    with pytest.raises(ConfigError) as caught:
+        check_files(cfg)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["model.path", "data.train", "data.heldout"]
+
+
+# ---- the world -------------------------------------------------------------------------------------------------
+
+
+def test_world_gives_the_data_parallel_size():
+    assert check_world(Config(parallel={"tensor": 2, "pipeline": 2}), 16) == 4
+    assert check_world(Config(parallel={"data": 4}), 4) == 4
+
+
+def test_world_that_does_not_fit_is_refused_with_all_numbers():
+    with pytest.raises(ConfigError, match="tensor 2 x pipeline 2 = 4 does not divide the world size 6"):
+        check_world(Config(parallel={"tensor": 2, "pipeline": 2}), 6)
+    with pytest.raises(ConfigError, match=r"parallel.data: found 3, required 4 = world size 8 / \(tensor 2 x pipe"):
+        check_world(Config(parallel={"tensor": 2, "data": 3}), 8)
+
+
+def test_batch_must_divide_over_the_ranks():
+    cfg = Config(steps=8, grpo=Grpo(questions=6, group_size=4, minibatches=8))
+    assert check_world(cfg, 3) == 3
+    with pytest.raises(ConfigError) as caught:
+        check_world(cfg, 4)
+    assert caught.value.problems == [
+        "grpo.questions: found 6, required a multiple of the 4 data-parallel ranks",
+        "grpo.minibatches: found 3 completions per mini-batch, required a multiple of the 4 data-parallel ranks",
+    ]
+
+
+def test_base_model_must_divide_over_tensor_and_pipeline_ranks():
+    cfg = Config(base=Base(layers=3), parallel={"tensor": 4, "pipeline": 2})
+    with pytest.raises(ConfigError) as caught:
+        check_world(cfg, 8)
+    assert caught.value.problems == [
+        "base.kv_heads: found 2, required a multiple of parallel.tensor = 4",
+        "base.layers: found 3, required a multiple of parallel.pipeline = 2",
+    ]

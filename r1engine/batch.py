@@ -85,6 +85,7 @@ def pack(
     multiple: int = 1,
     weighting: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean",
     constant_tokens: int = 1,
+    skip_zero_advantage: bool = False,
 ) -> list[list[PackedBatch]]:
     """Pack the samples of one mini-batch into rows, dealt to data-parallel shards.
 
@@ -104,6 +105,8 @@ def pack(
         multiple:        rows are padded to a multiple of this (sequence parallelism needs the tensor-parallel size).
         weighting:       as above.
         constant_tokens: length that `constant` divides by: the completion limit (tokens).
+        skip_zero_advantage: leave out samples whose advantage is 0; they still count in N and in the tokens, so the
+            loss and its gradient are the same where nothing but the advantage drives them (no KL term).
 
     Returns:
         Rows of each shard; every shard has equally many, at least one.
@@ -130,6 +133,7 @@ def pack(
             logp=s.completion.logp,
         )
         for s in used
+        if s.advantage or not skip_zero_advantage
     ]
     return pack_sequences(sequences, max_tokens=max_tokens, shards=shards, multiple=multiple)
 

@@ -132,12 +132,12 @@ def prune(run_dir: Path, keep: int) -> None:
     root = run_dir / "checkpoints"
     latest = _read_latest(root)
     complete = [folder for folder in _committed(root) if (folder / "manifest.json").is_file()]
+    _remove_partials(root)  # first: one of a step that was saved before would be in the way of the rename
     for folder in complete[keep:]:
         if folder.name != latest:
             # Under its temporary name first, so that a kill half-way leaves no broken checkpoint.
             os.rename(folder, folder.with_name(f".{folder.name}.partial"))
-    for folder in _folders(root, _PARTIAL_NAME):
-        shutil.rmtree(folder)
+    _remove_partials(root)
     if latest in [folder.name for folder in complete]:
         # Otherwise commit() was killed between its two renames, and this may be the only copy of its step.
         for folder in _folders(root, _REPLACED_NAME):
@@ -239,6 +239,11 @@ def _folders(root: Path, pattern: re.Pattern[str]) -> list[Path]:
         return []
     found = [(int(match[1]), path) for path in root.iterdir() if (match := pattern.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
+
+
+def _remove_partials(root: Path) -> None:
+    for folder in _folders(root, _PARTIAL_NAME):
+        shutil.rmtree(folder)
 
 
 def _committed(root: Path) -> list[Path]:

@@ -25,16 +25,19 @@ from r1engine.config import Base
 
 PAD, EOS = "<|pad|>", "<|end|>"
 
-# Shares of the styles in the pre-training text; they sum to 1. Two things in them matter. Short answers are
-# common, so length has room to grow. Short answers in the right format are rare: the format alone is learned
-# within a few steps, and where a guess is the easiest well-formed text, the policy collapses into it.
+# Shares of the styles in the pre-training text; they sum to 1. Three things in them matter:
+# - Short answers are common, so length has room to grow.
+# - Short answers in the right format are rare. The format alone is learned within a few steps, and where a guess
+#   is the easiest well-formed text, the policy collapses into it: short, well-formed, wrong.
+# - Worked solutions in a broken format are never right by the accuracy rule. Where "steps, then an <answer>"
+#   pays without the think tags, some seeds settle there: accurate, and without the format for good.
 STYLES: dict[str, float] = {
-    "guess": 0.50,  # <answer>87</answer>
+    "guess": 0.55,  # <answer>87</answer>
     "empty_thought": 0.05,  # <think></think><answer>87</answer>
-    "worked": 0.27,  # <think>7+8=15,1+4+3=8</think><answer>85</answer>
+    "worked": 0.22,  # <think>7+8=15,1+4+3=8</think><answer>85</answer>
     "unclosed": 0.06,  # <think>7+8=15,1+4+3=8<answer>85</answer>
     "untagged": 0.06,  # <think>7+8=15,1+4+3=8</think>85
-    "aloud": 0.06,  # 7+8=15,1+4+3=8<answer>85</answer>
+    "aloud": 0.06,  # 7+8=15,1+4+3=8 so 85
 }
 GUESS_DEVIATION = 6.0  # standard deviation of a guess: it has about the right size and is exact in 7 % of cases
 SLIP_RATE = 0.25  # chance that one step of a worked solution is wrong; what follows is consistent with it
@@ -98,7 +101,7 @@ def base_completion(pair: Pair, style: str, rng: random.Random) -> str:
         "worked": f"<think>{steps}</think><answer>{answer}</answer>",
         "unclosed": f"<think>{steps}<answer>{answer}</answer>",
         "untagged": f"<think>{steps}</think>{answer}",
-        "aloud": f"{steps}<answer>{answer}</answer>",
+        "aloud": f"{steps} so {answer}",
     }
     if style not in texts:
         raise ValueError(f"base_completion: unknown style {style!r}, required one of {', '.join(texts)}")

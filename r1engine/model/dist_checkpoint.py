@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import queue
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer import MegatronOptimizer
 
 # The default sharding of the distributed optimizer cannot be saved in this Megatron version
@@ -32,6 +34,9 @@ def _snapshot_shards(model: torch.nn.Module, snapshot: dict[str, torch.Tensor]) 
         for name, p in parameters.items():
             p.data = snapshot[name]
         state = model.sharded_state_dict(prefix="reference.", metadata=METADATA)
+        for entry in state.values():
+            if isinstance(getattr(entry, "data", None), torch.Tensor):
+                entry.data = entry.data.detach()  # the snapshot's tensor, not the parameter that is about to be restored
     finally:
         for name, p in parameters.items():
             p.data = own[name]
@@ -42,6 +47,9 @@ def save(
     folder: Path, model: torch.nn.Module, optimizer: MegatronOptimizer, snapshot: dict[str, torch.Tensor] | None
 ) -> None:
     """Write into an existing empty folder. Collective."""
+    # Megatron would start a manager process to carry results back from an asynchronous save: seconds, and an endless
+    # loop in scripts without a __main__ guard. This save is synchronous: its results never leave the process.
+    filesystem_async._results_queue = queue.Queue()
     dist_checkpointing.save(_sharded(model, optimizer, snapshot, is_loading=False), str(folder))
 
 

@@ -278,6 +278,10 @@ class Policy:
         for state in self.optimizer.state.values():
             yield from (x for x in state.values() if isinstance(x, torch.Tensor))
 
+    def state_bytes(self) -> int:
+        """Upper bound of the bytes that `save` writes for this rank (weights, fp32 master and moments, reference)."""
+        return sum(p.numel() * (2 * p.element_size() + 12) for p in self.model.module.parameters()) + 2**20
+
     @runs_on_cpu
     def save(self, folder: Path, snapshot: dict[str, torch.Tensor] | None) -> None:
         """Write model, optimizer and reference into `folder` as a Megatron distributed checkpoint."""

@@ -1,0 +1,71 @@
+"""pass@1 of k samples a question (paper, section 3: T = 0.6, top-p 0.95, the mean over k)."""
+
+from __future__ import annotations
+
+from r1engine.batch import Prompt
+from r1engine.config import Config
+from r1engine.model.parallel import World
+from r1engine.rewards import Score, score
+from r1engine.rollout.local import LocalGenerator
+from r1engine.rollout.spread import spread
+
+
+def pass_at_1(
+    generator: LocalGenerator, prompts: list[Prompt], cfg: Config, world: World, *, step: int
+) -> tuple[dict[str, float], list[dict]]:
+    """Sample k completions of each held-out question and grade them. Collective.
+
+    Args:
+        generator: with the weights to evaluate.
+        prompts:   held-out questions.
+        cfg:       sections `evaluation`, `rollout` (token limit) and `seed`.
+        world:     the questions are spread over its ranks.
+        step:      optimizer steps done; sets the token limit. The sampling seeds are the same at every step.
+
+    Returns:
+        Means: eval/pass_at_1, eval/format, eval/length_mean (tokens), eval/truncated, eval/undecided (its samples
+        are left out of pass@1 and format); and one row a question: the first sample, graded.
+    """
+    k = cfg.evaluation.samples
+
+    def work(own: list[Prompt]) -> list[list]:
+        with generator.awake():
+            completions = generator.generate(
+                own,
+                num_samples=k,
+                step=-1,  # no training step: held-out prompts share ids with training prompts, never seeds
+                max_tokens=cfg.max_tokens_at(step),
+                temperature=cfg.evaluation.temperature,
+                top_p=cfg.evaluation.top_p,
+            )
+        graded = [(c, score(c.text, c.prompt.task, c.prompt.answer)) for c in completions]
+        return [graded[i : i + k] for i in range(0, len(graded), k)]
+
+    groups = spread(prompts, world.rank, world.size, work)
+    graded = [pair for group in groups for pair in group]
+    decided: list[Score] = [s for _, s in graded if s.verdict != "undecided"]
+    count = max(1, len(decided))
+    lengths = [len(c.tokens) for c, _ in graded]
+    metrics = {
+        "eval/pass_at_1": sum(s.verdict == "right" for s in decided) / count,
+        "eval/format": sum(s.components.get("format", 0.0) for s in decided) / count,
+        "eval/length_mean": sum(lengths) / len(lengths),
+        "eval/truncated": sum(c.truncated for c, _ in graded) / len(graded),
+        "eval/undecided": 1 - len(decided) / len(graded),
+    }
+    return metrics, [sample_row(*group[0]) for group in groups]
+
+
+def sample_row(completion, graded: Score, advantage: float | None = None) -> dict:
+    """One completion as a row of samples.jsonl."""
+    return {
+        "prompt": completion.prompt.text,
+        "question": completion.prompt.question,
+        "answer": completion.prompt.answer,
+        "completion": completion.text,
+        **{f"reward/{name}": value for name, value in graded.components.items()},
+        "verdict": graded.verdict,
+        "advantage": advantage,
+        "length": len(completion.tokens),
+        "truncated": completion.truncated,
+    }

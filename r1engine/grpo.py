@@ -1,0 +1,97 @@
+"""The GRPO objective of the paper (eq. 1-3) as pure functions over the fused ops."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+import torch
+
+from r1engine.batch import Completion, PackedBatch, Sample
+from r1engine.config import Grpo, Optimizer, Rewards
+from r1engine.rewards import Score
+from r1kernels import group_advantage, grpo_loss
+
+
+def total_reward(score: Score, completion: Completion, cfg: Grpo, weights: Rewards) -> float | None:
+    """Weighted sum of the reward components, or None where there is no reward to speak of.
+
+    A truncated completion gets 0 (`truncated: zero`: it gave no answer within the limit) or None
+    (`truncated: mask`: what it would have answered is unknown). An undecided score is None: unknown is not 0.
+    """
+    if completion.truncated:
+        return 0.0 if cfg.truncated == "zero" else None
+    if score.verdict == "undecided":
+        return None
+    return sum(getattr(weights, name) * value for name, value in score.components.items())
+
+
+def to_samples(completions: Sequence[Completion], rewards: Sequence[float | None], cfg: Grpo) -> list[Sample]:
+    """Advantages inside each question's group (eq. 3); samples without a reward are masked and count nowhere."""
+    known = [i for i, reward in enumerate(rewards) if reward is not None]
+    groups = {c.prompt.id: n for n, c in enumerate({c.prompt.id: c for c in completions}.values())}
+    result = group_advantage(
+        torch.tensor([rewards[i] for i in known], dtype=torch.float64),
+        torch.tensor([groups[completions[i].prompt.id] for i in known], dtype=torch.int64),
+        mode=cfg.advantage,
+        ddof=cfg.std_ddof,
+    )
+    advantage = dict(zip(known, result.advantage.tolist(), strict=True))
+    return [Sample(c, advantage.get(i, 0.0), is_masked=i not in advantage) for i, c in enumerate(completions)]
+
+
+def split_minibatches(samples: list[Sample], count: int, *, seed: int, step: int) -> list[list[Sample]]:
+    """A rollout split at random into equal mini-batches; the split is a function of (seed, step)."""
+    if count == 1:
+        return [samples]
+    order = list(samples)
+    random.Random(f"minibatches {seed} {step}").shuffle(order)
+    size = len(order) // count
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def objective(
+    logp: torch.Tensor, entropy: torch.Tensor, row: PackedBatch, cfg: Grpo
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss of one packed row (eq. 1 and 2, negated), and sums for the metrics.
+
+    A row without `old_logp` is in the first and only update of its rollout: the policy that it was drawn from is
+    the present one, and its log-probabilities are those of this very forward pass; they are kept in the row.
+
+    Args:
+        logp:    [T] float32, of the policy, differentiable.
+        entropy: [T] float32.
+        row:     with ref_logp if cfg.kl_coef > 0.
+        cfg:     section `grpo`.
+
+    Returns:
+        The loss, and sums weighted by loss_weight: kl, clip_fraction, ratio, entropy; and the sum of weights.
+    """
+    if row.old_logp is None:
+        row.old_logp = logp.detach()
+    loss, metrics = grpo_loss(
+        logp,
+        row.old_logp,
+        row.advantage,
+        row.loss_weight,
+        ref_logp=row.ref_logp,
+        cu_seqlens=row.cu_seqlens,
+        ratio_level=cfg.ratio_level,
+        clip_eps=cfg.clip_eps,
+        clip_eps_high=cfg.clip_eps_high,
+        dual_clip=cfg.dual_clip,
+        kl_coef=cfg.kl_coef,
+    )
+    weight = row.loss_weight
+    return loss, {**metrics._asdict(), "entropy": (weight * entropy).sum(), "weight": weight.sum()}
+
+
+def learning_rate(step: int, total_steps: int, cfg: Optimizer) -> float:
+    """Learning rate of an optimizer step (from 0): linear warm-up, then constant or a cosine to min_lr_ratio."""
+    warmup = min(1.0, (step + 1) / (cfg.warmup_steps + 1))
+    if cfg.schedule == "constant":
+        return cfg.lr * warmup
+    done = max(0, step - cfg.warmup_steps) / max(1, total_steps - cfg.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * done))
+    return cfg.lr * warmup * (cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * cosine)

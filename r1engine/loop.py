@@ -1,0 +1,257 @@
+"""The training run: builds the parts, resumes, iterates, evaluates, checkpoints, and reports at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from tokenizers import Tokenizer
+
+from r1engine import checkpoint, config
+from r1engine.base_model import with_base_model
+from r1engine.batch import Prompt
+from r1engine.config import Config
+from r1engine.evaluation.pass_at_1 import pass_at_1, sample_row
+from r1engine.model import parallel
+from r1engine.model.parallel import World
+from r1engine.model.policy import Policy, model_dtype
+from r1engine.observe.metrics import MetricsLog, Phases, device_telemetry, peak_rss_gb
+from r1engine.observe.progress import Progress
+from r1engine.observe.report import write_report
+from r1engine.observe.summary import print_summary
+from r1engine.prompts import PromptStream, file_digest, load_prompts
+from r1engine.rollout.local import LocalGenerator
+from r1engine.step import Iteration, Parts, iterate
+
+
+def train(cfg: Config) -> None:
+    """Run the whole training of `cfg`, resuming it if its run_dir holds a checkpoint. Called on every rank.
+
+    Raises:
+        ConfigError: the parallel sizes do not fit the world, or an input file is missing.
+        ValueError: the model, the data or the checkpoint is not what the config needs; see the message.
+        RuntimeError: no disk space, no whole checkpoint, or the ranks cannot meet.
+    """
+    started = time.time()
+    config.check_world(cfg, int(os.environ.get("WORLD_SIZE", "1")))
+    config.check_files(cfg)
+    set_up_torch(cfg)
+    world = parallel.join(cfg.parallel.tensor, cfg.parallel.pipeline, cfg.parallel.data)
+    try:
+        with Progress(cfg.steps, cfg.run_dir.name, enabled=world.is_first) as progress:
+            run = Run(cfg, world, progress)
+            run.loop()
+        if world.is_first:
+            run.finish(time.time() - started)
+    finally:
+        parallel.leave()
+
+
+def set_up_torch(cfg: Config) -> None:
+    """CPU threads and determinism of this process."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(cfg.threads or max(1, len(os.sched_getaffinity(0)) // ranks_here))
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
+
+
+class Run:
+    """The parts of one training run and its position."""
+
+    def __init__(self, cfg: Config, world: World, progress: Progress) -> None:
+        self.world, self.progress, self.step = world, progress, 0
+        resume_from = self._find_checkpoint(cfg)
+        if world.is_first:
+            cfg.run_dir.mkdir(parents=True, exist_ok=True)
+            config.dump(cfg, cfg.run_dir / "config.yaml")
+        self.cfg = cfg = with_base_model(cfg, world, progress) if cfg.base is not None else cfg
+        progress.phase("load")
+        self.prompts, self.heldout = self._load_data()
+        policy = Policy(cfg, world)
+        generator = LocalGenerator(
+            cfg.model.path,
+            seed=cfg.seed,
+            slots=cfg.rollout.slots,
+            device=world.device,
+            dtype=model_dtype(cfg, world),
+        )
+        synchronize = torch.cuda.synchronize if world.device.type == "cuda" else None
+        self.parts = Parts(cfg, world, policy, generator, Phases(synchronize), progress)
+        if cfg.grpo.kl_coef > 0:
+            self.parts.reference = policy.snapshot()
+        if resume_from is not None:
+            self._resume(resume_from)
+        generator.load_weights(policy.weights())
+        self.log = None
+        if world.is_first:
+            self.log = MetricsLog(
+                cfg.run_dir,
+                tensorboard=cfg.log.tensorboard,
+                wandb_project=cfg.log.wandb_project,
+                config=cfg.model_dump(mode="json"),
+                resume_step=self.step if resume_from is not None else None,
+            )
+
+    def _load_data(self) -> tuple[PromptStream, list[Prompt]]:
+        cfg = self.cfg
+        tokenizer = Tokenizer.from_file(str(cfg.model.path / "tokenizer.json"))
+
+        def load(path: Path) -> list[Prompt]:
+            return load_prompts(
+                path, lambda text: tokenizer.encode(text).ids, cfg.data.template, cfg.data.max_prompt_tokens
+            )
+
+        stream = PromptStream(load(cfg.data.train), seed=cfg.seed, digest=file_digest(cfg.data.train))
+        heldout = load(cfg.data.heldout)[: cfg.evaluation.questions] if cfg.data.heldout is not None else []
+        return stream, heldout
+
+    # ------------------------------------------------------------------ the loop
+
+    def loop(self) -> None:
+        """Iterate until `cfg.steps` optimizer steps are done."""
+        cfg = self.cfg
+        if self.step == 0:
+            self._evaluate()
+        while self.step < cfg.steps:
+            before = self.step
+            result = iterate(self.parts, self.prompts.next(cfg.grpo.questions), self.step)
+            self.step += cfg.steps_per_rollout
+            if self.parts.reference is not None and _passed(before, self.step, cfg.grpo.reference_every):
+                self.parts.reference = self.parts.policy.snapshot()
+            self._log_iteration(result)
+            if self.step == cfg.steps or _passed(before, self.step, cfg.evaluation.every):
+                self._evaluate()
+            if self.step == cfg.steps or _passed(before, self.step, cfg.checkpoint.every):
+                self._save()
+        if self.log is not None:
+            self.log.close()
+
+    def _log_iteration(self, result: Iteration) -> None:
+        row = result.metrics | self.parts.phases.take() | device_telemetry()
+        row["tokens_per_second"] = row["tokens_generated"] / row["seconds/total"]
+        self.progress.step(self.step, row)
+        if self.log is None:
+            return
+        self.log.log(self.step, row)
+        if count := min(self.cfg.log.samples, len(result.graded)):
+            chosen = range(0, len(result.graded), len(result.graded) // count)
+            rows = [sample_row(*result.graded[i], result.samples[i].advantage) for i in chosen][:count]
+            self.log.log_samples(self.step, rows)
+
+    def _evaluate(self) -> None:
+        if not self.heldout:
+            return
+        self.progress.phase("evaluate", total=len(self.heldout) * self.cfg.evaluation.samples)
+        metrics, rows = pass_at_1(self.parts.generator, self.heldout, self.cfg, self.world, step=self.step)
+        self.parts.phases.take()  # evaluation time belongs to no iteration
+        if self.log is not None:
+            self.log.log(self.step, metrics)
+            self.log.log_samples(self.step, [{"heldout": True, **row} for row in rows[: self.cfg.log.samples]])
+        self.progress.note(f"step {self.step}: held-out pass@1 {metrics['eval/pass_at_1']:.3f}")
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _identity(self) -> dict:
+        """What must not change between a checkpoint and the run that goes on from it."""
+        cfg, world = self.cfg, self.world
+        folder = cfg.model.path
+        sizes = sorted((f.name, f.stat().st_size) for f in folder.glob("*.safetensors"))
+        model = hashlib.sha256((folder / "config.json").read_bytes() + json.dumps(sizes).encode()).hexdigest()
+        return {
+            "seed": cfg.seed,
+            "dataset": self.prompts.state()["sha256"],
+            "model": model,
+            "layout": {"tensor": world.tp_size, "pipeline": world.pp_size, "data": world.dp_size},
+            "reference": cfg.grpo.kl_coef > 0,
+        }
+
+    def _save(self) -> None:
+        cfg, policy = self.cfg, self.parts.policy
+        self.progress.phase("checkpoint")
+        name: list = [None]
+        if self.world.is_first:
+            partial = checkpoint.begin(cfg.run_dir, self.step)
+            checkpoint.free_space_check(partial, policy.state_bytes() * self.world.size)
+            (partial / "model").mkdir()
+            name = [str(partial)]
+        self._broadcast(name)
+        with policy.awake():
+            policy.save(Path(name[0]) / "model", self.parts.reference)
+        self._barrier()
+        if self.world.is_first:
+            state = self._identity() | {"step": self.step, "prompts": self.prompts.state()}
+            checkpoint.commit(Path(name[0]), state)
+            checkpoint.prune(cfg.run_dir, cfg.checkpoint.keep)
+        self._barrier()
+        self.parts.phases.take()  # nor does checkpoint time
+
+    def _find_checkpoint(self, cfg: Config) -> Path | None:
+        found: list = [None]
+        if self.world.is_first:
+            folder = checkpoint.newest_complete(cfg.run_dir, self.progress.note)
+            if folder is not None and not cfg.checkpoint.resume:
+                raise ValueError(
+                    f"run_dir: {cfg.run_dir} holds checkpoints up to {folder.name}, and checkpoint.resume is false; "
+                    "choose another run_dir or delete the folder"
+                )
+            found = [str(folder) if folder is not None else None]
+        self._broadcast(found)
+        return Path(found[0]) if found[0] else None
+
+    def _resume(self, folder: Path) -> None:
+        state = checkpoint.read_state(folder)
+        checkpoint.check_same(state, self._identity())
+        self.prompts.restore(state["prompts"])
+        self.step = state["step"]
+        policy = self.parts.policy
+        with policy.awake():
+            self.parts.reference = policy.load(folder / "model", has_snapshot=self.parts.reference is not None)
+        self.progress.note(f"resumed from {folder.name}")
+
+    def _broadcast(self, message: list) -> None:
+        if self.world.size > 1:
+            dist.broadcast_object_list(message, src=0)
+
+    def _barrier(self) -> None:
+        if self.world.size > 1:
+            dist.barrier()
+
+    # ------------------------------------------------------------------ the end
+
+    def finish(self, seconds: float) -> None:
+        """Write summary.json and the report, and print what came of the run. First rank only."""
+        cfg = self.cfg
+        rows = [json.loads(line) for line in (cfg.run_dir / "metrics.jsonl").read_text().splitlines()]
+        evaluations = [row for row in rows if "eval/pass_at_1" in row]
+        before, after = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
+        iterations = [row for row in rows if "logp_diff/mean" in row]
+        summary = {
+            f"{name}_{when}": row.get(f"eval/{key}")
+            for name, key in (("pass_at_1", "pass_at_1"), ("format", "format"), ("length", "length_mean"))
+            for when, row in (("before", before), ("after", after))
+        } | {
+            "seconds": round(seconds, 1),
+            "peak_rss_gb": round(peak_rss_gb(), 3),
+            "logp_diff_mean": sum(row["logp_diff/mean"] for row in iterations) / max(1, len(iterations)),
+            "logp_diff_max": max((row["logp_diff/max"] for row in iterations), default=0.0),
+            "seed": cfg.seed,
+        }
+        (cfg.run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        png, html = write_report(cfg.run_dir)
+        console = Console()
+        samples = [json.loads(line) for line in (cfg.run_dir / "samples.jsonl").read_text().splitlines()]
+        print_summary(before, after, [s for s in samples if s.get("heldout")][-2:], console=console)
+        console.print(f"curves: {png}\nreport: {html}\nsummary: {cfg.run_dir / 'summary.json'}", highlight=False)
+
+
+def _passed(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (before, after]; `every` = 0 means never."""
+    return every > 0 and before // every != after // every

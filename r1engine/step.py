@@ -1,0 +1,179 @@
+"""One iteration of GRPO, from questions to refreshed generator weights. Read this file first.
+
+    prompts -> completions -> rewards -> advantages -> packed rows -> log-probabilities -> updates -> refresh
+
+Every rank runs this code (SPMD). Generation and grading are spread over all ranks; the updates run in Megatron's
+tensor / pipeline / data layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+
+from r1engine.batch import Completion, PackedBatch, Prompt, Sample, pack
+from r1engine.config import Config
+from r1engine.grpo import learning_rate, objective, split_minibatches, to_samples, total_reward
+from r1engine.model.parallel import World
+from r1engine.model.policy import Policy
+from r1engine.observe.metrics import Phases
+from r1engine.observe.progress import Progress
+from r1engine.rewards import Score, score
+from r1engine.rollout.local import LocalGenerator
+from r1engine.rollout.spread import spread
+
+Graded = tuple[Completion, Score]
+
+
+@dataclass
+class Parts:
+    """What an iteration works with."""
+
+    cfg: Config
+    world: World
+    policy: Policy
+    generator: LocalGenerator
+    phases: Phases
+    progress: Progress
+    reference: dict[str, torch.Tensor] | None = None  # frozen weights; None when kl_coef is 0
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What came of it."""
+
+    metrics: dict[str, float]
+    graded: list[Graded]
+    samples: list[Sample]
+
+
+def iterate(parts: Parts, prompts: list[Prompt], step: int) -> Iteration:
+    """One rollout of `prompts` and the optimizer steps made from it (R1 eq. 1-3).
+
+    Args:
+        parts:   model, generator and their company.
+        prompts: the questions, the same on every rank.
+        step:    optimizer steps done before.
+
+    Returns:
+        Metrics over the whole rollout (the same on every rank), the graded completions and their samples.
+    """
+    cfg, phases = parts.cfg, parts.phases
+    graded = rollout(parts, prompts, step)
+    rewards = [total_reward(s, c, cfg.grpo, cfg.rewards) for c, s in graded]
+    samples = to_samples([c for c, _ in graded], rewards, cfg.grpo)
+    minibatches = [
+        pack_rows(parts, part, step)
+        for part in split_minibatches(samples, cfg.grpo.minibatches, seed=cfg.seed, step=step)
+    ]
+    rows = [row for minibatch in minibatches for row in minibatch]
+
+    with parts.policy.awake():
+        with phases("logprobs"):
+            if parts.reference is not None:
+                for row, logp in zip(rows, parts.policy.reference_logprobs(parts.reference, rows), strict=True):
+                    row.ref_logp = logp
+            if cfg.steps_per_rollout > 1:  # before the first update moves the policy
+                for row, logp in zip(rows, parts.policy.logprobs(rows), strict=True):
+                    row.old_logp = logp
+        with phases("update"):
+            stats = []
+            for minibatch in minibatches * cfg.grpo.inner_epochs:
+                lr = learning_rate(step + len(stats), cfg.steps, cfg.optimizer)
+                stats.append(parts.policy.update(minibatch, partial(objective, cfg=cfg.grpo), lr) | {"lr": lr})
+        with phases("refresh"):
+            parts.generator.load_weights(parts.policy.weights())
+
+    metrics = rollout_metrics(graded, rewards) | update_metrics(stats) | mismatch(rows, parts.world)
+    return Iteration(metrics, graded, samples)
+
+
+def rollout(parts: Parts, prompts: list[Prompt], step: int) -> list[Graded]:
+    """G completions of each prompt, graded; group after group, the same on every rank."""
+    cfg, phases, size = parts.cfg, parts.phases, parts.cfg.grpo.group_size
+
+    def sample_and_grade(own: list[Prompt]) -> list[list[Graded]]:
+        parts.progress.phase("generate", total=len(own) * size)
+        with phases("generate"), parts.generator.awake():
+            completions = parts.generator.generate(
+                own,
+                num_samples=size,
+                step=step,
+                max_tokens=cfg.max_tokens_at(step),
+                temperature=cfg.rollout.temperature,
+                top_p=cfg.rollout.top_p,
+                top_k=cfg.rollout.top_k,
+            )
+        with phases("score"):
+            graded = [(c, score(c.text, c.prompt.task, c.prompt.answer)) for c in completions]
+        return [graded[i : i + size] for i in range(0, len(graded), size)]
+
+    groups = spread(prompts, parts.world.rank, parts.world.size, sample_and_grade)
+    parts.progress.phase("train")
+    return [pair for group in groups for pair in group]
+
+
+def pack_rows(parts: Parts, samples: list[Sample], step: int) -> list[PackedBatch]:
+    """This data-parallel rank's rows of one mini-batch, on its device."""
+    cfg, world = parts.cfg, parts.world
+    shards = pack(
+        samples,
+        max_tokens=cfg.row_tokens,
+        shards=world.dp_size,
+        multiple=parts.policy.row_multiple,
+        weighting=cfg.grpo.loss_weight,
+        constant_tokens=cfg.max_tokens_at(step),
+        # Without a KL term a sample of advantage 0 adds exactly nothing: neither loss nor gradient.
+        skip_zero_advantage=cfg.grpo.kl_coef == 0,
+    )
+    return [row.to(world.device) for row in shards[world.dp_rank]]
+
+
+def rollout_metrics(graded: list[Graded], rewards: list[float | None]) -> dict[str, float]:
+    """Means over the rollout: reward, each component, lengths (tokens), shares truncated and undecided."""
+    known = [r for r in rewards if r is not None]
+    decided = [s for _, s in graded if s.verdict != "undecided"]
+    lengths = [len(c.tokens) for c, _ in graded]
+    names = sorted({name for s in decided for name in s.components})
+    return {
+        "reward/mean": sum(known) / max(1, len(known)),
+        **{f"reward/{n}": sum(s.components[n] for s in decided) / len(decided) for n in names},
+        "reward/undecided": 1 - len(decided) / len(graded),
+        "completion/length_mean": sum(lengths) / len(lengths),
+        "completion/length_max": max(lengths),
+        "completion/truncated": sum(c.truncated for c, _ in graded) / len(graded),
+        "tokens_generated": sum(lengths),
+    }
+
+
+def update_metrics(stats: list[dict[str, float]]) -> dict[str, float]:
+    """Means over the optimizer steps of the iteration; weighted sums are divided by their weights."""
+
+    def mean(name: str, weight: str | None = None) -> float:
+        return sum(s[name] / (max(s[weight], 1e-12) if weight else 1) for s in stats) / len(stats)
+
+    weighted = {name: mean(name, "weight") for name in ("kl", "clip_fraction", "ratio", "entropy")}
+    return weighted | {name: mean(name) for name in ("loss", "grad_norm", "lr")}
+
+
+def mismatch(rows: list[PackedBatch], world: World) -> dict[str, float]:
+    """Mean and largest |log-probability of the trainer - of the generator| over the sampled tokens of all ranks.
+
+    Both are of the weights that the rollout was drawn from. What separates them is rounding and, if it grows, a
+    bug: stale weights, another temperature, another tokenization.
+    """
+    sums, largest = torch.zeros(2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for row in rows:
+        if row.old_logp is not None:  # only the last pipeline stage has it when there is a single update
+            difference = (row.old_logp - row.rollout_logp)[row.loss_weight != 0].abs().double()
+            if len(difference):
+                sums += torch.stack([difference.sum().cpu(), torch.tensor(len(difference), dtype=torch.float64)])
+                largest = torch.maximum(largest, difference.max().cpu())
+    if world.size > 1:
+        sums, largest = sums.to(world.device), largest.to(world.device)
+        dist.all_reduce(sums)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return {"logp_diff/mean": float(sums[0] / sums[1].clamp(min=1)), "logp_diff/max": float(largest)}

@@ -1,0 +1,205 @@
+"""One GRPO step of r1engine, against TRL's GRPOTrainer on the same cores and against the arithmetic it needs.
+
+    python benchmarks/bench_step.py [--model 3M] [--peer-python PATH] [--smoke]
+
+Both engines get the same Hugging Face folder (random weights), the same prompts and completion length, float32
+on CPU, beta 0.04, one optimizer step a rollout. The end-of-text token cannot be sampled, so every completion has
+full length. Steps of the two alternate; rows are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import step_model
+import timing
+import torch
+from step_model import SHAPES, Shape, Work
+
+from r1engine.batch import Prompt
+from r1engine.config import Config
+from r1engine.loop import set_up_torch
+from r1engine.model import parallel
+from r1engine.model.policy import Policy, model_dtype
+from r1engine.observe.metrics import Phases
+from r1engine.observe.progress import Progress
+from r1engine.rollout.local import LocalGenerator
+from r1engine.step import Parts, iterate
+
+BETA, LR = 0.04, 1e-6  # a small rate: the weights stay random, and so does the length of the work
+PHASES = ("generate", "score", "logprobs", "update", "refresh")
+
+
+class Ours:
+    """r1engine's side: the parts that a training run makes, and its iteration."""
+
+    def __init__(self, folder: Path, work: Work, device: torch.device, threads: int | None) -> None:
+        cfg = Config.model_validate(
+            {
+                "steps": 10**6,
+                "threads": threads,
+                "model": {"path": folder},
+                "data": {"max_prompt_tokens": work.prompt},
+                "rollout": {"max_tokens": work.completion, "slots": work.completions},
+                "grpo": {
+                    "questions": work.questions,
+                    "group_size": work.group,
+                    "minibatches": 1,
+                    "kl_coef": BETA,
+                    "reference_every": 0,
+                },
+                "optimizer": {"lr": LR},
+                # Rows of a 4,096 tokens: the CPU's matrix products are at their best rate, and memory stays small.
+                "max_row_tokens": max(4096, work.prompt + work.completion),
+            }
+        )
+        set_up_torch(cfg)
+        world = parallel.join(1, 1)
+        policy = Policy(cfg, world)
+        generator = LocalGenerator(
+            folder, seed=cfg.seed, slots=cfg.rollout.slots, device=world.device, dtype=model_dtype(cfg, world)
+        )
+        generator.load_weights(policy.weights())
+        synchronize = torch.cuda.synchronize if device.type == "cuda" else None
+        progress = Progress(cfg.steps, "bench_step", enabled=False)
+        self.parts = Parts(cfg, world, policy, generator, Phases(synchronize), progress, policy.snapshot())
+        pairs = step_model.prompts(folder, work)
+        self.prompts = [Prompt(i, ids, text, text, answer="0") for i, (text, ids) in enumerate(pairs)]
+        self.tokens, self.device, self.step_number = work.completions * work.completion, device, 0
+        self.phases: dict[str, list[float]] = {name: [] for name in (*PHASES, "rest")}
+
+    def step(self) -> float:
+        """Seconds of one iteration; those of its phases are kept."""
+        self.parts.phases.take()
+        results = []
+        seconds = timing.seconds(
+            lambda: results.append(iterate(self.parts, self.prompts, self.step_number)), self.device
+        )
+        self.step_number += 1
+        assert results[0].metrics["tokens_generated"] == self.tokens
+        taken = self.parts.phases.take()
+        for name in PHASES:
+            self.phases[name].append(taken[f"seconds/{name}"])
+        self.phases["rest"].append(seconds - sum(taken[f"seconds/{name}"] for name in PHASES))
+        return seconds
+
+
+class Peer:
+    """TRL's side: a child process in its own environment, driven step by step."""
+
+    def __init__(self, python: str, folder: Path, work: Work, device: torch.device) -> None:
+        texts = [text for text, _ in step_model.prompts(folder, work)]
+        job = work.fields() | {"folder": str(folder), "prompts": texts, "device": device.type, "beta": BETA, "lr": LR}
+        job["threads"] = torch.get_num_threads()
+        script = Path(__file__).with_name("trl_peer.py")
+        self.process = subprocess.Popen(
+            [python, script, json.dumps(job)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.generate: list[float] = []
+        self.length = work.completion
+        self.versions = self._read()
+
+    def step(self) -> float:
+        """Seconds of one optimizer step, as the child measures them."""
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        answer = self._read()
+        assert answer["lengths"] == [self.length], answer
+        self.generate.append(answer["generate"])
+        return answer["seconds"]
+
+    def _read(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"bench_step: the peer ended with status {self.process.wait()}; run trl_peer.py by hand")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def gemm_shapes(shape: Shape, work: Work) -> list[tuple[int, int, int]]:
+    """A large product and the model's own ones over all tokens of the step."""
+    tokens, hidden, inner = work.completions * (work.prompt + work.completion), shape.hidden, shape.intermediate
+    return [(1024, 1024, 1024), (2048, 2048, 2048), (tokens, hidden, inner), (tokens, inner, hidden)]
+
+
+def measure(name: str, work: Work, args: argparse.Namespace, device: torch.device) -> None:
+    """All rows of one model size."""
+    shape, rounds, warmup = SHAPES[name], args.rounds, args.warmup
+    common = {"model": name, "parameters": shape.parameters} | work.fields()
+
+    def row(kind: str, values: dict[str, object]) -> None:
+        timing.emit("step", kind, device, common | values)
+
+    with tempfile.TemporaryDirectory(prefix="bench-step-") as temporary:
+        folder = Path(temporary)
+        step_model.make_folder(folder, shape)
+        ours = Ours(folder, work, device, args.threads)
+        candidates: dict[str, Callable[[], float]] = {"ours": ours.step}
+        peer = Peer(args.peer_python, folder, work, device) if args.peer_python else None
+        if peer is not None:
+            candidates["trl"] = peer.step
+        timing.note(f"bench_step: {name}, {warmup} + {rounds} rounds of {', '.join(candidates)}")
+        taken = timing.interleaved(candidates, rounds=rounds, warmup=warmup)
+        if peer is not None:
+            peer.close()
+
+    ours_step = timing.summary(taken["ours"])
+    row("ours", ours_step | {"tokens_per_second": ours.tokens / ours_step["median"]})
+    for phase, values in ours.phases.items():
+        row(f"ours/{phase}", timing.summary(values[warmup:]))
+    if peer is not None:
+        row("trl", timing.summary(taken["trl"]) | {"peer_versions": peer.versions})
+        row("trl/generate", timing.summary(peer.generate[warmup:]))
+        ratios = [b / a for a, b in zip(taken["ours"], taken["trl"], strict=True)]
+        row("trl/ours", timing.summary(ratios) | {"unit": "ratio of the two steps of a round"})
+
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    rate = timing.matmul_rate(gemm_shapes(shape, work), dtype, device)
+    flop = step_model.floor_flop(shape, work)
+    floor = {part: value / rate for part, value in flop.items()}
+    total = sum(floor.values())
+    row(
+        "floor",
+        {"seconds": total, "gflop": sum(flop.values()) / 1e9, "matmul_gflop_per_s": rate / 1e9}
+        | {f"seconds_{part}": value for part, value in floor.items()}
+        | {"ours_over_floor": ours_step["median"] / total},
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--model", choices=list(SHAPES), action="append", help="default: all of them")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: the usable cores")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--peer-python", metavar="PATH", help="python of an environment with TRL")
+    parser.add_argument("--smoke", action="store_true", help="a few tokens, one round, no peer: does it run?")
+    args = parser.parse_args()
+    device = timing.use_device(args.device)
+    work = Work(questions=8, group=8, prompt=32, completion=64)
+    names = args.model or list(SHAPES)
+    if args.smoke:
+        work, names = Work(questions=2, group=2, prompt=8, completion=4), ["0.5M"]
+        args.rounds, args.warmup, args.peer_python = 1, 1, None
+    try:
+        for name in names:
+            measure(name, work, args, device)
+    finally:
+        parallel.leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""What every benchmark shares: interleaved timing, medians with quartiles, matmul rate, JSON rows.
+
+A row is one line of JSON on stdout with the device, the versions and the date in it; everything else that a
+benchmark says goes to stderr.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cache
+
+import torch
+
+PACKAGES = ("torch", "triton", "megatron-core", "transformers", "flash-attn", "transformer-engine")
+L2_FLUSH_BYTES = 256 * 2**20  # several times the largest L2 cache (H200: 60 MB)
+
+
+def use_device(name: str) -> torch.device:
+    """The device of this run. For "cpu", GPUs are hidden from this process; call it before anything touches CUDA.
+
+    Raises:
+        RuntimeError: "cuda" is asked for and there is none.
+    """
+    if name == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif not torch.cuda.is_available():
+        raise RuntimeError("benchmark: --device cuda, but torch.cuda.is_available() is false")
+    return torch.device(name)
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Wall seconds of one call, the device's queue included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def interleaved(candidates: dict[str, Callable[[], float]], *, rounds: int, warmup: int) -> dict[str, list[float]]:
+    """Seconds of each candidate, one call of each a round, so that drift of the machine hits all of them alike.
+
+    Args:
+        candidates: name -> does the work once and returns its seconds.
+        rounds:     measured calls of each.
+        warmup:     calls of each before them, not counted.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    names = list(candidates)
+    for round_number in range(-warmup, rounds):
+        # Every other round backwards: whoever runs second finds the caches as the first left them.
+        for name in names if round_number % 2 else reversed(names):
+            value = candidates[name]()
+            if round_number >= 0:
+                taken[name].append(value)
+    return taken
+
+
+def cold_kernel_seconds(run: Callable[[], object], *, rounds: int, warmup: int) -> list[float]:
+    """GPU seconds of each call between two CUDA events, with the L2 cache overwritten before each."""
+    flush = torch.empty(L2_FLUSH_BYTES, dtype=torch.int8, device="cuda")
+    taken = []
+    for round_number in range(-warmup, rounds):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        flush.zero_()
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        if round_number >= 0:
+            taken.append(start.elapsed_time(end) / 1e3)
+    return taken
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median, quartiles and number of the values.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not values:
+        raise ValueError("summary: no values, at least one is required")
+    first, median, third = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return {"median": median, "q1": first, "q3": third, "rounds": len(values)}
+
+
+def matmul_rate(shapes: list[tuple[int, int, int]], dtype: torch.dtype, device: torch.device) -> float:
+    """Highest FLOP/s of [M, K] @ [K, N] over the shapes (M, K, N): what the machine gives, not what it is sold with."""
+    best = 0.0
+    for m, k, n in shapes:
+        a, b = (torch.randn(*size, dtype=dtype, device=device) for size in ((m, k), (k, n)))
+        out = torch.empty(m, n, dtype=dtype, device=device)
+        flop = 2 * m * k * n
+        calls = max(1, int(2e9 / flop)) if device.type == "cpu" else 20
+
+        def repeat(a: torch.Tensor = a, b: torch.Tensor = b, out: torch.Tensor = out, calls: int = calls) -> None:
+            for _ in range(calls):
+                torch.mm(a, b, out=out)
+
+        taken = [seconds(repeat, device) for _ in range(6)][1:]
+        best = max(best, calls * flop / min(taken))
+    return best
+
+
+def emit(benchmark: str, row: str, device: torch.device, values: dict[str, object]) -> None:
+    """Print one row: its name, the values, and where, when and with what they were measured."""
+    head = {"benchmark": benchmark, "row": row}
+    rounded = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in values.items()}
+    print(json.dumps(head | rounded | environment(device.type)), flush=True)
+
+
+def note(text: str) -> None:
+    """Tell the person who waits; no part of the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@cache
+def environment(device_type: str) -> dict[str, object]:
+    """Device, threads, versions and date (UTC) of this process."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # what is not installed has no part in the number
+    return {
+        "device": device_name(device_type),
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def device_name(device_type: str) -> str:
+    """Name of the GPU, or model and number of usable cores of the CPU."""
+    if device_type == "cuda":
+        return torch.cuda.get_device_name()
+    cores = len(os.sched_getaffinity(0))
+    model = platform.processor() or platform.machine()
+    with open("/proc/cpuinfo") as lines:
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    return f"{model} x {cores}"

@@ -19,7 +19,6 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-
 Answer = Callable[[dict[str, object]], None]
 
 

@@ -215,6 +215,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", ["0", "1"], ids=["first save of the step", "step saved again"])
 def test_a_kill_at_any_system_call_leaves_a_whole_checkpoint(tmp_path, again):
     for calls in range(60):

@@ -1,0 +1,187 @@
+"""The report draws whatever a run has logged so far, and text of the model stays text."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from r1engine.observe import figures, report
+from r1engine.observe.report import embedded_json, write_report
+
+ATTACK = "</script><script>alert(1)</script><!-- <b>%%@PLOTLY@%%\u2028"
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def row(step, **more):
+    return {
+        "step": step,
+        "tokens_generated": 100,
+        "reward/accuracy": step / 100,
+        "reward/format": 0.5,
+        "completion/length_mean": 40.0 + step,
+        "logp_diff/mean": 1e-6,
+        "logp_diff/max": 1e-5,
+        "seconds/generate": 1.0,
+        "seconds/total": 2.0,
+        **more,
+    }
+
+
+def sample(step, **more):
+    return {"step": step, "prompt": "p", "question": "q", "answer": "2", "completion": "c", "advantage": 0.5, **more}
+
+
+class Scripts(HTMLParser):
+    """The script elements of a page, as a browser splits them."""
+
+    def __init__(self):
+        super().__init__()
+        self.scripts, self.inside, self.sources = [], None, []
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag == "script":
+            self.inside = (dict(attrs), [])
+
+    def handle_data(self, data):
+        if self.inside:
+            self.inside[1].append(data)
+
+    def handle_endtag(self, tag):
+        if tag == "script":
+            self.scripts.append((self.inside[0], "".join(self.inside[1])))
+            self.inside = None
+
+
+def parse(page):
+    parser = Scripts()
+    parser.feed(page.read_text())
+    parser.close()
+    return parser
+
+
+def embedded(page):
+    (text,) = [text for attrs, text in parse(page).scripts if attrs.get("id") == "data"]
+    return json.loads(text)
+
+
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("full")
+    rows = [row(step) for step in range(1, 31)]
+    rows.insert(0, {"step": 0, "eval/pass_at_1": 0.125, "eval/format": 0.25, "eval/length_mean": 30.0})
+    rows.append({"step": 30, "eval/pass_at_1": 0.75, "eval/format": 1.0, "eval/length_mean": 60.0})
+    write_lines(run_dir / "metrics.jsonl", rows)
+    write_lines(run_dir / "samples.jsonl", [sample(1, completion=ATTACK, question=ATTACK), sample(30)])
+    (run_dir / "summary.json").write_text(json.dumps({"seconds": 90.0, "note": "<i>x</i>", "pass_at_1_after": 0.75}))
+    return run_dir, write_report(run_dir)
+
+
+def test_both_files_are_written_with_the_names_of_the_papers_figures(full_run):
+    run_dir, (png, page) = full_run
+    assert (png, page) == (run_dir / "curves.png", run_dir / "report.html")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    text = page.read_text()
+    assert "Figure 2 of the paper: accuracy during training" in text
+    assert "Figure 3 of the paper: mean response length during training" in text
+
+
+def test_the_headlines_are_the_first_and_the_last_evaluation(full_run):
+    text = full_run[1][1].read_text()
+    assert '<span class="old">12.5%</span>' in text and '<span class="new">75.0%</span>' in text
+    assert '<span class="old">30.0</span>' in text and '<span class="new">60.0</span>' in text
+    assert "step 0 &rarr; step 30" in text
+    assert "wall time <b>1.5 min</b>" in text
+    assert "tokens generated <b>3,000</b>" in text
+
+
+def test_a_completion_cannot_start_a_script(full_run):
+    page = full_run[1][1]
+    assert embedded(page)[0]["completion"] == ATTACK  # whole, as data
+    assert not any(text.startswith("alert(1)") for _, text in parse(page).scripts)
+    assert "<script>alert" not in page.read_text()
+    assert "&lt;i&gt;x&lt;/i&gt;" in page.read_text()  # nor can summary.json
+
+
+def test_the_page_needs_no_network(full_run):
+    parser = parse(full_run[1][1])
+    assert parser.sources == []
+    assert "default-src 'none'" in full_run[1][1].read_text()
+    assert len([1 for attrs, text in parser.scripts if len(text) > 1_000_000]) == 1  # plotly itself, once
+
+
+def test_the_page_has_a_line_for_every_series_with_data(full_run):
+    text = full_run[1][1].read_text()
+    for name in ("held-out questions (pass@1)", "training questions (accuracy reward)", "format", "generate"):
+        assert re.search(rf'"name":"{re.escape(name)}"', text), name
+    assert '"name":"truncated"' not in text  # not in the rows
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"step": 0}],
+        [row(1)],
+        [row(1), row(2)],
+        [row(1, **{"reward/accuracy": None, "nonfinite": ["reward/accuracy"]})],
+        [row(1, **{"logp_diff/mean": 0.0, "logp_diff/max": 0.0})],  # not on a logarithmic axis
+        [{"step": 0, "eval/pass_at_1": 0.5}],
+    ],
+    ids=["nothing but a step", "one row", "no evaluation", "a NaN", "no difference", "only an evaluation"],
+)
+def test_short_runs_are_drawn(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(figures, "plotly_script", lambda: "")  # 4 MB that say nothing here
+    write_lines(tmp_path / "metrics.jsonl", rows)
+    png, page = write_report(tmp_path)
+    assert png.stat().st_size > 10_000
+    assert embedded(page) == []
+
+
+def test_a_row_that_is_being_written_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row(1)) + "\n" + '{"step": 2, "re')
+    assert [r["step"] for r in report._read_lines(tmp_path / "metrics.jsonl")] == [1]
+
+
+def test_a_missing_log_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"report: .*metrics.jsonl does not exist; is .* the run_dir of a run"):
+        write_report(tmp_path)
+
+
+def test_an_empty_log_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"metrics.jsonl has no row"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(("line", "message"), [("{oops}", "is not JSON"), ('{"loss": 1}', "has no integer `step`")])
+def test_a_broken_line_is_named(tmp_path, line, message):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row(1)) + "\n" + line + "\n")
+    with pytest.raises(ValueError, match=f"line 2 of .*metrics.jsonl {message}"):
+        write_report(tmp_path)
+
+
+def test_the_samples_of_a_long_run_are_thinned_by_step(tmp_path, monkeypatch):
+    rows = [sample(step, completion="x" * 1000) for step in range(10) for _ in range(2)]
+    write_lines(tmp_path / "samples.jsonl", rows)
+    size = (tmp_path / "samples.jsonl").stat().st_size
+    monkeypatch.setattr(report, "_SAMPLE_BYTES", size * 3 // 10)
+    kept, total = report._read_samples(tmp_path / "samples.jsonl")
+    assert total == 20
+    assert [r["step"] for r in kept] == [0, 0, 4, 4, 8, 8, 9, 9]  # every 4th step and the last, whole
+
+
+def test_embedded_json_has_no_character_that_html_reads():
+    text = embedded_json({"a": ATTACK + "&amp;"})
+    assert not set(text) & set("<>&\u2028")
+    assert json.loads(text) == {"a": ATTACK + "&amp;"}
+
+
+def test_smoothing_is_a_centered_mean():
+    # 20 points: half = 1, so three points inside and two at the ends.
+    values = [float(i * i) for i in range(20)]
+    out = figures.smoothed(values)
+    assert out[0] == 0.5 and out[1] == pytest.approx((0 + 1 + 4) / 3) and out[-1] == (324 + 361) / 2

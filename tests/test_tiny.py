@@ -79,7 +79,7 @@ def style_of(completion: str) -> str:
         "worked": r"<think>[^<]+</think><answer>\d+</answer>",
         "unclosed": r"<think>[^<]+<answer>\d+</answer>",
         "untagged": r"<think>[^<]+</think>\d+",
-        "aloud": r"[^<]+<answer>\d+</answer>",
+        "aloud": r"[^<]+ so \d+",
     }
     return next(style for style, pattern in patterns.items() if re.fullmatch(pattern, completion))
 

@@ -39,8 +39,7 @@ class Question:
 
 def render(question: str, template: Template) -> str:
     """The text shown to the model."""
-    # str.format would trip over braces, which are everywhere in LaTeX.
-    return R1_ZERO_TEMPLATE.replace("{question}", question) if template == "r1_zero" else question
+    return R1_ZERO_TEMPLATE.format(question=question) if template == "r1_zero" else question
 
 
 def read_questions(path: Path) -> list[Question]:

@@ -63,6 +63,7 @@ def test_overrides_are_yaml_and_the_last_one_wins(write):
 
 def test_override_opens_and_unsets_an_optional_section(write):
     assert load(write("seed: 1"), ["base.steps=7"]).base == Base(steps=7)
+    assert load(write("base: null"), ["base.steps=7"]).base == Base(steps=7)
     cfg = load(write("base: {}"), ["base=null", "model.path=/m", "data.train=/a.jsonl"])
     assert cfg.base is None
 
@@ -121,10 +122,11 @@ def test_broken_yaml_names_the_line(write):
 
 
 def test_duplicate_keys_name_both_lines(write):
-    text = "seed: 1\ngrpo:\n  kl_coef: 0.1\n  clip_eps: 1\n  kl_coef: 0.2\nseed: 3\n"
+    text = "seed: 1\ngrpo:\n  kl_coef: 0.1\n  clip_eps: 1\n  kl_coef: 0.2\nseed: 3\nseed: 4\n"
     assert problems(write(text)) == [
         "run.yaml:5: duplicate key grpo.kl_coef, first on line 3",
         "run.yaml:6: duplicate key seed, first on line 1",
+        "run.yaml:7: duplicate key seed, first on line 1",
     ]
 
 
@@ -232,6 +234,8 @@ def test_long_values_are_cut(write):
 
 def test_an_override_hides_where_the_file_set_the_key(write):
     assert problems(write("steps: 0"), "steps=-3")[0].startswith("override 'steps=-3': steps: found -3")
+    section = problems(write("grpo:\n  questions: 4\n"), "grpo={questions: 0}")
+    assert section[0].startswith("override 'grpo={questions: 0}': grpo.questions: found 0")
 
 
 def test_values_are_read_only():

@@ -252,7 +252,7 @@ def test_a_tied_head_may_come_if_it_is_the_embedding(tmp_path):
 
 def test_no_cache_survives_generate(tmp_path, model):
     def num_caches() -> int:
-        return sum(isinstance(thing, KVCache) for thing in gc.get_objects())
+        return sum(type(thing) is KVCache for thing in gc.get_objects())
 
     generator = new_generator(tmp_path, model)
     inside: list[int] = []

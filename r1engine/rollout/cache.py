@@ -7,7 +7,8 @@ import torch
 from r1engine.rollout.architecture import Architecture, rotary_frequencies
 
 BLOCK_TOKENS = 64  # capacity is a multiple of this
-GROWTH = 1.5  # of the length needed: copying stays a small part of decoding, unused memory stays under a third
+FIRST_TOKENS = 256  # capacity to start with, if sequences may get so long: short runs never copy
+GROWTH = 1.5  # of the length needed: copying stays a small part of decoding, unused memory under a third
 
 
 class KVCache:
@@ -35,7 +36,8 @@ class KVCache:
         """Makes room for sequences of `length` tokens, keeping what is there."""
         if length <= self.capacity:
             return
-        blocks = -(-min(int(length * GROWTH), self._limit) // BLOCK_TOKENS)
+        wanted = max(int(length * GROWTH), FIRST_TOKENS)
+        blocks = -(-min(wanted, self._limit) // BLOCK_TOKENS)
         old, self.capacity = self.capacity, blocks * BLOCK_TOKENS
         for index, layer in enumerate(self.layers):  # old and new are both alive for one layer at a time
             grown = layer.new_zeros(*layer.shape[:3], self.capacity, layer.shape[4])

@@ -40,7 +40,7 @@ class Decoder:
         kv = []
         for layer in self.weights.layers:
             query, key_value = self._project(layer, x, rotations)
-            query = query.view(batch, longest, arch.num_heads, arch.head_dim).transpose(1, 2)
+            query = query.unflatten(0, (batch, longest)).transpose(1, 2)
             key_value = key_value.view(batch, longest, 2, arch.num_kv_heads, arch.head_dim)
             kv.append(key_value.permute(2, 0, 3, 1, 4).contiguous())
             mixed = F.scaled_dot_product_attention(query, kv[-1][0], kv[-1][1], is_causal=True, enable_gqa=True)
@@ -70,23 +70,23 @@ class Decoder:
             query, key_value = self._project(layer, x, rotations)
             keys, values = cache.append(index, positions, key_value, length)
             # [N * kv_heads, heads / kv_heads, head_dim]: the query heads of one key head are its batch.
-            query = query.view(rows * arch.num_kv_heads, -1, arch.head_dim)
+            query = query.reshape(rows * arch.num_kv_heads, -1, arch.head_dim)
             scores = torch.baddbmm(mask, query, keys.transpose(1, 2), alpha=scale)
             probs = torch.softmax(scores, dim=-1, dtype=torch.float32).to(self.dtype)
             self._finish_layer(layer, x, torch.bmm(probs, values).view(rows, -1))
         return self._logits(x)
 
     def _project(self, layer: Layer, x: torch.Tensor, rotations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotated queries [N, heads, head_dim]; rotated keys and values [N, 2 * kv_heads, head_dim]."""
+        """Rotated queries [N, heads, head_dim]; rotated keys, then values [N, 2 * kv_heads, head_dim]. Views."""
         arch = self.arch
         normed = F.rms_norm(x, (arch.hidden_size,), layer.attention_norm, arch.norm_eps)
         qkv = F.linear(normed, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, arch.head_dim)
-        query, key = qkv[:, : arch.num_heads], qkv[:, arch.num_heads : arch.num_heads + arch.num_kv_heads]
+        query, key, _ = qkv.split([arch.num_heads, arch.num_kv_heads, arch.num_kv_heads], dim=1)
         if layer.query_norm is not None and layer.key_norm is not None:
-            query = F.rms_norm(query, (arch.head_dim,), layer.query_norm, arch.norm_eps)
+            query.copy_(F.rms_norm(query, (arch.head_dim,), layer.query_norm, arch.norm_eps))
             key.copy_(F.rms_norm(key, (arch.head_dim,), layer.key_norm, arch.norm_eps))
-        key.copy_(_rotate(key, rotations))
-        return _rotate(query, rotations), qkv[:, arch.num_heads :]
+        _rotate(qkv[:, : arch.num_heads + arch.num_kv_heads], rotations)
+        return query, qkv[:, arch.num_heads :]
 
     def _finish_layer(self, layer: Layer, x: torch.Tensor, mixed: torch.Tensor) -> None:
         """Adds the attention output and the MLP to x, in place."""
@@ -95,7 +95,7 @@ class Decoder:
         if layer.output_bias is not None:
             x.add_(layer.output_bias)
         normed = F.rms_norm(x, (arch.hidden_size,), layer.mlp_norm, arch.norm_eps)
-        gate, up = F.linear(normed, layer.gate_up).split(arch.intermediate_size, dim=1)
+        gate, up = F.linear(normed, layer.gate_up).chunk(2, dim=1)
         x.addmm_(F.silu(gate).mul_(up), layer.down.t())
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
@@ -103,7 +103,8 @@ class Decoder:
         return F.linear(normed, self.weights.head).float()
 
 
-def _rotate(heads: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
-    """Turns each pair of neighbours of the last dimension by its angle; [N, heads, head_dim], contiguous."""
-    pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotations).flatten(-2).to(heads.dtype)
+def _rotate(heads: torch.Tensor, rotations: torch.Tensor) -> None:
+    """Turns each pair of neighbours of the last dimension by its angle, in place, in float32."""
+    pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2))).mul_(rotations)
+    if heads.dtype != torch.float32:  # float() made a copy
+        heads.copy_(torch.view_as_real(pairs).flatten(-2))

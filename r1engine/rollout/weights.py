@@ -9,6 +9,9 @@ import torch
 
 from r1engine.rollout.architecture import Architecture
 
+# Elements: rows of 64 bytes in float32. Products with 683 columns are 6 to 20% slower than with 688 (AMD EPYC).
+ALIGNMENT = 16
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -22,8 +25,8 @@ class Layer:
     output: torch.Tensor  # [D, heads * head_dim]
     output_bias: torch.Tensor | None  # [D]
     mlp_norm: torch.Tensor  # [D]
-    gate_up: torch.Tensor  # [2 * intermediate, D]
-    down: torch.Tensor  # [D, intermediate]
+    gate_up: torch.Tensor  # [2 * padded intermediate, D]; the padding is 0 and stays 0 through silu(gate) * up
+    down: torch.Tensor  # [D, padded intermediate]
 
 
 class Weights:
@@ -89,6 +92,7 @@ class Weights:
 
     def _layer(self, prefix: str) -> Layer:
         arch, new, attention = self._arch, self._new, prefix + "self_attn."
+        padded_size = -(-arch.intermediate_size // ALIGNMENT) * ALIGNMENT
         layer = Layer(
             attention_norm=new(arch.hidden_size),
             qkv=new((arch.num_heads + 2 * arch.num_kv_heads) * arch.head_dim, arch.hidden_size),
@@ -98,8 +102,8 @@ class Weights:
             output=new(arch.hidden_size, arch.num_heads * arch.head_dim),
             output_bias=new(arch.hidden_size) if arch.has_output_bias else None,
             mlp_norm=new(arch.hidden_size),
-            gate_up=new(2 * arch.intermediate_size, arch.hidden_size),
-            down=new(arch.hidden_size, arch.intermediate_size),
+            gate_up=new(2 * padded_size, arch.hidden_size),
+            down=new(arch.hidden_size, padded_size),
         )
         self._expect(prefix + "input_layernorm.weight", layer.attention_norm)
         self._expect(prefix + "post_attention_layernorm.weight", layer.mlp_norm)
@@ -112,10 +116,10 @@ class Weights:
         self._expect(attention + "o_proj.weight", layer.output)
         if layer.output_bias is not None:
             self._expect(attention + "o_proj.bias", layer.output_bias)
-        gate, up = layer.gate_up.chunk(2)
+        gate, up = layer.gate_up.view(2, padded_size, -1)[:, : arch.intermediate_size]
         self._expect(prefix + "mlp.gate_proj.weight", gate)
         self._expect(prefix + "mlp.up_proj.weight", up)
-        self._expect(prefix + "mlp.down_proj.weight", layer.down)
+        self._expect(prefix + "mlp.down_proj.weight", layer.down[:, : arch.intermediate_size])
         return layer
 
     def _expect(self, name: str, place: torch.Tensor) -> None:

@@ -7,6 +7,7 @@ percent, number bases, tuple against set, tiny numbers) are kept from it or chec
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Literal
 
 from r1engine.rewards.normalize import Answer, normalize
@@ -22,6 +23,7 @@ _BASED = re.compile(r"([0-9A-Za-z]+)_\{?(\d+)\}?")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'.-]+(?:\s+[A-Za-z'.-]+)*")
 _CHOICE = re.compile(r"\(?([A-J])[.):]?")
 _RELATION = re.compile(r"=|<|>|\\(?:le|ge|leq|geq|lt|gt|ne|neq)(?![a-z])")
+_INEQUALITY = re.compile(r"<|>|\\(?:le|ge|leq|geq|lt|gt)(?![a-z])")
 _OPEN, _CLOSE = "([{", ")]}"
 
 
@@ -39,13 +41,14 @@ def judge(answer: str, reference: str) -> tuple[Verdict, str]:
     - Too large to compute safely (length, towers of powers, factorials) is undecided. Size bounds do not bound time:
       an input within them can still keep Math-Verify busy for seconds.
     """
-    if not reference.strip():
-        return "undecided", "the reference is blank"
-    if not answer.strip():
-        return "wrong", "the answer is blank"
     if max(len(answer), len(reference)) > MAX_ANSWER_CHARACTERS:
         return "undecided", f"longer than {MAX_ANSWER_CHARACTERS} characters"
-    return _compare(normalize(answer), normalize(reference))
+    found, required = normalize(answer), normalize(reference)
+    if not required.text:
+        return "undecided", "the reference is blank"
+    if not found.text:  # also "$" or ".", of which normalizing leaves nothing
+        return "wrong", "the answer is blank"
+    return _compare(found, required)
 
 
 def _compare(answer: Answer, reference: Answer) -> tuple[Verdict, str]:
@@ -72,7 +75,8 @@ def _compare_units(answer: Answer, reference: Answer) -> tuple[Verdict, str] | N
             return "undecided", "the same number with and without percent"
         if answer.number is not None and reference.number is not None:
             return "wrong", "another number, one as percent"
-        return "undecided", "percent on one side only"
+        verdict, reason = _compare(replace(answer, unit=""), replace(reference, unit=""))
+        return ("undecided", "the same value with and without percent") if verdict == "right" else (verdict, reason)
     if answer.unit and reference.unit:
         return "undecided", f"units differ: {answer.unit} and {reference.unit}"[:120]
     return None
@@ -119,7 +123,8 @@ def _compare_bases(answer: str, reference: str) -> tuple[Verdict, str] | None:
 def _compare_collections(answer: str, reference: str) -> tuple[Verdict, str] | None:
     """Sets, tuples, intervals and lists; None if the reference is none of them."""
     kinds = kind, required_kind = _kind(answer), _kind(reference)
-    if set(kinds) == {"interval", "relation"} or set(kinds) == {"pair", "relation"}:
+    is_range = kind in ("interval", "pair") or required_kind in ("interval", "pair")
+    if is_range and "relation" in kinds and _INEQUALITY.search(answer + reference):
         return "undecided", "an interval against an inequality"
     if required_kind in ("other", "relation"):
         # +-1 stands for two values.

@@ -52,8 +52,8 @@ def normalize(answer: str) -> Answer:
     text = " ".join(_SPACING.sub(" ", text).split())
     text = _unwrap(text.rstrip(".") if not text.endswith("..") else text)
     text, unit = _take_unit(text)
-    if text.count("=") == 1 or "\\in" in text:
-        text = _ASSIGNMENT.sub("", text, count=1) if _ASSIGNMENT.match(text) else text
+    if name := _ASSIGNMENT.match(text):
+        text = text[name.end() :]
     if _THOUSANDS.fullmatch(text):
         text = text.replace("{,}", "").replace(",", "")
     return Answer(text, unit, exact_number(text))

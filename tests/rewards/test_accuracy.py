@@ -115,6 +115,7 @@ WRONG = [
     ("0.3333", "1/3"),  # decimals are not rounded
     ("12.0000000001", "12"),
     ("1 2 3 4 5 6 7", "7"),
+    ("3 4", "7"),  # read as a sum
     ("x=1=2=7", "7"),
     ("5 or 6", "5"),
     ("5,6", "5"),
@@ -125,16 +126,21 @@ WRONG = [
     ("[1,2)", "(1,2]"),
     ("1,2,2", "1,2"),
     ("1,1", "1,2"),
+    ("1,2", "1,2,3"),
     ("7%", "10"),
     ("12_4", "12_3"),
     ("11_3", "12"),
     ("C", "B"),
     ("two solutions", "no solution"),
-    ("0.333\\ldots", "1/3"),
+    ("0.5\\ldots", "0.5"),
     ("\\sqrt{", "2\\sqrt{2}"),
     ("__import__('os').system('true')", "5"),
     ("-\\infty", "\\infty"),
     ("\u0661", "1"),  # an Arabic-Indic digit one
+    ("1/\u0662", "1/2"),
+    ("hello", "10\\%"),
+    ("x=3", "(1,2)"),
+    ("$", "5"),
     ("\\frac{1}{0}", "1"),
 ]
 WRONG_THOUGH_MATH_VERIFY_ROUNDS_IT = [
@@ -142,11 +148,14 @@ WRONG_THOUGH_MATH_VERIFY_ROUNDS_IT = [
     ("\\frac{1}{200!}", "\\frac{1}{204!}"),
     ("\\frac{2^{2005}+1}{3\\cdot 2^{2006}}", "\\frac{1}{3\\cdot 2^{2006}}"),
     ("10^{-7}+10^{-8}", "10^{-7}"),
+    ("1+10^{-9}", "1"),
     ("1-1/\\mathrm e", "1+1/\\mathrm e"),
     ("3x-y+13=0", "3x+4y+14=0"),
 ]
 UNDECIDED = [
     ("5", "", "the reference is blank"),
+    (".", "$", "the reference is blank"),
+    ("\\sqrt{2}\\%", "\\sqrt{2}", "the same value with and without percent"),
     ("5", "\\sqrt{", "the reference cannot be read"),
     ("10%", "10", "the same number with and without percent"),
     ("100 cm", "1 km", "units differ: cm and km"),
@@ -157,6 +166,7 @@ UNDECIDED = [
     ("9^{9^{9^9}}", "5", "the answer has a power in an exponent"),
     ("9**9**9", "5", "the answer has a power in an exponent"),
     ("9^9^9", "5", "the answer has a power in an exponent"),
+    ("2^{1+9^9}", "5", "the answer has a power in an exponent"),
     ("2^{99999}", "5", "the answer has an exponent above 4000"),
     ("\\frac{x^{800}-1}{x-1}", "1", "the answer has an exponent above 60"),
     ("100000000!", "5", "the answer has a factorial of more than 1000 or of a factorial"),
@@ -230,6 +240,7 @@ def test_prefilled_think_reaches_both_rules():
     text = "a</think><answer>5</answer>"
     assert score(text, "math", "5", think_prefilled=True).components == {"format": 1.0, "accuracy": 1.0}
     assert score(text, "math", "5").components == {"format": 0.0, "accuracy": 1.0}
+    assert score("a \\boxed{5}", "math", "5", think_prefilled=True).verdict == "wrong"
 
 
 def test_task_without_a_rule_is_refused():

@@ -23,6 +23,8 @@ class _CudaMeansCpu(TorchFunctionMode):
         # schedules.py, optimizer.py, clip_grads.py and param_and_grad_buffer.py create tensors on "cuda".
         if "device" in kwargs and str(kwargs["device"]).startswith("cuda"):
             kwargs = {**kwargs, "device": "cpu"}
+        if func is torch.Tensor.cuda:  # language_module.py moves the tied weights of the pipeline's two ends
+            return args[0]
         # DistributedOptimizer and clip_grads compare param.type() with "torch.cuda.FloatTensor".
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
             return func(*args).replace("torch.", "torch.cuda.", 1)

@@ -114,7 +114,9 @@ def transformer_config(model: Dense, world: World, *, sequence: bool, dtype: tor
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         use_cpu_initialization=on_cpu,
-        perform_initialization=False,  # the weights always come from a Hugging Face folder
+        # The values are overwritten from a Hugging Face folder. But only initialization marks weights as sharded, and
+        # without the marks the gradient norm counts the first rank's shards alone.
+        perform_initialization=True,
         recompute_granularity="full" if recompute else None,
         recompute_method="uniform" if recompute else None,
         recompute_num_layers=1 if recompute else None,

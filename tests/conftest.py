@@ -1,0 +1,27 @@
+"""Shared fixtures. Every test process is one Megatron rank; layouts of several ranks are in tests/parallel."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests/model_folders.py
+
+
+@pytest.fixture(scope="session")
+def world():
+    """Megatron's process groups of a single rank."""
+    from r1engine.model.parallel import join
+
+    torch.set_num_threads(2)
+    return join(1, 1)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """family -> (folder, transformers model), made once."""
+    from model_folders import FAMILIES, save_model
+
+    root = tmp_path_factory.mktemp("models")
+    return {family: (root / family, save_model(root / family, family)) for family in FAMILIES}

@@ -48,6 +48,10 @@ def train(
         run(cfg)
     except ConfigError as error:
         _fail(error)
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
+        raise typer.Exit(130) from None
 
 
 @app.command("config")

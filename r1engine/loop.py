@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from r1engine import checkpoint, config
 from r1engine.base_model import with_base_model
 from r1engine.batch import Prompt
-from r1engine.config import Config
+from r1engine.config import Config, ConfigError
 from r1engine.evaluation.pass_at_1 import pass_at_1, sample_row
 from r1engine.model import parallel
 from r1engine.model.parallel import World
@@ -34,8 +34,8 @@ def train(cfg: Config) -> None:
     """Run the whole training of `cfg`, resuming it if its run_dir holds a checkpoint. Called on every rank.
 
     Raises:
-        ConfigError: the parallel sizes do not fit the world, or an input file is missing.
-        ValueError: the model, the data or the checkpoint is not what the config needs; see the message.
+        ConfigError: the parallel sizes do not fit the world, or the model, the data or the checkpoint to resume from
+            is not what the config needs; see the message.
         RuntimeError: no disk space, no whole checkpoint, or the ranks cannot meet.
     """
     started = time.time()
@@ -45,7 +45,10 @@ def train(cfg: Config) -> None:
     world = parallel.join(cfg.parallel.tensor, cfg.parallel.pipeline, cfg.parallel.data)
     try:
         with Progress(cfg.steps, cfg.run_dir.name, enabled=world.is_first) as progress:
-            run = Run(cfg, world, progress)
+            try:
+                run = Run(cfg, world, progress)
+            except ValueError as error:  # every input is checked while the parts are built
+                raise ConfigError(str(error)) from error
             run.loop()
         if world.is_first:
             run.finish(time.time() - started)

@@ -1,0 +1,126 @@
+"""Whole runs of the tiny demo: resume after a kill is exact, Ctrl-C is clean, wrong inputs are named."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DRIVER = Path(__file__).with_name("loop_driver.py")
+SHORT = [
+    "base.hidden_size=32",
+    "base.steps=3",
+    "base.texts_per_step=8",
+    "base.heldout=4",
+    "steps=8",
+    "grpo.questions=4",
+    "grpo.group_size=4",
+    "grpo.minibatches=2",
+    "grpo.kl_coef=0.01",
+    "grpo.reference_every=4",
+    "optimizer.lr=1e-2",
+    "rollout.max_tokens=12",
+    "evaluation.samples=2",
+    "evaluation.every=4",
+    "checkpoint.every=4",
+    "log.tensorboard=false",
+]
+
+
+def run(run_dir: Path, *, ranks: int = 1, kill: int = 0, at: int = 0, more: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    launch = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [sys.executable, *launch, str(DRIVER), str(kill), str(at), str(ROOT / "configs" / "tiny_r1_zero.yaml")]
+    return subprocess.run(
+        [*command, *SHORT, f"run_dir={run_dir}", *more],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def logged(run_dir: Path) -> tuple[list[dict], list[dict]]:
+    """metrics.jsonl without times and telemetry, and samples.jsonl."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    timeless = [{k: v for k, v in r.items() if not k.startswith(("seconds/", "tokens_per", "gpu"))} for r in rows]
+    return timeless, [json.loads(line) for line in (run_dir / "samples.jsonl").read_text().splitlines()]
+
+
+def last_checkpoint(run_dir: Path) -> dict[str, str]:
+    """SHA-256 of the tensors' files, as the manifest has them."""
+    folder = run_dir / "checkpoints" / (run_dir / "checkpoints" / "latest").read_text().strip()
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".distcp")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = run(folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_run_writes_what_it_promises(whole):
+    for name in ("config.yaml", "metrics.jsonl", "samples.jsonl", "summary.json", "curves.png", "report.html"):
+        assert (whole / name).stat().st_size > 0, name
+    summary = json.loads((whole / "summary.json").read_text())
+    assert {f"{x}_{when}" for x in ("pass_at_1", "format", "length") for when in ("before", "after")} < set(summary)
+    assert summary["logp_diff_max"] < 1e-4  # generator and trainer agree in float32
+    rows, _ = logged(whole)
+    assert [r["step"] for r in rows if "loss" in r] == [2, 4, 6, 8]
+    assert [r["step"] for r in rows if "eval/pass_at_1" in r] == [0, 4, 8]
+
+
+@pytest.mark.parametrize("ranks", [1, 2], ids=["one-rank", "dp2-distributed-optimizer"])
+def test_resume_after_a_kill_is_bit_exact(whole, tmp_path, ranks):
+    reference = whole
+    if ranks > 1:
+        reference = tmp_path / "whole"
+        shutil.copytree(whole / "base", reference / "base")
+        assert run(reference, ranks=ranks).returncode == 0
+    shutil.copytree(reference / "base", tmp_path / "killed" / "base")
+    killed = run(tmp_path / "killed", ranks=ranks, kill=signal.SIGKILL, at=3)  # past the checkpoint of step 4
+    assert killed.returncode != 0
+    resumed = run(tmp_path / "killed", ranks=ranks)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "resumed from step_00000004" in resumed.stdout
+    assert logged(tmp_path / "killed") == logged(reference)
+    assert last_checkpoint(tmp_path / "killed") == last_checkpoint(reference)
+
+
+def test_ctrl_c_exits_clean_and_leaves_nothing_half_written(whole, tmp_path):
+    shutil.copytree(whole / "base", tmp_path / "run" / "base")
+    done = run(tmp_path / "run", kill=signal.SIGINT, at=3)
+    assert done.returncode == 130
+    assert "interrupted" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["latest", "step_00000004"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=5", "was made with"),
+        ("checkpoint.resume=false", "holds checkpoints up to step_00000008"),
+        ("grpo.kl_coef=0", "reference was True when it was made, this run has False"),
+        ("data.max_prompt_tokens=3", "required at most max_prompt_tokens = 3"),
+    ],
+)
+def test_a_changed_run_is_refused_by_name(whole, override, message):
+    done = run(whole, more=(override,))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_layout_that_does_not_fit_the_processes_is_refused(tmp_path):
+    done = run(tmp_path, more=("parallel.tensor=2",))
+    assert done.returncode == 2
+    assert "tensor 2 x pipeline 1 = 2 does not divide the world size 1" in done.stderr

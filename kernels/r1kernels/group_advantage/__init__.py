@@ -46,7 +46,8 @@ def group_advantage(
         GroupAdvantage(advantage, mean, std, is_active), each [N].
 
     Raises:
-        ValueError: shapes or dtypes do not fit, or the mode or ddof is unknown.
+        ValueError: shapes or dtypes do not fit, the mode or ddof is unknown, or a reward is not finite or a group
+            id negative (these two on a CPU only: on a GPU the check would wait for the device).
     """
     op = "group_advantage"
     check_float(op, "rewards", rewards)
@@ -60,6 +61,11 @@ def group_advantage(
         raise ValueError(f"{op}: mode must be 'mean_std' or 'mean', got {mode!r}")
     if ddof not in (0, 1):
         raise ValueError(f"{op}: ddof must be 0 or 1, got {ddof}")
+    if rewards.device.type == "cpu" and not rewards.isfinite().all():
+        where = int((~rewards.isfinite()).nonzero()[0])
+        raise ValueError(f"{op}: rewards must be finite, got {float(rewards[where])} at {where}")
+    if group_ids.device.type == "cpu" and (group_ids < 0).any():
+        raise ValueError(f"{op}: group_ids must be >= 0, got {int(group_ids.min())}")
     from r1kernels.group_advantage.reference import group_advantage_reference
 
     return GroupAdvantage(*group_advantage_reference(rewards, group_ids, mode == "mean_std", ddof))

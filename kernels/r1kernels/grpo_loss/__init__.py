@@ -44,7 +44,8 @@ def grpo_loss(
     Eq. 1 prints the ratio of whole sequences. GRPO as its source (DeepSeekMath) defines it and as every
     trainer implements it takes the ratio of each token: the default. `ratio_level="sequence"` is the
     literal reading: logp, old_logp and ref_logp are summed over the weighted tokens of each sequence first.
-    Positions of weight 0 may hold anything, NaN included.
+    Positions of weight 0 may hold anything, NaN included. Log-ratios are cut off at 20, where ratio and gradient
+    would overflow (a long sequence under ratio_level="sequence" gets there): above it no gradient flows.
 
     Args:
         logp:          [T] float, log-probability of each token under the policy (nats); differentiable.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+MAX_LOG_RATIO = 20.0  # exp(20) = 5e8; an infinite ratio would make 0 * inf = NaN of a zero gradient
+
 
 def _sequence_sums(x: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
     """[T] -> [T]: every position holds the sum of x over its sequence."""
@@ -30,7 +32,9 @@ def grpo_loss_reference(
     def log_ratio(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         # The where on both operands keeps NaN at unused positions out of values and gradients.
         difference = torch.where(is_used, a, 0.0) - torch.where(is_used, b, 0.0)
-        return difference if cu_seqlens is None else _sequence_sums(difference, cu_seqlens)
+        if cu_seqlens is not None:
+            difference = _sequence_sums(difference, cu_seqlens)
+        return difference.clamp(max=MAX_LOG_RATIO)
 
     weight = torch.where(is_used, loss_weight, 0.0)
     advantage = torch.where(is_used, advantage, 0.0)
@@ -48,5 +52,6 @@ def grpo_loss_reference(
     if ref_logp is not None:
         d = log_ratio(ref_logp, logp)
         kl = (weight * (d.exp() - d - 1)).sum()
-        loss = loss + kl_coef * kl
+        if kl_coef:  # a term of weight 0 must not bring its overflow into the loss
+            loss = loss + kl_coef * kl
     return loss, kl.detach(), (weight * is_cut).sum(), (weight * ratio).sum().detach()

@@ -64,9 +64,7 @@ def logprob_entropy(
     rank, ranks = (tp_group.rank(), tp_group.size()) if tp_group is not None else (0, 1)
     vocab_size = logits.shape[-1] * ranks
     if labels.device.type == "cpu" and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < vocab_size:
-        raise ValueError(
-            f"{op}: labels must be in [0, {vocab_size}), got {int(labels.min())} .. {int(labels.max())}"
-        )
+        raise ValueError(f"{op}: labels must be in [0, {vocab_size}), got {int(labels.min())} .. {int(labels.max())}")
     from r1kernels.logprob_entropy.reference import LogProbEntropy
 
     rows = logits.reshape(-1, logits.shape[-1])

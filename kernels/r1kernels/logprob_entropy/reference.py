@@ -30,7 +30,8 @@ class LogProbEntropy(torch.autograd.Function):
         column = torch.where(is_here, labels, 0)
         for rows in _blocks(logits):
             z = _scaled(logits[rows], dtype, temperature)
-            m = z.amax(dim=1)
+            # Finite even where a rank's whole slice is forbidden: -inf - -inf would be NaN.
+            m = z.amax(dim=1).clamp_(min=torch.finfo(dtype).min)
             shifted = z - m[:, None]
             exp = shifted.exp()
             maximum[rows], total[rows] = m, exp.sum(dim=1)
@@ -41,22 +42,22 @@ class LogProbEntropy(torch.autograd.Function):
         if tp_group is not None:
             maximum, total, weighted, picked = _reduce(maximum, total, weighted, picked, tp_group)
         log_total = total.log()
-        lse = maximum + log_total
-        ctx.save_for_backward(logits, column, is_here, lse)
+        # Never added up to logsumexp: beside a large maximum, log_total would lose its digits.
+        ctx.save_for_backward(logits, column, is_here, maximum, log_total)
         ctx.temperature, ctx.inplace = temperature, inplace_backward
         entropy = log_total - weighted / total
         ctx.mark_non_differentiable(entropy)
-        return picked - lse, entropy
+        return picked - maximum - log_total, entropy
 
     @staticmethod
     def backward(ctx, grad_logp, _grad_entropy):
-        logits, column, is_here, lse = ctx.saved_tensors
+        logits, column, is_here, maximum, log_total = ctx.saved_tensors
         grad = logits if ctx.inplace else torch.empty_like(logits)
-        scale = grad_logp.to(lse.dtype) / ctx.temperature
+        scale = grad_logp.to(maximum.dtype) / ctx.temperature
         onehot = torch.where(is_here, scale, 0.0)
         for rows in _blocks(logits):
-            z = _scaled(logits[rows], lse.dtype, ctx.temperature)
-            block = (z - lse[rows, None]).exp_().mul_(-scale[rows, None])
+            z = _scaled(logits[rows], maximum.dtype, ctx.temperature)
+            block = (z - maximum[rows, None]).sub_(log_total[rows, None]).exp_().mul_(-scale[rows, None])
             block.scatter_add_(1, column[rows, None], onehot[rows, None])
             grad[rows] = block.to(grad.dtype)
         return grad, None, None, None, None

@@ -1,0 +1,275 @@
+"""logprob_entropy against torch.log_softmax in float64, at the borders of its domain and over a split vocabulary."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from r1kernels import logprob_entropy
+from r1kernels.logprob_entropy import reference
+
+INF = float("inf")
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Several row blocks even in tiny cases, the last of them not full."""
+    monkeypatch.setattr(reference, "BLOCK_ELEMENTS", 300)
+
+
+def case(rows: int, vocab: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(rows, vocab, generator=generator, dtype=torch.float64)
+    return logits.to(dtype), torch.randint(vocab, (rows,), generator=generator)
+
+
+def oracle(
+    logits: torch.Tensor, labels: torch.Tensor, temperature: float, grad_logp: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(logp, entropy, d (grad_logp . logp) / d logits) in float64, by autograd."""
+    x = logits.detach().double().requires_grad_()
+    log_probability = torch.log_softmax(x / temperature, dim=-1)
+    logp = log_probability.gather(-1, labels[..., None])[..., 0]
+    (grad,) = torch.autograd.grad((logp * grad_logp.double()).sum(), x)
+    product = torch.where(log_probability == -INF, 0.0, log_probability.exp() * log_probability)
+    return logp.detach(), -product.sum(-1).detach(), grad
+
+
+def run(
+    logits: torch.Tensor, labels: torch.Tensor, grad_logp: torch.Tensor, **options: object
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x = logits.detach().clone().requires_grad_()
+    logp, entropy = logprob_entropy(x * 1, labels, **options)  # x * 1: an in-place backward leaves x itself alone
+    logp.backward(grad_logp.to(logp.dtype))
+    return logp.detach(), entropy, x.grad
+
+
+# ---- against the float64 oracle --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 2.5])
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (7, 1), (7, 127), (3, 300), (1, 4096), (5, 4096)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_matches_float64_oracle(dtype, tolerance, rows, vocab, temperature):
+    logits, labels = case(rows, vocab, dtype)
+    grad_logp = torch.linspace(-1.0, 2.0, rows)
+    wanted = oracle(logits, labels, temperature, grad_logp)
+    found = run(logits, labels, grad_logp, temperature=temperature)
+    assert [x.dtype for x in found] == [dtype] * 3
+    for x, y in zip(found, wanted, strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_bfloat16_is_at_most_twice_as_wrong_as_plain_pytorch(temperature):
+    logits, labels = case(16, 127, torch.bfloat16)
+    grad_logp = torch.ones(16)
+    wanted = oracle(logits, labels, temperature, grad_logp)
+    found = run(logits, labels, grad_logp, temperature=temperature)
+    assert [x.dtype for x in found] == [torch.float32, torch.float32, torch.bfloat16]
+
+    x = logits.clone().requires_grad_()
+    log_probability = torch.log_softmax(x / temperature, dim=-1)
+    logp = log_probability.gather(1, labels[:, None])[:, 0]
+    logp.sum().backward()
+    entropy = -(log_probability.exp() * log_probability).sum(-1)
+    for ours, plain, exact in zip(found, (logp, entropy, x.grad), wanted, strict=True):
+        assert (ours.double() - exact).abs().max() <= 2 * (plain.detach().double() - exact).abs().max()
+    # The values are accumulated in float32: only the input is bfloat16.
+    torch.testing.assert_close(found[0].double(), wanted[0], rtol=1e-5, atol=1e-5)
+
+
+def test_any_leading_shape():
+    logits, labels = case(6, 127)
+    logp, entropy = logprob_entropy(logits.view(2, 3, 127), labels.view(2, 3))
+    flat_logp, flat_entropy = logprob_entropy(logits, labels)
+    assert torch.equal(logp, flat_logp.view(2, 3))
+    assert torch.equal(entropy, flat_entropy.view(2, 3))
+
+
+def test_gradcheck():
+    logits, labels = case(5, 127, torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda x: logprob_entropy(x, labels, temperature=0.7).logp, (logits.requires_grad_(),)
+    )
+
+
+def test_values_by_hand():
+    # softmax(log 1, log 2, log 5) = 1/8, 2/8, 5/8.
+    logits = torch.tensor([[1.0, 2.0, 5.0]]).log().requires_grad_()
+    logp, entropy = logprob_entropy(logits, torch.tensor([1]))
+    logp.sum().backward()
+    assert logp.item() == pytest.approx(math.log(2 / 8), abs=1e-6)
+    assert entropy.item() == pytest.approx(-sum(p * math.log(p) for p in (1 / 8, 2 / 8, 5 / 8)), abs=1e-6)
+    assert logits.grad[0].tolist() == pytest.approx([-1 / 8, 1 - 2 / 8, -5 / 8], abs=1e-6)
+
+
+# ---- borders of the domain -------------------------------------------------------------------------------------
+
+
+def test_no_rows():
+    logits = torch.empty(0, 5, requires_grad=True)
+    logp, entropy = logprob_entropy(logits, torch.empty(0, dtype=torch.int64))
+    logp.sum().backward()
+    assert logp.shape == entropy.shape == (0,)
+    assert logits.grad.shape == (0, 5)
+
+
+def test_a_forbidden_token_has_no_probability():
+    logits = torch.tensor([[1.0, -INF, 2.0], [-INF, -INF, 3.0], [0.0, -INF, 0.0]])
+    labels = torch.tensor([2, 2, 1])
+    logp, entropy, grad = run(logits, labels, torch.ones(3))
+    p = 1 / (1 + math.exp(-1))  # softmax(1, 2)
+    binary = -p * math.log(p) - (1 - p) * math.log(1 - p)
+    assert logp.tolist() == pytest.approx([math.log(p), 0.0, -INF], abs=1e-6)
+    assert entropy.tolist() == pytest.approx([binary, 0.0, math.log(2)], abs=1e-6)
+    torch.testing.assert_close(grad[:2], torch.tensor([[p - 1, 0.0, 1 - p], [0.0, 0.0, 0.0]]))
+    assert grad.isfinite().all()
+
+
+def test_a_common_offset_of_the_logits_changes_nothing():
+    logits, labels = case(7, 127)
+    logits = (logits * 64).round() / 64  # exact in float32 with the offset, so that only the op could lose digits
+    wanted = oracle(logits, labels, 1.0, torch.ones(7))
+    for offset in (1e4, -1e4):
+        for x, y in zip(run(logits + offset, labels, torch.ones(7)), wanted, strict=True):
+            torch.testing.assert_close(x.double(), y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_rows_of_a_wider_or_transposed_tensor(inplace):
+    logits, labels = case(7, 127)
+    wanted = oracle(logits, labels, 1.0, torch.ones(7))
+    wide = torch.cat([logits, torch.full((7, 3), 50.0)], dim=1)
+    for view in (wide[:, :127], logits.t().contiguous().t(), logits.repeat_interleave(2, dim=0)[::2]):
+        x = view.detach().requires_grad_()
+        logp, entropy = logprob_entropy(x, labels, inplace_backward=inplace)
+        (grad,) = torch.autograd.grad(logp.sum(), x)
+        for found, exact in zip((logp.detach(), entropy, grad), wanted, strict=True):
+            torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+    assert (wide[:, 127:] == 50.0).all()  # an in-place backward writes the slice only
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_inplace_backward_is_bitwise_the_same(dtype, temperature):
+    logits, labels = case(7, 127, dtype)
+    grad_logp = torch.linspace(-1.0, 2.0, 7)
+    found = run(logits, labels, grad_logp, temperature=temperature, inplace_backward=True)
+    wanted = run(logits, labels, grad_logp, temperature=temperature)
+    assert all(torch.equal(x, y) for x, y in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_only_an_inplace_backward_writes_over_the_logits(inplace):
+    logits, labels = case(7, 127)
+    x = logits.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(logprob_entropy(x, labels, inplace_backward=inplace).logp.sum(), x)
+    assert (grad.data_ptr() == x.data_ptr()) is inplace
+    assert torch.equal(x, logits) is not inplace
+
+
+def test_two_runs_are_bitwise_equal():
+    logits, labels = case(16, 4096, torch.bfloat16)
+    first, second = (run(logits, labels, torch.ones(16), temperature=0.6) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+def test_a_row_does_not_depend_on_its_company(monkeypatch):
+    logits, labels = case(9, 127)
+    whole = run(logits, labels, torch.ones(9))
+    monkeypatch.setattr(reference, "BLOCK_ELEMENTS", 1 << 20)
+    alone = [run(logits[i : i + 1], labels[i : i + 1], torch.ones(1)) for i in range(9)]
+    for n, x in enumerate(whole):
+        torch.testing.assert_close(x, torch.cat([a[n] for a in alone]), rtol=0, atol=1e-6)
+
+
+def test_no_gradient_reaches_the_logits_through_the_entropy():
+    logits, labels = case(3, 5)
+    assert not logprob_entropy(logits.requires_grad_(), labels).entropy.requires_grad
+
+
+# ---- a vocabulary split over two ranks -------------------------------------------------------------------------
+
+
+def split_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    logits, labels = case(9, 128)
+    logits[3, :64] = -INF  # all of the first rank's slice
+    labels[3] = 100
+    logits[4, 64:] = 500.0  # the ranks' largest logits lie far apart
+    labels[:2] = torch.tensor([63, 64])  # either side of the border
+    return logits, labels, torch.linspace(-1.0, 2.0, 9)
+
+
+def rank_main(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    logits, labels, grad_logp = split_case()
+    part = logits[:, 64 * rank : 64 * (rank + 1)]
+    found = run(part, labels, grad_logp, temperature=0.6, tp_group=dist.group.WORLD)
+    torch.save(found, f"{folder}/{rank}.pt")
+    try:
+        logprob_entropy(part, labels + 128, tp_group=dist.group.WORLD)
+    except ValueError as error:
+        torch.save(str(error), f"{folder}/{rank}.error")
+    dist.destroy_process_group()
+
+
+def test_a_split_vocabulary_gives_what_the_whole_gives(tmp_path):
+    ranks = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    logits, labels, grad_logp = split_case()
+    logp, entropy, grad = oracle(logits, labels, 0.6, grad_logp)
+    for rank in range(2):
+        wanted = (logp, entropy, grad[:, 64 * rank : 64 * (rank + 1)])
+        for x, y in zip(torch.load(tmp_path / f"{rank}.pt"), wanted, strict=True):
+            torch.testing.assert_close(x.double(), y, rtol=1e-5, atol=1e-5)
+        message = torch.load(tmp_path / f"{rank}.error")
+        assert message.startswith("logprob_entropy: labels must be in [0, 128), got")
+
+
+# ---- messages --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "options", "message"),
+    [
+        (torch.zeros(2, 3).long(), torch.zeros(2).long(), {}, "logits must be floating point, got torch.int64"),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(3).long(),
+            {},
+            "labels must be int64 (2,) for logits (2, 3), got torch.int64 (3,)",
+        ),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(2).int(),
+            {},
+            "labels must be int64 (2,) for logits (2, 3), got torch.int32 (2,)",
+        ),
+        (torch.zeros(2, 3), torch.tensor([0, 3]), {}, "labels must be in [0, 3), got 0 .. 3"),
+        (torch.zeros(2, 3), torch.tensor([-1, 2]), {}, "labels must be in [0, 3), got -1 .. 2"),
+        (torch.zeros(2, 3), torch.zeros(2).long(), {"temperature": 0.0}, "temperature must be > 0, got 0.0"),
+        (torch.zeros(2, 3), torch.zeros(2).long(), {"temperature": math.nan}, "temperature must be > 0, got nan"),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(2).long(),
+            {"impl": "cuda"},
+            "impl='cuda' does not exist; this op has reference",
+        ),
+    ],
+)
+def test_error(logits, labels, options, message):
+    with pytest.raises(ValueError) as caught:
+        logprob_entropy(logits, labels, **options)
+    assert str(caught.value) == f"logprob_entropy: {message}"
+
+
+if __name__ == "__main__":
+    rank_main(int(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,216 @@
+"""The pure functions around eq. 1-3: rewards, advantages, mini-batches, learning rate, objective."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from r1engine.batch import Completion, PackedBatch, Prompt, Sample, pack
+from r1engine.config import Grpo, Optimizer, Rewards
+from r1engine.grpo import learning_rate, objective, split_minibatches, to_samples, total_reward
+from r1engine.rewards import Score
+
+HALF = math.sqrt(0.5)  # advantage of the better of two
+
+
+def completion(prompt: int = 0, sample: int = 0, truncated: bool = False) -> Completion:
+    question = Prompt(id=prompt, tokens=[1, 2], text="", question="", answer="")
+    return Completion(question, sample, [3, 4, 5], [-0.5, -1.0, -1.5], "", truncated)
+
+
+RIGHT = Score("right", {"accuracy": 1.0, "format": 1.0}, "")
+UNFORMATTED = Score("right", {"accuracy": 1.0, "format": 0.0}, "")
+WRONG = Score("wrong", {"accuracy": 0.0, "format": 1.0}, "")
+UNDECIDED = Score("undecided", {"format": 1.0}, "")
+
+
+# ---- rewards ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("score", "weights", "total"),
+    [
+        (RIGHT, Rewards(), 2.0),
+        (WRONG, Rewards(), 1.0),
+        (RIGHT, Rewards(accuracy=3.0, format=0.5), 3.5),
+        (UNFORMATTED, Rewards(accuracy=3.0, format=0.5), 3.0),
+        (WRONG, Rewards(accuracy=3.0, format=0.5), 0.5),
+        (RIGHT, Rewards(accuracy=1.0, format=0.0), 1.0),
+    ],
+)
+@pytest.mark.parametrize("truncated", ["zero", "mask"])
+def test_the_total_reward_is_the_weighted_sum(score, weights, total, truncated):
+    assert total_reward(score, completion(), Grpo(truncated=truncated), weights) == total
+
+
+@pytest.mark.parametrize("score", [RIGHT, WRONG, UNDECIDED])
+@pytest.mark.parametrize(("truncated", "total"), [("zero", 0.0), ("mask", None)])
+def test_a_truncated_completion_gets_zero_or_is_left_out(score, truncated, total):
+    assert total_reward(score, completion(truncated=True), Grpo(truncated=truncated), Rewards()) == total
+
+
+@pytest.mark.parametrize("truncated", ["zero", "mask"])
+def test_undecided_is_no_reward_rather_than_zero(truncated):
+    assert total_reward(UNDECIDED, completion(), Grpo(truncated=truncated), Rewards()) is None
+
+
+# ---- advantages ------------------------------------------------------------------------------------------------
+
+
+def test_advantages_are_taken_inside_each_question():
+    completions = [completion(prompt, i) for prompt in (7, 3) for i in range(2)]
+    samples = to_samples(completions, [2.0, 0.0, 5.0, 9.0], Grpo())
+    assert [s.advantage for s in samples] == pytest.approx([HALF, -HALF, -HALF, HALF])
+    assert [s.completion for s in samples] == completions
+    assert not any(s.is_masked for s in samples)
+
+
+def test_groups_go_by_question_and_not_by_place():
+    completions = [completion(prompt) for prompt in (900, 5, 900, 5)]
+    samples = to_samples(completions, [2.0, 5.0, 0.0, 9.0], Grpo())
+    assert [s.advantage for s in samples] == pytest.approx([HALF, -HALF, -HALF, HALF])
+
+
+def test_an_undecided_sample_is_masked_and_left_out_of_the_mean():
+    samples = to_samples([completion(sample=i) for i in range(4)], [1.0, None, 1.0, 0.0], Grpo(advantage="mean"))
+    assert [s.advantage for s in samples] == pytest.approx([1 / 3, 0.0, 1 / 3, -2 / 3])
+    assert [s.is_masked for s in samples] == [False, True, False, False]
+
+
+def test_the_only_decided_sample_of_a_question_gives_no_signal_but_counts():
+    samples = to_samples([completion(), completion()], [1.0, None], Grpo())
+    assert [(s.advantage, s.is_masked) for s in samples] == [(0.0, False), (0.0, True)]
+
+
+def test_nothing_decided_masks_everything():
+    samples = to_samples([completion(), completion()], [None, None], Grpo())
+    assert [(s.advantage, s.is_masked) for s in samples] == [(0.0, True)] * 2
+
+
+@pytest.mark.parametrize(
+    ("cfg", "wanted"),
+    [(Grpo(std_ddof=1), HALF), (Grpo(std_ddof=0), 1.0), (Grpo(advantage="mean"), 2.0)],
+)
+def test_the_config_chooses_the_advantage(cfg, wanted):
+    samples = to_samples([completion(), completion()], [4.0, 0.0], cfg)
+    assert [s.advantage for s in samples] == pytest.approx([wanted, -wanted])
+
+
+# ---- mini-batches ----------------------------------------------------------------------------------------------
+
+ROLLOUT = [Sample(completion(prompt, i), 0.0) for prompt in range(6) for i in range(4)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 24])
+def test_minibatches_are_equal_parts_of_the_rollout(count):
+    parts = split_minibatches(ROLLOUT, count, seed=0, step=0)
+    assert [len(part) for part in parts] == [24 // count] * count
+    assert sorted(id(s) for part in parts for s in part) == sorted(id(s) for s in ROLLOUT)
+
+
+def test_the_split_is_a_function_of_seed_and_step():
+    def split(seed: int, step: int) -> list[list[int]]:
+        return [[id(s) for s in part] for part in split_minibatches(ROLLOUT, 3, seed=seed, step=step)]
+
+    assert split(0, 0) == split(0, 0)
+    different = [split(0, 0), split(1, 0), split(0, 1), split(1, 10), split(11, 0)]
+    assert all(a != b for i, a in enumerate(different) for b in different[:i])
+
+
+def test_the_split_is_random_and_leaves_the_rollout_as_it_is():
+    before = list(ROLLOUT)
+    parts = split_minibatches(ROLLOUT, 3, seed=0, step=0)
+    assert before == ROLLOUT
+    assert [s for part in parts for s in part] != ROLLOUT
+    assert len({s.completion.prompt.id for s in parts[0]}) > 2  # in order it would be the first two questions
+
+
+# ---- learning rate ---------------------------------------------------------------------------------------------
+
+
+def test_a_constant_rate_needs_no_warmup():
+    assert [learning_rate(step, 10, Optimizer(lr=2.0)) for step in (0, 5, 9)] == [2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_warmup_rises_in_equal_steps_from_above_zero_to_the_full_rate(schedule):
+    cfg = Optimizer(lr=1.0, warmup_steps=4, schedule=schedule)
+    assert [learning_rate(step, 100, cfg) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_the_cosine_runs_from_the_end_of_the_warmup_to_its_floor():
+    cfg = Optimizer(lr=2.0, warmup_steps=10, schedule="cosine", min_lr_ratio=0.1)
+    assert learning_rate(10, 110, cfg) == pytest.approx(2.0)
+    assert learning_rate(35, 110, cfg) == pytest.approx(2 * (0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2))
+    assert learning_rate(60, 110, cfg) == pytest.approx(2 * 0.55)
+    assert learning_rate(110, 110, cfg) == pytest.approx(0.2)
+    rates = [learning_rate(step, 110, cfg) for step in range(10, 111)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_a_run_that_is_all_warmup_has_a_rate():
+    cfg = Optimizer(lr=1.0, warmup_steps=4, schedule="cosine")
+    assert learning_rate(3, 4, cfg) == pytest.approx(0.8)
+
+
+# ---- objective -------------------------------------------------------------------------------------------------
+
+
+def packed_row() -> PackedBatch:
+    """Prompt of two tokens and three weighted ones, twice: advantages 2 and -1."""
+    samples = [Sample(completion(sample=0), 2.0), Sample(completion(sample=1), -1.0)]
+    return pack(samples, max_tokens=10)[0][0]
+
+
+LOGP = [0.0, -0.1, -0.2, -0.3, -0.4, 0.0, -0.5, -0.6, -0.7, -0.8]
+
+
+def test_the_first_forward_pass_stands_for_the_old_policy():
+    row, logp = packed_row(), torch.tensor(LOGP, requires_grad=True)
+    loss, metrics = objective(logp, torch.zeros(10), row, Grpo(kl_coef=0.0, clip_eps=0.2))
+    loss.backward()
+    # Every ratio is 1, so loss and gradient are those of -sum(weight * A); the row keeps what the ratio was taken to.
+    assert loss.item() == pytest.approx(-(2.0 - 1.0) / 2)
+    assert logp.grad.tolist() == pytest.approx([0, 0, -1 / 3, -1 / 3, -1 / 3, 0, 0, 1 / 6, 1 / 6, 1 / 6])
+    assert metrics["ratio"].item() == pytest.approx(1.0)
+    assert metrics["clip_fraction"].item() == 0.0
+    assert torch.equal(row.old_logp, torch.tensor(LOGP))
+    assert not row.old_logp.requires_grad
+
+
+def test_a_row_with_old_logp_keeps_it():
+    row = packed_row()
+    row.old_logp = torch.tensor(LOGP) - math.log(1.1)
+    loss, metrics = objective(torch.tensor(LOGP), torch.zeros(10), row, Grpo(kl_coef=0.0, clip_eps=0.2))
+    assert metrics["ratio"].item() == pytest.approx(1.1)
+    assert loss.item() == pytest.approx(-1.1 * 0.5)
+    assert torch.equal(row.old_logp, torch.tensor(LOGP) - math.log(1.1))
+
+
+@pytest.mark.parametrize(
+    ("cfg", "loss"),
+    [
+        (Grpo(kl_coef=0.0, clip_eps=0.2), -(2 * 1.2 - 5) / 2),  # ratio 5: only the positive advantage is cut
+        (Grpo(kl_coef=0.0, clip_eps=0.2, clip_eps_high=0.5), -(2 * 1.5 - 5) / 2),
+        (Grpo(kl_coef=0.0, clip_eps=0.2, dual_clip=3.0), -(2 * 1.2 - 3) / 2),
+        (Grpo(kl_coef=0.0), -(2 * 5 - 5) / 2),  # the paper's 10 cuts nothing here
+        (Grpo(kl_coef=0.0, clip_eps=200.0, ratio_level="sequence"), -(2 * 125 - 125) / 2),  # three tokens: 5^3
+        (Grpo(kl_coef=0.1), -(2 * 5 - 5) / 2 + 0.1 * (2 - math.log(2) - 1)),  # pi_ref / pi = 2
+    ],
+)
+def test_the_config_reaches_the_loss(cfg, loss):
+    row, logp = packed_row(), torch.tensor(LOGP)
+    row.old_logp, row.ref_logp = logp - math.log(5), logp + math.log(2)
+    assert objective(logp, torch.zeros(10), row, cfg)[0].item() == pytest.approx(loss, rel=1e-5)
+
+
+def test_metrics_are_sums_over_the_weighted_tokens():
+    row, logp = packed_row(), torch.tensor(LOGP)
+    row.ref_logp = logp + math.log(2)
+    entropy = torch.tensor([9.0, 9.0, 1.0, 2.0, 3.0, 9.0, 9.0, 4.0, 5.0, 6.0])
+    _, metrics = objective(logp, entropy, row, Grpo())
+    assert {name: x.item() for name, x in metrics.items()} == pytest.approx(
+        {"kl": 1 - math.log(2), "clip_fraction": 0.0, "ratio": 1.0, "entropy": 3.5, "weight": 1.0}, abs=1e-6
+    )

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 # The default sharding of the distributed optimizer cannot be saved in this Megatron version
 # ("flattened_range is not supported"); this one can, for an unchanged data-parallel size.
@@ -57,6 +58,11 @@ def load(
     folder: Path, model: torch.nn.Module, optimizer: MegatronOptimizer, snapshot: dict[str, torch.Tensor] | None
 ) -> dict[str, torch.Tensor] | None:
     """Read into the model, the optimizer and the tensors of `snapshot`; returns the latter. Collective."""
+    chain = optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
+    for part in chain:
+        if isinstance(part, DistributedOptimizer) and not part.optimizer.state:
+            # Before its first step PyTorch's AdamW has no state to load into, which this class takes for an error.
+            part._init_optimizer_states_with_dummy_values()
     tree = dist_checkpointing.load(_sharded(model, optimizer, snapshot, is_loading=True), str(folder))
     model.load_state_dict(tree["model"])
     optimizer.load_state_dict(tree["optimizer"])

@@ -288,6 +288,7 @@ class Policy:
         dist_checkpoint.save(folder, self.model.module, self.optimizer, snapshot)
 
     @runs_on_cpu
+    @torch.no_grad()
     def load(self, folder: Path, has_snapshot: bool) -> dict[str, torch.Tensor] | None:
         """Read back what `save` wrote; returns the reference's snapshot if there is one."""
         template = self.snapshot() if has_snapshot else None

@@ -90,7 +90,9 @@ class Progress:
             return
         self._phase, self._phase_total, self._phase_done, self._lined_at = name, total, 0, self._clock()
         if self._bars is not None:
-            self._bars.reset(self._phase_bar, total=total, description=escape(name), visible=True)
+            # A fresh task: rich cannot set the total of an old one back to unknown.
+            self._bars.remove_task(self._phase_bar)
+            self._phase_bar = self._bars.add_task(f"  {escape(name)}", total=total, values="", eta="")
 
     def advance(self, n: int = 1) -> None:
         """Counts `n` more units of the phase as done."""
@@ -120,7 +122,7 @@ class Progress:
         self._step, self._stepped_at = step, clock
         values = "  ".join(f"{name} {form.format(row[key])}" for key, (name, form) in _SHOWN.items() if key in row)
         if self._bars is not None:
-            self._bars.update(self._run_bar, completed=step, values=values, eta=self.eta())
+            self._bars.update(self._run_bar, completed=step, values=values, eta=f"ETA {self.eta()}")
             self._bars.update(self._phase_bar, visible=False)
         else:
             self._line(f"step {step}/{self._total}  {values}  ETA {self.eta()}")
@@ -147,10 +149,12 @@ class Progress:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[values]}"),
-            TextColumn("ETA {task.fields[eta]}"),
+            TextColumn("{task.fields[eta]}"),
             console=self._console,
             refresh_per_second=4,
         )
-        self._run_bar = bars.add_task(escape(self._title), total=self._total, completed=self._step, values="", eta="-")
+        self._run_bar = bars.add_task(
+            escape(self._title), total=self._total, completed=self._step, values="", eta="ETA -"
+        )
         self._phase_bar = bars.add_task("", total=None, visible=False, values="", eta="")
         return bars

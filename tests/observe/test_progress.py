@@ -117,6 +117,16 @@ def test_the_bar_shows_the_step_and_its_numbers():
     assert "4/10" in last and "accuracy 0.500" in last and "ETA" in last
 
 
+def test_a_phase_of_unknown_length_does_not_show_the_last_total():
+    console = terminal()
+    with Progress(10, "demo", True, console=console) as progress:
+        progress.phase("generate", total=40)
+        progress.advance(40)
+        progress.phase("train")
+    last = console.file.getvalue().splitlines()[-1]
+    assert "train" in last and "0/?" in last
+
+
 BEFORE = {"eval/pass_at_1": 0.1, "eval/format": 0.5, "eval/length_mean": 40.0, "eval/truncated": 0.2, "step": 0}
 AFTER = {"eval/pass_at_1": 0.75, "eval/format": 1.0, "eval/length_mean": 52.5, "eval/truncated": 0.0}
 

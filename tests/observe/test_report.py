@@ -133,6 +133,7 @@ def test_the_page_has_a_line_for_every_series_with_data(full_run):
     ],
     ids=["nothing but a step", "one row", "no evaluation", "a NaN", "no difference", "only an evaluation"],
 )
+@pytest.mark.filterwarnings("error")
 def test_short_runs_are_drawn(tmp_path, monkeypatch, rows):
     monkeypatch.setattr(figures, "plotly_script", lambda: "")  # 4 MB that say nothing here
     write_lines(tmp_path / "metrics.jsonl", rows)

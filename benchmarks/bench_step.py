@@ -13,6 +13,7 @@ import argparse
 import json
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,15 +72,17 @@ class Ours:
         pairs = step_model.prompts(folder, work)
         self.prompts = [Prompt(i, ids, text, text, answer="0") for i, (text, ids) in enumerate(pairs)]
         self.tokens, self.device, self.step_number = work.completions * work.completion, device, 0
+        self.cpu: list[float] = []
         self.phases: dict[str, list[float]] = {name: [] for name in (*PHASES, "rest")}
 
     def step(self) -> float:
         """Seconds of one iteration; those of its phases are kept."""
         self.parts.phases.take()
-        results = []
+        results, cpu_start = [], time.process_time()
         seconds = timing.seconds(
             lambda: results.append(iterate(self.parts, self.prompts, self.step_number)), self.device
         )
+        self.cpu.append(time.process_time() - cpu_start)
         self.step_number += 1
         assert results[0].metrics["tokens_generated"] == self.tokens
         taken = self.parts.phases.take()
@@ -105,6 +108,7 @@ class Peer:
             text=True,
         )
         self.generate: list[float] = []
+        self.cpu: list[float] = []
         self.length = work.completion
         self.versions = self._read()
 
@@ -115,6 +119,7 @@ class Peer:
         answer = self._read()
         assert answer["lengths"] == [self.length], answer
         self.generate.append(answer["generate"])
+        self.cpu.append(answer["cpu"])
         return answer["seconds"]
 
     def _read(self) -> dict:
@@ -156,11 +161,14 @@ def measure(name: str, work: Work, args: argparse.Namespace, device: torch.devic
             peer.close()
 
     ours_step = timing.summary(taken["ours"])
+    # CPU seconds of the process: with one thread they hardly depend on what else the machine does.
+    row("ours/cpu", timing.summary(ours.cpu[warmup:]))
     row("ours", ours_step | {"tokens_per_second": ours.tokens / ours_step["median"]})
     for phase, values in ours.phases.items():
         row(f"ours/{phase}", timing.summary(values[warmup:]))
     if peer is not None:
         row("trl", timing.summary(taken["trl"]) | {"peer_versions": peer.versions})
+        row("trl/cpu", timing.summary(peer.cpu[warmup:]))
         row("trl/generate", timing.summary(peer.generate[warmup:]))
         ratios = [b / a for a, b in zip(taken["ours"], taken["trl"], strict=True)]
         row("trl/ours", timing.summary(ratios) | {"unit": "ratio of the two steps of a round"})

@@ -38,13 +38,14 @@ class StepByStep(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if not sys.stdin.readline():
             os._exit(0)  # the parent is done; nothing to save
-        self.start = time.perf_counter()
+        self.start, self.cpu_start = time.perf_counter(), time.process_time()
 
     def on_step_end(self, args, state, control, **kwargs):
         if torch.cuda.is_available() and not args.use_cpu:
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - self.start
-        self.answer({"seconds": seconds, "generate": sum(self.generations), "lengths": sorted(set(self.lengths))})
+        seconds, cpu = time.perf_counter() - self.start, time.process_time() - self.cpu_start
+        lengths = sorted(set(self.lengths))
+        self.answer({"seconds": seconds, "cpu": cpu, "generate": sum(self.generations), "lengths": lengths})
         self.generations.clear()
         self.lengths.clear()
 

@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 
 import torch.distributed as dist
-from tokenizers import Tokenizer
 
 from r1engine import tiny
+from r1engine.architecture import load_tokenizer
 from r1engine.config import Base, Config, Data, Model, Optimizer
 from r1engine.grpo import learning_rate
 from r1engine.model.hf_weights import export_folder
@@ -37,7 +37,8 @@ def with_base_model(cfg: Config, world: World, progress: Progress) -> Config:
     if (folder / DONE).is_file():
         if (found := json.loads((folder / DONE).read_text())) != recipe:
             raise ValueError(
-                f"base: {folder} was made with {found}, this run wants {recipe}; use another run_dir or delete the folder"
+                f"base: {folder} was made with {found}, this run wants {recipe}; "
+                "use another run_dir or delete the folder"
             )
     else:
         if world.is_first:
@@ -57,11 +58,19 @@ def with_base_model(cfg: Config, world: World, progress: Progress) -> Config:
 
 
 def _pretrain(cfg: Config, base: Base, folder: Path, world: World, progress: Progress) -> None:
-    optimizer = Optimizer(lr=base.lr, schedule="cosine", warmup_steps=min(50, base.steps // 4), beta2=0.98,
-                          weight_decay=0.01, min_lr_ratio=0.02)  # fmt: skip
+    optimizer = Optimizer(
+        lr=base.lr,
+        schedule="cosine",
+        warmup_steps=min(50, base.steps // 4),
+        min_lr_ratio=0.02,
+        beta2=0.98,
+        weight_decay=0.01,
+    )
     start = folder / "start"
-    policy = Policy(cfg.model_copy(update={"model": Model(path=start, dtype=cfg.model.dtype), "optimizer": optimizer}), world)
-    tokenizer = Tokenizer.from_file(str(start / "tokenizer.json"))
+    policy = Policy(
+        cfg.model_copy(update={"model": Model(path=start, dtype=cfg.model.dtype), "optimizer": optimizer}), world
+    )
+    tokenizer = load_tokenizer(start)
     eos = tokenizer.token_to_id(tiny.EOS)
     pairs, _ = tiny.task_pairs(base.heldout, seed=cfg.seed)
     encoded: dict[str, list[int]] = {}
@@ -76,7 +85,9 @@ def _pretrain(cfg: Config, base: Base, folder: Path, world: World, progress: Pro
         log = MetricsLog(folder, tensorboard=False, wandb_project=None, config={}, resume_step=None)
     progress.phase("pre-train the base model", total=base.steps)
     for step in range(base.steps):
-        texts = tiny.base_texts(step, base.texts_per_step, seed=cfg.seed, pairs=pairs, render=lambda q: render(q, cfg.data.template))
+        texts = tiny.base_texts(
+            step, base.texts_per_step, seed=cfg.seed, pairs=pairs, render=lambda q: render(q, cfg.data.template)
+        )
         tokens = [(encode(prompt), [*encode(completion), eos]) for prompt, completion in texts]
         row = supervised_step(policy, tokens, max_tokens=cfg.row_tokens, lr=learning_rate(step, base.steps, optimizer))
         if log is not None:

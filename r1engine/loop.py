@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from rich.console import Console
-from tokenizers import Tokenizer
 
 from r1engine import checkpoint, config
+from r1engine.architecture import load_tokenizer
 from r1engine.base_model import with_base_model
 from r1engine.batch import Prompt
 from r1engine.config import Config, ConfigError
@@ -105,7 +105,7 @@ class Run:
 
     def _load_data(self) -> tuple[PromptStream, list[Prompt]]:
         cfg = self.cfg
-        tokenizer = Tokenizer.from_file(str(cfg.model.path / "tokenizer.json"))
+        tokenizer = load_tokenizer(cfg.model.path)
 
         def load(path: Path) -> list[Prompt]:
             return load_prompts(
@@ -123,6 +123,7 @@ class Run:
         cfg = self.cfg
         if self.step == 0:
             self._evaluate()
+        self.progress.start(self.step)
         while self.step < cfg.steps:
             before = self.step
             result = iterate(self.parts, self.prompts.next(cfg.grpo.questions), self.step)
@@ -152,8 +153,15 @@ class Run:
     def _evaluate(self) -> None:
         if not self.heldout:
             return
-        self.progress.phase("evaluate", total=len(self.heldout) * self.cfg.evaluation.samples)
-        metrics, rows = pass_at_1(self.parts.generator, self.heldout, self.cfg, self.world, step=self.step)
+        self.progress.phase("evaluate")
+        metrics, rows = pass_at_1(
+            self.parts.generator,
+            self.heldout,
+            self.cfg,
+            self.world,
+            step=self.step,
+            on_tokens=self.progress.advance,
+        )
         self.parts.phases.take()  # evaluation time belongs to no iteration
         if self.log is not None:
             self.log.log(self.step, metrics)

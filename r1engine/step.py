@@ -96,7 +96,7 @@ def rollout(parts: Parts, prompts: list[Prompt], step: int) -> list[Graded]:
     cfg, phases, size = parts.cfg, parts.phases, parts.cfg.grpo.group_size
 
     def sample_and_grade(own: list[Prompt]) -> list[list[Graded]]:
-        parts.progress.phase("generate", total=len(own) * size)
+        parts.progress.phase("generate")  # counts tokens, of which nobody knows how many there will be
         with phases("generate"), parts.generator.awake():
             completions = parts.generator.generate(
                 own,
@@ -106,6 +106,7 @@ def rollout(parts: Parts, prompts: list[Prompt], step: int) -> list[Graded]:
                 temperature=cfg.rollout.temperature,
                 top_p=cfg.rollout.top_p,
                 top_k=cfg.rollout.top_k,
+                on_tokens=parts.progress.advance,
             )
         with phases("score"):
             graded = [(c, score(c.text, c.prompt.task, c.prompt.answer)) for c in completions]

@@ -33,7 +33,9 @@ SHORT = [
 ]
 
 
-def run(run_dir: Path, *, ranks: int = 1, kill: int = 0, at: int = 0, more: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+def run(
+    run_dir: Path, *, ranks: int = 1, kill: int = 0, at: int = 0, more: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess:
     launch = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command = [sys.executable, *launch, str(DRIVER), str(kill), str(at), str(ROOT / "configs" / "tiny_r1_zero.yaml")]
     return subprocess.run(

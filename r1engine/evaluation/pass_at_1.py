@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from r1engine.batch import Prompt
+from collections.abc import Callable
+
+from r1engine.batch import Completion, Prompt
 from r1engine.config import Config
 from r1engine.model.parallel import World
 from r1engine.rewards import Score, score
@@ -11,7 +13,13 @@ from r1engine.rollout.spread import spread
 
 
 def pass_at_1(
-    generator: LocalGenerator, prompts: list[Prompt], cfg: Config, world: World, *, step: int
+    generator: LocalGenerator,
+    prompts: list[Prompt],
+    cfg: Config,
+    world: World,
+    *,
+    step: int,
+    on_tokens: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, float], list[dict]]:
     """Sample k completions of each held-out question and grade them. Collective.
 
@@ -21,6 +29,7 @@ def pass_at_1(
         cfg:       sections `evaluation`, `rollout` (token limit) and `seed`.
         world:     the questions are spread over its ranks.
         step:      optimizer steps done; sets the token limit. The sampling seeds are the same at every step.
+        on_tokens: called with the number of tokens of each decode step.
 
     Returns:
         Means: eval/pass_at_1, eval/format, eval/length_mean (tokens), eval/truncated, eval/undecided (its samples
@@ -37,6 +46,7 @@ def pass_at_1(
                 max_tokens=cfg.max_tokens_at(step),
                 temperature=cfg.evaluation.temperature,
                 top_p=cfg.evaluation.top_p,
+                on_tokens=on_tokens,
             )
         graded = [(c, score(c.text, c.prompt.task, c.prompt.answer)) for c in completions]
         return [graded[i : i + k] for i in range(0, len(graded), k)]
@@ -56,7 +66,7 @@ def pass_at_1(
     return metrics, [sample_row(*group[0]) for group in groups]
 
 
-def sample_row(completion, graded: Score, advantage: float | None = None) -> dict:
+def sample_row(completion: Completion, graded: Score, advantage: float | None = None) -> dict:
     """One completion as a row of samples.jsonl."""
     return {
         "prompt": completion.prompt.text,

@@ -37,7 +37,9 @@ def _snapshot_shards(model: torch.nn.Module, snapshot: dict[str, torch.Tensor]) 
         state = model.sharded_state_dict(prefix="reference.", metadata=METADATA)
         for entry in state.values():
             if isinstance(getattr(entry, "data", None), torch.Tensor):
-                entry.data = entry.data.detach()  # the snapshot's tensor, not the parameter that is about to be restored
+                entry.data = (
+                    entry.data.detach()
+                )  # the snapshot's tensor, not the parameter that is about to be restored
     finally:
         for name, p in parameters.items():
             p.data = own[name]

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from r1engine.model.families import Dense
+from r1engine.architecture import Architecture
 
 SHARD_BYTES = 5 * 2**30  # size of an exported safetensors file
 
@@ -49,9 +49,9 @@ def _gate_up(prefix: str) -> Rule:
     return Rule((f"{prefix}.gate_proj.weight", f"{prefix}.up_proj.weight"), merge, split)
 
 
-def _qkv(prefix: str, kind: str, model: Dense) -> Rule:
+def _qkv(prefix: str, kind: str, model: Architecture) -> Rule:
     """Megatron keeps, for every key-value head, its query heads, its key and its value together."""
-    groups, per_group, head = model.kv_heads, model.heads // model.kv_heads, model.head_dim
+    groups, per_group, head = model.num_kv_heads, model.num_heads // model.num_kv_heads, model.head_dim
 
     def merge(hf: list[torch.Tensor], rank: int, ranks: int) -> torch.Tensor:
         rest = hf[0].shape[1:]
@@ -67,10 +67,10 @@ def _qkv(prefix: str, kind: str, model: Dense) -> Rule:
     return Rule(tuple(f"{prefix}.{x}_proj.{kind}" for x in "qkv"), merge, split)
 
 
-def rules(model: Dense) -> dict[str, Rule]:
+def rules(model: Architecture) -> dict[str, Rule]:
     """Megatron parameter name -> Rule for the whole model, with global layer numbers, in HF order."""
     table = {"embedding.word_embeddings.weight": _sharded("model.embed_tokens.weight", 0)}
-    for i in range(model.layers):
+    for i in range(model.num_layers):
         ours, hf = f"decoder.layers.{i}", f"model.layers.{i}"
         table[f"{ours}.input_layernorm.weight"] = _replicated(f"{hf}.input_layernorm.weight")
         table[f"{ours}.self_attention.linear_qkv.weight"] = _qkv(f"{hf}.self_attn", "weight", model)
@@ -89,10 +89,13 @@ def rules(model: Dense) -> dict[str, Rule]:
     return table
 
 
-def hf_shapes(model: Dense) -> dict[str, tuple[int, ...]]:
+def hf_shapes(model: Architecture) -> dict[str, tuple[int, ...]]:
     """Shape of every Hugging Face tensor of the model."""
-    h, q, kv = model.hidden_size, model.heads * model.head_dim, model.kv_heads * model.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (model.vocab_size, h), "lm_head.weight": (model.vocab_size, h)}
+    h, q, kv = model.hidden_size, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed_tokens.weight": (model.vocab_size, h),
+        "lm_head.weight": (model.vocab_size, h),
+    }
     shapes |= {"q_proj.weight": (q, h), "k_proj.weight": (kv, h), "v_proj.weight": (kv, h), "o_proj.weight": (h, q)}
     shapes |= {"q_proj.bias": (q,), "k_proj.bias": (kv,), "v_proj.bias": (kv,)}
     shapes |= {"q_norm.weight": (model.head_dim,), "k_norm.weight": (model.head_dim,)}
@@ -105,7 +108,7 @@ def hf_shapes(model: Dense) -> dict[str, tuple[int, ...]]:
 class Folder:
     """The tensors of a local Hugging Face folder, opened lazily and checked against the model first."""
 
-    def __init__(self, path: Path, model: Dense) -> None:
+    def __init__(self, path: Path, model: Architecture) -> None:
         self.path = path
         files = sorted(path.glob("*.safetensors"))
         if not files:
@@ -143,9 +146,7 @@ def check_tensors(who: str, found: dict[str, tuple[int, ...]], required: dict[st
         raise ValueError(f"{who}: tensors do not fit config.json: {'; '.join(problems)}")
 
 
-def export_folder(
-    weights: Iterable[tuple[str, torch.Tensor]], source: Path, target: Path, is_writer: bool
-) -> None:
+def export_folder(weights: Iterable[tuple[str, torch.Tensor]], source: Path, target: Path, is_writer: bool) -> None:
     """Write a Hugging Face folder: the weights as safetensors, the other files copied from `source`.
 
     Args:
@@ -175,14 +176,17 @@ def export_folder(
     for file, shard in zip(names, shards, strict=True):
         save_file(shard, target / file, metadata={"format": "pt"})
     if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": {n: f for f, s in zip(names, shards, strict=True) for n in s}}
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": {n: f for f, s in zip(names, shards, strict=True) for n in s},
+        }
         (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
     for file in source.iterdir():
         if file.is_file() and file.suffix in (".json", ".txt", ".model", ".jinja") and "safetensors" not in file.name:
             (target / file.name).write_bytes(file.read_bytes())
 
 
-def iterate(folder: Folder, model: Dense) -> Iterator[tuple[str, torch.Tensor]]:
+def iterate(folder: Folder, model: Architecture) -> Iterator[tuple[str, torch.Tensor]]:
     """(HF name, full tensor) of every tensor of the folder, in the model's order."""
     for name in hf_shapes(model):
         yield name, folder[name]

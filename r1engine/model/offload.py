@@ -22,13 +22,12 @@ class Offloader:
         """
         self._tensors, self._is_on = tensors, is_on
         self._saved: list[tuple[torch.UntypedStorage, torch.UntypedStorage]] = []
-        self._pinned: dict[int, torch.UntypedStorage] = {}
 
     def offload(self) -> None:
         """Copy every distinct storage to the host and free its device memory."""
         if not self._is_on or self._saved:
             return
-        storages = {id_: s for t in self._tensors() for id_, s in [(t.untyped_storage().data_ptr(), t.untyped_storage())]}
+        storages = {s.data_ptr(): s for s in (t.untyped_storage() for t in self._tensors())}
         for storage in storages.values():
             if storage.nbytes():
                 self._saved.append((storage, self._copy(storage)))

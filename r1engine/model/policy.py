@@ -16,11 +16,11 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
+from r1engine.architecture import check_layout, read_architecture
 from r1engine.batch import PackedBatch
 from r1engine.config import Config
 from r1engine.model import dist_checkpoint
 from r1engine.model.cpu import runs_on_cpu
-from r1engine.model.families import check_layout, read_config
 from r1engine.model.hf_weights import Folder, Rule, iterate, rules
 from r1engine.model.offload import Offloader
 from r1engine.model.parallel import World
@@ -42,8 +42,10 @@ class Policy:
         """
         assert cfg.model.path is not None
         self.world, self.folder = world, cfg.model.path
-        self.shape = read_config(self.folder)
-        check_layout(self.shape, world.tp_size, world.pp_size)
+        self.shape = read_architecture(self.folder)
+        if self.shape.has_output_bias:
+            raise ValueError(f"{self.folder}: attention_bias is true; the trainer computes o_proj without bias only")
+        check_layout(self.shape, tensor=world.tp_size, pipeline=world.pp_size)
         tensors = Folder(self.folder, self.shape)
         self.dtype = model_dtype(cfg, world)
         self._build(cfg)

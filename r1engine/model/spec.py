@@ -1,4 +1,4 @@
-"""The Megatron-core model: its configuration, its layers, and a GPTModel that maps a packed row to log-probabilities."""
+"""The Megatron-core model: configuration, layers, and a GPTModel that maps a packed row to log-probabilities."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from r1engine.architecture import Architecture, rotary_frequencies
 from r1engine.batch import PackedBatch
 from r1engine.model.attention import RowLayout, packed_attention, row_layout
-from r1engine.model.families import Dense, inverse_frequencies
 from r1engine.model.parallel import World
 from r1kernels import logprob_entropy
 
@@ -41,22 +41,40 @@ class RMSNorm(torch.nn.Module):
 class PackedAttention(torch.nn.Module):
     """Megatron's core_attention over a packed row."""
 
-    def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str,
-                 cp_comm_type: str | None, softmax_scale: float | None, pg_collection: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        cp_comm_type: str | None,
+        softmax_scale: float | None,
+        pg_collection: Any,
+    ) -> None:
         super().__init__()
 
-    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attention_mask: None, /, *,
-                attn_mask_type: AttnMaskType, attention_bias: None, packed_seq_params: RowLayout) -> torch.Tensor:  # fmt: skip
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        attention_mask: None,
+        /,
+        *,
+        attn_mask_type: AttnMaskType,
+        attention_bias: None,
+        packed_seq_params: RowLayout,
+    ) -> torch.Tensor:
         return packed_attention(q, k, v, packed_seq_params)
 
 
 class PackedGPT(GPTModel):
     """A GPTModel whose last stage returns log-probabilities; the logits never leave it."""
 
-    def __init__(self, model: Dense, temperature: float, **kwargs: Any) -> None:
+    def __init__(self, model: Architecture, temperature: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.temperature = temperature
-        self.frequencies = inverse_frequencies(model).to(torch.cuda.current_device())
+        self.frequencies = rotary_frequencies(model).to(torch.cuda.current_device())
 
     def forward(self, row: PackedBatch) -> torch.Tensor:
         """One packed row through this pipeline stage.
@@ -85,14 +103,16 @@ class PackedGPT(GPTModel):
         return out.masked_fill(row.positions == 0, 0.0)
 
 
-def transformer_config(model: Dense, world: World, *, sequence: bool, dtype: torch.dtype, recompute: bool) -> TransformerConfig:
+def transformer_config(
+    model: Architecture, world: World, *, sequence: bool, dtype: torch.dtype, recompute: bool
+) -> TransformerConfig:
     """Megatron's configuration of the model in this layout."""
     on_cpu = world.device.type == "cpu"
     return TransformerConfig(
-        num_layers=model.layers,
+        num_layers=model.num_layers,
         hidden_size=model.hidden_size,
-        num_attention_heads=model.heads,
-        num_query_groups=model.kv_heads,
+        num_attention_heads=model.num_heads,
+        num_query_groups=model.num_kv_heads,
         kv_channels=model.head_dim,
         ffn_hidden_size=model.intermediate_size,
         add_bias_linear=False,
@@ -130,9 +150,8 @@ def transformer_config(model: Dense, world: World, *, sequence: bool, dtype: tor
     )
 
 
-def build(model: Dense, config: TransformerConfig, world: World, temperature: float) -> PackedGPT:
+def build(model: Architecture, config: TransformerConfig, world: World, temperature: float) -> PackedGPT:
     """This rank's stage of the model, weights not yet set."""
-    norm = RMSNorm
     qk_norm = RMSNorm if model.has_qk_norm else IdentityOp
     attention = SelfAttentionSubmodules(
         linear_qkv=ColumnParallelLinear,
@@ -142,10 +161,10 @@ def build(model: Dense, config: TransformerConfig, world: World, temperature: fl
         k_layernorm=qk_norm,
     )
     layer = TransformerLayerSubmodules(
-        input_layernorm=norm,
+        input_layernorm=RMSNorm,
         self_attention=ModuleSpec(SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention),
         self_attn_bda=get_bias_dropout_add,
-        pre_mlp_layernorm=norm,
+        pre_mlp_layernorm=RMSNorm,
         mlp=ModuleSpec(MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)),
         mlp_bda=get_bias_dropout_add,
     )
@@ -154,7 +173,7 @@ def build(model: Dense, config: TransformerConfig, world: World, temperature: fl
         model,
         temperature,
         config=config,
-        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm),
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm),
         vocab_size=model.vocab_size,
         max_sequence_length=model.max_positions,
         pre_process=world.pp_rank == 0,

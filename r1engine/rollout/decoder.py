@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from r1engine.rollout.architecture import Architecture
+from r1engine.architecture import Architecture
 from r1engine.rollout.cache import KVCache, rotary_table
 from r1engine.rollout.weights import Layer, Weights
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from r1engine.architecture import load_tokenizer, read_architecture, read_json
 from r1engine.batch import Completion, Prompt
-from r1engine.rollout.architecture import read_architecture, read_json
 from r1engine.rollout.decoder import Decoder
 from r1engine.rollout.rows import Job, Rows, Sampling
 from r1engine.rollout.sampling import stream_key
@@ -40,9 +40,7 @@ class LocalGenerator:
         if slots < 1:
             raise ValueError(f"LocalGenerator: slots is {slots}, required is at least 1")
         arch = read_architecture(model_path)
-        if not (model_path / "tokenizer.json").is_file():
-            raise ValueError(f"{model_path / 'tokenizer.json'}: no such file; required to decode completions")
-        self._tokenizer = Tokenizer.from_file(str(model_path / "tokenizer.json"))
+        self._tokenizer = load_tokenizer(model_path)
         self._stop_tokens = stop_tokens(model_path, self._tokenizer)
         self._seed = seed
         self._slots = slots

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from r1engine.rollout.architecture import Architecture
+from r1engine.architecture import Architecture
 
 # Elements: rows of 64 bytes in float32. Products with 683 columns are 6 to 20% slower than with 688 (AMD EPYC).
 ALIGNMENT = 16

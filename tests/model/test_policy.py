@@ -1,5 +1,6 @@
 """The Megatron policy on one rank, against transformers on the same weights."""
 
+import itertools
 import random
 
 import pytest
@@ -36,7 +37,7 @@ def unpacked(rows: list[PackedBatch], values: list[torch.Tensor]) -> dict[tuple,
     out = {}
     for row, value in zip(rows, values, strict=True):
         ends = row.cu_seqlens.tolist()
-        for a, b in zip(ends[:-1], ends[1:], strict=True):
+        for a, b in itertools.pairwise(ends):
             out[tuple(row.tokens[a:b].tolist())] = value[a:b]
     return out
 

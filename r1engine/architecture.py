@@ -1,4 +1,4 @@
-"""What the config.json of a Hugging Face folder says about a dense decoder, checked.
+"""What a local Hugging Face folder says about its model and tokenizer, checked; for the trainer and the generator.
 
 Qwen2ForCausalLM, Qwen3ForCausalLM and LlamaForCausalLM are one computation with three switches: a bias on
 q/k/v, a norm of each query and key head, and how the rotary frequencies are scaled.
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 FAMILIES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
 
@@ -52,7 +53,7 @@ def read_architecture(folder: Path) -> Architecture:
     """Reads and checks `folder`/config.json.
 
     Raises:
-        ValueError: the file is missing or incomplete, or asks for something this decoder does not compute.
+        ValueError: the file is missing or incomplete, or asks for something that is not computed here.
     """
     path = folder / "config.json"
     config = read_json(path)
@@ -103,6 +104,37 @@ def rotary_frequencies(arch: Architecture) -> torch.Tensor:
     kept = scaling.original_context / wavelengths - scaling.low_freq_factor
     kept = (kept / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0.0, 1.0)
     return kept * frequencies + (1.0 - kept) * frequencies / scaling.factor
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder.
+
+    Raises:
+        ValueError: there is no tokenizer.json.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; required to encode prompts and decode completions")
+    return Tokenizer.from_file(str(path))
+
+
+def check_layout(arch: Architecture, *, tensor: int, pipeline: int) -> None:
+    """Refuse parallel sizes that do not divide the model.
+
+    Raises:
+        ValueError: naming the size, what it does not divide, and both numbers.
+    """
+    sizes = {
+        "attention heads": arch.num_heads,
+        "key/value heads": arch.num_kv_heads,
+        "intermediate size": arch.intermediate_size,
+        "vocabulary": arch.vocab_size,
+    }
+    for what, size in sizes.items():
+        if size % tensor:
+            raise ValueError(f"parallel.tensor: {tensor} does not divide the model's {what} ({size})")
+    if arch.num_layers % pipeline:
+        raise ValueError(f"parallel.pipeline: {pipeline} does not divide the model's {arch.num_layers} layers")
 
 
 def read_json(path: Path) -> dict[str, Any]:

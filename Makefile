@@ -11,6 +11,7 @@ BUILD_INPUTS = CMakeLists.txt $(wildcard csrc/*)
 .PHONY: demo test lint format gpu clean
 
 demo: $(STAMP)
+	rm -rf runs/demo
 	$(VENV)/r1engine train configs/tiny_r1_zero.yaml
 
 # One thread a process: the tests are small, and the parallel ones start several processes.

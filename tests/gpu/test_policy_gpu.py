@@ -1,0 +1,56 @@
+"""The same policy on a GPU: bfloat16 against transformers, and offloading that really frees memory. `pytest -m gpu`."""
+
+import itertools
+
+import pytest
+import torch
+
+from r1engine.batch import Sequence, pack_sequences
+from r1engine.config import Config
+from r1engine.model.policy import Policy
+from r1engine.sft import cross_entropy
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.fixture
+def policy(world, folders):
+    return Policy(Config(model={"path": folders["qwen3"][0]}), world)
+
+
+def rows(world):
+    items = [Sequence(list(range(2, 2 + n)), 1, 0.01) for n in (5, 17, 40)]
+    return [row.to(world.device) for row in pack_sequences(items, max_tokens=64)[0]]
+
+
+def test_bf16_logprobs_are_within_twice_the_error_of_transformers_bf16(world, folders, policy):
+    model = folders["qwen3"][1]
+    for row, logp in zip(rows(world), policy.logprobs(rows(world)), strict=True):
+        ends = row.cu_seqlens.tolist()
+        for a, b in itertools.pairwise(ends):
+            x = row.tokens[a:b].cpu()[None]
+            exact, rounded = (
+                torch.log_softmax(m(x.to(d)).logits[0].float().cpu(), -1)[:-1].gather(1, x[0, 1:, None])[:, 0]
+                for m, d in ((model, "cpu"), (model.to(world.device, torch.bfloat16), world.device))
+            )
+            model.to("cpu", torch.float32)
+            allowed = 2 * (rounded - exact).abs().max() + 1e-3
+            assert (logp[a + 1 : b].cpu() - exact).abs().max() <= allowed
+
+
+def test_update_lowers_the_loss(world, policy):
+    losses = [policy.update(rows(world), cross_entropy, 1e-3)["loss"] for _ in range(5)]
+    assert losses[-1] < losses[0]
+
+
+def test_asleep_the_training_state_is_not_in_device_memory(world, policy):
+    with policy.awake():
+        policy.update(rows(world), cross_entropy, 1e-3)
+        before = policy.logprobs(rows(world))[0]
+        awake = torch.cuda.memory_allocated()
+    assert torch.cuda.memory_allocated() < awake
+    with policy.awake():
+        assert torch.equal(policy.logprobs(rows(world))[0], before)

@@ -12,9 +12,8 @@ from tokenizers import Tokenizer, models
 from torch.overrides import TorchFunctionMode
 
 from r1engine.batch import Completion, Prompt
-from r1engine.rollout.cache import KVCache
+from r1engine.rollout.cache import FIRST_TOKENS, KVCache
 from r1engine.rollout.local import LocalGenerator
-from r1engine.rollout.sampling import sample, stream_key, uniforms
 
 VOCAB, STOP = 99, 1
 CPU = torch.device("cpu")
@@ -85,6 +84,16 @@ def by_name(completions: list[Completion]) -> dict[tuple[int, int], list[int]]:
     return {(c.prompt.id, c.sample): c.tokens for c in completions}
 
 
+@torch.no_grad()
+def logp_error(model: torch.nn.Module, completion: Completion, temperature: float = 1.0) -> float:
+    """Largest distance of the reported log-probabilities from those of transformers."""
+    start = len(completion.prompt.tokens)
+    tokens = torch.tensor([completion.prompt.tokens + completion.tokens])
+    logp = torch.log_softmax(model(tokens).logits[0] / temperature, dim=-1)
+    expected = logp[start - 1 : -1].gather(1, tokens[0, start:, None]).squeeze(1)
+    return (torch.tensor(completion.logp) - expected).abs().max().item()
+
+
 def edit_config(folder: Path, **changes: object) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))
@@ -102,14 +111,17 @@ def test_logp_agrees_with_transformers(tmp_path, name):
     prompts = prompts_of_different_lengths()
     completions = generator.generate(prompts, num_samples=2, step=3, max_tokens=70, temperature=0.8, top_p=0.9)
     assert [(c.prompt.id, c.sample) for c in completions] == [(i, j) for i in range(5) for j in range(2)]
-    assert max(len(c.tokens) for c in completions) == 70  # crosses the first growth of the cache
+    assert max(len(c.tokens) for c in completions) == 70
     for completion in completions:
-        start = len(completion.prompt.tokens)
-        tokens = torch.tensor([completion.prompt.tokens + completion.tokens])
-        with torch.no_grad():
-            logp = torch.log_softmax(model(tokens).logits[0] / 0.8, dim=-1)
-        expected = logp[start - 1 : -1].gather(1, tokens[0, start:, None]).squeeze(1)
-        torch.testing.assert_close(torch.tensor(completion.logp), expected, atol=1e-5, rtol=0)
+        assert logp_error(model, completion, temperature=0.8) < 1e-5
+
+
+def test_a_growing_cache_keeps_its_contents(tmp_path):
+    model = save_model(tmp_path, max_position_embeddings=600, eos_token_id=VOCAB)  # never drawn
+    generator = new_generator(tmp_path, model, slots=2)
+    completions = generator.generate([new_prompt(0, [5, 6, 7])], num_samples=3, step=1, max_tokens=500)
+    assert all(len(c.tokens) > 1.5 * FIRST_TOKENS for c in completions)  # past the first and the second growth
+    assert max(logp_error(model, completion) for completion in completions) < 1e-5
 
 
 def test_older_rope_keys_mean_the_same(tmp_path):
@@ -343,50 +355,6 @@ def test_an_incomplete_folder_is_refused(tmp_path, model):
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match=r"config\.json: no such file"):
         build()
-
-
-def test_sampling_by_hand():
-    # softmax(log p / 1) = p = 0.1 0.2 0.3 0.4, cdf 0.1 0.3 0.6 1.0
-    p = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    uniform = torch.tensor([0.05, 0.15, 0.35, 0.65, 0.999], dtype=torch.float64)
-    tokens, logp = sample(p.log().repeat(5, 1), uniform, temperature=1.0, top_p=1.0, top_k=0)
-    assert tokens.tolist() == [0, 1, 2, 3, 3]
-    torch.testing.assert_close(logp, p.log()[tokens])
-    # temperature 0.5 squares: 1 4 9 16 of 30, cdf 0.033 0.167 0.467 1.0
-    tokens, logp = sample(p.log().repeat(5, 1), uniform, temperature=0.5, top_p=1.0, top_k=0)
-    assert tokens.tolist() == [1, 1, 2, 3, 3]
-    torch.testing.assert_close(logp.exp(), torch.tensor([4.0, 4.0, 9.0, 16.0, 16.0]) / 30)
-    # top_k 2 keeps 0.3 0.4, cdf 3/7 1; the log-probability stays that of the whole vocabulary
-    tokens, logp = sample(p.log().repeat(5, 1), uniform, temperature=1.0, top_p=1.0, top_k=2)
-    assert tokens.tolist() == [2, 2, 2, 3, 3]
-    torch.testing.assert_close(logp, p.log()[tokens])
-    # top_p 0.75: 0.4 + 0.3 do not reach it, so 0.2 stays too; cdf 2/9 5/9 1
-    tokens, _ = sample(p.log().repeat(5, 1), uniform, temperature=1.0, top_p=0.75, top_k=0)
-    assert tokens.tolist() == [1, 1, 2, 3, 3]
-    # top_k 3 first leaves 2/9 3/9 4/9; of these 0.75 is reached by 4/9 + 3/9
-    tokens, _ = sample(p.log().repeat(5, 1), uniform, temperature=1.0, top_p=0.75, top_k=3)
-    assert tokens.tolist() == [2, 2, 2, 3, 3]
-    # a top_p below the likeliest token keeps that one
-    tokens, _ = sample(p.log().repeat(5, 1), uniform, temperature=1.0, top_p=1e-9, top_k=0)
-    assert tokens.tolist() == [3] * 5
-
-
-def test_uniforms_are_splitmix64():
-    # Vigna's splitmix64 seeded with 0 gives e220a8397b1dcdaf, then 6e789e6aa1b965f4.
-    drawn = uniforms(np.zeros(2, np.uint64), np.array([0, 1]))
-    assert drawn.tolist() == [((0xE220A8397B1DCDAF >> 12) + 0.5) / 2**52, ((0x6E789E6AA1B965F4 >> 12) + 0.5) / 2**52]
-
-
-def test_uniforms_of_neighbouring_streams_are_uniform():
-    keys = np.array(
-        [stream_key(0, step, prompt, sample) for step in range(4) for prompt in range(20) for sample in range(8)]
-    )
-    drawn = np.stack([uniforms(keys, np.full(len(keys), position)) for position in range(64)])
-    counts = np.histogram(drawn, bins=64, range=(0, 1))[0]
-    expected = drawn.size / 64
-    assert ((counts - expected) ** 2 / expected).sum() < 63 + 4 * (2 * 63) ** 0.5  # chi-square, mean + 4 deviations
-    neighbours = np.corrcoef(drawn[:, :-1].ravel(), drawn[:, 1:].ravel())[0, 1]
-    assert abs(neighbours) < 4 / drawn.size**0.5
 
 
 def test_samples_follow_the_distribution(tmp_path, model):

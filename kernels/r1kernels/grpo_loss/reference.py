@@ -30,8 +30,7 @@ def grpo_loss_reference(
     is_used = loss_weight != 0
 
     def log_ratio(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        # The where on both operands keeps NaN at unused positions out of values and gradients.
-        difference = torch.where(is_used, a, 0.0) - torch.where(is_used, b, 0.0)
+        difference = torch.where(is_used, a - b, 0.0)  # unlike a product with 0, drops NaN from value and gradient
         if cu_seqlens is not None:
             difference = _sequence_sums(difference, cu_seqlens)
         return difference.clamp(max=MAX_LOG_RATIO)
@@ -52,6 +51,5 @@ def grpo_loss_reference(
     if ref_logp is not None:
         d = log_ratio(ref_logp, logp)
         kl = (weight * (d.exp() - d - 1)).sum()
-        if kl_coef:  # a term of weight 0 must not bring its overflow into the loss
-            loss = loss + kl_coef * kl
+        loss = loss + kl_coef * kl
     return loss, kl.detach(), (weight * is_cut).sum(), (weight * ratio).sum().detach()

@@ -78,6 +78,7 @@ def test_input_files_are_checked_before_anything_is_loaded(config):
     done = r1engine("train", config, "data.train=/no/such.jsonl")
     assert done.returncode == 2
     assert "data.train: found no file /no/such.jsonl" in done.stderr
+    assert "torch loaded: False" in done.stderr
 
 
 def test_resolved_config_is_a_config(config, tmp_path):

@@ -139,7 +139,7 @@ WRONG = [
     ("\u0661", "1"),  # an Arabic-Indic digit one
     ("1/\u0662", "1/2"),
     ("hello", "10\\%"),
-    ("x=3", "(1,2)"),
+    ("x+y=3", "(1,2)"),
     ("$", "5"),
     ("\\frac{1}{0}", "1"),
 ]
@@ -148,7 +148,7 @@ WRONG_THOUGH_MATH_VERIFY_ROUNDS_IT = [
     ("\\frac{1}{200!}", "\\frac{1}{204!}"),
     ("\\frac{2^{2005}+1}{3\\cdot 2^{2006}}", "\\frac{1}{3\\cdot 2^{2006}}"),
     ("10^{-7}+10^{-8}", "10^{-7}"),
-    ("1+10^{-9}", "1"),
+    ("10^{-20}+10^{-30}", "10^{-20}"),
     ("1-1/\\mathrm e", "1+1/\\mathrm e"),
     ("3x-y+13=0", "3x+4y+14=0"),
 ]
@@ -205,6 +205,11 @@ def test_undecided_says_why(answer, reference, reason):
 def test_long_numbers_compare_exactly():
     assert judge("1" * 900, "1" * 900)[0] == "right"
     assert judge("1" * 900, "1" * 899 + "2")[0] == "wrong"
+
+
+@pytest.mark.parametrize("answer", ["", " ", "$", ".", "\\text{}"])
+def test_answer_of_which_nothing_is_left_is_blank(answer):
+    assert judge(answer, "5") == ("wrong", "the answer is blank")
 
 
 def test_judging_works_off_the_main_thread():

@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a few tokens, one round, no peer: does it run?")
     args = parser.parse_args()
     device = timing.use_device(args.device)
-    work = Work(questions=8, group=8, prompt=32, completion=64)
+    work = Work(questions=8, group=8, prompt=4, completion=64)
     names = args.model or list(SHAPES)
     if args.smoke:
         work, names = Work(questions=2, group=2, prompt=8, completion=4), ["0.5M"]

@@ -19,6 +19,7 @@ from r1engine.batch import Prompt
 from r1engine.config import Config, ConfigError
 from r1engine.evaluation.pass_at_1 import pass_at_1, sample_row
 from r1engine.model import parallel
+from r1engine.model.hf_weights import export_folder
 from r1engine.model.parallel import World
 from r1engine.model.policy import Policy, model_dtype
 from r1engine.observe.metrics import MetricsLog, Phases, device_telemetry, peak_rss_gb
@@ -119,7 +120,7 @@ class Run:
     # ------------------------------------------------------------------ the loop
 
     def loop(self) -> None:
-        """Iterate until `cfg.steps` optimizer steps are done."""
+        """Iterate until `cfg.steps` optimizer steps are done; then export the model as a Hugging Face folder."""
         cfg = self.cfg
         if self.step == 0:
             self._evaluate()
@@ -135,6 +136,10 @@ class Run:
                 self._evaluate()
             if self.step == cfg.steps or _passed(before, self.step, cfg.checkpoint.every):
                 self._save()
+        with self.parts.policy.awake():
+            export_folder(
+                self.parts.policy.weights(), cfg.model.path, cfg.run_dir / "model", is_writer=self.world.is_first
+            )
         if self.log is not None:
             self.log.close()
 
@@ -260,7 +265,8 @@ class Run:
         console = Console()
         samples = [json.loads(line) for line in (cfg.run_dir / "samples.jsonl").read_text().splitlines()]
         print_summary(before, after, [s for s in samples if s.get("heldout")][-2:], console=console)
-        console.print(f"curves: {png}\nreport: {html}\nsummary: {cfg.run_dir / 'summary.json'}", highlight=False)
+        files = {"curves": png, "report": html, "summary": cfg.run_dir / "summary.json", "model": cfg.run_dir / "model"}
+        console.print("\n".join(f"{name}: {path}" for name, path in files.items()), highlight=False)
 
 
 def _passed(before: int, after: int, every: int) -> bool:

@@ -5,6 +5,7 @@ AT begins, after that iteration's update.
 """
 
 import os
+import signal
 import sys
 import warnings
 
@@ -12,8 +13,10 @@ warnings.filterwarnings("ignore")
 
 
 def main() -> None:
-    signal, at = int(sys.argv[1]), int(sys.argv[2])
-    if signal:
+    number, at = int(sys.argv[1]), int(sys.argv[2])
+    # A parent in the background has SIGINT ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if number:
         from r1engine.rollout.local import LocalGenerator
 
         load_weights, calls = LocalGenerator.load_weights, [0]
@@ -21,7 +24,7 @@ def main() -> None:
         def load_or_die(self: LocalGenerator, weights: object) -> None:
             calls[0] += 1
             if calls[0] == at + 1:  # the first call is before iteration 1
-                os.kill(os.getpid(), signal)
+                os.kill(os.getpid(), number)
             load_weights(self, weights)
 
         LocalGenerator.load_weights = load_or_die

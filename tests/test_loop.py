@@ -10,22 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).parents[1]
 DRIVER = Path(__file__).with_name("loop_driver.py")
 SHORT = [
     "base.hidden_size=32",
-    "base.steps=3",
-    "base.texts_per_step=8",
+    "base.steps=120",
+    "base.texts_per_step=24",
     "base.heldout=4",
     "steps=8",
     "grpo.questions=4",
-    "grpo.group_size=4",
+    "grpo.group_size=8",
     "grpo.minibatches=2",
     "grpo.kl_coef=0.01",
     "grpo.reference_every=4",
     "optimizer.lr=1e-2",
-    "rollout.max_tokens=12",
+    "rollout.max_tokens=24",
     "evaluation.samples=2",
     "evaluation.every=4",
     "checkpoint.every=4",
@@ -83,9 +84,13 @@ def test_run_writes_what_it_promises(whole):
     summary = json.loads((whole / "summary.json").read_text())
     assert {f"{x}_{when}" for x in ("pass_at_1", "format", "length") for when in ("before", "after")} < set(summary)
     assert summary["logp_diff_max"] < 1e-4  # generator and trainer agree in float32
+    trained, base = (AutoModelForCausalLM.from_pretrained(whole / name).state_dict() for name in ("model", "base"))
+    assert not torch.equal(trained["model.layers.1.mlp.up_proj.weight"], base["model.layers.1.mlp.up_proj.weight"])
+    assert AutoTokenizer.from_pretrained(whole / "model").eos_token == "<|end|>"
     rows, _ = logged(whole)
     assert [r["step"] for r in rows if "loss" in r] == [2, 4, 6, 8]
     assert [r["step"] for r in rows if "eval/pass_at_1" in r] == [0, 4, 8]
+    assert all(r["grad_norm"] > 0 for r in rows if r["step"] > 4 and "loss" in r)  # resume has something to get wrong
 
 
 @pytest.mark.parametrize("ranks", [1, 2], ids=["one-rank", "dp2-distributed-optimizer"])

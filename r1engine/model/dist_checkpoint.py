@@ -68,6 +68,10 @@ def load(
     tree = dist_checkpointing.load(_sharded(model, optimizer, snapshot, is_loading=True), str(folder))
     model.load_state_dict(tree["model"])
     optimizer.load_state_dict(tree["optimizer"])
+    for part in chain:
+        for entry in part.optimizer.state.values() if isinstance(part, DistributedOptimizer) else ():
+            # Megatron hands PyTorch's AdamW one step tensor for all parameters, and each would count it up.
+            entry["step"] = entry["step"].clone()
     if snapshot is None:
         return None
     reference = {name.removeprefix("reference."): tensor for name, tensor in tree["reference"].items()}

@@ -64,9 +64,7 @@ def last_checkpoint(run_dir: Path, world) -> dict[str, torch.Tensor]:
     folder = run_dir / "checkpoints" / (run_dir / "checkpoints" / "latest").read_text().strip() / "model"
     with on_cpu():
         tensors = dist_checkpointing.load_plain_tensors(str(folder))
-    # The flat buckets of the distributed optimizer end in padding that nobody initializes. That their contents were
-    # restored shows in the later steps, whose loss and gradient norm are compared exactly.
-    return {k: v for k, v in tensors.items() if isinstance(v, torch.Tensor) and "gbuf" not in k}
+    return {k: v for k, v in tensors.items() if isinstance(v, torch.Tensor)}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +91,7 @@ def test_run_writes_what_it_promises(whole):
     assert all(r["grad_norm"] > 0 for r in rows if r["step"] > 4 and "loss" in r)  # resume has something to get wrong
 
 
-@pytest.mark.parametrize("ranks", [1, 2], ids=["one-rank", "dp2-distributed-optimizer"])
+@pytest.mark.parametrize("ranks", [1, 2], ids=["one-rank", "dp2"])
 def test_resume_after_a_kill_is_bit_exact(whole, tmp_path, world, ranks):
     reference = whole
     if ranks > 1:
@@ -128,6 +126,7 @@ def test_ctrl_c_exits_clean_and_leaves_nothing_half_written(whole, tmp_path):
         ("seed=5", "was made with"),
         ("checkpoint.resume=false", "holds checkpoints up to step_00000008"),
         ("grpo.kl_coef=0", "reference was True when it was made, this run has False"),
+        ("parallel.distributed_optimizer=true", "required false: a resume is not exact with it"),
         ("data.max_prompt_tokens=3", "required at most max_prompt_tokens = 3"),
     ],
 )

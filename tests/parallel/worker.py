@@ -39,7 +39,7 @@ def run(folder: Path, tensor: int, pipeline: int, out: Path) -> None:
     world = join(tensor, pipeline)
     cfg = Config(
         model={"path": folder},
-        parallel={"tensor": tensor, "pipeline": pipeline},
+        parallel={"tensor": tensor, "pipeline": pipeline, "distributed_optimizer": True},
         grpo=GRPO,
         steps=2,
         optimizer={"eps": 1e-3, "clip_grad": 0.1},  # a small eps would turn rounding into whole steps

@@ -12,6 +12,8 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
+from r1engine.model.swap import lent_weights
+
 # The default sharding of the distributed optimizer cannot be saved in this Megatron version
 # ("flattened_range is not supported"); this one can, for an unchanged data-parallel size.
 METADATA = {"distrib_optim_sharding_type": "dp_reshardable"}
@@ -29,20 +31,11 @@ def _sharded(
 
 def _snapshot_shards(model: torch.nn.Module, snapshot: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The snapshot's tensors, sharded as the parameters that they were copied from."""
-    parameters = dict(model.named_parameters())
-    own = {name: p.data for name, p in parameters.items()}
-    try:
-        for name, p in parameters.items():
-            p.data = snapshot[name]
+    with lent_weights(model, snapshot):
         state = model.sharded_state_dict(prefix="reference.", metadata=METADATA)
         for entry in state.values():
             if isinstance(getattr(entry, "data", None), torch.Tensor):
-                entry.data = (
-                    entry.data.detach()
-                )  # the snapshot's tensor, not the parameter that is about to be restored
-    finally:
-        for name, p in parameters.items():
-            p.data = own[name]
+                entry.data = entry.data.detach()  # what was lent, not the parameter that is restored at the exit
     return state
 
 

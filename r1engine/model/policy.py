@@ -25,6 +25,7 @@ from r1engine.model.hf_weights import Folder, Rule, iterate, rules
 from r1engine.model.offload import Offloader
 from r1engine.model.parallel import World
 from r1engine.model.spec import build, transformer_config
+from r1engine.model.swap import lent_weights
 
 # (logp [T], entropy [T], row) -> (loss scalar, metrics: sums over the row)
 LossFn = Callable[[torch.Tensor, torch.Tensor, PackedBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
@@ -249,15 +250,9 @@ class Policy:
 
     def reference_logprobs(self, snapshot: dict[str, torch.Tensor], rows: list[PackedBatch]) -> list[torch.Tensor]:
         """`logprobs` under the weights of a snapshot; the policy's own weights are not written."""
-        parameters = dict(self.model.module.named_parameters())
-        own = {name: p.data for name, p in parameters.items()}
-        try:
-            for name, p in parameters.items():
-                p.data = snapshot[name].to(p.device, non_blocking=True)
+        on_device = {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in snapshot.items()}
+        with lent_weights(self.model.module, on_device):
             return self.logprobs(rows)
-        finally:
-            for name, p in parameters.items():
-                p.data = own[name]
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:

@@ -2,22 +2,66 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+import os
+from functools import cache
 from typing import Literal
 
 import torch
 
-Impl = Literal["reference"]
+from r1kernels import cuda_lib
+
+Impl = Literal["reference", "triton", "cuda"]
 
 
-def choose(op: str, impl: str | None, have: tuple[str, ...]) -> str:
-    """Return the implementation to run: the one asked for, or the first of `have`.
+def choose(op: str, impl: str | None, tensor: torch.Tensor, have: tuple[str, ...]) -> str:
+    """Return the implementation to run: the one asked for, or the best one that runs where `tensor` is.
+
+    Without a wish it is the reference on a CPU, and on a GPU the first of `have` that this machine can run; that
+    choice is logged once for each op.
+
+    Args:
+        op:     name, for messages.
+        impl:   the caller's wish, or None.
+        tensor: an input; its device decides.
+        have:   the op's implementations, the fastest on a GPU first.
 
     Raises:
         ValueError: `impl` names an implementation that this op does not have.
+        RuntimeError: `impl` cannot run on this machine or on the tensor's device; the message says why.
     """
     if impl is not None and impl not in have:
         raise ValueError(f"{op}: impl={impl!r} does not exist; this op has {', '.join(have)}")
-    return impl or have[0]
+    device = tensor.device.type
+    if impl is not None:
+        if reason := _why_not(impl, device):
+            raise RuntimeError(f"{op}: impl={impl!r} {reason}")
+        return impl
+    if device == "cpu":
+        return "reference"
+    chosen = next(name for name in have if _why_not(name, device) is None)
+    _log_choice(op, chosen, device)
+    return chosen
+
+
+@cache
+def _log_choice(op: str, impl: str, device: str) -> None:
+    logging.getLogger("r1kernels").info("%s: %s on %s", op, impl, device)
+
+
+def _why_not(impl: str, device: str) -> str | None:
+    """Why `impl` cannot run on tensors of this kind of device; None if it can."""
+    if impl == "reference":
+        return None
+    if impl == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "needs triton: pip install triton"
+        is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        return None if device == "cuda" or is_interpreted else f"on a {device} tensor needs TRITON_INTERPRET=1"
+    if device != "cuda":
+        return f"needs a cuda tensor, got one on {device}"
+    return None if cuda_lib.available() else "needs the compiled library: run `pip install .` where nvcc is on PATH"
 
 
 def check_same_shape(op: str, first: tuple[str, torch.Tensor], *others: tuple[str, torch.Tensor | None]) -> None:

@@ -51,7 +51,7 @@ def group_advantage(
     """
     op = "group_advantage"
     check_float(op, "rewards", rewards)
-    choose(op, impl, ("reference",))
+    choose(op, impl, rewards, have=("reference",))
     if rewards.dim() != 1 or group_ids.shape != rewards.shape or group_ids.dtype != torch.int64:
         raise ValueError(
             f"{op}: rewards [N] and group_ids [N] int64 are required, "

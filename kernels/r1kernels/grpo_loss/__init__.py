@@ -77,7 +77,7 @@ def grpo_loss(
         ("loss_weight", loss_weight),
         ("ref_logp", ref_logp),
     )
-    choose(op, impl, ("reference",))
+    choose(op, impl, logp, have=("reference",))
     if kl_coef and ref_logp is None:
         raise ValueError(f"{op}: kl_coef={kl_coef} needs ref_logp, got None")
     if ratio_level not in ("token", "sequence"):

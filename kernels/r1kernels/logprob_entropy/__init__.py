@@ -53,7 +53,7 @@ def logprob_entropy(
     """
     op = "logprob_entropy"
     check_float(op, "logits", logits)
-    choose(op, impl, ("reference",))
+    choose(op, impl, logits, have=("reference",))
     if labels.shape != logits.shape[:-1] or labels.dtype != torch.int64:
         raise ValueError(
             f"{op}: labels must be int64 {tuple(logits.shape[:-1])} for logits {tuple(logits.shape)}, "

@@ -1,10 +1,14 @@
 """Shared fixtures. Every test process is one Megatron rank; layouts of several ranks are in tests/parallel."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the first import of Triton, which decides once and for all
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests/model_folders.py
 

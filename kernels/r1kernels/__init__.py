@@ -1,7 +1,34 @@
 """r1kernels: the fused operations of GRPO training; importable alone, needs only PyTorch."""
 
+from r1kernels.fp8_cast import Fp8, fp8_dequantize, fp8_quantize
 from r1kernels.group_advantage import GroupAdvantage, group_advantage
 from r1kernels.grpo_loss import GrpoMetrics, grpo_loss
 from r1kernels.logprob_entropy import LogProb, logprob_entropy
+from r1kernels.moe_combine import moe_combine, moe_combine_backward_quant
+from r1kernels.moe_gate_topk import Gate, moe_balance_loss, moe_gate_topk, moe_update_bias
+from r1kernels.moe_permute_quant import Fp8Rows, moe_permute, moe_permute_fp8, moe_permute_quant
+from r1kernels.moe_plan import Plan, moe_plan
 
-__all__ = ["GroupAdvantage", "GrpoMetrics", "LogProb", "group_advantage", "grpo_loss", "logprob_entropy"]
+__all__ = [
+    "Fp8",
+    "Fp8Rows",
+    "Gate",
+    "GroupAdvantage",
+    "GrpoMetrics",
+    "LogProb",
+    "Plan",
+    "fp8_dequantize",
+    "fp8_quantize",
+    "group_advantage",
+    "grpo_loss",
+    "logprob_entropy",
+    "moe_balance_loss",
+    "moe_combine",
+    "moe_combine_backward_quant",
+    "moe_gate_topk",
+    "moe_permute",
+    "moe_permute_fp8",
+    "moe_permute_quant",
+    "moe_plan",
+    "moe_update_bias",
+]

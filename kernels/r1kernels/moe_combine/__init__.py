@@ -1,0 +1,143 @@
+"""The experts' rows back to their tokens: a weighted sum in a fixed order."""
+
+from __future__ import annotations
+
+import torch
+
+from r1kernels.dispatch import Impl, check_float, choose
+from r1kernels.moe_permute_quant import Fp8Rows, check_fp8_rows, implementations
+from r1kernels.moe_plan import Plan, check_plan, check_weights
+
+
+def moe_combine(
+    rows: torch.Tensor,
+    plan: Plan,
+    weights: torch.Tensor | None = None,
+    *,
+    residual: torch.Tensor | None = None,
+    impl: Impl | None = None,
+) -> torch.Tensor:
+    """Sum the rows of each token: out[t] = sum over k of weights[t, k] * rows[row_of[t, k]] (+ residual[t]).
+
+    In float32, k = 0, 1, ... and the residual last, rounded once: bitwise the same in every run. Choices of -1 add
+    nothing. Differentiable in rows, weights and residual; the backward computes d(weights) in the same read of the
+    gradient as d(rows), whose padding between experts is zero (rows from plan.offsets[E] on hold anything).
+
+    Args:
+        rows:     [R, H] floating point, contiguous, in expert order.
+        plan:     of `moe_plan`.
+        weights:  [T, K] float32; None is all ones.
+        residual: [T, H] as rows, what to add (the shared expert's output).
+        impl:     force an implementation; None picks one by device and dtype (the CUDA kernels take bfloat16 with H
+                  divisible by 8).
+
+    Returns:
+        [T, H] in the rows' dtype.
+
+    Raises:
+        ValueError: shapes, dtypes, layouts or devices do not fit, or the plan is for other ids.
+        RuntimeError: `impl` names an implementation that cannot run here.
+    """
+    op = "moe_combine"
+    _check_rows(op, rows, plan)
+    check_weights(op, plan, weights)
+    if residual is not None and (
+        residual.shape != (plan.num_tokens, rows.shape[1])
+        or residual.dtype != rows.dtype
+        or not residual.is_contiguous()
+    ):
+        raise ValueError(
+            f"{op}: residual must be contiguous {rows.dtype} {(plan.num_tokens, rows.shape[1])}, "
+            f"got {residual.dtype} {tuple(residual.shape)}"
+        )
+    return _Combine.apply(rows, weights, residual, plan, choose(op, impl, rows, have=implementations(rows, columns=8)))
+
+
+def moe_combine_backward_quant(
+    grad: torch.Tensor,
+    rows: torch.Tensor | None,
+    plan: Plan,
+    weights: torch.Tensor,
+    *,
+    dual: bool = False,
+    impl: Impl | None = None,
+) -> tuple[Fp8Rows, torch.Tensor | None]:
+    """The backward of `moe_combine` with d(rows) in FP8: the gradient of the token times its weight, quantized.
+
+    Row (t, k) of d(rows) is weights[t, k] * grad[t] as `moe_permute_quant` with weights gives it, and
+    d(weights)[t, k] = dot(grad[t], rows[row_of[t, k]]) in float32, from the same read of grad.
+
+    Args:
+        grad:    [T, H] bfloat16 or float32, contiguous, H divisible by 128: gradient of the combined tokens.
+        rows:    [R, H] as grad, the combined rows; None when d(weights) is not wanted.
+        plan:    of `moe_plan`.
+        weights: [T, K] float32.
+        dual:    as in `moe_permute_quant`.
+        impl:    force an implementation; None picks one by device and dtype (the CUDA kernels take bfloat16).
+
+    Returns:
+        (Fp8Rows of d(rows), d(weights) [T, K] float32 or None).
+
+    Raises:
+        ValueError: shapes, dtypes, layouts or devices do not fit, or the plan is for other ids.
+        RuntimeError: `impl` names an implementation that cannot run here.
+    """
+    op = "moe_combine_backward_quant"
+    if grad.dim() != 2 or not grad.is_contiguous():
+        raise ValueError(f"{op}: grad must be contiguous [T, H], got {tuple(grad.shape)} stride {grad.stride()}")
+    check_plan(op, plan, num_tokens=grad.shape[0])
+    check_weights(op, plan, weights)
+    check_fp8_rows(op, "grad", grad, plan, dual)
+    if rows is not None:
+        _check_rows(op, rows, plan)
+        if rows.shape[1] != grad.shape[1] or rows.dtype != grad.dtype:
+            raise ValueError(
+                f"{op}: rows must be {grad.dtype} [R, {grad.shape[1]}] as grad, got {rows.dtype} {tuple(rows.shape)}"
+            )
+    if choose(op, impl, grad, have=implementations(grad)) == "cuda":
+        from r1kernels.moe_combine.cuda_impl import combine_backward_quant
+    else:
+        from r1kernels.moe_combine.reference import combine_backward_quant
+    quantized, grad_weights = combine_backward_quant(grad, rows, plan, weights, dual)
+    return Fp8Rows(*quantized), grad_weights
+
+
+class _Combine(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        rows: torch.Tensor,
+        weights: torch.Tensor | None,
+        residual: torch.Tensor | None,
+        plan: Plan,
+        impl: str,
+    ) -> torch.Tensor:
+        ctx.plan, ctx.impl = plan, impl
+        needs_rows = weights is not None and ctx.needs_input_grad[1]
+        ctx.save_for_backward(rows if needs_rows else None, weights)
+        if impl == "cuda":
+            from r1kernels.moe_combine.cuda_impl import combine
+        else:
+            from r1kernels.moe_combine.reference import combine
+        return combine(rows, plan, weights, residual)
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, None, None]:
+        rows, weights = ctx.saved_tensors
+        if ctx.impl == "cuda":
+            from r1kernels.moe_combine.cuda_impl import combine_backward
+        else:
+            from r1kernels.moe_combine.reference import combine_backward
+        grad_rows, grad_weights = combine_backward(grad.contiguous(), rows, ctx.plan, weights)
+        return grad_rows, grad_weights, grad if ctx.needs_input_grad[2] else None, None, None
+
+
+def _check_rows(op: str, rows: torch.Tensor, plan: Plan) -> None:
+    check_float(op, "rows", rows)
+    if rows.dim() != 2 or not rows.is_contiguous():
+        raise ValueError(f"{op}: rows must be contiguous [R, H], got shape {tuple(rows.shape)} stride {rows.stride()}")
+    check_plan(op, plan, num_rows=rows.shape[0])
+    if rows.device != plan.row_of.device:
+        raise ValueError(f"{op}: rows are on {rows.device}, but the plan is on {plan.row_of.device}")

@@ -11,7 +11,7 @@ import torch
 from r1engine.batch import Completion, PackedBatch, Sample
 from r1engine.config import Grpo, Optimizer, Rewards
 from r1engine.rewards import Score
-from r1kernels import group_advantage, grpo_loss
+from r1kernels import GrpoObjective, group_advantage, grpo_loss
 
 
 def total_reward(score: Score, completion: Completion, cfg: Grpo, weights: Rewards) -> float | None:
@@ -75,13 +75,15 @@ def objective(
         row.old_logp,
         row.advantage,
         row.loss_weight,
+        GrpoObjective(
+            ratio_level=cfg.ratio_level,
+            clip_eps=cfg.clip_eps,
+            clip_eps_high=cfg.clip_eps_high,
+            dual_clip=cfg.dual_clip,
+            kl_coef=cfg.kl_coef,
+        ),
         ref_logp=row.ref_logp,
         cu_seqlens=row.cu_seqlens,
-        ratio_level=cfg.ratio_level,
-        clip_eps=cfg.clip_eps,
-        clip_eps_high=cfg.clip_eps_high,
-        dual_clip=cfg.dual_clip,
-        kl_coef=cfg.kl_coef,
     )
     weight = row.loss_weight
     return loss, {**metrics._asdict(), "entropy": (weight * entropy).sum(), "weight": weight.sum()}

@@ -2,7 +2,7 @@
 
 from r1kernels.fp8_cast import Fp8, fp8_dequantize, fp8_quantize
 from r1kernels.group_advantage import GroupAdvantage, group_advantage
-from r1kernels.grpo_loss import GrpoMetrics, grpo_loss
+from r1kernels.grpo_loss import GrpoMetrics, GrpoObjective, grpo_loss
 from r1kernels.logprob_entropy import LogProb, logprob_entropy
 from r1kernels.moe_combine import moe_combine, moe_combine_backward_quant
 from r1kernels.moe_gate_topk import Gate, moe_balance_loss, moe_gate_topk, moe_update_bias
@@ -15,6 +15,7 @@ __all__ = [
     "Gate",
     "GroupAdvantage",
     "GrpoMetrics",
+    "GrpoObjective",
     "LogProb",
     "Plan",
     "fp8_dequantize",

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from r1kernels import grpo_loss
+from r1kernels import GrpoObjective, grpo_loss
 
 NAN, INF = float("nan"), float("inf")
 
@@ -84,7 +84,8 @@ def run(row: Row, level: str = "token", dtype: torch.dtype = torch.float64, **op
     )
     logp.requires_grad_()
     cu = torch.tensor(row.cu_seqlens, dtype=torch.int32)
-    loss, metrics = grpo_loss(logp, old, advantage, weight, ref_logp=ref, cu_seqlens=cu, ratio_level=level, **options)
+    objective = GrpoObjective(ratio_level=level, **options)
+    loss, metrics = grpo_loss(logp, old, advantage, weight, objective, ref_logp=ref, cu_seqlens=cu)
     loss.backward()
     return loss.item(), logp.grad.tolist(), metrics
 
@@ -217,7 +218,7 @@ def test_a_row_without_weights_has_loss_zero_and_gradient_zero(level):
     loss, grad, metrics = run(replace(row, loss_weight=[0.0] * n, logp=[NAN] * n), level, kl_coef=0.5)
     assert loss == 0
     assert grad == [0.0] * n
-    assert [x.item() for x in metrics] == [0, 0, 0]
+    assert [x.item() for x in metrics] == [0] * 7
 
 
 @pytest.mark.parametrize("advantage", [2.0, 0.0, -2.0])
@@ -265,30 +266,73 @@ def test_metrics_are_weighted_means():
         ratio += w * r
         cut += w * ((a > 0 and r > 1.2) or (a < 0 and r < 0.8))
     assert 0 < cut < 1
-    assert [x.item() for x in metrics] == pytest.approx([kl, cut, ratio])
+    assert [metrics.kl.item(), metrics.clip_fraction.item(), metrics.ratio.item()] == pytest.approx([kl, cut, ratio])
     assert not any(x.requires_grad for x in metrics)
 
 
 # ---- messages --------------------------------------------------------------------------------------------------
 
 FOUR = torch.zeros(4)
+GSPO = GrpoObjective(ratio_level="sequence_mean")
 
 
 @pytest.mark.parametrize(
     ("tensors", "options", "message"),
     [
         ((FOUR.long(), FOUR, FOUR, FOUR), {}, "logp must be floating point, got torch.int64"),
+        ((FOUR, FOUR, FOUR, FOUR.bool()), {}, "loss_weight must be floating point, got torch.bool"),
+        ((FOUR[None],) * 4, {}, "logp must be [T], got (1, 4)"),
         ((FOUR, FOUR[:3], FOUR, FOUR), {}, "old_logp is (3,) on cpu, but logp is (4,) on cpu"),
         ((FOUR, FOUR, FOUR[:3], FOUR), {}, "advantage is (3,) on cpu, but logp is (4,) on cpu"),
         ((FOUR, FOUR, FOUR, FOUR.to("meta")), {}, "loss_weight is (4,) on meta, but logp is (4,) on cpu"),
         ((FOUR,) * 4, {"ref_logp": FOUR[:1]}, "ref_logp is (1,) on cpu, but logp is (4,) on cpu"),
-        ((FOUR,) * 4, {"kl_coef": 0.1}, "kl_coef=0.1 needs ref_logp, got None"),
-        ((FOUR,) * 4, {"ratio_level": "word"}, "ratio_level must be 'token' or 'sequence', got 'word'"),
-        ((FOUR,) * 4, {"ratio_level": "sequence"}, "ratio_level='sequence' needs cu_seqlens, got None"),
-        ((FOUR,) * 4, {"impl": "cuda"}, "impl='cuda' does not exist; this op has reference"),
+        ((FOUR,) * 4, {"objective": GrpoObjective(kl_coef=0.1)}, "kl_coef=0.1 needs ref_logp, got None"),
+        ((FOUR,) * 4, {"objective": GrpoObjective(entropy_coef=0.1)}, "entropy_coef=0.1 needs entropy, got None"),
+        ((FOUR,) * 4, {"objective": GrpoObjective(tis="mask")}, "tis='mask' needs rollout_logp, got None"),
+        (
+            (FOUR,) * 4,
+            {"objective": GSPO},
+            "ratio_level or tis_level of sequences needs cu_seqlens, got None",
+        ),
+        (
+            (FOUR,) * 4,
+            {"objective": GSPO, "cu_seqlens": torch.tensor([0.0, 4.0])},
+            "cu_seqlens must be [S+1] int32 or int64 on cpu, got torch.float32 (2,) on cpu",
+        ),
+        (
+            (FOUR,) * 4,
+            {"objective": GSPO, "cu_seqlens": torch.tensor([0, 3])},
+            "cu_seqlens must rise from 0 to 4, got [0, 3]",
+        ),
+        ((FOUR,) * 4, {"impl": "cuda"}, "impl='cuda' does not exist; this op has triton, reference"),
     ],
 )
 def test_error(tensors, options, message):
     with pytest.raises(ValueError) as caught:
         grpo_loss(*tensors, **options)
     assert str(caught.value) == f"grpo_loss: {message}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "ppo"}, "loss must be one of clip, cispo, sapo, got 'ppo'"),
+        ({"ratio_level": "word"}, "ratio_level must be one of token, sequence, sequence_mean, got 'word'"),
+        ({"kl": "k4"}, "kl must be one of k1, k2, k3, abs, got 'k4'"),
+        ({"kl_grad": "k4"}, "kl_grad must be one of k1, k2, k3, abs, None, got 'k4'"),
+        ({"tis": "icepop"}, "tis must be one of off, truncate, mask, got 'icepop'"),
+        ({"clip_eps": 0.0}, "clip_eps must be > 0, got 0.0"),
+        ({"dual_clip": 1.0}, "dual_clip must be > 1, got 1.0"),
+        ({"sapo_tau": -1.0}, "sapo_tau must be > 0, got -1.0"),
+        ({"kl_coef": NAN}, "kl_coef must be finite, got nan"),
+        ({"tis_low": 3.0}, "tis_low must be in [0, tis_high=2.0], got 3.0"),
+        (
+            {"kl_importance": True, "ratio_level": "sequence"},
+            "kl_importance needs ratio_level='token', got 'sequence'",
+        ),
+    ],
+)
+def test_an_objective_that_makes_no_sense(options, message):
+    with pytest.raises(ValueError) as caught:
+        GrpoObjective(**options)
+    assert str(caught.value) == f"GrpoObjective: {message}"

@@ -1,101 +1,153 @@
-"""The GRPO objective of a packed row (R1 eq. 1 and 2): loss, gradient and metrics."""
+"""The GRPO objective of a packed row (R1 eq. 1 and 2) and its relatives: loss, gradient and metrics."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from r1kernels.dispatch import Impl, check_float, check_same_shape, choose
+from r1kernels.grpo_loss.objective import GrpoObjective
 
 
 class GrpoMetrics(NamedTuple):
     """Sums over the row, weighted by `loss_weight`; as the weights of a mini-batch sum to 1, adding the
     rows of a mini-batch gives means. Scalars on the device of the inputs, without gradient."""
 
-    kl: torch.Tensor  # k3 estimate of KL(policy || reference), 0 without a reference
-    clip_fraction: torch.Tensor  # share of tokens whose gradient the clip cut off
+    kl: torch.Tensor  # estimate of KL(policy || reference) by objective.kl, 0 without a reference
+    clip_fraction: torch.Tensor  # share of tokens whose term the clip changed
+    clip_fraction_low: torch.Tensor  # of these, from below (A < 0 and a small ratio)
     ratio: torch.Tensor  # mean of pi / pi_old
+    policy_kl: torch.Tensor  # k3 estimate of KL(pi_old || policy): how far the policy has moved
+    tis_weight: torch.Tensor  # mean importance weight, 1 without correction
+    tis_fraction: torch.Tensor  # share of tokens whose importance weight was truncated or masked
 
 
 def grpo_loss(
     logp: torch.Tensor,
-    old_logp: torch.Tensor,
+    old_logp: torch.Tensor | None,
     advantage: torch.Tensor,
     loss_weight: torch.Tensor,
+    objective: GrpoObjective | None = None,
     *,
+    entropy: torch.Tensor | None = None,
     ref_logp: torch.Tensor | None = None,
+    rollout_logp: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,
-    ratio_level: Literal["token", "sequence"] = "token",
-    clip_eps: float = 10.0,
-    clip_eps_high: float | None = None,
-    dual_clip: float | None = None,
-    kl_coef: float = 0.0,
     impl: Impl | None = None,
 ) -> tuple[torch.Tensor, GrpoMetrics]:
     """Negated GRPO objective, summed over the row with the given weights (R1 eq. 1, 2).
 
         ratio = exp(logp - old_logp)
         gain  = min(ratio * A, clip(ratio, 1 - clip_eps, 1 + clip_eps_high) * A)
-        gain  = max(gain, dual_clip * A)                         where A < 0, if dual_clip is set
         kl    = exp(ref_logp - logp) - (ref_logp - logp) - 1     (k3, eq. 2)
         loss  = sum(loss_weight * (kl_coef * kl - gain))
 
-    Eq. 1 prints the ratio of whole sequences. GRPO as its source (DeepSeekMath) defines it and as every
-    trainer implements it takes the ratio of each token: the default. `ratio_level="sequence"` is the
-    literal reading: logp, old_logp and ref_logp are summed over the weighted tokens of each sequence first.
-    Positions of weight 0 may hold anything, NaN included. Log-ratios are cut off at 20, where ratio and gradient
-    would overflow (a long sequence under ratio_level="sequence" gets there): above it no gradient flows.
+    is the default; `GrpoObjective` says what else there is. Eq. 1 prints the ratio of whole sequences. GRPO as its
+    source (DeepSeekMath) defines it and as every trainer implements it takes the ratio of each token: the default.
+    `ratio_level="sequence"` is the literal reading: logp, old_logp and ref_logp are summed over the weighted tokens of
+    each sequence first. Positions of weight 0 may hold anything, NaN included. Log-ratios are cut off at 20, where
+    ratio and gradient would overflow (a long sequence under ratio_level="sequence" gets there): above it no gradient
+    flows. On a GPU loss, gradients and metrics come from one launch, with the same bits in every run.
 
     Args:
-        logp:          [T] float, log-probability of each token under the policy (nats); differentiable.
-        old_logp:      [T] float, the same under the policy that the rollout was drawn from.
-        advantage:     [T] float, advantage of the token's sequence.
-        loss_weight:   [T] float, weight of the token; 1/(N*|o_i|) for eq. 1, 0 for prompt and padding.
-        ref_logp:      [T] float, log-probability under the frozen reference; needed if kl_coef > 0.
-        cu_seqlens:    [S+1] int, first token of each sequence, then T; needed for ratio_level="sequence".
-        ratio_level:   as above.
-        clip_eps:      clip range below 1, and above it unless clip_eps_high is given (R1 uses 10).
-        clip_eps_high: clip range above 1 (DAPO's clip-higher).
-        dual_clip:     bound c > 1 of the loss of negative advantages: at most -c * A.
-        kl_coef:       weight of the KL term (R1 uses 0.001).
-        impl:          force an implementation; None picks one.
+        logp:         [T] float, log-probability of each token under the policy (nats); differentiable.
+        old_logp:     [T] float, the same under the policy that the rollout was drawn from. None: that is this very
+                      policy, every ratio is 1 and the gradient the policy gradient.
+        advantage:    [T] float, advantage of the token's sequence.
+        loss_weight:  [T] float, weight of the token; 1/(N*|o_i|) for eq. 1, 0 for prompt and padding.
+        objective:    the loss and its constants; None: GrpoObjective(), R1's without the KL term.
+        entropy:      [T] float, entropy of the policy at each token (nats); differentiable; needed if entropy_coef.
+        ref_logp:     [T] float, log-probability under the frozen reference; needed if kl_coef.
+        rollout_logp: [T] float, log-probability that the generator reported; needed if tis is not off.
+        cu_seqlens:   [S+1] int, first token of each sequence, then T; needed if a level is not "token".
+        impl:         force an implementation; None picks one.
 
     Returns:
-        The loss, a scalar, and GrpoMetrics.
+        The loss, a scalar in logp's dtype (Triton: float32), and GrpoMetrics.
 
     Raises:
         ValueError: shapes, devices or dtypes do not fit, or an option lacks the tensor that it needs.
     """
     op = "grpo_loss"
-    check_float(op, "logp", logp)
-    check_same_shape(
-        op,
-        ("logp", logp),
-        ("old_logp", old_logp),
-        ("advantage", advantage),
-        ("loss_weight", loss_weight),
-        ("ref_logp", ref_logp),
-    )
-    choose(op, impl, logp, have=("reference",))
-    if kl_coef and ref_logp is None:
-        raise ValueError(f"{op}: kl_coef={kl_coef} needs ref_logp, got None")
-    if ratio_level not in ("token", "sequence"):
-        raise ValueError(f"{op}: ratio_level must be 'token' or 'sequence', got {ratio_level!r}")
-    if ratio_level == "sequence" and cu_seqlens is None:
-        raise ValueError(f"{op}: ratio_level='sequence' needs cu_seqlens, got None")
-    from r1kernels.grpo_loss.reference import grpo_loss_reference
+    o = GrpoObjective() if objective is None else objective
+    check_tensors(op, o, logp, old_logp, advantage, loss_weight, entropy, ref_logp, rollout_logp)
+    if o.needs_sequences:
+        _check_cu_seqlens(op, cu_seqlens, logp)
+    chosen = choose(op, impl, logp, have=("triton", "reference"))
+    if chosen == "reference":
+        from r1kernels.grpo_loss.reference import grpo_loss_reference
 
-    loss, *metrics = grpo_loss_reference(
-        logp,
-        old_logp,
-        advantage,
-        loss_weight,
-        ref_logp,
-        cu_seqlens if ratio_level == "sequence" else None,
-        clip_eps,
-        clip_eps if clip_eps_high is None else clip_eps_high,
-        dual_clip,
-        kl_coef,
-    )
-    return loss, GrpoMetrics(*metrics)
+        loss, metrics = grpo_loss_reference(
+            logp,
+            old_logp,
+            advantage,
+            loss_weight,
+            o,
+            entropy=entropy,
+            ref_logp=ref_logp,
+            rollout_logp=rollout_logp,
+            cu_seqlens=cu_seqlens if o.needs_sequences else None,
+        )
+        return loss, GrpoMetrics(*metrics)
+    from r1kernels.grpo_loss.triton_impl import GrpoLoss
+
+    tensors = (old_logp, advantage, loss_weight), (ref_logp, rollout_logp, cu_seqlens)
+    first, last = ([None if x is None else x.contiguous() for x in group] for group in tensors)
+    entropy = None if entropy is None else entropy.contiguous()
+    loss, metrics = GrpoLoss.apply(logp.contiguous(), entropy, *first, o, *last)
+    return loss, GrpoMetrics(*metrics.unbind())
+
+
+def check_tensors(
+    op: str,
+    objective: GrpoObjective,
+    logp: torch.Tensor,
+    old_logp: torch.Tensor | None,
+    advantage: torch.Tensor,
+    loss_weight: torch.Tensor,
+    entropy: torch.Tensor | None,
+    ref_logp: torch.Tensor | None,
+    rollout_logp: torch.Tensor | None,
+) -> None:
+    """Require [T] floats of one device, and the tensors that the objective needs.
+
+    Raises:
+        ValueError: naming `op`, the argument, what was found and what is required.
+    """
+    tensors = {
+        "logp": logp,
+        "old_logp": old_logp,
+        "advantage": advantage,
+        "loss_weight": loss_weight,
+        "entropy": entropy,
+        "ref_logp": ref_logp,
+        "rollout_logp": rollout_logp,
+    }
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            check_float(op, name, tensor)
+    if logp.dim() != 1:
+        raise ValueError(f"{op}: logp must be [T], got {tuple(logp.shape)}")
+    check_same_shape(op, *tensors.items())
+    for option, is_on, name in (
+        (f"kl_coef={objective.kl_coef}", objective.kl_coef, "ref_logp"),
+        (f"entropy_coef={objective.entropy_coef}", objective.entropy_coef, "entropy"),
+        (f"tis={objective.tis!r}", objective.tis != "off", "rollout_logp"),
+    ):
+        if is_on and tensors[name] is None:
+            raise ValueError(f"{op}: {option} needs {name}, got None")
+
+
+def _check_cu_seqlens(op: str, cu_seqlens: torch.Tensor | None, logp: torch.Tensor) -> None:
+    if cu_seqlens is None:
+        raise ValueError(f"{op}: ratio_level or tis_level of sequences needs cu_seqlens, got None")
+    if cu_seqlens.dim() != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.device != logp.device:
+        raise ValueError(
+            f"{op}: cu_seqlens must be [S+1] int32 or int64 on {logp.device}, "
+            f"got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)} on {cu_seqlens.device}"
+        )
+    if cu_seqlens.device.type != "cpu":
+        return  # to look at the values would wait for the device
+    if not cu_seqlens.numel() or cu_seqlens[0] != 0 or cu_seqlens[-1] != logp.numel() or (cu_seqlens.diff() < 0).any():
+        raise ValueError(f"{op}: cu_seqlens must rise from 0 to {logp.numel()}, got {cu_seqlens.tolist()[:10]}")

@@ -1,27 +1,14 @@
 """Every parallel layout equals one rank: losses, gradient norm and updated weights (float32, gloo, torchrun)."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import torchrun
 from safetensors.torch import load_file
 
 WORKER = Path(__file__).with_name("worker.py")
-
-
-def torchrun(ranks: int, script: Path, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return subprocess.run(
-        [*command, str(script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,163 @@
+"""What every rank of tests/parallel/test_moe_layouts.py runs: our MoE layer and Megatron's, equal weights and tokens.
+
+moe_worker.py TENSORxEXPERT ...: in each layout, fails unless outputs and all gradients agree on every rank.
+"""
+
+import sys
+import warnings
+
+import torch
+import torch.distributed as dist
+
+warnings.filterwarnings("ignore")
+
+from megatron.core import parallel_state as ps  # noqa: E402
+from megatron.core import tensor_parallel  # noqa: E402
+from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec  # noqa: E402
+from megatron.core.transformer.moe import moe_utils  # noqa: E402
+from megatron.core.transformer.moe.moe_layer import MoELayer  # noqa: E402
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher  # noqa: E402
+from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
+
+from r1engine.model.cpu import on_cpu  # noqa: E402
+from r1engine.model.moe import moe_layer_spec  # noqa: E402
+
+D, INNER, SHARED, E, K, GROUPS, BEST_GROUPS = 48, 24, 40, 8, 4, 4, 2
+TOKENS = 33  # a rank
+TOLERANCE = {"atol": 2e-6, "rtol": 1e-5}
+
+
+def config(tensor: int, expert: int) -> TransformerConfig:
+    return TransformerConfig(
+        num_layers=1,
+        hidden_size=D,
+        num_attention_heads=4,
+        ffn_hidden_size=64,
+        moe_ffn_hidden_size=INNER,
+        moe_shared_expert_intermediate_size=SHARED,
+        num_moe_experts=E,
+        moe_router_topk=K,
+        moe_router_num_groups=GROUPS,
+        moe_router_group_topk=BEST_GROUPS,
+        moe_router_score_function="sigmoid",
+        moe_router_enable_expert_bias=True,
+        moe_router_topk_scaling_factor=2.5,
+        moe_router_pre_softmax=True,
+        moe_router_dtype="fp32",
+        moe_router_load_balancing_type="none",
+        moe_token_dispatcher_type="alltoall",
+        tensor_model_parallel_size=tensor,
+        expert_model_parallel_size=expert,
+        expert_tensor_parallel_size=1,
+        sequence_parallel=tensor > 1,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        bias_activation_fusion=False,
+        gradient_accumulation_fusion=False,
+        use_cpu_initialization=True,
+    )
+
+
+def patch_megatron_layer() -> None:
+    """What Megatron's own layer needs on a CPU and ours does not (r1engine/model/cpu.py has the rest)."""
+    MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = object()  # a stream that it would only copy counts on
+    moe_utils.te_general_gemm = None  # named without Transformer Engine, though undefined then
+
+    def to_host(self: MoEAlltoAllTokenDispatcher, point: str, tokens: torch.Tensor | None = None):
+        for name in ("input_splits", "output_splits"):
+            if isinstance(getattr(self, name), torch.Tensor):  # gloo takes lists
+                setattr(self, name, getattr(self, name).tolist())
+        return tokens
+
+    MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = to_host
+
+
+def rows(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def copy_weights(ours: torch.nn.Module, theirs: MoELayer, first: int) -> None:
+    """The same numbers on every rank: those of expert e do not depend on who holds it."""
+    router, bias = rows(1, E, D) / D**0.5, rows(2, E) * 0.3
+    tp, rank = ps.get_tensor_model_parallel_world_size(), ps.get_tensor_model_parallel_rank()
+    gate, up, down = rows(3, SHARED, D) / D**0.5, rows(4, SHARED, D) / D**0.5, rows(5, D, SHARED) / SHARED**0.5
+    for layer in (ours, theirs):
+        layer.router.weight.data.copy_(router)
+        layer.router.expert_bias.copy_(bias)
+        shared = layer.shared_experts
+        shared.linear_fc1.weight.data.copy_(torch.cat([gate.chunk(tp)[rank], up.chunk(tp)[rank]]))
+        shared.linear_fc2.weight.data.copy_(down.chunk(tp, 1)[rank])
+    for i, expert in enumerate(theirs.experts.local_experts):
+        gate_up, out = rows(100 + first + i, 2 * INNER, D) / D**0.5, rows(200 + first + i, D, INNER) / INNER**0.5
+        expert.linear_fc1.weight.data.copy_(gate_up)
+        expert.linear_fc2.weight.data.copy_(out)
+        ours.experts.gate_up_proj.data[i].copy_(gate_up)
+        ours.experts.down_proj.data[i].copy_(out)
+
+
+def run(layer: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(output, d loss / d x); the gradients of the weights stay in the layer."""
+    x = x.clone().requires_grad_()
+    out, bias = layer(x)
+    assert bias is None
+    out.backward(rows(9 + dist.get_rank(), *out.shape))
+    return out.detach(), x.grad
+
+
+def compare(ours: torch.nn.Module, theirs: MoELayer, num_tokens: int) -> None:
+    ours.zero_grad()
+    theirs.zero_grad()
+    x = rows(50 + dist.get_rank(), num_tokens, 1, D)
+    for a, b in zip(run(ours, x), run(theirs, x), strict=True):
+        torch.testing.assert_close(a, b, **TOLERANCE)
+    experts = theirs.experts.local_experts
+    pairs = [
+        (ours.router.weight.grad, theirs.router.weight.grad),
+        (ours.shared_experts.linear_fc1.weight.grad, theirs.shared_experts.linear_fc1.weight.grad),
+        (ours.shared_experts.linear_fc2.weight.grad, theirs.shared_experts.linear_fc2.weight.grad),
+        (ours.experts.gate_up_proj.grad, torch.stack([e.linear_fc1.weight.grad for e in experts])),
+        (ours.experts.down_proj.grad, torch.stack([e.linear_fc2.weight.grad for e in experts])),
+    ]
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, **TOLERANCE)
+    assert torch.equal(ours.router.local_tokens_per_expert, theirs.router.local_tokens_per_expert)
+
+
+def check(tensor: int, expert: int) -> None:
+    """Both layers in one layout of all ranks."""
+    ps.initialize_model_parallel(
+        tensor_model_parallel_size=tensor, expert_model_parallel_size=expert, expert_tensor_parallel_size=1
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(0, inference_rng_tracker=True, force_reset_rng=True)
+    cfg = config(tensor, expert)
+    spec = get_moe_module_spec(use_te=False, num_experts=E)
+    theirs = MoELayer(cfg, spec.submodules, layer_number=1)
+    ours = moe_layer_spec(cfg)(cfg)
+    copy_weights(ours, theirs, ps.get_expert_model_parallel_rank() * (E // expert))
+    compare(ours, theirs, TOKENS)
+    compare(ours, theirs, 1 if tensor == 1 and dist.get_rank() == 1 else 5)
+    with_others = run(ours, rows(7, 5, 1, D))
+    if tensor == 1:  # a rank without tokens of its own, which Megatron's layer does not take
+        is_empty = dist.get_rank() == 1
+        alone = run(ours, rows(7, 0 if is_empty else 5, 1, D))
+        for a, b in zip(alone, with_others, strict=True):
+            torch.testing.assert_close(a, b[:0] if is_empty else b, **TOLERANCE)
+    ps.destroy_model_parallel()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    patch_megatron_layer()
+    for layout in sys.argv[1:]:
+        tensor, expert = map(int, layout.split("x"))
+        with on_cpu():
+            check(tensor, expert)
+        if dist.get_rank() == 0:
+            print("equal:", layout, flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

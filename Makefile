@@ -8,7 +8,8 @@ VENV = .venv/bin
 STAMP = .venv/.installed
 BUILD_INPUTS = CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: demo test lint format gpu clean
+.PHONY: demo test lint format gpu clean sglang-cpu test-sglang demo-sglang
+SGLANG = .venv-sglang
 
 demo: $(STAMP)
 	rm -rf runs/demo
@@ -32,6 +33,21 @@ $(STAMP): pyproject.toml constraints.txt $(BUILD_INPUTS)
 	test -x $(VENV)/python || $(PYTHON) -m venv .venv
 	$(VENV)/python -m pip install --quiet --editable '.[train,dev]' --constraint constraints.txt
 	touch $@
+
+# A real SGLang server on CPUs, in an environment of its own (tests and the demo; Python 3.11).
+sglang-cpu: $(SGLANG)/.installed
+
+$(SGLANG)/.installed: $(wildcard tests/rollout/sglang/cpu_env/*)
+	PYTHON=$(PYTHON) bash tests/rollout/sglang/cpu_env/build.sh $(SGLANG)
+	touch $@
+
+test-sglang: $(STAMP) sglang-cpu
+	OMP_NUM_THREADS=1 R1_SGLANG_PYTHON=$(CURDIR)/$(SGLANG)/bin/python $(VENV)/python -m pytest -m sglang
+
+demo-sglang: $(STAMP) sglang-cpu
+	rm -rf runs/demo-sglang
+	$(VENV)/r1engine train configs/tiny_r1_zero.yaml run_dir=runs/demo-sglang rollout.engine=sglang \
+		rollout.sglang.python=$(SGLANG)/bin/python
 
 # On a GPU machine: build csrc/, run the GPU tests, run every benchmark. Uses the Python it is given and what
 # is installed there (`make gpu PYTHON=python3`); needs no network and makes no environment.

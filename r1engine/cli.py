@@ -88,6 +88,23 @@ def report(
 
 
 @app.command()
+def serve(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    servers: Annotated[int, typer.Option("--servers", min=1, help="SGLang servers on this machine.")] = 1,
+    host: Annotated[str | None, typer.Option("--host", help="Address that the trainer reaches; default: name.")] = None,
+) -> None:
+    """Run the SGLang servers of a disaggregated CONFIG on this machine, until Ctrl-C."""
+    try:
+        cfg = load(config, overrides or [])
+        from r1engine.rollout.sglang.serve import serve as run
+
+        run(cfg, servers, host)
+    except ValueError as error:
+        _fail(error if isinstance(error, ConfigError) else ConfigError(str(error)))
+
+
+@app.command()
 def doctor() -> None:
     """Print what this machine has: versions, devices, memory, disk, the compiled kernels."""
     from r1engine.doctor import print_table

@@ -8,6 +8,7 @@ hyper-parameters. Relative paths are taken from the working directory. This modu
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -69,13 +70,36 @@ class Parallel(Section):
     offload: bool = True  # on GPU: training state in host memory while generating
 
 
+class Sglang(Section):
+    """Generation by SGLang servers (rollout.engine: sglang); docs/sglang.md shows each mode."""
+
+    # colocated: one server on each block of `tensor` ranks' GPUs, started by the trainer; disaggregated: servers on
+    # their own machines, started by `r1engine serve`; remote: any servers, by their URLs.
+    mode: Literal["colocated", "disaggregated", "remote"] = "colocated"
+    python: LocalPath | None = None  # interpreter of the environment that sglang is installed in
+    urls: list[str] = []  # remote: http://host:port of each server
+    servers: Positive = 1  # disaggregated: servers that must have registered before the run starts
+    tensor: Positive = 1  # GPUs of one server
+    memory_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.8  # of GPU memory, for weights and KV pool
+    route: Literal["tensor", "distributed", "disk"] = "tensor"  # how weights travel
+    bucket_mib: Positive = 512  # weights sent at once
+    verify: bool = True  # after each refresh, compare checksums of all tensors and log-probabilities of fixed prompts
+    stall_seconds: Annotated[float, Field(gt=0)] = 15.0  # a server that is silent for so long has failed
+    start_seconds: Annotated[float, Field(gt=0)] = 900.0
+    stream_interval: Positive = 16  # tokens that a server sends at once
+    deterministic: bool = False  # SGLang's batch-invariant kernels; about a third slower
+    cpu_tokens: Positive = 16_384  # KV pool of a server on CPUs (tokens)
+    args: list[str] = []  # more arguments of sglang.launch_server
+
+
 class Rollout(Section):
-    engine: Literal["local"] = "local"
+    engine: Literal["local", "sglang"] = "local"
     temperature: Annotated[float, Field(gt=0)] = 1.0  # v2: "temperature to 1"
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0  # 0: off
     max_tokens: Positive | dict[int, Positive] = {0: 32_768, 8_200: 65_536}  # v2: from step 8,200 on 65,536
     slots: Positive = 64  # sequences decoded at once by the embedded generator
+    sglang: Sglang = Sglang()
 
 
 class Grpo(Section):
@@ -337,12 +361,29 @@ def _source_problems(cfg: Config) -> list[str]:
         problems.append(f"base: found together with model.path = {cfg.model.path}, required only one of the two")
     if cfg.base is None and cfg.data.train is None:
         problems.append("data.train: found null, required a .jsonl or .parquet file (or a `base` section)")
+    problems += _sglang_problems(cfg)
     for key, file in (("data.train", cfg.data.train), ("data.heldout", cfg.data.heldout)):
         if file is not None and file.suffix not in (".jsonl", ".parquet"):
             problems.append(f"{key}: found {file}, required the extension .jsonl or .parquet")
     if cfg.data.train is not None and cfg.data.train == cfg.data.heldout:
         problems.append(f"data.heldout: found data.train = {cfg.data.train} itself, required other questions")
     return problems
+
+
+def _sglang_problems(cfg: Config) -> list[str]:
+    """What a run with SGLang servers lacks."""
+    s = cfg.rollout.sglang
+    if cfg.rollout.engine != "sglang":
+        return []
+    if s.mode == "remote" and not s.urls:
+        return ["rollout.sglang.urls: found none, required the http://host:port of each server (mode remote)"]
+    if s.mode != "remote" and s.python is None:
+        return [
+            f"rollout.sglang.python: found null, required the Python of an environment with sglang (mode {s.mode}): "
+            "python3.12 -m venv sglang-env && sglang-env/bin/pip install sglang==0.5.23"
+        ]
+    bad = [url for url in s.urls if not re.fullmatch(r"http://[^/:]+:\d+/?", url)]
+    return [f"rollout.sglang.urls: found {url}, required http://host:port" for url in bad]
 
 
 def _plain(value: Any) -> Any:

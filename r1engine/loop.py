@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +29,8 @@ from r1engine.observe.report import write_report
 from r1engine.observe.summary import print_summary
 from r1engine.prompts import PromptStream, file_digest, load_prompts
 from r1engine.rollout.local import LocalGenerator
-from r1engine.step import Iteration, Parts, iterate
+from r1engine.rollout.sglang.generator import SglangGenerator
+from r1engine.step import Iteration, Parts, iterate, refresh
 
 
 def train(cfg: Config) -> None:
@@ -54,7 +56,10 @@ def train(cfg: Config) -> None:
                 run = Run(cfg, world, progress)
             except ValueError as error:  # every input is checked while the parts are built
                 raise ConfigError(str(error)) from error
-            run.loop()
+            try:
+                run.loop()
+            finally:
+                run.parts.generator.close()
         if world.is_first:
             run.finish(time.time() - started)
     finally:
@@ -83,21 +88,15 @@ class Run:
         self.cfg = cfg = with_base_model(cfg, world, progress) if cfg.base is not None else cfg
         progress.phase("load")
         self.prompts, self.heldout = self._load_data()
+        generator = self._generator()
         policy = Policy(cfg, world)
-        generator = LocalGenerator(
-            cfg.model.path,
-            seed=cfg.seed,
-            slots=cfg.rollout.slots,
-            device=world.device,
-            dtype=model_dtype(cfg, world),
-        )
         synchronize = torch.cuda.synchronize if world.device.type == "cuda" else None
         self.parts = Parts(cfg, world, policy, generator, Phases(synchronize), progress)
         if cfg.grpo.kl_coef > 0:
             self.parts.reference = policy.snapshot()
         if resume_from is not None:
             self._resume(resume_from)
-        generator.load_weights(policy.weights())
+        refresh(self.parts)
         self.log = None
         if world.is_first:
             self.log = MetricsLog(
@@ -176,6 +175,23 @@ class Run:
             self.log.log(self.step, metrics)
             self.log.log_samples(self.step, [{"heldout": True, **row} for row in rows[: self.cfg.log.samples]])
         self.progress.note(f"step {self.step}: held-out pass@1 {metrics['eval/pass_at_1']:.3f}")
+
+    def _generator(self) -> LocalGenerator | SglangGenerator:
+        cfg, world = self.cfg, self.world
+        dtype = model_dtype(cfg, world)
+        if cfg.rollout.engine == "local":
+            return LocalGenerator(
+                cfg.model.path, seed=cfg.seed, slots=cfg.rollout.slots, device=world.device, dtype=dtype
+            )
+        return SglangGenerator(
+            cfg,
+            rank=world.rank,
+            world_size=world.size,
+            device=world.device,
+            dtype=dtype,
+            write_folder=partial(export_folder, source=cfg.model.path, is_writer=True),
+            note=self.progress.note,
+        )
 
     # ------------------------------------------------------------------ checkpoints
 

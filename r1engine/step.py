@@ -23,6 +23,7 @@ from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
 from r1engine.rewards import Score, score
 from r1engine.rollout.local import LocalGenerator
+from r1engine.rollout.sglang.generator import SglangGenerator
 from r1engine.rollout.spread import spread
 
 Graded = tuple[Completion, Score]
@@ -35,7 +36,7 @@ class Parts:
     cfg: Config
     world: World
     policy: Policy
-    generator: LocalGenerator
+    generator: LocalGenerator | SglangGenerator
     phases: Phases
     progress: Progress
     reference: dict[str, torch.Tensor] | None = None  # frozen weights; None when kl_coef is 0
@@ -84,10 +85,10 @@ def iterate(parts: Parts, prompts: list[Prompt], step: int) -> Iteration:
             for minibatch in minibatches * cfg.grpo.inner_epochs:
                 lr = learning_rate(step + len(stats), cfg.steps, cfg.optimizer)
                 stats.append(parts.policy.update(minibatch, partial(objective, cfg=cfg.grpo), lr) | {"lr": lr})
-        with phases("refresh"):
-            parts.generator.load_weights(parts.policy.weights())
+        refresh(parts)
 
     metrics = rollout_metrics(graded, rewards) | update_metrics(stats) | mismatch(rows, parts.world)
+    metrics |= parts.generator.metrics()
     return Iteration(metrics, graded, samples)
 
 
@@ -115,6 +116,14 @@ def rollout(parts: Parts, prompts: list[Prompt], step: int) -> list[Graded]:
     groups = spread(prompts, parts.world.rank, parts.world.size, sample_and_grade)
     parts.progress.phase("train")
     return [pair for group in groups for pair in group]
+
+
+def refresh(parts: Parts) -> None:
+    """The policy's weights into the generator; servers of another process also prove that they compute the same."""
+    with parts.phases("refresh"):
+        parts.generator.load_weights(parts.policy.weights())
+        if isinstance(parts.generator, SglangGenerator) and parts.cfg.rollout.sglang.verify:
+            parts.generator.check_canaries(parts.policy.logprobs, row_multiple=parts.policy.row_multiple)
 
 
 def pack_rows(parts: Parts, samples: list[Sample], step: int) -> list[PackedBatch]:

@@ -116,6 +116,13 @@ class LocalGenerator:
                 on_tokens(num_tokens)
         return self._completions(jobs)
 
+    def metrics(self) -> dict[str, float]:
+        """None of its own: a refresh in this process is a copy."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
     @contextmanager
     def awake(self) -> Iterator[None]:
         """Inside, `generate` may be called; at the exit its memory goes back to the device.

@@ -1,0 +1,113 @@
+"""Weights on their way: cut into buckets of bounded size, and written in the form that SGLang reads."""
+
+from __future__ import annotations
+
+import base64
+import io
+import pickle
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# SGLang rebuilds something from all the tensors of a latent-attention block when it gets one of them, and drops an
+# orphan of its fused pairs without a word: these never part.
+_ATTENTION = re.compile(r"(.*\.self_attn)\.(q_a_proj|kv_a_proj_with_mqa|kv_b_proj)\.")
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Tensors that travel together."""
+
+    names: list[str]
+    tensors: list[torch.Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.tensors)
+
+
+def buckets(weights: Iterable[tuple[str, torch.Tensor]], limit: int) -> Iterator[Bucket]:
+    """Copies of the tensors, in order, at most `limit` bytes at a time (a single larger tensor travels alone).
+
+    Tensors that SGLang needs in one call stay in one bucket, even past the limit.
+
+    Args:
+        weights: (Hugging Face name, tensor that is valid until the next one is asked for).
+        limit:   bytes of a bucket.
+    """
+    names: list[str] = []
+    tensors: list[torch.Tensor] = []
+    size, last_block = 0, None
+    for name, tensor in weights:
+        block = match[1] if (match := _ATTENTION.match(name)) else None
+        need = tensor.numel() * tensor.element_size()
+        if names and size + need > limit and (block is None or block != last_block):
+            yield Bucket(names, tensors)
+            names, tensors, size = [], [], 0
+        names.append(name)
+        tensors.append(tensor.detach().clone())
+        size, last_block = size + need, block
+    if names:
+        yield Bucket(names, tensors)
+
+
+def flatten(bucket: Bucket) -> torch.Tensor:
+    """[bytes] uint8: the tensors end to end, as SGLang's flattened bucket holds them."""
+    return torch.cat([t.contiguous().flatten().view(torch.uint8) for t in bucket.tensors])
+
+
+def order_by_alignment(bucket: Bucket) -> Bucket:
+    """The same tensors, those with wider elements first, so that every tensor starts on a multiple of its element."""
+    order = sorted(range(len(bucket.names)), key=lambda i: -bucket.tensors[i].element_size())
+    return Bucket([bucket.names[i] for i in order], [bucket.tensors[i] for i in order])
+
+
+class _Metadata:
+    """Stands for SGLang's FlattenedTensorMetadata while it is pickled; SGLang is not installed here."""
+
+    def __init__(self, name: str, tensor: torch.Tensor, start: int) -> None:
+        num_bytes = tensor.numel() * tensor.element_size()
+        self.name, self.shape, self.dtype = name, tensor.shape, tensor.dtype
+        self.start_idx, self.end_idx, self.numel = start, start + num_bytes, num_bytes
+
+
+class _Pickler(pickle._Pickler):
+    """Names _Metadata as the class that the server knows, and tensors as multiprocessing does on CUDA."""
+
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        if obj is _Metadata:
+            self.write(pickle.GLOBAL + b"sglang.srt.weight_sync.tensor_bucket\nFlattenedTensorMetadata\n")
+            self.memoize(obj)
+            return
+        super().save_global(obj, name)
+
+    # The C pickler looks functions and classes up here as well.
+    dispatch = pickle._Pickler.dispatch | {type: save_global, type(lambda: None): save_global}
+
+
+def payload(bucket: Bucket) -> str:
+    """The bucket as SGLang's `serialized_named_tensors` takes it: base64 of a pickled flattened bucket.
+
+    On a CPU the bytes travel inside. On a GPU the pickle holds a CUDA IPC handle, and the bucket must live until the
+    server has answered.
+    """
+    ordered = order_by_alignment(bucket)
+    metadata, start = [], 0
+    for name, tensor in zip(ordered.names, ordered.tensors, strict=True):
+        metadata.append(_Metadata(name, tensor, start))
+        start += tensor.numel() * tensor.element_size()
+    flat = flatten(ordered)
+    buffer = io.BytesIO()
+    pickler = _Pickler(buffer, protocol=4)
+    if flat.is_cuda:
+        from multiprocessing.reduction import ForkingPickler
+
+        from torch.multiprocessing import reductions
+
+        reductions.init_reductions()  # CUDA IPC
+        pickler.dispatch_table = ForkingPickler(io.BytesIO()).dispatch_table
+    pickler.dump({"flattened_tensor": flat, "metadata": metadata})
+    return base64.b64encode(buffer.getbuffer()).decode("ascii")

@@ -1,0 +1,183 @@
+"""The servers of a run and their state, agreed on by all ranks: started, found, restarted, put to sleep."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from r1engine.config import Config
+from r1engine.rollout.sglang import launch
+from r1engine.rollout.sglang.client import Client, ServerError
+from r1engine.rollout.sglang.router import Endpoint
+from r1engine.rollout.sglang.server import Server
+
+MEMORY_TAGS = ["kv_cache", "cuda_graph", "weights"]  # what a colocated server gives back while the trainer works
+
+
+class Fleet:
+    """Endpoints in the same order on every rank, and the processes that this rank owns."""
+
+    def __init__(
+        self,
+        cfg: Config,
+        *,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        note: Callable[[str], None],
+    ) -> None:
+        """Starts (colocated), waits for (disaggregated) or takes (remote) the servers; see SglangGenerator."""
+        self._cfg, self._rank, self._size, self._device, self._note = cfg, rank, world_size, device, note
+        self._dtype = str(dtype).removeprefix("torch.")
+        self._server: Server | None = None
+        self._asleep: list[str] = []  # memory that the servers have given back
+        s = cfg.rollout.sglang
+        if s.mode == "colocated":
+            urls = self._start_colocated()
+        elif s.mode == "disaggregated":
+            urls = self._wait_registered()
+        else:
+            urls = list(s.urls)
+        self.endpoints = [Endpoint(Client(url, stall_seconds=s.stall_seconds)) for url in urls]
+        longest = cfg.data.max_prompt_tokens + cfg.longest_completion
+        if rank == 0:
+            for endpoint in self.endpoints:
+                launch.check_server(endpoint.client, cfg.model.path, longest)
+        self.sleep()  # the trainer's model is built next
+
+    # ------------------------------------------------------------------ where they come from
+
+    def _start_colocated(self) -> list[str]:
+        """Every block of `tensor` ranks owns a server on its GPUs; on CPUs the first ranks own `servers` of them."""
+        s = self._cfg.rollout.sglang
+        if self._device.type == "cuda":
+            if self._size % s.tensor:
+                raise ValueError(f"rollout.sglang.tensor: {s.tensor} does not divide the {self._size} ranks of the run")
+            is_owner = self._rank % s.tensor == 0
+        else:
+            is_owner = self._rank < s.servers
+        url: str | None = None
+        if is_owner:
+            self._server = self._start(port=None)
+            self._wait_ready()
+            url = self._server.client.url
+        return [u for u in self._gather(url) if u is not None]
+
+    def _start(self, port: int | None) -> Server:
+        index = self._device.index or 0
+        s = self._cfg.rollout.sglang
+        devices = list(range(index, index + s.tensor)) if self._device.type == "cuda" else None
+        return launch.start(
+            self._cfg, name=f"server{self._rank}", host="127.0.0.1", port=port, devices=devices, dtype=self._dtype
+        )
+
+    def _wait_ready(self) -> None:
+        assert self._server is not None
+        told = -30.0
+
+        def tell(waited: float) -> None:
+            nonlocal told
+            if waited - told >= 30:
+                told = waited
+                self._note(f"waiting for {self._server.client.url} ({waited:.0f} s, log in {self._server.log})")
+
+        self._server.wait_ready(self._cfg.rollout.sglang.start_seconds, tell)
+
+    def _wait_registered(self) -> list[str]:
+        """The servers that `r1engine serve` has written into the run folder, once there are enough."""
+        s, folder = self._cfg.rollout.sglang, launch.registry(self._cfg)
+        started = time.monotonic()
+        while True:
+            found = sorted(json.loads(f.read_text())["url"] for f in folder.glob("*.json")) if folder.is_dir() else []
+            found = self._gather(found)[0]  # the first rank's view
+            if len(found) >= s.servers:
+                return found
+            if time.monotonic() - started > s.start_seconds:
+                raise RuntimeError(
+                    f"sglang: {len(found)} of {s.servers} servers are in {folder} after {s.start_seconds:.0f} s; "
+                    "start them with `r1engine serve` and the same configuration"
+                )
+            time.sleep(1.0)
+
+    # ------------------------------------------------------------------ state
+
+    def agree(self) -> None:
+        """A server that any rank saw fail is left out by all; the first rank's knowledge of versions is everybody's."""
+        if self._size == 1:
+            return
+        states = self._gather([(e.is_usable, e.problem, e.version) for e in self.endpoints])
+        for endpoint, seen in zip(self.endpoints, zip(*states, strict=True), strict=True):
+            failed = next((state for state in seen if not state[0]), None)
+            endpoint.is_usable, endpoint.version = True, seen[0][2]
+            if failed is not None:
+                endpoint.fail(failed[1])
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """(url, reason) of the servers that are not in use."""
+        return [(e.client.url, e.problem) for e in self.endpoints if not e.is_usable]
+
+    def restart_failed(self) -> None:
+        """Begin to start this rank's server again if it failed; `recover` waits for it."""
+        if self._server is None:
+            return
+        endpoint = next(e for e in self.endpoints if e.client.url == self._server.client.url)
+        if endpoint.is_usable and self._server.is_running:
+            return
+        if endpoint.is_usable:
+            endpoint.fail("its process ended")
+        port = int(self._server.client.url.rsplit(":", 1)[1])
+        self._server.stop()
+        self._server = self._start(port)
+        self._note(f"{self._server.client.url} is started again ({endpoint.problem})")
+
+    def recover(self) -> None:
+        """Take servers back that answer again; the refresh that follows gives them weights."""
+        self.restart_failed()
+        if self._server is not None:
+            with contextlib.suppress(RuntimeError):  # it stays left out, with the reason of its first failure
+                self._wait_ready()
+        self._gather(None)  # every rank's server is up, or given up
+        for endpoint in self.endpoints:
+            if endpoint.is_usable:
+                continue
+            with contextlib.suppress(ServerError):
+                endpoint.client.get("/health", seconds=5.0)
+                endpoint.is_usable, endpoint.problem, endpoint.strikes = True, "", 0
+
+    # ------------------------------------------------------------------ memory of colocated servers
+
+    def wake(self, *, weights_only: bool = False) -> None:
+        """Give the servers their memory back: all before generating, the weights' before a refresh; collective."""
+        tags = [tag for tag in self._asleep if tag == "weights" or not weights_only]
+        if tags:
+            self._memory("/resume_memory_occupation", tags)
+            self._asleep = [tag for tag in self._asleep if tag not in tags]
+
+    def sleep(self) -> None:
+        """Take the servers' memory while training; collective. Only on GPUs: on a CPU nothing is freed."""
+        if self._cfg.rollout.sglang.mode == "colocated" and self._device.type == "cuda":
+            self._memory("/release_memory_occupation", MEMORY_TAGS)
+            self._asleep = list(MEMORY_TAGS)
+
+    def _memory(self, path: str, tags: list[str]) -> None:
+        if self._server is not None:
+            self._server.client.post(path, {"tags": tags}, seconds=120.0)
+        self._gather(None)
+
+    def close(self) -> None:
+        """End this rank's server."""
+        if self._server is not None:
+            self._server.stop()
+
+    def _gather(self, value: object) -> list:
+        if self._size == 1:
+            return [value]
+        values: list = [None] * self._size
+        dist.all_gather_object(values, value)
+        return values

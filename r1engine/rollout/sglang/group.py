@@ -1,0 +1,80 @@
+"""A broadcast group of the trainer's first rank and all ranks of the servers (NCCL between GPUs, gloo otherwise)."""
+
+from __future__ import annotations
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from r1engine.rollout.sglang.client import Client
+from r1engine.rollout.sglang.server import free_port
+
+JOIN_SECONDS = 120.0
+
+
+class BroadcastGroup:
+    """Rank 0 sends; server i's ranks follow in order."""
+
+    def __init__(self, clients: list[Client], ranks: int) -> None:
+        """Meets the servers.
+
+        Args:
+            clients: of the servers.
+            ranks:   tensor-parallel size of each.
+
+        Raises:
+            ServerError: a server does not join.
+        """
+        self.clients = clients
+        host = "127.0.0.1" if all("//127.0.0.1" in c.url for c in clients) else socket.gethostname()
+        port = free_port("0.0.0.0" if host != "127.0.0.1" else host)
+        self.name = f"r1engine-{port}"
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        size = 1 + ranks * len(clients)
+        common = {
+            "master_address": host,
+            "master_port": port,
+            "world_size": size,
+            "group_name": self.name,
+            "backend": backend,
+        }
+        path = "/init_weights_update_group"
+        with ThreadPoolExecutor(len(clients)) as pool:
+            joining = [
+                pool.submit(c.post, path, common | {"rank_offset": 1 + i * ranks}, seconds=JOIN_SECONDS)
+                for i, c in enumerate(clients)
+            ]
+            self._group = _new_group(backend, f"tcp://{host}:{port}", size, self.name)
+        for future in joining:
+            future.result()
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """Send a tensor to every server rank."""
+        options = dist.BroadcastOptions()
+        options.rootRank = options.rootTensor = 0
+        self._group.broadcast([tensor], options).wait()
+
+    def close(self) -> None:
+        """Take the group apart on the servers that still answer."""
+        for client in self.clients:
+            try:
+                client.post("/destroy_weights_update_group", {"group_name": self.name}, seconds=30.0)
+            except RuntimeError:
+                continue  # a server that is gone has left the group
+        self._group = None
+
+
+def _new_group(backend: str, address: str, size: int, name: str) -> dist.ProcessGroup:
+    """A process group outside the default one, as SGLang's ranks build theirs; PyTorch has no public call for it."""
+    from torch.distributed.distributed_c10d import PrefixStore, _new_process_group_helper, rendezvous
+
+    timeout = timedelta(seconds=JOIN_SECONDS)
+    store, _, _ = next(rendezvous(address, 0, size, timeout=timeout))
+    store.set_timeout(timeout)
+    group, _ = _new_process_group_helper(
+        size, 0, [], dist.Backend(backend), PrefixStore(name, store), group_name=name, timeout=timeout
+    )
+    return group

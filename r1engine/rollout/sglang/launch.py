@@ -1,0 +1,114 @@
+"""Where a run's servers come from: started beside the trainer, started by `r1engine serve`, or given by URL."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from r1engine.config import Config, Sglang
+from r1engine.rollout.sglang.client import Client, ServerError
+from r1engine.rollout.sglang.server import Server, check_environment, free_port
+
+
+def command(cfg: Config, *, host: str, port: int, dtype: str, on_gpu: bool) -> list[str]:
+    """Command line of one server of `cfg`."""
+    s = cfg.rollout.sglang
+    assert s.python is not None and cfg.model.path is not None
+    options = {
+        "--model-path": cfg.model.path,
+        "--host": host,
+        "--port": port,
+        "--tp-size": s.tensor,
+        "--dtype": dtype,
+        "--stream-interval": s.stream_interval,
+        "--random-seed": cfg.seed,
+    }
+    flags = ["--skip-tokenizer-init", "--skip-server-warmup", "--incremental-streaming-output", "--weight-version=none"]
+    if on_gpu:
+        options["--mem-fraction-static"] = s.memory_fraction
+        if s.mode == "colocated":
+            flags.append("--enable-memory-saver")
+    else:
+        options |= {"--device": "cpu", "--attention-backend": "torch_native", "--sampling-backend": "pytorch"}
+        options |= {"--grammar-backend": "none", "--max-total-tokens": s.cpu_tokens}
+        options["--max-running-requests"] = cfg.rollout.slots
+        flags.append("--sleep-on-idle")  # an idle scheduler spins a core without it
+    if s.deterministic:
+        flags.append("--enable-deterministic-inference")
+    words = [str(word) for option in options.items() for word in option]
+    return [str(s.python), "-m", "sglang.launch_server", *words, *flags, *s.args]
+
+
+def environment(s: Sglang, *, devices: list[int] | None) -> dict[str, str]:
+    """Variables of a server: its GPUs, or what makes SGLang run on CPUs."""
+    if devices is not None:
+        return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
+    env = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
+    if s.tensor > 1:
+        env["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(core) for core in range(s.tensor))
+    return env
+
+
+def start(cfg: Config, *, name: str, host: str, port: int | None, devices: list[int] | None, dtype: str) -> Server:
+    """Start one server of `cfg`; see Server.
+
+    Args:
+        name:    of its log file in the run folder.
+        host:    to listen on.
+        port:    None picks a free one.
+        devices: its GPUs; None for CPUs.
+        dtype:   of its weights.
+    """
+    s = cfg.rollout.sglang
+    assert s.python is not None
+    check_environment(s.python)
+    port = port or free_port(host)
+    return Server(
+        command(cfg, host=host, port=port, dtype=dtype, on_gpu=devices is not None),
+        environment(s, devices=devices),
+        url=f"http://{host}:{port}",
+        log=cfg.run_dir / "sglang" / f"{name}.log",
+        stall_seconds=s.stall_seconds,
+    )
+
+
+def registry(cfg: Config) -> Path:
+    """Folder in which the servers of a disaggregated run announce themselves."""
+    return cfg.run_dir / "sglang" / "servers"
+
+
+def check_server(client: Client, model_path: Path, longest: int) -> dict:
+    """That a server serves this model with enough context; its /server_info.
+
+    Args:
+        client:     of the server.
+        model_path: of the trainer.
+        longest:    prompt and completion together (tokens).
+
+    Raises:
+        ValueError: unreachable, another version of SGLang, another model or tokenizer, or too short a context.
+    """
+    try:
+        info = client.get("/server_info")
+        model = client.get("/model_info")
+    except ServerError as error:
+        raise ValueError(f"rollout.sglang.urls: {error}; required a running server") from error
+    served = model.get("model_path")
+    if not _same_path(served, model_path):
+        raise ValueError(f"rollout.sglang: {client.url} serves {served}, required is model.path = {model_path}")
+    tokenizer = info.get("tokenizer_path") or served
+    if not _same_path(tokenizer, model_path):
+        raise ValueError(f"rollout.sglang: {client.url} has the tokenizer of {tokenizer}, required is {model_path}'s")
+    context = info.get("context_length") or info.get("max_req_input_len") or longest
+    if context < longest:
+        raise ValueError(
+            f"rollout.sglang: {client.url} takes {context} tokens, required are {longest} "
+            "(data.max_prompt_tokens + rollout.max_tokens)"
+        )
+    if not info.get("incremental_streaming_output"):
+        raise ValueError(f"rollout.sglang: {client.url} was started without --incremental-streaming-output")
+    return info
+
+
+def _same_path(found: str | None, required: Path) -> bool:
+    return found is not None and os.path.realpath(found) == os.path.realpath(required)

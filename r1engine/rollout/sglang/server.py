@@ -1,0 +1,154 @@
+"""One SGLang server as a child process: its command, its start, its log, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from r1engine.rollout.sglang.client import Client, ServerError
+
+TESTED_VERSION = "0.5.23"
+INSTALL = f"python3.12 -m venv sglang-env && sglang-env/bin/pip install sglang=={TESTED_VERSION}"
+LOG_LINES = 25  # shown when a start fails
+
+
+def check_environment(python: Path) -> str:
+    """Version of SGLang in the environment of an interpreter.
+
+    Raises:
+        ValueError: there is none, or not the version that r1engine is tested with; the message has the install command.
+    """
+    if not python.is_file():
+        raise ValueError(
+            f"rollout.sglang.python: found no {python}, required the Python of an environment with sglang: {INSTALL}"
+        )
+    code = "import importlib.metadata as m; print(m.version('sglang'))"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode:
+        raise ValueError(f"rollout.sglang.python: {python} has no sglang; install it: {INSTALL}")
+    version = done.stdout.strip()
+    if version != TESTED_VERSION:
+        raise ValueError(
+            f"rollout.sglang.python: {python} has sglang {version}, required is {TESTED_VERSION}, the version that "
+            f"r1engine is tested with: {INSTALL}"
+        )
+    return version
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """A running server. It dies with this process, and `stop` ends its whole process tree."""
+
+    def __init__(self, command: list[str], env: dict[str, str], *, url: str, log: Path, stall_seconds: float) -> None:
+        """Starts the process; `wait_ready` waits for it.
+
+        Args:
+            command:       of the launcher, its --host and --port those of `url`.
+            env:           added to this process's environment.
+            url:           http://host:port.
+            log:           file of the server's output.
+            stall_seconds: see Client.
+
+        Raises:
+            ValueError: the port is taken.
+        """
+        host, port = url.removeprefix("http://").split(":")
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, int(port)))
+            except OSError as error:
+                raise ValueError(
+                    f"rollout.sglang: port {port} of {host} is in use ({error}); free it or choose another"
+                ) from error
+        self.client = Client(url, stall_seconds=stall_seconds)
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                command,
+                env=os.environ | env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # its group is its whole tree
+                preexec_fn=_die_with_parent,
+            )
+
+    def wait_ready(self, seconds: float, on_wait: Callable[[float], None] | None = None) -> None:
+        """Returns when the server answers.
+
+        Args:
+            seconds: most time of a start.
+            on_wait: called about twice a second with the seconds waited.
+
+        Raises:
+            RuntimeError: the process ended or did not answer in time; with the last lines of its log.
+        """
+        started = time.monotonic()
+        while True:
+            if (code := self.process.poll()) is not None:
+                raise RuntimeError(f"sglang: {self.client.url} ended with status {code}{self._reason()}")
+            with contextlib.suppress(ServerError):
+                self.client.get("/health", seconds=5)
+                return
+            waited = time.monotonic() - started
+            if waited > seconds:
+                self.stop()
+                raise RuntimeError(f"sglang: {self.client.url} is not ready after {waited:.0f} s{self._reason()}")
+            if on_wait is not None:
+                on_wait(waited)
+            time.sleep(0.5)
+
+    def _reason(self) -> str:
+        lines = self.log.read_text(errors="replace").splitlines()[-LOG_LINES:] if self.log.is_file() else []
+        text = "\n  ".join(lines)
+        hint = ""
+        if re.search(r"out of memory|OutOfMemory|Not enough memory", text, re.IGNORECASE):
+            hint = "; it ran out of memory: lower rollout.sglang.memory_fraction or raise rollout.sglang.tensor"
+        return f"{hint}; the last lines of {self.log}:\n  {text}"
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self, grace_seconds: float = 5.0) -> None:
+        """Ends the server and every process that it started."""
+        for sent, wait in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 10.0)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGCONT)  # a stopped process takes no SIGTERM
+                os.killpg(self.process.pid, sent)
+            end = time.monotonic() + wait
+            while time.monotonic() < end:
+                self.process.poll()  # reaps the launcher
+                if not _group_exists(self.process.pid):
+                    return
+                time.sleep(0.05)
+
+
+def _group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _die_with_parent() -> None:
+    """Runs in the child before exec: the kernel ends it when this process dies, killed or not."""
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

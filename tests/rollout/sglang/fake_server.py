@@ -1,0 +1,72 @@
+"""A stand-in for SGLang's HTTP interface with faults to order. For tests of what a real server cannot be made to do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable
+
+from aiohttp import web
+
+
+class FakeServer:
+    """Answers /generate with tokens that count up from the last one of the input: token = (last + 1) % 50 + 2.
+
+    The logp of a token is -token / 100. `fault(request_number, tokens_sent)` may return a word for what goes wrong.
+    """
+
+    def __init__(self, fault: Callable[[int, int], str | None] = lambda number, sent: None) -> None:
+        self.fault, self.requests, self.version = fault, [], "1"
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+        self._ready.wait()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        app = web.Application()
+        app.router.add_post("/generate", self._generate)
+        app.router.add_get("/health", lambda request: web.Response())
+        runner = web.AppRunner(app)
+        self._loop.run_until_complete(runner.setup())
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        self._loop.run_until_complete(site.start())
+        self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
+        self._ready.set()
+        self._loop.run_forever()
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    async def _generate(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        number = len(self.requests)
+        self.requests.append(body)
+        if self.fault(number, 0) == "status 500":
+            return web.Response(status=500, text="boom")
+        response = web.StreamResponse()
+        await response.prepare(request)
+        last, limit = body["input_ids"][-1], body["sampling_params"]["max_new_tokens"]
+        for sent in range(limit):
+            what = self.fault(number, sent)
+            if what == "hang":
+                await asyncio.sleep(3600)
+            if what == "cut":
+                request.transport.close()
+                return response
+            if what == "garbage":
+                await response.write(b"data: {nonsense\n\n")
+                return response
+            last = (last + 1) % 50 + 2
+            token = -5 if what == "bad token" else last
+            meta = {
+                "output_token_logprobs": [[-token / 100, token, None]],
+                "weight_version": "0" if what == "old weights" else self.version,
+                "finish_reason": {"type": "length"} if sent == limit - 1 else None,
+            }
+            await response.write(f"data: {json.dumps({'output_ids': [token], 'meta_info': meta})}\n\n".encode())
+        await response.write(b"data: [DONE]\n\n")
+        return response

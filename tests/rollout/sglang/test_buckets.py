@@ -1,0 +1,99 @@
+"""Weights on their way: bucket sizes, what may not part, and the form that SGLang reads."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import pickle
+
+import pytest
+import torch
+
+from r1engine.rollout.sglang.buckets import buckets, flatten, order_by_alignment, payload
+
+
+def tensors(*sizes: int, dtype: torch.dtype = torch.float32) -> list[tuple[str, torch.Tensor]]:
+    return [(f"t{i}", torch.arange(size, dtype=dtype)) for i, size in enumerate(sizes)]
+
+
+def test_no_bucket_is_larger_than_the_limit_and_nothing_is_lost():
+    sent = tensors(10, 20, 30, 5, 5)
+    found = list(buckets(iter(sent), 120))
+    assert [b.names for b in found] == [["t0", "t1"], ["t2"], ["t3", "t4"]]
+    assert all(b.num_bytes <= 120 for b in found)
+    for (name, tensor), (sent_name, sent_tensor) in zip(
+        [pair for b in found for pair in zip(b.names, b.tensors, strict=True)], sent, strict=True
+    ):
+        assert name == sent_name and torch.equal(tensor, sent_tensor)
+
+
+def test_a_tensor_larger_than_the_limit_travels_alone():
+    assert [b.names for b in buckets(iter(tensors(1, 100, 1)), 40)] == [["t0"], ["t1"], ["t2"]]
+
+
+def test_a_bucket_holds_copies():
+    # policy.weights() may reuse a buffer for the next tensor.
+    buffer = torch.zeros(4)
+
+    def reused():
+        for i in range(3):
+            buffer.fill_(i)
+            yield f"t{i}", buffer
+
+    (bucket,) = buckets(reused(), 1000)
+    assert [int(t[0]) for t in bucket.tensors] == [0, 1, 2]
+
+
+def test_the_latent_projections_of_a_layer_never_part():
+    names = ["q_a_proj", "kv_a_proj_with_mqa", "kv_b_proj"]
+    sent = [(f"model.layers.0.self_attn.{name}.weight", torch.zeros(10)) for name in names]
+    sent.append(("model.layers.1.self_attn.q_a_proj.weight", torch.zeros(10)))
+    found = list(buckets(iter(sent), 50))
+    assert [len(b.names) for b in found] == [3, 1]
+
+
+@dataclasses.dataclass
+class FlattenedTensorMetadata:
+    """The fields of SGLang's class of this name."""
+
+    name: str
+    shape: torch.Size
+    dtype: torch.dtype
+    start_idx: int
+    end_idx: int
+    numel: int
+
+
+class ServerSide(pickle.Unpickler):
+    """Finds the class that the pickle names; SGLang allows an exact list of names."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) == ("sglang.srt.weight_sync.tensor_bucket", "FlattenedTensorMetadata"):
+            return FlattenedTensorMetadata
+        assert not module.startswith("r1engine"), f"{module}.{name} does not exist on the server"
+        return super().find_class(module, name)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_payload_rebuilds_every_tensor(count):
+    sent = [
+        ("a", torch.randn(3, 5, dtype=torch.bfloat16)),
+        ("b", torch.randn(7)),
+        ("c", torch.arange(5, dtype=torch.uint8)),
+    ][:count]
+    (bucket,) = buckets(iter(sent), 10_000)
+    read = ServerSide(io.BytesIO(base64.b64decode(payload(bucket)))).load()
+    flat = read["flattened_tensor"]
+    assert {m.name for m in read["metadata"]} == {name for name, _ in sent}
+    for meta in read["metadata"]:
+        assert meta.start_idx % meta.dtype.itemsize == 0  # else the server's view of the bytes fails
+        rebuilt = flat[meta.start_idx : meta.end_idx].view(meta.dtype).reshape(meta.shape)
+        assert torch.equal(rebuilt, dict(sent)[meta.name])
+
+
+def test_wider_elements_come_first():
+    (bucket,) = buckets(iter([("odd", torch.zeros(3, dtype=torch.uint8)), ("wide", torch.ones(2))]), 100)
+    ordered = order_by_alignment(bucket)
+    assert ordered.names == ["wide", "odd"]
+    assert torch.equal(flatten(ordered)[:8].view(torch.float32), torch.ones(2))

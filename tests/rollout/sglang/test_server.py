@@ -1,0 +1,101 @@
+"""A server as a child process: its start, its log in errors, its end. The processes stand in for SGLang."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from r1engine.rollout.sglang.server import Server, check_environment, free_port
+
+# Answers every GET with 200 after it has started a child that ignores SIGTERM.
+ANSWERS = """
+import http.server, signal, subprocess, sys
+ignore = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", ignore])
+print("child", child.pid, flush=True)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(b"{}")
+    def log_message(self, *args): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def start(tmp_path: Path, code: str) -> Server:
+    port = free_port()
+    command = [sys.executable, "-c", code, str(port)]
+    return Server(command, {}, url=f"http://127.0.0.1:{port}", log=tmp_path / "server.log", stall_seconds=5.0)
+
+
+def exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+
+
+def test_stop_ends_the_whole_tree_even_what_ignores_sigterm_or_is_stopped(tmp_path):
+    server = start(tmp_path, ANSWERS)
+    server.wait_ready(60.0)
+    child = int(server.log.read_text().split()[1])
+    os.kill(server.process.pid, signal.SIGSTOP)
+    server.stop(grace_seconds=0.5)
+    assert not exists(child) and not server.is_running
+
+
+def test_a_start_that_fails_shows_the_last_lines_of_the_log(tmp_path):
+    server = start(tmp_path, "print('line one'); raise SystemExit('CUDA out of memory: tried to allocate')")
+    with pytest.raises(
+        RuntimeError, match=r"(?s)ended with status 1; it ran out of memory: lower rollout.sglang.*line one"
+    ):
+        server.wait_ready(60.0)
+
+
+def test_a_start_that_takes_too_long_is_given_up(tmp_path):
+    server = start(tmp_path, "import time; print('loading', flush=True); time.sleep(60)")
+    with pytest.raises(RuntimeError, match=r"is not ready after \d+ s"):
+        server.wait_ready(1.0)
+    assert not server.is_running
+
+
+def test_a_taken_port_is_named(tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port {port} of 127.0.0.1 is in use"):
+            Server(["true"], {}, url=f"http://127.0.0.1:{port}", log=tmp_path / "log", stall_seconds=1.0)
+
+
+def test_a_server_dies_with_a_trainer_that_is_killed(tmp_path):
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from r1engine.rollout.sglang.server import Server, free_port
+port = free_port()
+server = Server([sys.executable, "-c", "import time; time.sleep(60)"], {{}}, url=f"http://127.0.0.1:{{port}}",
+                log=Path({str(tmp_path / "log")!r}), stall_seconds=1.0)
+print(server.process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    pid = int(done.stdout)
+    for _ in range(10_000):  # the kernel delivers the signal at once; reading /proc takes a while by itself
+        if not exists(pid):
+            return
+    raise AssertionError(f"process {pid} is still there")
+
+
+def test_an_environment_without_sglang_gets_the_install_command(tmp_path):
+    with pytest.raises(ValueError, match=r"found no .*python.*pip install sglang==0.5.23"):
+        check_environment(tmp_path / "python")
+    with pytest.raises(ValueError, match=r"has no sglang; install it: .*pip install sglang==0.5.23"):
+        check_environment(Path(sys.executable))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from r1engine.architecture import read_architecture
 from r1engine.config import Config, Sglang
 from r1engine.rollout.sglang.client import Client, ServerError
 from r1engine.rollout.sglang.server import Server, check_environment, free_port
@@ -93,11 +94,11 @@ def check_server(client: Client, model_path: Path, longest: int) -> dict:
         model = client.get("/model_info")
     except ServerError as error:
         raise ValueError(f"rollout.sglang.urls: {error}; required a running server") from error
-    served = model.get("model_path")
-    if not _same_path(served, model_path):
+    served = Path(str(model.get("model_path")))
+    if not _is_same_model(served, model_path):
         raise ValueError(f"rollout.sglang: {client.url} serves {served}, required is model.path = {model_path}")
-    tokenizer = info.get("tokenizer_path") or served
-    if not _same_path(tokenizer, model_path):
+    tokenizer = Path(str(info.get("tokenizer_path") or served))
+    if not info.get("skip_tokenizer_init") and not _is_same_file(tokenizer, model_path, "tokenizer.json"):
         raise ValueError(f"rollout.sglang: {client.url} has the tokenizer of {tokenizer}, required is {model_path}'s")
     context = info.get("context_length") or info.get("max_req_input_len") or longest
     if context < longest:
@@ -110,5 +111,15 @@ def check_server(client: Client, model_path: Path, longest: int) -> dict:
     return info
 
 
-def _same_path(found: str | None, required: Path) -> bool:
-    return found is not None and os.path.realpath(found) == os.path.realpath(required)
+def _is_same_model(served: Path, required: Path) -> bool:
+    """The same folder, or another one of the same architecture: the disk route leaves a server with such a folder."""
+    if _is_same_file(served, required, "config.json"):
+        return True
+    return (served / "config.json").is_file() and read_architecture(served) == read_architecture(required)
+
+
+def _is_same_file(folder: Path, other: Path, name: str) -> bool:
+    if os.path.realpath(folder) == os.path.realpath(other):
+        return True
+    files = folder / name, other / name
+    return all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes()

@@ -7,7 +7,7 @@ in the same sequence). The first token of a sequence has logp 0 and weight 0. No
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -20,8 +20,10 @@ class Prompt:
     tokens: list[int]
     text: str  # the rendered template
     question: str
-    answer: str  # reference answer
-    task: str = "math"
+    answer: str  # reference answer; "" where the reward needs none
+    reward: str = "math"  # the rule that grades it, see r1engine.rewards
+    tests: Any = None  # JSON value, for rewards that run code
+    language: str = ""  # that the thoughts are to be in (ISO 639-1); "": that of the question
 
 
 @dataclass(frozen=True)

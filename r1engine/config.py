@@ -134,6 +134,22 @@ class Optimizer(Section):
 class Rewards(Section):
     accuracy: float = 1.0  # weights; v2: accuracy and format "combined with the same weight"
     format: float = 1.0
+    language: float = 0.0  # 1 after the cold start: "combine ... by directly summing them" (section 2.3.2)
+    length: float = 0.0  # Kimi k1.5's length reward; the paper has none of these three
+    overlong: float = 0.0  # DAPO's soft overlong punishment
+    repetition: float = 0.0  # minus the share of repeated n-grams
+    blank_think_allowed: bool = False  # whether a blank think block keeps the format
+    language_detector: Literal["py3langid", "lingua"] = "py3langid"  # tells Latin-script languages apart
+    overlong_margin: Positive = 4096  # tokens before the limit over which the punishment grows
+    repetition_ngram: Positive = 20  # words
+    workers: Positive | None = None  # grading processes of each rank; null: cores / ranks on this machine
+    deadline_seconds: Annotated[float, Field(gt=0)] = 5.0  # of grading one completion; then it is undecided
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each component of the reward."""
+        names = ("accuracy", "format", "language", "length", "overlong", "repetition")
+        return {name: getattr(self, name) for name in names}
 
 
 class Evaluation(Section):
@@ -312,8 +328,8 @@ def _batch_problems(cfg: Config) -> list[str]:
         )
     if cfg.optimizer.warmup_steps > cfg.steps:
         problems.append(f"optimizer.warmup_steps: found {cfg.optimizer.warmup_steps}, required <= steps = {cfg.steps}")
-    if cfg.rewards.accuracy == 0 and cfg.rewards.format == 0:
-        problems.append("rewards: accuracy and format both weigh 0, required at least one other than 0")
+    if not any(cfg.rewards.weights.values()):
+        problems.append(f"rewards: all of {', '.join(cfg.rewards.weights)} weigh 0, required one other than 0")
     return problems
 
 

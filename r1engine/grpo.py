@@ -4,27 +4,65 @@ from __future__ import annotations
 
 import math
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 
 from r1engine.batch import Completion, PackedBatch, Sample
 from r1engine.config import Grpo, Optimizer, Rewards
-from r1engine.rewards import Score
+from r1engine.rewards import Record, Score
 from r1kernels import GrpoObjective, group_advantage, grpo_loss
 
 
-def total_reward(score: Score, completion: Completion, cfg: Grpo, weights: Rewards) -> float | None:
-    """Weighted sum of the reward components, or None where there is no reward to speak of.
+def record_of(completion: Completion) -> Record:
+    """A completion as the rewards take it."""
+    prompt = completion.prompt
+    return Record(
+        reward=prompt.reward,
+        completion=completion.text,
+        answer=prompt.answer,
+        prompt=prompt.text,
+        tests=prompt.tests,
+        language=prompt.language,
+        question=prompt.question,
+        id=f"{prompt.id}/{completion.sample}",
+    )
 
-    A truncated completion gets 0 (`truncated: zero`: it gave no answer within the limit) or None
-    (`truncated: mask`: what it would have answered is unknown). An undecided score is None: unknown is not 0.
+
+def total_rewards(graded: Sequence[tuple[Completion, Score]], cfg: Grpo, weights: Rewards) -> list[float | None]:
+    """Weighted sum of the reward components of each completion, or None where there is no reward to speak of.
+
+    A truncated completion gets 0 and its overlong punishment (`truncated: zero`: it gave no answer within the
+    limit) or None (`truncated: mask`: what it would have answered is unknown). An undecided score is None: unknown
+    is not 0. A component that a decided score lacks, such as the language of thoughts without words, is neutral: it
+    counts as the mean over the completions of the same question that have it.
+
+    Args:
+        graded: every completion of a rollout with its score.
+        cfg: section `grpo`.
+        weights: section `rewards`.
     """
-    if completion.truncated:
-        return 0.0 if cfg.truncated == "zero" else None
-    if score.verdict == "undecided":
-        return None
-    return sum(getattr(weights, name) * value for name, value in score.components.items())
+    totals: list[float | None] = []
+    known: dict[tuple[int, str], list[float]] = defaultdict(list)
+    for completion, score in graded:
+        if score.verdict != "undecided" and not completion.truncated:
+            for name, value in score.components.items():
+                known[completion.prompt.id, name].append(value)
+    for completion, score in graded:
+        if completion.truncated:
+            overlong = weights.overlong * score.components.get("overlong", 0.0)
+            totals.append(overlong if cfg.truncated == "zero" else None)
+        elif score.verdict == "undecided":
+            totals.append(None)
+        else:
+            total = 0.0
+            for name, weight in weights.weights.items():
+                others = known[completion.prompt.id, name]
+                neutral = sum(others) / len(others) if others else 0.0
+                total += weight * score.components.get(name, neutral)
+            totals.append(total)
+    return totals
 
 
 def to_samples(completions: Sequence[Completion], rewards: Sequence[float | None], cfg: Grpo) -> list[Sample]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from r1engine.base_model import with_base_model
 from r1engine.batch import Prompt
 from r1engine.config import Config, ConfigError
 from r1engine.evaluation.pass_at_1 import pass_at_1, sample_row
+from r1engine.grpo import record_of
 from r1engine.model import parallel
 from r1engine.model.hf_weights import export_folder
 from r1engine.model.parallel import World
@@ -28,6 +30,7 @@ from r1engine.observe.progress import Progress
 from r1engine.observe.report import write_report
 from r1engine.observe.summary import print_summary
 from r1engine.prompts import PromptStream, file_digest, load_prompts
+from r1engine.rewards import Scorer
 from r1engine.rollout.local import LocalGenerator
 from r1engine.rollout.sglang.generator import SglangGenerator
 from r1engine.step import Iteration, Parts, iterate, refresh
@@ -60,6 +63,7 @@ def train(cfg: Config) -> None:
                 run.loop()
             finally:
                 run.parts.generator.close()
+                run.parts.scorer.close()
         if world.is_first:
             run.finish(time.time() - started)
     finally:
@@ -91,7 +95,7 @@ class Run:
         generator = self._generator()
         policy = Policy(cfg, world)
         synchronize = torch.cuda.synchronize if world.device.type == "cuda" else None
-        self.parts = Parts(cfg, world, policy, generator, Phases(synchronize), progress)
+        self.parts = Parts(cfg, world, policy, generator, Phases(synchronize), progress, self._make_scorer())
         if cfg.grpo.kl_coef > 0:
             self.parts.reference = policy.snapshot()
         if resume_from is not None:
@@ -106,6 +110,16 @@ class Run:
                 config=cfg.model_dump(mode="json"),
                 resume_step=self.step if resume_from is not None else None,
             )
+
+    def _make_scorer(self) -> Scorer:
+        rewards, ranks_here = self.cfg.rewards, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return Scorer(
+            workers=rewards.workers or max(1, len(os.sched_getaffinity(0)) // ranks_here),
+            deadline_seconds=rewards.deadline_seconds,
+            with_language=rewards.language != 0,
+            detector=rewards.language_detector,
+            blank_think_allowed=rewards.blank_think_allowed,
+        )
 
     def _load_data(self) -> tuple[PromptStream, list[Prompt]]:
         cfg = self.cfg
@@ -153,6 +167,8 @@ class Run:
         if self.log is None:
             return
         self.log.log(self.step, row)
+        undecided = [(record_of(c), s) for c, s in result.graded if s.verdict == "undecided"]
+        self.log.log_undecided(self.step, [{**asdict(record), "reason": s.reason} for record, s in undecided])
         if count := min(self.cfg.log.samples, len(result.graded)):
             chosen = range(0, len(result.graded), len(result.graded) // count)
             rows = [sample_row(*result.graded[i], result.samples[i].advantage) for i in chosen][:count]
@@ -164,6 +180,7 @@ class Run:
         self.progress.phase("evaluate")
         metrics, rows = pass_at_1(
             self.parts.generator,
+            self.parts.scorer,
             self.heldout,
             self.cfg,
             self.world,

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from r1engine.rewards.language import check_language
+from r1engine.rewards.record import check_reward
+
 if TYPE_CHECKING:
     from r1engine.batch import Prompt
 
@@ -32,8 +35,10 @@ class Question:
     """One line of a data file."""
 
     question: str
-    answer: str  # reference answer; a number in the file becomes its text
-    task: str
+    answer: str  # reference answer; a number in the file becomes its text; "" if there is none
+    reward: str  # see r1engine.rewards
+    tests: Any  # JSON value of the file; None if there is none
+    language: str  # ISO 639-1; "" if the file does not say
     place: str  # "train.jsonl:7", for error messages
 
 
@@ -45,7 +50,9 @@ def render(question: str, template: Template) -> str:
 def read_questions(path: Path) -> list[Question]:
     """All questions of a .jsonl or .parquet file, in file order.
 
-    Fields: `question` (text), `answer` (text or number), `task` (text, "math" if absent); others are ignored.
+    Fields: `question` (text), `reward` (the rule that grades it, "math" if absent), `answer` (text or number; some
+    rewards need none), `tests` (for rewards that run code), `language` (of the thoughts, ISO 639-1); others are
+    ignored.
 
     Raises:
         ValueError: the file is missing, empty or of another kind, or a line is not as above; the line is named.
@@ -89,7 +96,7 @@ def load_prompts(
                 f"{item.place}: the prompt (id {index}) has {len(tokens)} tokens, "
                 f"required at most max_prompt_tokens = {max_prompt_tokens}"
             )
-        prompts.append(Prompt(index, tokens, text, item.question, item.answer, item.task))
+        prompts.append(Prompt(index, tokens, text, item.question, item.answer, item.reward, item.tests, item.language))
     return prompts
 
 
@@ -195,7 +202,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         file = pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{path}: not a Parquet file: {error}") from error
-    wanted = [name for name in ("question", "answer", "task") if name in file.schema_arrow.names]
+    wanted = [name for name in ("question", "answer", "reward", "tests", "language") if name in file.schema_arrow.names]
     number = 0
     with file:
         for chunk in file.iter_batches(columns=wanted):
@@ -208,16 +215,19 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 def _question(row: Any, place: str) -> Question:
     if not isinstance(row, dict):
         raise ValueError(f"{place}: found {type(row).__name__}, required an object with `question` and `answer`")
-    for field in ("question", "answer"):
-        if field not in row:
-            raise ValueError(f"{place}: found no field '{field}', only {sorted(row)}")
-    question, answer, task = row["question"], row["answer"], row.get("task", "math")
+    if "question" not in row:
+        raise ValueError(f"{place}: found no field 'question', only {sorted(row)}")
+    question, answer = row["question"], row.get("answer", "")
+    reward, language = row.get("reward", "math"), row.get("language", "")
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"{place}: question is {question!r:.80}, required a text that is not empty")
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
-        raise ValueError(f"{place}: answer is {answer!r:.80}, required a number or a text that is not empty")
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise ValueError(f"{place}: answer is {answer!r:.80}, required a number or a text")
     if isinstance(answer, float) and not math.isfinite(answer):
         raise ValueError(f"{place}: answer is {answer}, required a finite number or a text")
-    if not isinstance(task, str) or not task:
-        raise ValueError(f"{place}: task is {task!r:.80}, required a text that is not empty")
-    return Question(question, str(answer), task, place)
+    if not isinstance(reward, str):
+        raise ValueError(f"{place}: reward is {reward!r:.80}, required a text")
+    check_reward(reward, str(answer), place)
+    if language:
+        check_language(language, place)
+    return Question(question, str(answer), reward, row.get("tests"), language, place)

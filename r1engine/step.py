@@ -8,6 +8,7 @@ tensor / pipeline / data layout.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,12 +17,13 @@ import torch.distributed as dist
 
 from r1engine.batch import Completion, PackedBatch, Prompt, Sample, pack
 from r1engine.config import Config
-from r1engine.grpo import learning_rate, objective, split_minibatches, to_samples, total_reward
+from r1engine.grpo import learning_rate, objective, record_of, split_minibatches, to_samples, total_rewards
 from r1engine.model.parallel import World
 from r1engine.model.policy import Policy
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
-from r1engine.rewards import Score, score
+from r1engine.rewards import Score, Scorer
+from r1engine.rewards.shaping import shape
 from r1engine.rollout.local import LocalGenerator
 from r1engine.rollout.sglang.generator import SglangGenerator
 from r1engine.rollout.spread import spread
@@ -39,6 +41,7 @@ class Parts:
     generator: LocalGenerator | SglangGenerator
     phases: Phases
     progress: Progress
+    scorer: Scorer
     reference: dict[str, torch.Tensor] | None = None  # frozen weights; None when kl_coef is 0
 
 
@@ -64,7 +67,7 @@ def iterate(parts: Parts, prompts: list[Prompt], step: int) -> Iteration:
     """
     cfg, phases = parts.cfg, parts.phases
     graded = rollout(parts, prompts, step)
-    rewards = [total_reward(s, c, cfg.grpo, cfg.rewards) for c, s in graded]
+    rewards = total_rewards(graded, cfg.grpo, cfg.rewards)
     samples = to_samples([c for c, _ in graded], rewards, cfg.grpo)
     minibatches = [
         pack_rows(parts, part, step)
@@ -110,8 +113,10 @@ def rollout(parts: Parts, prompts: list[Prompt], step: int) -> list[Graded]:
                 on_tokens=parts.progress.advance,
             )
         with phases("score"):
-            graded = [(c, score(c.text, c.prompt.task, c.prompt.answer)) for c in completions]
-        return [graded[i : i + size] for i in range(0, len(graded), size)]
+            scores = parts.scorer.score(record_of(completion) for completion in completions)
+            groups = [slice(i, i + size) for i in range(0, len(completions), size)]
+            shaped = [shape_group(completions[group], scores[group], cfg, step) for group in groups]
+        return [list(zip(completions[group], done, strict=True)) for group, done in zip(groups, shaped, strict=True)]
 
     groups = spread(prompts, parts.world.rank, parts.world.size, sample_and_grade)
     parts.progress.phase("train")
@@ -124,6 +129,22 @@ def refresh(parts: Parts) -> None:
         parts.generator.load_weights(parts.policy.weights())
         if isinstance(parts.generator, SglangGenerator) and parts.cfg.rollout.sglang.verify:
             parts.generator.check_canaries(parts.policy.logprobs, row_multiple=parts.policy.row_multiple)
+
+
+def shape_group(completions: list[Completion], scores: list[Score], cfg: Config, step: int) -> list[Score]:
+    """The scores of one question with the shaping terms that the config gives a weight; none by default."""
+    terms = frozenset(name for name in ("length", "overlong", "repetition") if cfg.rewards.weights[name])
+    if not terms:
+        return scores
+    return shape(
+        scores,
+        [completion.text for completion in completions],
+        [len(completion.tokens) for completion in completions],
+        limit=cfg.max_tokens_at(step),
+        overlong_margin=cfg.rewards.overlong_margin,
+        repetition_ngram=cfg.rewards.repetition_ngram,
+        terms=terms,
+    )
 
 
 def pack_rows(parts: Parts, samples: list[Sample], step: int) -> list[PackedBatch]:
@@ -147,10 +168,13 @@ def rollout_metrics(graded: list[Graded], rewards: list[float | None]) -> dict[s
     known = [r for r in rewards if r is not None]
     decided = [s for _, s in graded if s.verdict != "undecided"]
     lengths = [len(c.tokens) for c, _ in graded]
-    names = sorted({name for s in decided for name in s.components})
+    values = defaultdict(list)
+    for score in decided:
+        for name, value in score.components.items():
+            values[name].append(value)
     return {
         "reward/mean": sum(known) / max(1, len(known)),
-        **{f"reward/{n}": sum(s.components[n] for s in decided) / len(decided) for n in names},
+        **{f"reward/{name}": sum(found) / len(found) for name, found in sorted(values.items())},
         "reward/undecided": 1 - len(decided) / len(graded),
         "completion/length_mean": sum(lengths) / len(lengths),
         "completion/length_max": max(lengths),

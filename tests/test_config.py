@@ -152,8 +152,8 @@ def test_unknown_key_of_another_section_is_found_there(write):
 
 
 def test_unknown_key_like_no_other_lists_the_keys(write):
-    assert problems(write("rewards: {zzzz: 1}")) == [
-        "run.yaml:1: unknown key rewards.zzzz; the keys of rewards are accuracy, format"
+    assert problems(write("log: {zzzz: 1}")) == [
+        "run.yaml:1: unknown key log.zzzz; the keys of log are tensorboard, wandb_project, samples"
     ]
 
 
@@ -259,7 +259,8 @@ def test_values_are_read_only():
         (["optimizer.warmup_steps=99", "steps=16"], "optimizer.warmup_steps: found 99, required <= steps = 16"),
         (
             ["rewards.accuracy=0", "rewards.format=0"],
-            "rewards: accuracy and format both weigh 0, required at least one other than 0",
+            "rewards: all of accuracy, format, language, length, overlong, repetition weigh 0, "
+            "required one other than 0",
         ),
         (
             ["max_row_tokens=100", "rollout.max_tokens=90", "data.max_prompt_tokens=11"],

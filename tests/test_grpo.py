@@ -9,7 +9,7 @@ import torch
 
 from r1engine.batch import Completion, PackedBatch, Prompt, Sample, pack
 from r1engine.config import Grpo, Optimizer, Rewards
-from r1engine.grpo import learning_rate, objective, split_minibatches, to_samples, total_reward
+from r1engine.grpo import learning_rate, objective, split_minibatches, to_samples, total_rewards
 from r1engine.rewards import Score
 
 HALF = math.sqrt(0.5)  # advantage of the better of two
@@ -29,8 +29,12 @@ UNDECIDED = Score("undecided", {"format": 1.0}, "")
 # ---- rewards ---------------------------------------------------------------------------------------------------
 
 
+def total(score: Score, weights: Rewards, cfg: Grpo, *, truncated: bool = False) -> float | None:
+    return total_rewards([(completion(truncated=truncated), score)], cfg, weights)[0]
+
+
 @pytest.mark.parametrize(
-    ("score", "weights", "total"),
+    ("score", "weights", "wanted"),
     [
         (RIGHT, Rewards(), 2.0),
         (WRONG, Rewards(), 1.0),
@@ -38,22 +42,45 @@ UNDECIDED = Score("undecided", {"format": 1.0}, "")
         (UNFORMATTED, Rewards(accuracy=3.0, format=0.5), 3.0),
         (WRONG, Rewards(accuracy=3.0, format=0.5), 0.5),
         (RIGHT, Rewards(accuracy=1.0, format=0.0), 1.0),
+        # Section 2.3.2 sums accuracy and language consistency.
+        (Score("right", {"accuracy": 1.0, "format": 1.0, "language": 0.75}, ""), Rewards(format=0, language=1), 1.75),
+        (Score("right", {"accuracy": 1.0, "overlong": -0.5}, ""), Rewards(overlong=2), 0.0),
     ],
 )
 @pytest.mark.parametrize("truncated", ["zero", "mask"])
-def test_the_total_reward_is_the_weighted_sum(score, weights, total, truncated):
-    assert total_reward(score, completion(), Grpo(truncated=truncated), weights) == total
+def test_the_total_reward_is_the_weighted_sum(score, weights, wanted, truncated):
+    assert total(score, weights, Grpo(truncated=truncated)) == wanted
 
 
 @pytest.mark.parametrize("score", [RIGHT, WRONG, UNDECIDED])
-@pytest.mark.parametrize(("truncated", "total"), [("zero", 0.0), ("mask", None)])
-def test_a_truncated_completion_gets_zero_or_is_left_out(score, truncated, total):
-    assert total_reward(score, completion(truncated=True), Grpo(truncated=truncated), Rewards()) == total
+@pytest.mark.parametrize(("truncated", "wanted"), [("zero", 0.0), ("mask", None)])
+def test_a_truncated_completion_gets_zero_or_is_left_out(score, truncated, wanted):
+    assert total(score, Rewards(), Grpo(truncated=truncated), truncated=True) == wanted
+
+
+def test_a_truncated_completion_keeps_its_overlong_punishment():
+    # Else the limit would be worth more than a wrong answer shortly before it.
+    score = Score("wrong", {"accuracy": 0.0, "format": 0.0, "overlong": -1.0}, "")
+    assert total(score, Rewards(overlong=0.5), Grpo(truncated="zero"), truncated=True) == -0.5
 
 
 @pytest.mark.parametrize("truncated", ["zero", "mask"])
 def test_undecided_is_no_reward_rather_than_zero(truncated):
-    assert total_reward(UNDECIDED, completion(), Grpo(truncated=truncated), Rewards()) is None
+    assert total(UNDECIDED, Rewards(), Grpo(truncated=truncated)) is None
+
+
+def test_a_component_without_a_value_counts_as_the_mean_of_its_group():
+    # Thoughts without words have no language: they gain nothing over the others of their question, and lose nothing.
+    without = Score("right", {"accuracy": 1.0}, "")
+    graded = [
+        (completion(0, 0), Score("right", {"accuracy": 1.0, "language": 1.0}, "")),
+        (completion(0, 1), Score("right", {"accuracy": 1.0, "language": 0.5}, "")),
+        (completion(0, 2), without),
+        (completion(0, 3), Score("undecided", {"language": 0.0}, "")),
+        (completion(1, 0), without),  # nobody of this question has one
+    ]
+    weights = Rewards(format=0, language=1)
+    assert total_rewards(graded, Grpo(), weights) == [2.0, 1.5, 1.75, None, 1.0]
 
 
 # ---- advantages ------------------------------------------------------------------------------------------------

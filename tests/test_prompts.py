@@ -58,11 +58,13 @@ def test_template_none_is_the_question_itself():
 
 def test_jsonl_fields_become_prompts(write):
     path = write(
-        {"question": "a", "answer": 2, "id": 99}, "", {"question": "b", "answer": "x", "task": "code", "other": [1]}
+        {"question": "a", "answer": 2, "id": 99},
+        "",
+        {"question": "b", "answer": "x", "reward": "exact", "tests": [1], "language": "zh", "other": [1]},
     )
     assert load_prompts(path, encode, "none", 5) == [
         Prompt(0, [97], "a", "a", "2", "math"),
-        Prompt(1, [98], "b", "b", "x", "code"),
+        Prompt(1, [98], "b", "b", "x", "exact", [1], "zh"),
     ]
 
 
@@ -70,7 +72,7 @@ def test_parquet_gives_the_same_prompts_as_jsonl(write, tmp_path):
     import pyarrow
     import pyarrow.parquet
 
-    rows = [{"question": f"q{n}", "answer": str(n), "task": None if n % 2 else "t", "id": n} for n in range(5)]
+    rows = [{"question": f"q{n}", "answer": str(n), "reward": None if n % 2 else "exact", "id": n} for n in range(5)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=2)
     lines = [{key: value for key, value in row.items() if value is not None} for row in rows]
     same = load_prompts(write(*lines), encode, "r1_zero", 1000)
@@ -116,20 +118,29 @@ def test_parquet_null_is_a_missing_field(tmp_path):
     ("row", "message"),
     [
         ({"answer": 1}, "found no field 'question', only ['answer']"),
-        ({"question": "a", "Answer": 1}, "found no field 'answer', only ['Answer', 'question']"),
+        ({"question": "a", "Answer": 1}, "found no `answer`, required by reward 'math'"),
         ("[1]", "found list, required an object with `question` and `answer`"),
         ({"question": 3, "answer": 1}, "question is 3, required a text that is not empty"),
         ({"question": " ", "answer": 1}, "question is ' ', required a text that is not empty"),
-        ({"question": "a", "answer": None}, "answer is None, required a number or a text that is not empty"),
-        ({"question": "a", "answer": True}, "answer is True, required a number or a text that is not empty"),
-        ({"question": "a", "answer": [1]}, "answer is [1], required a number or a text that is not empty"),
-        ({"question": "a", "answer": ""}, "answer is '', required a number or a text that is not empty"),
+        ({"question": "a", "answer": None}, "answer is None, required a number or a text"),
+        ({"question": "a", "answer": True}, "answer is True, required a number or a text"),
+        ({"question": "a", "answer": [1]}, "answer is [1], required a number or a text"),
+        ({"question": "a", "answer": ""}, "found no `answer`, required by reward 'math'"),
         ('{"question": "a", "answer": NaN}', "answer is nan, required a finite number or a text"),
-        ({"question": "a", "answer": 1, "task": 2}, "task is 2, required a text that is not empty"),
+        ({"question": "a", "answer": 1, "reward": 2}, "reward is 2, required a text"),
+        (
+            {"question": "a", "answer": 1, "reward": "mathz"},
+            "found reward 'mathz', required one of math, choice, exact, format, language",
+        ),
     ],
 )
 def test_bad_field_names_the_line(write, row, message):
     assert refusal(write({"question": "a", "answer": 1}, row)) == f"train.jsonl:2: {message}"
+
+
+def test_unknown_language_names_the_line_and_the_known_ones(write):
+    found = refusal(write({"question": "a", "answer": 1, "language": "xx"}))
+    assert found.startswith("train.jsonl:1: found language 'xx', required one of ar, be, bg, bn, ca, cs, da, de, ")
 
 
 def test_prompt_longer_than_the_limit_names_line_length_and_limit(write):

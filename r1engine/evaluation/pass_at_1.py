@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 from r1engine.batch import Completion, Prompt
 from r1engine.config import Config
+from r1engine.grpo import record_of
 from r1engine.model.parallel import World
-from r1engine.rewards import Score, score
+from r1engine.rewards import Score, Scorer
 from r1engine.rollout.local import LocalGenerator
 from r1engine.rollout.spread import spread
 
 
 def pass_at_1(
     generator: LocalGenerator,
+    scorer: Scorer,
     prompts: list[Prompt],
     cfg: Config,
     world: World,
@@ -25,6 +27,7 @@ def pass_at_1(
 
     Args:
         generator: with the weights to evaluate.
+        scorer:    grades them.
         prompts:   held-out questions.
         cfg:       sections `evaluation`, `rollout` (token limit) and `seed`.
         world:     the questions are spread over its ranks.
@@ -48,7 +51,8 @@ def pass_at_1(
                 top_p=cfg.evaluation.top_p,
                 on_tokens=on_tokens,
             )
-        graded = [(c, score(c.text, c.prompt.task, c.prompt.answer)) for c in completions]
+        scores = scorer.score(record_of(c) for c in completions)
+        graded = list(zip(completions, scores, strict=True))
         return [graded[i : i + k] for i in range(0, len(graded), k)]
 
     groups = spread(prompts, world.rank, world.size, work)

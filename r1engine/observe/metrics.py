@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 class MetricsLog:
@@ -43,13 +43,14 @@ class MetricsLog:
         _require(tensorboard, "tensorboard", "log.tensorboard=false")
         _require(wandb_project is not None, "wandb", "log.wandb_project=null")
         run_dir.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in ("metrics.jsonl", "samples.jsonl", "undecided.jsonl"):
             if resume_step is None:
                 _set_aside(run_dir / name)
             else:
                 _cut_after(run_dir / name, resume_step)
         self._metrics = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
         self._samples = open(run_dir / "samples.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._undecided = open(run_dir / "undecided.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._tensorboard = _open_tensorboard(run_dir, resume_step) if tensorboard else None
         self._wandb = _open_wandb(run_dir, wandb_project, config, resume_step) if wandb_project else None
 
@@ -78,14 +79,22 @@ class MetricsLog:
             step: optimizer steps done.
             rows: prompt, question, answer, completion, "reward/<component>", advantage, length (tokens), truncated.
         """
-        for row in rows:
-            self._samples.write(_line({"step": step, **row}))
-        self._samples.flush()
+        _append(self._samples, step, rows)
+
+    def log_undecided(self, step: int, rows: list[dict]) -> None:
+        """Appends to undecided.jsonl the completions that no rule could decide, whole.
+
+        Args:
+            step: optimizer steps done.
+            rows: a record as `r1engine reward` takes it, and why it is undecided.
+        """
+        _append(self._undecided, step, rows)
 
     def close(self) -> None:
         """Closes every log; further calls of `close` do nothing."""
         self._metrics.close()
         self._samples.close()
+        self._undecided.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:
@@ -188,6 +197,12 @@ def _line(row: dict[str, Any]) -> str:
     if nonfinite:
         row = {**row, **dict.fromkeys(nonfinite), "nonfinite": nonfinite}
     return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _append(file: TextIO, step: int, rows: list[dict]) -> None:
+    for row in rows:
+        file.write(_line({"step": step, **row}))
+    file.flush()
 
 
 def _cut_after(path: Path, step: int) -> None:

@@ -7,15 +7,17 @@ percent, number bases, tuple against set, tiny numbers) are kept from it or chec
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import NoReturn
 
+from r1engine.rewards.extract import MAX_ANSWER_CHARACTERS
 from r1engine.rewards.normalize import Answer, normalize
+from r1engine.rewards.record import Verdict
 from r1engine.rewards.symbolic import compare_symbolically
 
-Verdict = Literal["right", "wrong", "undecided"]
+Compute = Callable[[str, str], tuple[Verdict, str]]  # (answer, reference) -> (verdict, reason)
 
-MAX_ANSWER_CHARACTERS = 2000
 MAX_UNORDERED = 50  # matching the items of two sets is quadratic
 
 _ELLIPSIS = re.compile(r"\\[cl]?dots|\.\.\.|\u2026")
@@ -27,7 +29,23 @@ _INEQUALITY = re.compile(r"<|>|\\(?:le|ge|leq|geq|lt|gt)(?![a-z])")
 _OPEN, _CLOSE = "([{", ")]}"
 
 
-def judge(answer: str, reference: str) -> tuple[Verdict, str]:
+class _NeedsComputing(Exception):
+    """Text and exact numbers do not settle it."""
+
+
+def judge_at_once(answer: str, reference: str) -> tuple[Verdict, str] | None:
+    """`judge` as far as text and exact numbers go, in microseconds; None where Math-Verify is to be asked."""
+
+    def refuse(answer: str, reference: str) -> NoReturn:
+        raise _NeedsComputing
+
+    try:
+        return judge(answer, reference, compute=refuse)
+    except _NeedsComputing:
+        return None
+
+
+def judge(answer: str, reference: str, *, compute: Compute = compare_symbolically) -> tuple[Verdict, str]:
     """(verdict, reason in one line) of an answer.
 
     In this order: equal text; equal exact numbers (integers, decimals, fractions; decimals are not rounded); choice
@@ -40,6 +58,8 @@ def judge(answer: str, reference: str) -> tuple[Verdict, str]:
     - An answer that cannot be read is wrong; a reference that cannot be read makes it undecided.
     - Too large to compute safely (length, towers of powers, factorials) is undecided. Size bounds do not bound time:
       an input within them can still keep Math-Verify busy for seconds.
+
+    `compute` is asked about what only algebra settles.
     """
     if max(len(answer), len(reference)) > MAX_ANSWER_CHARACTERS:
         return "undecided", f"longer than {MAX_ANSWER_CHARACTERS} characters"
@@ -48,11 +68,11 @@ def judge(answer: str, reference: str) -> tuple[Verdict, str]:
         return "undecided", "the reference is blank"
     if not found.text:  # also "$" or ".", of which normalizing leaves nothing
         return "wrong", "the answer is blank"
-    return _compare(found, required)
+    return _compare(found, required, compute)
 
 
-def _compare(answer: Answer, reference: Answer) -> tuple[Verdict, str]:
-    if answer.unit != reference.unit and (decided := _compare_units(answer, reference)) is not None:
+def _compare(answer: Answer, reference: Answer, compute: Compute) -> tuple[Verdict, str]:
+    if answer.unit != reference.unit and (decided := _compare_units(answer, reference, compute)) is not None:
         return decided
     if answer.text == reference.text:
         return "right", "same text"
@@ -60,13 +80,15 @@ def _compare(answer: Answer, reference: Answer) -> tuple[Verdict, str]:
         if answer.number == reference.number:
             return "right", "same number"
         return "wrong", f"{answer.text} is not {reference.text}"[:120]
-    for rule in (_compare_as_text, _compare_bases, _compare_collections):
+    for rule in (_compare_as_text, _compare_bases):
         if (decided := rule(answer.text, reference.text)) is not None:
             return decided
-    return compare_symbolically(answer.text, reference.text)
+    if (decided := _compare_collections(answer.text, reference.text, compute)) is not None:
+        return decided
+    return compute(answer.text, reference.text)
 
 
-def _compare_units(answer: Answer, reference: Answer) -> tuple[Verdict, str] | None:
+def _compare_units(answer: Answer, reference: Answer, compute: Compute) -> tuple[Verdict, str] | None:
     """What differing units settle; None if they may be ignored."""
     if "%" in (answer.unit, reference.unit):
         if answer.value is not None and answer.value == reference.value:
@@ -75,7 +97,7 @@ def _compare_units(answer: Answer, reference: Answer) -> tuple[Verdict, str] | N
             return "undecided", "the same number with and without percent"
         if answer.number is not None and reference.number is not None:
             return "wrong", "another number, one as percent"
-        verdict, reason = _compare(replace(answer, unit=""), replace(reference, unit=""))
+        verdict, reason = _compare(replace(answer, unit=""), replace(reference, unit=""), compute)
         return ("undecided", "the same value with and without percent") if verdict == "right" else (verdict, reason)
     if answer.unit and reference.unit:
         return "undecided", f"units differ: {answer.unit} and {reference.unit}"[:120]
@@ -120,7 +142,7 @@ def _compare_bases(answer: str, reference: str) -> tuple[Verdict, str] | None:
     return "wrong", "another number, one with a base"
 
 
-def _compare_collections(answer: str, reference: str) -> tuple[Verdict, str] | None:
+def _compare_collections(answer: str, reference: str, compute: Compute) -> tuple[Verdict, str] | None:
     """Sets, tuples, intervals and lists; None if the reference is none of them."""
     kinds = kind, required_kind = _kind(answer), _kind(reference)
     is_range = kind in ("interval", "pair") or required_kind in ("interval", "pair")
@@ -139,16 +161,16 @@ def _compare_collections(answer: str, reference: str) -> tuple[Verdict, str] | N
     if len(items) != len(required):
         return "wrong", f"{len(items)} items, required {len(required)}"
     if "pair" in kinds or "interval" in kinds:
-        return _all_of([_compare(a, b) for a, b in zip(items, required, strict=True)])
-    return _compare_unordered(items, required)
+        return _all_of([_compare(a, b, compute) for a, b in zip(items, required, strict=True)])
+    return _compare_unordered(items, required, compute)
 
 
-def _compare_unordered(items: list[Answer], required: list[Answer]) -> tuple[Verdict, str]:
+def _compare_unordered(items: list[Answer], required: list[Answer], compute: Compute) -> tuple[Verdict, str]:
     if len(items) > MAX_UNORDERED:
         return "undecided", f"more than {MAX_UNORDERED} items"
     left, undecided = list(required), ""
     for item in items:
-        results = [_compare(item, other) for other in left]
+        results = [_compare(item, other, compute) for other in left]
         verdicts = [verdict for verdict, _ in results]
         if "right" in verdicts:
             del left[verdicts.index("right")]

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are set braces, not groups
+MAX_ANSWER_CHARACTERS = 2000  # longer answers are undecided
+_SEARCHED_CHARACTERS = 200_000  # at the end of a completion, for a box
+
 
 def final_answer(text: str, *, think_prefilled: bool = False) -> tuple[str | None, str]:
     """(the answer, "") or (None, why there is none).
@@ -13,7 +19,7 @@ def final_answer(text: str, *, think_prefilled: bool = False) -> tuple[str | Non
     - Without one, the last `\\boxed{}` is the answer.
     - The last `\\boxed{` must be balanced (`\\{` and `\\}` do not count); an unterminated one is no answer, even if a
       complete one came before. A box in a box is unwrapped.
-    - A blank answer is none.
+    - A blank answer is none. A box is searched in the last 200,000 characters.
 
     Args:
         text: what the model wrote after the prompt.
@@ -32,6 +38,7 @@ def final_answer(text: str, *, think_prefilled: bool = False) -> tuple[str | Non
         if end < 0:
             return None, "the answer block is not closed"
         region = region[start:end]
+    region = region[-_SEARCHED_CHARACTERS:]
     box = last_boxed(region)
     if box is None:
         if "\\boxed" in region:
@@ -39,9 +46,25 @@ def final_answer(text: str, *, think_prefilled: bool = False) -> tuple[str | Non
         if start < 0:
             return None, "no answer block and no \\boxed{}"
         box = region
-    while (inner := last_boxed(box)) is not None:
+    while len(box) <= MAX_ANSWER_CHARACTERS and (inner := last_boxed(box)) is not None:
         box = inner
     return (box.strip(), "") if box.strip() else (None, "the answer is blank")
+
+
+def thoughts(text: str, *, think_prefilled: bool = False) -> str:
+    """The chain of thought: what is between the first `<think>` and the last `</think>`; without tags, all.
+
+    A block that is open at the end reaches to the end.
+    """
+    start = text.find("<think>")
+    end = text.rfind("</think>")
+    if think_prefilled or (start < 0 <= end):
+        start = 0
+    elif start >= 0:
+        start += len("<think>")
+    else:
+        return text
+    return text[start : end if end >= start else len(text)]
 
 
 def last_boxed(text: str) -> str | None:
@@ -63,16 +86,9 @@ def matching_brace(text: str, start: int) -> int | None:
     """Position of the `}` that closes the `{` at `start`; None if there is no `{` there or it is never closed."""
     if not text.startswith("{", start):
         return None
-    depth, position = 0, start
-    while position < len(text):
-        character = text[position]
-        if character == "\\":
-            position += 1  # \{ and \} are set braces, not groups
-        elif character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-            if depth == 0:
-                return position
-        position += 1
+    depth = 0
+    for match in _BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if depth == 0:
+            return match.start()
     return None

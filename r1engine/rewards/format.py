@@ -7,17 +7,17 @@ from collections.abc import Iterator
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
-def format_problem(text: str, *, think_prefilled: bool = False) -> str:
+def format_problem(text: str, *, think_prefilled: bool = False, blank_think_allowed: bool = False) -> str:
     """What breaks the format, or "" for a well-formed completion.
 
     Well-formed: the four tags `<think> </think> <answer> </answer>`, each exactly once and in this order, nothing
-    but white space before, between and after the two blocks, and an answer that is not blank. The think block must
-    be there but may be empty: the rule asks where the reasoning stands, not how much there is.
+    but white space before, between and after the two blocks, and neither block blank.
 
     Args:
         text: what the model wrote after the prompt.
         think_prefilled: the prompt itself ended with `<think>`, so the text starts inside the block; a second
             `<think>` is then one too many.
+        blank_think_allowed: the rule then asks only where the reasoning stands, not that there is any.
     """
     if think_prefilled:
         text = TAGS[0] + text
@@ -29,6 +29,8 @@ def format_problem(text: str, *, think_prefilled: bool = False) -> str:
         between = text[end:start]
         if expected in (0, 2) and between.strip():
             return f"found text before {tag}"
+        if expected == 1 and not blank_think_allowed and not between.strip():
+            return "found a blank think block"
         if expected == 3 and not between.strip():
             return "found a blank answer"
         expected, end = expected + 1, start + len(tag)
@@ -38,10 +40,9 @@ def format_problem(text: str, *, think_prefilled: bool = False) -> str:
 
 
 def _tags(text: str) -> Iterator[tuple[str, int]]:
-    """(tag, position) of each tag, in order; one pass, as a tag starts at every "<" or not at all."""
-    start = text.find("<")
-    while start >= 0:
-        for tag in TAGS:
-            if text.startswith(tag, start):
-                yield tag, start
-        start = text.find("<", start + 1)
+    """(tag, position) of each tag, in order; every part of the text is searched once for each tag."""
+    nearest = {tag: text.find(tag) for tag in TAGS}
+    while found := {tag: position for tag, position in nearest.items() if position >= 0}:
+        tag = min(found, key=found.__getitem__)
+        yield tag, found[tag]
+        nearest[tag] = text.find(tag, found[tag] + 1)

@@ -45,12 +45,12 @@ class Answer:
 
 def normalize(answer: str) -> Answer:
     """Plain form of an answer: delimiters, spacing, "x =", a final stop and the unit are taken off."""
-    text = _unwrap(answer.strip())
+    text = unwrap(answer.strip())
     text = text.replace("\u2212", "-").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     text = re.sub(r"\\mathrm\s*\{?\s*e\s*\}?", "e", text)  # Math-Verify drops \mathrm{e}
     text = re.sub(r"\\sqrt\s*(\d|[a-z](?![a-z]))", r"\\sqrt{\1}", text)
     text = " ".join(_SPACING.sub(" ", text).split())
-    text = _unwrap(text.rstrip(".") if not text.endswith("..") else text)
+    text = unwrap(text.rstrip(".") if not text.endswith("..") else text)
     text, unit = _take_unit(text)
     if name := _ASSIGNMENT.match(text):
         text = text[name.end() :]
@@ -75,7 +75,7 @@ def exact_number(text: str) -> Fraction | None:
     return (int(whole[0] if whole else 0) + Fraction(int(above), int(below))) * (-1 if sign == "-" else 1)
 
 
-def _unwrap(text: str) -> str:
+def unwrap(text: str) -> str:
     """Takes off math delimiters, a text command around everything and "the answer is"."""
     while True:
         before = text

@@ -20,12 +20,14 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from r1engine.rewards.nursery import HEADER, MEMORY_STATUS, Nursery
 
 MAX_RESULT_BYTES = 4 * 2**20
 _FORK_TRIES = 3
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -126,27 +128,8 @@ class WorkerPool:
         return entry.future
 
     def map(self, items: Iterable[Any], on_done: Callable[[int], None] | None = None) -> list[Outcome]:
-        """Outcomes of all items, in the order of the items.
-
-        Args:
-            items: any number; read only as fast as there is room.
-            on_done: called with 1 for each outcome, on this thread.
-        """
-        futures: deque[Future[Outcome]] = deque()
-        outcomes: list[Outcome] = []
-
-        def take() -> None:
-            outcomes.append(futures.popleft().result())
-            if on_done is not None:
-                on_done(1)
-
-        for item in items:
-            futures.append(self.submit(item))
-            while futures and futures[0].done():
-                take()
-        while futures:
-            take()
-        return outcomes
+        """Outcomes of all items, in the order of the items; see `in_order`."""
+        return in_order(self.submit, items, on_done)
 
     async def run(self, item: Any) -> Outcome:
         """`submit` for asyncio: neither waiting for room nor for the outcome blocks the loop."""
@@ -311,6 +294,33 @@ class WorkerPool:
         self._selector.close()
         self._woken.close()
         self._wake.close()
+
+
+def in_order(
+    submit: Callable[[Any], Future[T]], items: Iterable[Any], on_done: Callable[[int], None] | None = None
+) -> list[T]:
+    """Results of `submit` for all items, in the order of the items.
+
+    Args:
+        submit: hands in one item; it may block, and the items are read only as fast as it does not.
+        items: any number.
+        on_done: called with 1 for each result, on this thread.
+    """
+    futures: deque[Future[T]] = deque()
+    results: list[T] = []
+
+    def take() -> None:
+        results.append(futures.popleft().result())
+        if on_done is not None:
+            on_done(1)
+
+    for item in items:
+        futures.append(submit(item))
+        while futures and futures[0].done():
+            take()
+    while futures:
+        take()
+    return results
 
 
 def _cause_of_death(status: int | None) -> str:

@@ -6,9 +6,8 @@ import threading
 
 import pytest
 
-from r1engine.rewards import Score, score
-from r1engine.rewards.accuracy import MAX_ANSWER_CHARACTERS, judge
-from r1engine.rewards.extract import final_answer
+from r1engine.rewards.accuracy import judge
+from r1engine.rewards.extract import MAX_ANSWER_CHARACTERS, final_answer
 from r1engine.rewards.symbolic import MAX_CHARACTERS
 
 # ---- which answer counts ---------------------------------------------------------------------------------------
@@ -219,35 +218,3 @@ def test_judging_works_off_the_main_thread():
     thread.start()
     thread.join()
     assert verdicts == ["right"]
-
-
-# ---- score -----------------------------------------------------------------------------------------------------
-
-
-def test_score_reports_both_rules_apart():
-    done = score("<think>a</think><answer>5</answer>", "math", "5")
-    assert done == Score("right", {"format": 1.0, "accuracy": 1.0}, "same text")
-    loose = score("\\boxed{5}", "math", "5")
-    assert loose == Score("right", {"format": 0.0, "accuracy": 1.0}, "same text; format: found no <think>")
-    short = score("<think></think><answer>6</answer>", "math", "5")
-    assert short == Score("wrong", {"format": 1.0, "accuracy": 0.0}, "6 is not 5")
-    none = score("hm", "math", "5")
-    assert (none.verdict, none.components) == ("wrong", {"format": 0.0, "accuracy": 0.0})
-
-
-def test_undecided_has_no_accuracy_rather_than_zero():
-    done = score("<think>a</think><answer>9^{9^9}</answer>", "math", "5")
-    assert done.verdict == "undecided"
-    assert done.components == {"format": 1.0}
-
-
-def test_prefilled_think_reaches_both_rules():
-    text = "a</think><answer>5</answer>"
-    assert score(text, "math", "5", think_prefilled=True).components == {"format": 1.0, "accuracy": 1.0}
-    assert score(text, "math", "5").components == {"format": 0.0, "accuracy": 1.0}
-    assert score("a \\boxed{5}", "math", "5", think_prefilled=True).verdict == "wrong"
-
-
-def test_task_without_a_rule_is_refused():
-    with pytest.raises(ValueError, match="score: found task 'code', required 'math'"):
-        score("x", "code", "5")

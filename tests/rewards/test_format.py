@@ -12,7 +12,6 @@ from r1engine.rewards.format import format_problem
     [
         "<think>a</think><answer>b</answer>",
         " <think> a\nb </think>\n\n<answer>\n b \n</answer>\n",
-        "<think></think><answer>b</answer>",  # an empty think block is well-formed
         "<think>1 < 2 and <b> and </ think></think><answer>x > <y</answer>",  # other brackets are text
         "<think>\\boxed{1}</think><answer>\\boxed{2}</answer>",
     ],
@@ -48,6 +47,12 @@ def test_well_formed(text):
 )
 def test_broken_format_says_what_breaks_it(text, problem):
     assert format_problem(text) == problem
+
+
+@pytest.mark.parametrize("text", ["<think></think><answer>b</answer>", "<think> \n</think><answer>b</answer>"])
+def test_blank_think_block_is_well_formed_only_where_that_is_allowed(text):
+    assert format_problem(text) == "found a blank think block"
+    assert format_problem(text, blank_think_allowed=True) == ""
 
 
 def test_prefilled_think_is_accepted_only_when_the_prompt_had_it():

@@ -1,0 +1,167 @@
+"""The front of all rewards: routes a record to its rule, computes in worker processes, returns scores in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from r1engine.rewards.accuracy import judge_at_once
+from r1engine.rewards.choice import judge_choice, judge_exact
+from r1engine.rewards.extract import final_answer, thoughts
+from r1engine.rewards.format import format_problem
+from r1engine.rewards.language import Detector
+from r1engine.rewards.pool import Outcome, WorkerPool, in_order
+from r1engine.rewards.record import REWARDS, Record, Score, Verdict
+
+CONSISTENT = 0.9  # share of target-language words from which reward "language" says right
+
+
+@dataclass
+class _Begun:
+    """A record whose cheap rules are done."""
+
+    reward: str
+    decided: tuple[Verdict, str] | None = None  # verdict and reason; None: a worker is to find out
+    components: dict[str, float] = field(default_factory=dict)
+    note: str = ""  # what the reason is to say besides
+    work: dict[str, Any] = field(default_factory=dict)  # for r1engine.rewards.work
+
+
+class Scorer:
+    """Scores completions. Rules that take microseconds run here, all that computes runs in killable workers.
+
+    The components of a score are "format", "accuracy" where the record has a reference, and "language" where asked
+    for. Usable from any thread; `run` from asyncio. The workers start when the first record needs one.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int | None = None,
+        deadline_seconds: float = 5.0,
+        with_language: bool = False,
+        detector: Detector = "py3langid",
+        blank_think_allowed: bool = False,
+    ) -> None:
+        """
+        Args:
+            workers: processes; None: one a usable core.
+            deadline_seconds: of the computing for one record; past it the record is undecided.
+            with_language: every score has the component "language", not only those of reward "language".
+            detector: see `language.language_share`.
+            blank_think_allowed: see `format.format_problem`.
+        """
+        self._with_language, self._detector, self._blank_think = with_language, detector, blank_think_allowed
+        count = workers or len(os.sched_getaffinity(0))
+        self._pool = WorkerPool("r1engine.rewards.work:work", workers=count, deadline_seconds=deadline_seconds)
+
+    def submit(self, record: Record) -> Future[Score]:
+        """The score of one record, to come. Blocks while many are under way.
+
+        Raises:
+            ValueError: there is no such reward.
+            RuntimeError: the scorer is closed.
+        """
+        started = time.perf_counter()
+        begun = self._begin(record)
+        spent = time.perf_counter() - started
+        done: Future[Score] = Future()
+        if not begun.work:
+            done.set_result(_conclude(begun, spent))
+            return done
+
+        def finish(computed: Future[Outcome]) -> None:
+            if error := computed.exception():
+                done.set_exception(error)
+            else:
+                done.set_result(_conclude(begun, spent, computed.result()))
+
+        self._pool.submit(begun.work).add_done_callback(finish)
+        return done
+
+    def score(self, records: Iterable[Record], on_done: Callable[[int], None] | None = None) -> list[Score]:
+        """Scores of all records, in their order; `on_done` is called with 1 for each."""
+        return in_order(self.submit, records, on_done)
+
+    async def run(self, record: Record) -> Score:
+        """`submit` for asyncio; does not block the loop."""
+        return await asyncio.wrap_future(await asyncio.to_thread(self.submit, record))
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._pool.close()
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _begin(self, record: Record) -> _Begun:
+        """Runs the rules that are cheap whatever the completion is."""
+        begun = _Begun(record.reward)
+        if self._with_language or record.reward == "language":
+            text = thoughts(record.completion, think_prefilled=record.think_prefilled)
+            begun.work["language"] = [text, record.language, self._detector]
+            begun.work["question"] = record.question or record.prompt
+        if record.reward == "language":
+            return begun
+        problem = format_problem(
+            record.completion, think_prefilled=record.think_prefilled, blank_think_allowed=self._blank_think
+        )
+        begun.components["format"] = 0.0 if problem else 1.0
+        if record.reward == "format":
+            begun.decided = ("wrong", problem) if problem else ("right", "well-formed")
+            return begun
+        begun.note = f"; format: {problem}" if problem else ""
+        answer, why_none = final_answer(record.completion, think_prefilled=record.think_prefilled)
+        if answer is None:
+            begun.decided = ("wrong", why_none)
+        elif record.reward == "math":
+            begun.decided = judge_at_once(answer, record.answer)
+            if begun.decided is None:
+                begun.work["math"] = [answer, record.answer]
+        elif record.reward == "choice":
+            begun.decided = judge_choice(answer, record.answer)
+        elif record.reward == "exact":
+            begun.decided = judge_exact(answer, record.answer)
+        else:
+            raise ValueError(f"Scorer: found reward '{record.reward}', required one of {', '.join(REWARDS)}")
+        return begun
+
+
+def _conclude(begun: _Begun, seconds: float, outcome: Outcome | None = None) -> Score:
+    """The score, once the work is done or given up."""
+    decided, components = begun.decided, begun.components
+    if outcome is not None:
+        seconds += outcome.seconds
+        if outcome.problem:
+            decided = decided or ("undecided", outcome.problem)
+        elif "language" in outcome.value:
+            share, judged = _language(*outcome.value["language"])
+            if share is not None:
+                components["language"] = share
+            if begun.reward == "language":
+                decided = judged
+        if decided is None:
+            decided = tuple(outcome.value["math"])
+    verdict, reason = decided
+    if begun.reward not in ("format", "language") and verdict != "undecided":
+        components["accuracy"] = 1.0 if verdict == "right" else 0.0
+    return Score(verdict, components, reason + begun.note, seconds)
+
+
+def _language(
+    target: str, share: float | None, num_words: int, by_language: dict[str, int]
+) -> tuple[float | None, tuple[Verdict, str]]:
+    """(share, verdict and reason of reward "language")."""
+    if share is None:
+        return None, ("undecided", "there are no words outside code and formulas" if target else "no target language")
+    others = ", ".join(f"{n} {name}" for name, n in by_language.items() if name != target)
+    reason = f"{share:.0%} of {num_words} words are {target}" + (f"; also {others}" if others else "")
+    return share, ("right" if share >= CONSISTENT else "wrong", reason)

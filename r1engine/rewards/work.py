@@ -1,0 +1,31 @@
+"""What runs in the worker processes: the part of scoring that computes, and so may take any time or memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from r1engine.rewards.accuracy import judge
+from r1engine.rewards.language import language_of, language_share
+
+
+def work(item: dict[str, Any]) -> dict[str, Any]:
+    """Results of the tasks in `item`, under the same names.
+
+    math:     [answer, reference] -> [verdict, reason]
+    language: [thoughts, target language, detector] -> [target, share or null, number of words, {language: words}]
+              a target "" is the language of the text in "question"
+    """
+    results: dict[str, Any] = {}
+    if "math" in item:
+        results["math"] = judge(*item["math"])
+    if "language" in item:
+        text, target, detector = item["language"]
+        target = target or language_of(item["question"], detector=detector)
+        results["language"] = [target, *(language_share(text, target, detector=detector) if target else (None, 0, {}))]
+    return results
+
+
+def warm_up() -> None:
+    """Loads what is slow to load, and lets ANTLR build its tables, before workers are forked."""
+    judge("\\frac{x+1}{2}", "\\frac{1+x}{2}")
+    language_of("what language is this sentence written in")

@@ -1,65 +1,81 @@
 """The accuracy rule: compares an answer with the reference, exactly where that is possible.
 
 Math-Verify is asked only what text and exact numbers do not settle, and its known false positives (units,
-percent, number bases, tuple against set, tiny numbers) are kept from it or checked again.
+percent, number bases, tuple against set, tiny numbers, false chains of equations) are kept from it or checked again.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import NoReturn
 
 from r1engine.rewards.extract import MAX_ANSWER_CHARACTERS
-from r1engine.rewards.normalize import Answer, normalize
+from r1engine.rewards.normalize import Answer, is_name, normalize
 from r1engine.rewards.record import Verdict
+from r1engine.rewards.structure import chain, has_inequality, has_relation, items, kind
 from r1engine.rewards.symbolic import compare_symbolically
+from r1engine.rewards.units import ratio
 
-Compute = Callable[[str, str], tuple[Verdict, str]]  # (answer, reference) -> (verdict, reason)
+Decision = tuple[Verdict, str]  # verdict and reason in one line
+Compute = Callable[[str, str], Decision]  # of two plain expressions: answer, reference
 
 MAX_UNORDERED = 50  # matching the items of two sets is quadratic
+MIN_ROUNDED_PLACES = 5  # decimal places from which a rounded answer stands for the exact number
 
 _ELLIPSIS = re.compile(r"\\[cl]?dots|\.\.\.|\u2026")
 _BASED = re.compile(r"([0-9A-Za-z]+)_\{?(\d+)\}?")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'.-]+(?:\s+[A-Za-z'.-]+)*")
 _CHOICE = re.compile(r"\(?([A-J])[.):]?")
-_RELATION = re.compile(r"=|<|>|\\(?:le|ge|leq|geq|lt|gt|ne|neq)(?![a-z])")
-_INEQUALITY = re.compile(r"<|>|\\(?:le|ge|leq|geq|lt|gt)(?![a-z])")
-_OPEN, _CLOSE = "([{", ")]}"
+_EMPTY = re.compile(
+    r"\\emptyset|\\varnothing|\\\{\s*\\\}|(?:there (?:is|are) )?no (?:real |such |integer |valid )?"
+    r"(?:solutions?|roots?|values?|numbers?)(?: exists?)?|none|empty set|the empty set",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the question, which no rule sees, would have to settle. The defaults leave it undecided."""
+
+    percent_may_be_missing: bool = False  # 10% and 10 are the same
+    interval_may_be_inequality: bool = False  # (3, \infty) and x > 3 are the same
 
 
 class _NeedsComputing(Exception):
     """Text and exact numbers do not settle it."""
 
 
-def judge_at_once(answer: str, reference: str) -> tuple[Verdict, str] | None:
+def judge_at_once(answer: str, reference: str, policy: Policy = Policy()) -> Decision | None:
     """`judge` as far as text and exact numbers go, in microseconds; None where Math-Verify is to be asked."""
 
     def refuse(answer: str, reference: str) -> NoReturn:
         raise _NeedsComputing
 
     try:
-        return judge(answer, reference, compute=refuse)
+        return judge(answer, reference, policy, compute=refuse)
     except _NeedsComputing:
         return None
 
 
-def judge(answer: str, reference: str, *, compute: Compute = compare_symbolically) -> tuple[Verdict, str]:
+def judge(
+    answer: str, reference: str, policy: Policy = Policy(), *, compute: Compute = compare_symbolically
+) -> Decision:
     """(verdict, reason in one line) of an answer.
 
-    In this order: equal text; equal exact numbers (integers, decimals, fractions; decimals are not rounded); choice
-    letters and words as text; sets, tuples, intervals and lists item by item (a bare list may stand for a set or a
-    tuple); anything else by Math-Verify.
+    In this order: equal text; equal exact numbers (integers, decimals, fractions); choice letters and words as text;
+    chains of equations; sets, tuples, vectors, intervals and lists item by item (a bare list may stand for a set or
+    a tuple); anything else by `compute`.
 
-    - A unit may be missing on one side. Two different units are undecided: 1 m may well be 100 cm.
-    - 10% is 0.1. Whether 10% is 10 depends on the question: undecided.
-    - A set is not a tuple; an interval against an inequality is undecided.
+    - A decimal with MIN_ROUNDED_PLACES places is right if it is the reference rounded to those places.
+    - A unit may be missing on one side. Units of one kind are converted, unknown ones are undecided.
+    - 10% is 0.1. Whether 10% is 10, and whether an interval may be written as an inequality, is a matter of `policy`.
+    - A set is not a tuple. Every member of a chain a = b = c must equal the reference.
     - An answer that cannot be read is wrong; a reference that cannot be read makes it undecided.
     - Too large to compute safely (length, towers of powers, factorials) is undecided. Size bounds do not bound time:
       an input within them can still keep Math-Verify busy for seconds.
-
-    `compute` is asked about what only algebra settles.
     """
     if max(len(answer), len(reference)) > MAX_ANSWER_CHARACTERS:
         return "undecided", f"longer than {MAX_ANSWER_CHARACTERS} characters"
@@ -68,44 +84,154 @@ def judge(answer: str, reference: str, *, compute: Compute = compare_symbolicall
         return "undecided", "the reference is blank"
     if not found.text:  # also "$" or ".", of which normalizing leaves nothing
         return "wrong", "the answer is blank"
-    return _compare(found, required, compute)
+    return _Judge(policy, compute).compare(found, required)
 
 
-def _compare(answer: Answer, reference: Answer, compute: Compute) -> tuple[Verdict, str]:
-    if answer.unit != reference.unit and (decided := _compare_units(answer, reference, compute)) is not None:
-        return decided
-    if answer.text == reference.text:
-        return "right", "same text"
-    if answer.number is not None and reference.number is not None:
-        if answer.number == reference.number:
-            return "right", "same number"
-        return "wrong", f"{answer.text} is not {reference.text}"[:120]
-    for rule in (_compare_as_text, _compare_bases):
-        if (decided := rule(answer.text, reference.text)) is not None:
+@dataclass(frozen=True)
+class _Judge:
+    policy: Policy
+    compute: Compute
+
+    def compare(self, answer: Answer, reference: Answer) -> Decision:
+        if answer.unit != reference.unit and (decided := self._units(answer, reference)) is not None:
             return decided
-    if (decided := _compare_collections(answer.text, reference.text, compute)) is not None:
-        return decided
-    return compute(answer.text, reference.text)
+        if answer.text == reference.text:
+            return "right", "same text"
+        if answer.number is not None and reference.number is not None:
+            return _numbers(answer, reference)
+        for rule in (_as_text, _bases):
+            if (decided := rule(answer.text, reference.text)) is not None:
+                return decided
+        for method in (self._chains, self._collections):
+            if (decided := method(answer, reference)) is not None:
+                return decided
+        # y = 2x against y - 2x = 0: only one of them lost its "y =".
+        if has_relation(answer.text) != has_relation(reference.text):
+            answer, reference = _with_name(answer), _with_name(reference)
+            if has_relation(answer.text) != has_relation(reference.text):
+                return "wrong", "a condition against a value"
+        return self.compute(answer.text, reference.text)
 
+    def _units(self, answer: Answer, reference: Answer) -> Decision | None:
+        """What differing units settle; None if they may be ignored."""
+        units = {answer.unit, reference.unit}
+        plain = replace(answer, unit=""), replace(reference, unit="")
+        if "%" in units:
+            return self._percent(answer, reference, *plain)
+        if units == {"degree", ""} and "\\pi" in (reference if answer.unit else answer).text:
+            turned = [f"({a.text})\\cdot\\frac{{\\pi}}{{180}}" if a.unit else a.text for a in (answer, reference)]
+            return self.compute(*turned)
+        if "" in units:
+            return None
+        factor = ratio(answer.unit, reference.unit)
+        if factor is None:
+            verdict, reason = self.compare(*plain)
+            different = f"units differ: {answer.unit} and {reference.unit}"[:120]
+            return (verdict, reason) if verdict == "wrong" and answer.number is not None else ("undecided", different)
+        if factor == 0:
+            return "wrong", f"{answer.unit} measures something else than {reference.unit}"
+        if answer.number is not None and reference.number is not None:
+            return _yes_no(answer.number * factor == reference.number, "measure")
+        return self.compute(f"({answer.text})\\cdot({factor})", reference.text)
 
-def _compare_units(answer: Answer, reference: Answer, compute: Compute) -> tuple[Verdict, str] | None:
-    """What differing units settle; None if they may be ignored."""
-    if "%" in (answer.unit, reference.unit):
+    def _percent(self, answer: Answer, reference: Answer, plain: Answer, plain_reference: Answer) -> Decision:
         if answer.value is not None and answer.value == reference.value:
             return "right", "same number, one as percent"
-        if answer.number is not None and answer.number == reference.number:
-            return "undecided", "the same number with and without percent"
-        if answer.number is not None and reference.number is not None:
-            return "wrong", "another number, one as percent"
-        verdict, reason = _compare(replace(answer, unit=""), replace(reference, unit=""), compute)
-        return ("undecided", "the same value with and without percent") if verdict == "right" else (verdict, reason)
-    if answer.unit and reference.unit:
-        return "undecided", f"units differ: {answer.unit} and {reference.unit}"[:120]
-    return None
+        verdict, reason = self.compare(plain, plain_reference)
+        if verdict == "right" and not self.policy.percent_may_be_missing:
+            what = "number" if answer.number is not None else "value"
+            return "undecided", f"the same {what} with and without percent"
+        return verdict, reason
+
+    def _chains(self, answer: Answer, reference: Answer) -> Decision | None:
+        """a = b = c. The last member of a reference counts, but every member of an answer must be right."""
+        required, members = chain(reference.text), chain(answer.text)
+        if len(required) > 1 and (reference.equation or len(required) > 2):
+            last = normalize(required[-1])
+            return self.compare(answer, last) if last.number is not None else None
+        states_values = len(members) > 2 or answer.equation or _is_numeric(members)
+        if len(members) < 2 or len(required) > 1 or not states_values:
+            return None
+        members = [member for member in members if member and not is_name(member)]
+        return _all_of([self.compare(normalize(member), reference) for member in members])
+
+    def _collections(self, answer: Answer, reference: Answer) -> Decision | None:
+        """Sets, tuples, vectors, intervals and lists; None if the reference is none of them."""
+        kinds = shape, required_shape = kind(answer.text), kind(reference.text)
+        sides = (shape, answer), (required_shape, reference)
+        if kinds in (("vector", "pair"), ("pair", "vector")):
+            return self._ordered(answer, reference)
+        if "vector" in kinds:
+            return None
+        is_range = [shape_ in ("interval", "pair") or "\\cup" in side.text for shape_, side in sides]
+        if "relation" in kinds and any(is_range) and has_inequality(answer.text + reference.text):
+            return self._interval(answer, reference)
+        if required_shape in ("other", "relation"):
+            # +-1 stands for two values.
+            is_single = shape in ("other", "relation") or "\\pm" in reference.text
+            return None if is_single else ("wrong", f"found {shape}, required a single value")
+        if (shape != required_shape and "list" not in kinds) or set(kinds) == {"interval", "list"}:
+            found = "a single value" if shape in ("other", "relation") else shape
+            return ("wrong", f"found {found}, required {required_shape}") if "\\pm" not in answer.text else None
+        if "interval" in kinds and (answer.text[0], answer.text[-1]) != (reference.text[0], reference.text[-1]):
+            return "wrong", "the ends of the interval differ"
+        if "pair" in kinds or "interval" in kinds:
+            return self._ordered(answer, reference)
+        if "\\pm" in answer.text + reference.text:
+            return None
+        return self._unordered(answer, reference)
+
+    def _interval(self, answer: Answer, reference: Answer) -> Decision:
+        if not self.policy.interval_may_be_inequality:
+            return "undecided", "an interval against an inequality"
+        answer, reference = _with_name(answer), _with_name(reference)
+        if not has_inequality(reference.text):  # Math-Verify takes them only the other way round
+            verdict, reason = self.compute(reference.text, answer.text)
+            if verdict == "right":
+                return verdict, reason
+        return self.compute(answer.text, reference.text)
+
+    def _ordered(self, answer: Answer, reference: Answer) -> Decision:
+        found, required = (_items(side) for side in (answer, reference))
+        if len(found) != len(required):
+            return "wrong", f"{len(found)} items, required {len(required)}"
+        return _all_of([self.compare(a, b) for a, b in zip(found, required, strict=True)])
+
+    def _unordered(self, answer: Answer, reference: Answer) -> Decision:
+        """Every item has its partner; naming one twice does no harm where the reference names none twice."""
+        found, left = _items(answer), _items(reference)
+        if len({_without_spaces(item) for item in left}) == len(left):
+            found = list({_without_spaces(item): item for item in found}.values())
+        if len(found) != len(left):
+            return "wrong", f"{len(found)} items, required {len(left)}"
+        if len(found) > MAX_UNORDERED:
+            return "undecided", f"more than {MAX_UNORDERED} items"
+        undecided = ""
+        for item in found:
+            decisions = [self.compare(item, other) for other in left]
+            verdicts = [verdict for verdict, _ in decisions]
+            if "right" in verdicts:
+                del left[verdicts.index("right")]
+            elif "undecided" in verdicts:
+                undecided = decisions[verdicts.index("undecided")][1]
+            else:
+                return "wrong", f"the item {item.text} is not in the reference"[:120]
+        return ("undecided", undecided) if undecided else ("right", "same items")
 
 
-def _compare_as_text(answer: str, reference: str) -> tuple[Verdict, str] | None:
-    """References that are no formula: a choice letter, words, a pattern with an ellipsis."""
+def _numbers(answer: Answer, reference: Answer) -> Decision:
+    if answer.number == reference.number:
+        return "right", "same number"
+    places = len(answer.text.partition(".")[2]) if re.fullmatch(r"[+-]?\d*\.\d+", answer.text) else 0
+    if places >= MIN_ROUNDED_PLACES and abs(answer.number - reference.number) <= Fraction(1, 2 * 10**places):
+        return "right", "the number rounded"
+    return "wrong", f"{answer.text} is not {reference.text}"[:120]
+
+
+def _as_text(answer: str, reference: str) -> Decision | None:
+    """References that are no formula: nothing, a choice letter, words, a pattern with an ellipsis."""
+    if _EMPTY.fullmatch(reference):
+        return _yes_no(_EMPTY.fullmatch(answer) is not None, "empty answer")
     if choice := _CHOICE.fullmatch(reference):
         found = _CHOICE.fullmatch(answer)
         return _yes_no(found is not None and found[1] == choice[1], "choice letter")
@@ -127,7 +253,7 @@ def _compare_as_text(answer: str, reference: str) -> tuple[Verdict, str] | None:
     return None
 
 
-def _compare_bases(answer: str, reference: str) -> tuple[Verdict, str] | None:
+def _bases(answer: str, reference: str) -> Decision | None:
     """Numbers with a base, such as 12_3; Math-Verify drops the base."""
     found, required = _BASED.fullmatch(answer), _BASED.fullmatch(reference)
     has_digits = [match is not None and match[1][-1].isdigit() for match in (found, required)]
@@ -142,102 +268,36 @@ def _compare_bases(answer: str, reference: str) -> tuple[Verdict, str] | None:
     return "wrong", "another number, one with a base"
 
 
-def _compare_collections(answer: str, reference: str, compute: Compute) -> tuple[Verdict, str] | None:
-    """Sets, tuples, intervals and lists; None if the reference is none of them."""
-    kinds = kind, required_kind = _kind(answer), _kind(reference)
-    is_range = kind in ("interval", "pair") or required_kind in ("interval", "pair")
-    if is_range and "relation" in kinds and _INEQUALITY.search(answer + reference):
-        return "undecided", "an interval against an inequality"
-    if required_kind in ("other", "relation"):
-        # +-1 stands for two values.
-        is_single = kind in ("other", "relation") or "\\pm" in reference
-        return None if is_single else ("wrong", f"found {kind}, required a single value")
-    if (kind != required_kind and "list" not in kinds) or set(kinds) == {"interval", "list"}:
-        return "wrong", f"found {'a single value' if kind in ('other', 'relation') else kind}, required {required_kind}"
-    if "interval" in kinds and (answer[0], answer[-1]) != (reference[0], reference[-1]):
-        return "wrong", "the ends of the interval differ"
-    items = [normalize(item) for item in _items(answer, kind)]
-    required = [normalize(item) for item in _items(reference, required_kind)]
-    if len(items) != len(required):
-        return "wrong", f"{len(items)} items, required {len(required)}"
-    if "pair" in kinds or "interval" in kinds:
-        return _all_of([_compare(a, b, compute) for a, b in zip(items, required, strict=True)])
-    return _compare_unordered(items, required, compute)
+def _items(side: Answer) -> list[Answer]:
+    return [normalize(item) for item in items(side.text, kind(side.text))]
 
 
-def _compare_unordered(items: list[Answer], required: list[Answer], compute: Compute) -> tuple[Verdict, str]:
-    if len(items) > MAX_UNORDERED:
-        return "undecided", f"more than {MAX_UNORDERED} items"
-    left, undecided = list(required), ""
-    for item in items:
-        results = [_compare(item, other, compute) for other in left]
-        verdicts = [verdict for verdict, _ in results]
-        if "right" in verdicts:
-            del left[verdicts.index("right")]
-        elif "undecided" in verdicts:
-            undecided = results[verdicts.index("undecided")][1]
-        else:
-            return "wrong", f"the item {item.text} is not in the reference"[:120]
-    return ("undecided", undecided) if undecided else ("right", "same items")
+def _without_spaces(item: Answer) -> str:
+    return item.text.replace(" ", "") + item.unit
 
 
-def _all_of(results: list[tuple[Verdict, str]]) -> tuple[Verdict, str]:
+def _with_name(side: Answer) -> Answer:
+    """The answer with its "x =" again."""
+    return replace(side, text=side.equation or side.text)
+
+
+def _is_numeric(members: list[str]) -> bool:
+    """Whether no member has a variable, so that a = b states two values."""
+    return not any(re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", member)) for member in members)
+
+
+def _all_of(decisions: list[Decision]) -> Decision:
     """Wrong if any item is, else undecided if any is, else right."""
     for verdict in ("wrong", "undecided"):
-        for result in results:
-            if result[0] == verdict:
-                return result
+        for decision in decisions:
+            if decision[0] == verdict:
+                return decision
     return "right", "same items"
-
-
-def _kind(text: str) -> str:
-    """set, pair (a tuple or an open interval: both are written (1, 2)), interval, list, relation or other."""
-    is_enclosed = _closing(text) == len(text) - 1
-    if text.startswith("\\{") and text.endswith("\\}"):
-        return "set"
-    if is_enclosed and len(_split(text[1:-1])) > 1:
-        if text[0] == "(" and text[-1] == ")":
-            return "pair"
-        if text[0] in "([" and text[-1] in ")]":
-            return "interval"
-        return "set"  # {1, 2}
-    if len(_split(text)) > 1:
-        return "list"
-    return "relation" if _RELATION.search(text) else "other"
-
-
-def _items(text: str, kind: str) -> list[str]:
-    inside = {"set": text[2:-2] if text.startswith("\\{") else text[1:-1], "list": text}.get(kind, text[1:-1])
-    return [item for item in _split(inside) if item.strip()]
-
-
-def _split(text: str) -> list[str]:
-    """Parts between the commas that stand in no bracket."""
-    parts, depth, start = [], 0, 0
-    for position, character in enumerate(text):
-        if character in _OPEN:
-            depth += 1
-        elif character in _CLOSE:
-            depth -= 1
-        elif character == "," and depth == 0:
-            parts.append(text[start:position])
-            start = position + 1
-    return [*parts, text[start:]]
-
-
-def _closing(text: str) -> int:
-    """Position where the bracket that `text` starts with is closed; -1 if it starts with none or is not closed."""
-    depth = 0
-    for position, character in enumerate(text):
-        depth += (character in _OPEN) - (character in _CLOSE)
-        if depth == 0:
-            return position if text[0] in _OPEN else -1
-    return -1
 
 
 def _letters(text: str) -> str:
     return "".join(character for character in text.casefold() if character.isalnum())
 
 
-def _yes_no(is_same: bool, how: str) -> tuple[Verdict, str]:
+def _yes_no(is_same: bool, how: str) -> Decision:
     return ("right", f"same {how}") if is_same else ("wrong", f"another {how}")

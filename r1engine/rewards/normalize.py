@@ -7,35 +7,35 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from r1engine.rewards.extract import matching_brace
+from r1engine.rewards.units import take_unit
 
 _DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 _TEXT_COMMANDS = ("\\text", "\\textbf", "\\mathrm", "\\mathbf", "\\textrm", "\\mbox")
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
 _PREFIX = re.compile(r"(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*:?\s+", re.IGNORECASE)
-_ASSIGNMENT = re.compile(r"[A-Za-z]\s*(?:=|\\in(?![a-z]))\s*(?=[^=])")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?")
 _FRACTION = re.compile(r"([+-]?)\\frac\{(\d+)\}\{(\d+)\}|([+-]?)\\frac(\d)(\d)|([+-]?)(\d+)/(\d+)")
 _MIXED = re.compile(r"([+-]?)(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}|([+-]?)(\d+)\s+(\d+)/(\d+)")
 _SPACING = re.compile(r"(?<!\\)\\[,;:! ]|~|\\(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])")
-_UNITS = (
-    "mm|cm|km|meters?|metres?|centimeters?|kilometers?|in|inch|inches|ft|foot|feet|yards?|miles?|mg|kg|grams?|"
-    "kilograms?|lbs?|pounds?|ounces?|sec|seconds?|min|minutes?|hours?|hrs?|days?|weeks?|months?|years?|degrees?|"
-    "dollars?|cents?|units?|mph|km/h|m/s|liters?|litres?|people|students|ways|points|percent"
-)
-_WITH_UNIT = re.compile(
-    r"(?P<number>.*[\d}])\s*"
-    rf"(?:\\text\{{(?P<word>[^{{}}]*)\}}|(?<![a-zA-Z])(?P<known>(?:square |cubic )?(?:{_UNITS})))"
-    r"(?P<power>\^\{?[23]\}?)?"
-)
+_AND = re.compile(r"\s*,?\s*(?:\\(?:text|mbox|textrm)\{\s*,?\s*(?:and|or)\s*\}|(?<![\w\\])(?:and|or)(?!\w))\s*,?\s*")
+
+# What may stand left of "=" without being a condition: x, x_1, f(x), AB, |AB|, \angle A, A:B, \frac{NO}{BO}, (x, y).
+_SYMBOL = r"(?:[A-Za-z]|\\[a-z]{2,7}(?![a-z]))(?:_(?:\{\w{1,9}\}|\w))?'{0,2}"
+_NAME = rf"(?:\\(?:angle|triangle|text)\s*)?(?:{_SYMBOL}|[A-Z]{{2,4}}|\{{[\w ]{{1,40}}\}})(?:\s*\([\w, ]{{1,20}}\))?"
+_NAME = rf"(?:{_NAME}|\|{_NAME}\||\\frac\{{{_NAME}\}}\{{{_NAME}\}}|\({_SYMBOL}(?:\s*,\s*{_SYMBOL}){{1,5}}\))"
+_NAMES = rf"{_NAME}(?:\s*:\s*{_NAME})?"
+_ASSIGNMENT = re.compile(rf"(?:{_NAMES}|\{{?{_NAMES}\}}?)\s*(?:=|\\in(?![a-z])|:(?=\s*{_NAMES}=))\s*(?=[^=\s])")
+_IS_NAME = re.compile(_NAMES)
 
 
 @dataclass(frozen=True)
 class Answer:
     """A normalized answer."""
 
-    text: str  # without its unit
+    text: str  # without its unit and without "x ="
     unit: str  # "" if none; "%" for percent, "degree", "dollar", or the word as written
     number: Fraction | None  # exact value of an integer, decimal or fraction
+    equation: str = ""  # with "x =", where that was taken off
 
     @property
     def value(self) -> Fraction | None:
@@ -44,19 +44,21 @@ class Answer:
 
 
 def normalize(answer: str) -> Answer:
-    """Plain form of an answer: delimiters, spacing, "x =", a final stop and the unit are taken off."""
+    """Plain form of an answer: no delimiters, spacing, "x =", final stop or unit; "and" is a comma."""
     text = unwrap(answer.strip())
     text = text.replace("\u2212", "-").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+    text = text.replace("\\cfrac", "\\frac").replace("\u2248", "\\approx ").replace("==", "=")
     text = re.sub(r"\\mathrm\s*\{?\s*e\s*\}?", "e", text)  # Math-Verify drops \mathrm{e}
     text = re.sub(r"\\sqrt\s*(\d|[a-z](?![a-z]))", r"\\sqrt{\1}", text)
     text = " ".join(_SPACING.sub(" ", text).split())
     text = unwrap(text.rstrip(".") if not text.endswith("..") else text)
-    text, unit = _take_unit(text)
-    if name := _ASSIGNMENT.match(text):
-        text = text[name.end() :]
+    text = _AND.sub(", ", text)
+    text = _without_approximation(text)
+    text, unit = take_unit(text)
+    text, equation = _without_name(text)
     if _THOUSANDS.fullmatch(text):
         text = text.replace("{,}", "").replace(",", "")
-    return Answer(text, unit, exact_number(text))
+    return Answer(text, unit, exact_number(text), equation)
 
 
 def exact_number(text: str) -> Fraction | None:
@@ -73,6 +75,11 @@ def exact_number(text: str) -> Fraction | None:
     if int(below) == 0:
         return None
     return (int(whole[0] if whole else 0) + Fraction(int(above), int(below))) * (-1 if sign == "-" else 1)
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` is what may stand left of "=": a variable, a function of one, a segment, a ratio of such."""
+    return _IS_NAME.fullmatch(text.strip()) is not None
 
 
 def unwrap(text: str) -> str:
@@ -92,20 +99,15 @@ def unwrap(text: str) -> str:
             return text
 
 
-def _take_unit(text: str) -> tuple[str, str]:
-    """(text without its unit, unit)."""
-    for sign in ("\\%", "%"):
-        if text.endswith(sign):
-            return text[: -len(sign)].strip(), "%"
-    for sign in ("^\\circ", "^{\\circ}", "\u00b0"):
-        if text.endswith(sign):
-            return text[: -len(sign)].strip(), "degree"
-    for sign in ("\\$", "$"):
-        if text.startswith(sign):
-            return text[len(sign) :].strip(), "dollar"
-    match = _WITH_UNIT.fullmatch(text)
-    if match is None:
-        return text, ""
-    unit = " ".join((match["word"] or match["known"] or "").lower().rstrip(".").split())
-    unit = {"percent": "%", "degrees": "degree", "dollars": "dollar"}.get(unit, unit)
-    return match["number"].strip(), unit + (match["power"] or "").replace("{", "").replace("}", "")
+def _without_approximation(text: str) -> str:
+    """x = 1/3 \\approx 0.33 is x = 1/3; x \\approx 11 is 11."""
+    exact, sign, rounded = text.partition("\\approx")
+    if not sign or not exact.strip() or not rounded.strip():
+        return text
+    return rounded.strip() if is_name(exact) else exact.strip()
+
+
+def _without_name(text: str) -> tuple[str, str]:
+    """(what is right of "x =", all of it), or (text, "") if there is no such name; the rest may be a chain."""
+    name = _ASSIGNMENT.match(text)
+    return (text[name.end() :], text) if name else (text, "")

@@ -18,7 +18,6 @@ def world():
     """Megatron's process groups of a single rank."""
     from r1engine.model.parallel import join
 
-    torch.set_num_threads(2)
     return join(1, 1)
 
 

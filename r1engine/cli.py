@@ -105,6 +105,29 @@ def serve(
 
 
 @app.command()
+def reward(
+    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="One record a line: reward, completion, answer.")],
+    out: Annotated[Path, typer.Option("--out", metavar="OUT.jsonl", help="One verdict a line, in the same order.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Grading processes; by default one a core.")] = None,
+    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds for one record; then it is undecided.")] = 5.0,
+) -> None:
+    """Score a file of completions offline, without a model.
+
+    A record is {"id", "reward", "prompt", "completion", "answer" or "tests", "language"}.
+    """
+    from rich.console import Console
+
+    from r1engine.rewards import Scorer
+    from r1engine.rewards.offline import score_file
+
+    try:
+        with Scorer(workers=workers, deadline_seconds=deadline) as scorer:
+            score_file(file, out, scorer, Console())
+    except ValueError as error:
+        _fail(ConfigError(str(error)))
+
+
+@app.command()
 def doctor() -> None:
     """Print what this machine has: versions, devices, memory, disk, the compiled kernels."""
     from r1engine.doctor import print_table

@@ -30,7 +30,7 @@ from r1engine.observe.progress import Progress
 from r1engine.observe.report import write_report
 from r1engine.observe.summary import print_summary
 from r1engine.prompts import PromptStream, file_digest, load_prompts
-from r1engine.rewards import Scorer
+from r1engine.rewards import Record, Scorer
 from r1engine.rollout.local import LocalGenerator
 from r1engine.rollout.sglang.generator import SglangGenerator
 from r1engine.step import Iteration, Parts, iterate, refresh
@@ -96,6 +96,7 @@ class Run:
         policy = Policy(cfg, world)
         synchronize = torch.cuda.synchronize if world.device.type == "cuda" else None
         self.parts = Parts(cfg, world, policy, generator, Phases(synchronize), progress, self._make_scorer())
+        self._note_unusable(self.prompts.prompts)
         if cfg.grpo.kl_coef > 0:
             self.parts.reference = policy.snapshot()
         if resume_from is not None:
@@ -109,6 +110,18 @@ class Run:
                 wandb_project=cfg.log.wandb_project,
                 config=cfg.model_dump(mode="json"),
                 resume_step=self.step if resume_from is not None else None,
+            )
+
+    def _note_unusable(self, prompts: list[Prompt]) -> None:
+        """Lists the questions whose reference no rule can use: what is sampled for them is always undecided."""
+        if not self.world.is_first:
+            return
+        records = [Record(p.reward, "", p.answer, id=str(p.id)) for p in prompts]
+        unusable = self.parts.scorer.unusable_references(records)
+        if unusable:
+            examples = "; ".join(f"question {record.id} {problem}" for record, problem in unusable[:5])
+            self.progress.note(
+                f"{len(unusable)} of {len(prompts)} references are undecided whatever the answer: {examples}"
             )
 
     def _make_scorer(self) -> Scorer:

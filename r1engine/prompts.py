@@ -125,7 +125,7 @@ class PromptStream:
         """
         if not prompts:
             raise ValueError("PromptStream: found no prompts, required at least one")
-        self._prompts, self._seed, self._digest = prompts, seed, digest
+        self.prompts, self._seed, self._digest = prompts, seed, digest
         self._epoch, self._position = 0, 0
         self._order = self._shuffled(0)
 
@@ -139,7 +139,7 @@ class PromptStream:
             "epoch": self._epoch,
             "position": self._position,
             "seed": self._seed,
-            "count": len(self._prompts),
+            "count": len(self.prompts),
             "sha256": self._digest,
         }
 
@@ -158,16 +158,16 @@ class PromptStream:
                     f"PromptStream: the {what} changed since the checkpoint: it has {state[key]}, this run {here[key]}"
                 )
         epoch, position = int(state["epoch"]), int(state["position"])
-        if epoch < 0 or not 0 <= position < len(self._prompts):
+        if epoch < 0 or not 0 <= position < len(self.prompts):
             raise ValueError(
                 f"PromptStream: found epoch {epoch}, position {position}, "
-                f"required epoch >= 0 and position in 0..{len(self._prompts) - 1}"
+                f"required epoch >= 0 and position in 0..{len(self.prompts) - 1}"
             )
         self._epoch, self._position = epoch, position
         self._order = self._shuffled(epoch)
 
     def _advance(self) -> Prompt:
-        prompt = self._prompts[self._order[self._position]]
+        prompt = self.prompts[self._order[self._position]]
         self._position += 1
         if self._position == len(self._order):
             self._epoch, self._position = self._epoch + 1, 0
@@ -176,7 +176,7 @@ class PromptStream:
 
     def _shuffled(self, epoch: int) -> list[int]:
         """The order of an epoch: indices sorted by a hash of (seed, epoch, index), the same on every platform."""
-        return sorted(range(len(self._prompts)), key=lambda index: _hash(self._seed, epoch, index))
+        return sorted(range(len(self.prompts)), key=lambda index: _hash(self._seed, epoch, index))
 
 
 def _hash(seed: int, epoch: int, index: int) -> bytes:

@@ -63,7 +63,7 @@ def test_kernels_folder_is_no_package():
 
 
 def test_config_and_rewards_name_no_torch():
-    files = [ENGINE / "config.py", ENGINE / "config_file.py", *under("rewards")]
+    files = [ENGINE / "config.py", ENGINE / "config_file.py", ENGINE / "config_checks.py", *under("rewards")]
     assert offenders(files, "torch", "r1kernels", "megatron") == []
 
 

@@ -16,7 +16,7 @@ from r1engine.rewards.extract import MAX_ANSWER_CHARACTERS
 from r1engine.rewards.normalize import Answer, is_name, normalize
 from r1engine.rewards.record import Verdict
 from r1engine.rewards.structure import chain, has_inequality, has_relation, items, kind
-from r1engine.rewards.symbolic import compare_symbolically
+from r1engine.rewards.symbolic import compare_symbolically, reading_problem
 from r1engine.rewards.units import ratio
 
 Decision = tuple[Verdict, str]  # verdict and reason in one line
@@ -85,6 +85,40 @@ def judge(
     if not found.text:  # also "$" or ".", of which normalizing leaves nothing
         return "wrong", "the answer is blank"
     return _Judge(policy, compute).compare(found, required)
+
+
+def reference_problem_at_once(reference: str) -> str | None:
+    """`reference_problem` as far as text goes; None where Math-Verify is to be asked."""
+
+    def refuse(expression: str) -> NoReturn:
+        raise _NeedsComputing
+
+    try:
+        return reference_problem(reference, readable=refuse)
+    except _NeedsComputing:
+        return None
+
+
+def reference_problem(reference: str, *, readable: Callable[[str], str] = reading_problem) -> str:
+    """Why every answer to this reference would be undecided, or "" if it can be used.
+
+    `readable` says the same of a plain expression.
+    """
+    if len(reference) > MAX_ANSWER_CHARACTERS:
+        return f"is longer than {MAX_ANSWER_CHARACTERS} characters"
+    plain = normalize(reference)
+    if not plain.text:
+        return "is blank"
+    if _ELLIPSIS.search(plain.text):
+        return "is a pattern with an ellipsis"
+    is_text = any(rule.fullmatch(plain.text) for rule in (_EMPTY, _CHOICE, _WORDS, _BASED))
+    if plain.number is not None or is_text:
+        return ""
+    if kind(plain.text) not in ("other", "relation"):
+        problems = [reference_problem(item, readable=readable) for item in items(plain.text, kind(plain.text))]
+        return next((problem for problem in problems if problem), "")
+    last = normalize(chain(plain.text)[-1])
+    return "" if last.number is not None else readable(plain.text)
 
 
 @dataclass(frozen=True)

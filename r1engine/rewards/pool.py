@@ -127,7 +127,7 @@ class WorkerPool:
         self._call()
         return entry.future
 
-    def map(self, items: Iterable[Any], on_done: Callable[[int], None] | None = None) -> list[Outcome]:
+    def map(self, items: Iterable[Any], on_done: Callable[[Outcome], None] | None = None) -> list[Outcome]:
         """Outcomes of all items, in the order of the items; see `in_order`."""
         return in_order(self.submit, items, on_done)
 
@@ -297,14 +297,14 @@ class WorkerPool:
 
 
 def in_order(
-    submit: Callable[[Any], Future[T]], items: Iterable[Any], on_done: Callable[[int], None] | None = None
+    submit: Callable[[Any], Future[T]], items: Iterable[Any], on_done: Callable[[T], None] | None = None
 ) -> list[T]:
     """Results of `submit` for all items, in the order of the items.
 
     Args:
         submit: hands in one item; it may block, and the items are read only as fast as it does not.
         items: any number.
-        on_done: called with 1 for each result, on this thread.
+        on_done: called with each result as soon as all before it are there, on this thread.
     """
     futures: deque[Future[T]] = deque()
     results: list[T] = []
@@ -312,7 +312,7 @@ def in_order(
     def take() -> None:
         results.append(futures.popleft().result())
         if on_done is not None:
-            on_done(1)
+            on_done(results[-1])
 
     for item in items:
         futures.append(submit(item))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from r1engine.rewards.accuracy import judge_at_once
-from r1engine.rewards.choice import judge_choice, judge_exact
+from r1engine.rewards.accuracy import judge_at_once, reference_problem_at_once
+from r1engine.rewards.choice import choices, judge_choice, judge_exact
 from r1engine.rewards.extract import final_answer, thoughts
 from r1engine.rewards.format import format_problem
 from r1engine.rewards.language import Detector
@@ -84,9 +84,39 @@ class Scorer:
         self._pool.submit(begun.work).add_done_callback(finish)
         return done
 
-    def score(self, records: Iterable[Record], on_done: Callable[[int], None] | None = None) -> list[Score]:
-        """Scores of all records, in their order; `on_done` is called with 1 for each."""
+    def score(self, records: Iterable[Record], on_done: Callable[[Score], None] | None = None) -> list[Score]:
+        """Scores of all records, in their order; `on_done` is called with each."""
         return in_order(self.submit, records, on_done)
+
+    def unusable_references(self, records: Sequence[Record]) -> list[tuple[Record, str]]:
+        """Records of reward "math" or "choice" whose reference no rule can use, with why; whatever is answered to
+        them is undecided."""
+        found = []
+        for record, problem in zip(records, in_order(self._reference_problem, records), strict=True):
+            if problem:
+                found.append((record, problem))
+        return found
+
+    def _reference_problem(self, record: Record) -> Future[str]:
+        problem: str | None = ""
+        if record.reward == "choice" and not choices(record.answer):
+            problem = "is no choice letter"
+        elif record.reward == "math":
+            problem = reference_problem_at_once(record.answer)
+        done: Future[str] = Future()
+        if problem is not None:
+            done.set_result(problem)
+            return done
+
+        def finish(computed: Future[Outcome]) -> None:
+            if error := computed.exception():
+                done.set_exception(error)
+            else:
+                outcome = computed.result()
+                done.set_result(outcome.problem or outcome.value["reference"])
+
+        self._pool.submit({"reference": record.answer}).add_done_callback(finish)
+        return done
 
     async def run(self, record: Record) -> Score:
         """`submit` for asyncio; does not block the loop."""

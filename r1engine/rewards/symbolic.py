@@ -52,6 +52,11 @@ def compare_symbolically(answer: str, reference: str) -> tuple[Literal["right", 
     return ("right", "equal by Math-Verify") if is_equal else ("wrong", "not equal by Math-Verify")
 
 
+def reading_problem(text: str) -> str:
+    """Why a reference cannot be compared with anything, or ""."""
+    return size_problem(text) or ("" if _parse(text) is not None else "cannot be read")
+
+
 def size_problem(text: str) -> str:
     """Why an expression may take too long to compute, or ""."""
     if len(text) > MAX_CHARACTERS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from r1engine.rewards.accuracy import judge
+from r1engine.rewards.accuracy import judge, reference_problem
 from r1engine.rewards.language import language_of, language_share
 
 
@@ -14,10 +14,13 @@ def work(item: dict[str, Any]) -> dict[str, Any]:
     math:     [answer, reference] -> [verdict, reason]
     language: [thoughts, target language, detector] -> [target, share or null, number of words, {language: words}]
               a target "" is the language of the text in "question"
+    reference: a reference -> why it cannot be used, or ""
     """
     results: dict[str, Any] = {}
     if "math" in item:
         results["math"] = judge(*item["math"])
+    if "reference" in item:
+        results["reference"] = reference_problem(item["reference"])
     if "language" in item:
         text, target, detector = item["language"]
         target = target or language_of(item["question"], detector=detector)

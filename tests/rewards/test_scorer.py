@@ -106,7 +106,7 @@ def test_scores_keep_the_order_of_the_records_and_report_progress(scorer):
     done = []
     scores = scorer.score(records, on_done=done.append)
     assert [s.verdict for s in scores] == ["wrong" if n % 3 == 0 else "right" for n in range(60)]
-    assert done == [1] * 60
+    assert done == scores
 
 
 def test_what_text_settles_starts_no_process():
@@ -147,6 +147,29 @@ def test_works_from_asyncio(scorer):
         return await asyncio.gather(*(scorer.run(Record("math", boxed(a), "x+1")) for a in ("1+x", "2+x")))
 
     assert [s.verdict for s in asyncio.run(main())] == ["right", "wrong"]
+
+
+def test_references_that_no_rule_can_use_are_found(scorer):
+    references = [
+        "5",
+        "\\frac{1+x}{2}",
+        "\\sqrt{",
+        "B",
+        "no solution",
+        "1,2,\\ldots,n",
+        "9^{9^{9}}",
+        "(1, \\sqrt{)",
+        "$",
+    ]
+    records = [Record("math", "", reference) for reference in references] + [Record("choice", "", "seven")]
+    assert [(record.answer, problem) for record, problem in scorer.unusable_references(records)] == [
+        ("\\sqrt{", "cannot be read"),
+        ("1,2,\\ldots,n", "is a pattern with an ellipsis"),
+        ("9^{9^{9}}", "has a power in an exponent"),
+        ("(1, \\sqrt{)", "cannot be read"),
+        ("$", "is blank"),
+        ("seven", "is no choice letter"),
+    ]
 
 
 def test_unknown_reward_is_refused(scorer):

@@ -1,0 +1,98 @@
+"""`r1engine reward`: scores a file of completions, and says where the points were lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from r1engine.rewards.record import Record, Score, read_records
+from r1engine.rewards.scorer import Scorer
+
+SHOWN = 20  # undecided records that are listed; all are in the output file
+_PRIMARY = {"format": "format", "language": "language"}  # else "accuracy"
+
+
+def score_file(source: Path, out: Path, scorer: Scorer, console: Console) -> None:
+    """Writes one JSON line a record: id, reward, verdict, score, components, reason, seconds; prints a summary.
+
+    `score` is the component that the record's reward names, or null if it is undecided.
+
+    Raises:
+        ValueError: the source holds something that is no record, see `read_records`; nothing is written then.
+    """
+    if out.resolve() == source.resolve():
+        raise ValueError(f"{out}: found the input itself, required another file")
+    records = read_records(source)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    columns = (TextColumn("score"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with partial.open("w", encoding="utf-8") as file, Progress(*columns, console=console) as progress:
+        task, waiting = progress.add_task("score", total=len(records)), iter(records)
+
+        def done(score: Score) -> None:
+            file.write(json.dumps(_row(next(waiting), score)) + "\n")
+            progress.advance(task)
+
+        scores = scorer.score(records, done)
+    os.replace(partial, out)
+    _print_summary(list(zip(records, scores, strict=True)), console)
+    console.print(f"written: {out}", highlight=False)
+
+
+def _row(record: Record, score: Score) -> dict:
+    value = score.components.get(_PRIMARY.get(record.reward, "accuracy"))
+    return {
+        "id": record.id,
+        "reward": record.reward,
+        "verdict": score.verdict,
+        "score": value,
+        "components": score.components,
+        "reason": score.reason,
+        "seconds": round(score.seconds, 6),
+    }
+
+
+def _print_summary(graded: list[tuple[Record, Score]], console: Console) -> None:
+    rewards, values = Table(title="verdicts"), defaultdict(list)
+    for name in ("reward", "records", "right", "wrong", "undecided", "seconds p50", "p99"):
+        rewards.add_column(name, justify="left" if name == "reward" else "right")
+    for reward in sorted({record.reward for record, _ in graded}):
+        scores = [score for record, score in graded if record.reward == reward]
+        counts = Counter(score.verdict for score in scores)
+        seconds = sorted(score.seconds for score in scores)
+        quantiles = [f"{seconds[int(share * (len(seconds) - 1))]:.4f}" for share in (0.5, 0.99)]
+        numbers = [str(counts[verdict]) for verdict in ("right", "wrong", "undecided")]
+        rewards.add_row(reward, str(len(scores)), *numbers, *quantiles)
+        for score in scores:
+            for name, value in score.components.items():
+                values[reward, name].append(value)
+    components = Table(title="components")
+    for name in ("reward", "component", "values", "mean"):
+        components.add_column(name, justify="left" if name in ("reward", "component") else "right")
+    for (reward, name), found in sorted(values.items()):
+        components.add_row(reward, name, str(len(found)), f"{sum(found) / len(found):.3f}")
+    console.print(rewards, components)
+    _print_reasons("most frequent reasons of wrong", [s.reason for _, s in graded if s.verdict == "wrong"], console)
+    undecided = [(record, score) for record, score in graded if score.verdict == "undecided"]
+    if undecided:
+        console.print(f"undecided: {len(undecided)} (no reward of 0: leave them out)")
+        for record, score in undecided[:SHOWN]:
+            console.print(f"  {record.id}: {score.reason}", highlight=False, markup=False)
+        if len(undecided) > SHOWN:
+            console.print(f"  and {len(undecided) - SHOWN} more in the output file")
+
+
+def _print_reasons(title: str, reasons: list[str], console: Console) -> None:
+    """Reasons that differ only in a number or formula are counted together."""
+    kinds = Counter(re.sub(r"\S*[\d\\{}]\S*", "#", reason)[:100] for reason in reasons)
+    if kinds:
+        console.print(title + ":")
+        for kind, count in kinds.most_common(5):
+            console.print(f"  {count} x {kind}", highlight=False, markup=False)

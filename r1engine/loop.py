@@ -22,6 +22,7 @@ from r1engine.config import Config, ConfigError
 from r1engine.evaluation.pass_at_1 import pass_at_1, sample_row
 from r1engine.grpo import record_of
 from r1engine.model import parallel
+from r1engine.model.cpu import keep_freed_memory
 from r1engine.model.hf_weights import export_folder
 from r1engine.model.parallel import World
 from r1engine.model.policy import Policy, model_dtype
@@ -71,9 +72,11 @@ def train(cfg: Config) -> None:
 
 
 def set_up_torch(cfg: Config) -> None:
-    """CPU threads and determinism of this process."""
+    """CPU threads, memory and determinism of this process."""
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(cfg.threads or max(1, len(os.sched_getaffinity(0)) // ranks_here))
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
         torch.use_deterministic_algorithms(True)

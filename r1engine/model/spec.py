@@ -20,6 +20,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from r1engine.architecture import Architecture, rotary_frequencies
 from r1engine.batch import PackedBatch
 from r1engine.model.attention import RowLayout, packed_attention, row_layout
+from r1engine.model.fused import rms_norm, swiglu
 from r1engine.model.parallel import World
 from r1kernels import logprob_entropy
 
@@ -35,7 +36,18 @@ class RMSNorm(torch.nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
+
+
+class GatedMLP(MLP):
+    """Megatron's MLP with one operation between its products. (Its own adds an offset of 0 to all of `up`.)"""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config, MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear))
+
+    def forward(self, hidden_states: torch.Tensor, padding_mask: None = None) -> tuple[torch.Tensor, None]:
+        gate_up, _ = self.linear_fc1(hidden_states)
+        return self.linear_fc2(swiglu(gate_up))
 
 
 class PackedAttention(torch.nn.Module):
@@ -165,7 +177,7 @@ def build(model: Architecture, config: TransformerConfig, world: World, temperat
         self_attention=ModuleSpec(SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention),
         self_attn_bda=get_bias_dropout_add,
         pre_mlp_layernorm=RMSNorm,
-        mlp=ModuleSpec(MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)),
+        mlp=GatedMLP,
         mlp_bda=get_bias_dropout_add,
     )
     layers = [ModuleSpec(TransformerLayer, submodules=layer)] * get_num_layers_to_build(config)

@@ -25,7 +25,7 @@ class Layer:
     output: torch.Tensor  # [D, heads * head_dim]
     output_bias: torch.Tensor | None  # [D]
     mlp_norm: torch.Tensor  # [D]
-    gate_up: torch.Tensor  # [2 * padded intermediate, D]; the padding is 0 and stays 0 through silu(gate) * up
+    gate_up: torch.Tensor  # [D, 2 * padded intermediate]; the padding is 0 and stays 0 through silu(gate) * up
     down: torch.Tensor  # [D, padded intermediate]
 
 
@@ -102,7 +102,9 @@ class Weights:
             output=new(arch.hidden_size, arch.num_heads * arch.head_dim),
             output_bias=new(arch.hidden_size) if arch.has_output_bias else None,
             mlp_norm=new(arch.hidden_size),
-            gate_up=new(2 * padded_size, arch.hidden_size),
+            gate_up=new(
+                arch.hidden_size, 2 * padded_size
+            ),  # for few rows MKL takes a quarter less time than for [2I, D]
             down=new(arch.hidden_size, padded_size),
         )
         self._expect(prefix + "input_layernorm.weight", layer.attention_norm)
@@ -116,7 +118,7 @@ class Weights:
         self._expect(attention + "o_proj.weight", layer.output)
         if layer.output_bias is not None:
             self._expect(attention + "o_proj.bias", layer.output_bias)
-        gate, up = layer.gate_up.view(2, padded_size, -1)[:, : arch.intermediate_size]
+        gate, up = layer.gate_up.view(-1, 2, padded_size)[:, :, : arch.intermediate_size].permute(1, 2, 0)
         self._expect(prefix + "mlp.gate_proj.weight", gate)
         self._expect(prefix + "mlp.up_proj.weight", up)
         self._expect(prefix + "mlp.down_proj.weight", layer.down[:, : arch.intermediate_size])

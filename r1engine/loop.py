@@ -48,10 +48,6 @@ def train(cfg: Config) -> None:
     started = time.time()
     config.check_world(cfg, int(os.environ.get("WORLD_SIZE", "1")))
     config.check_files(cfg)
-    if cfg.parallel.distributed_optimizer:
-        # Its updates equal one rank's (tests/parallel), but Megatron 0.16 with PyTorch's AdamW does not restore its
-        # state exactly: a resumed run would go another way without a word.
-        raise ConfigError("parallel.distributed_optimizer: found true, required false: a resume is not exact with it")
     set_up_torch(cfg)
     world = parallel.join(cfg.parallel.tensor, cfg.parallel.pipeline, cfg.parallel.data)
     try:
@@ -239,6 +235,7 @@ class Run:
             "dataset": self.prompts.state()["sha256"],
             "model": model,
             "layout": {"tensor": world.tp_size, "pipeline": world.pp_size, "data": world.dp_size},
+            "distributed_optimizer": cfg.parallel.distributed_optimizer and world.dp_size > 1,
             "reference": cfg.grpo.kl_coef > 0,
         }
 

@@ -1,31 +1,58 @@
 """What a local Hugging Face folder says about its model and tokenizer, checked; for the trainer and the generator.
 
-Qwen2ForCausalLM, Qwen3ForCausalLM and LlamaForCausalLM are one computation with three switches: a bias on
-q/k/v, a norm of each query and key head, and how the rotary frequencies are scaled.
+Qwen2, Qwen3 and Llama 3 are one computation with three switches: a bias on q/k/v, a norm of each query and key head,
+and how the rotary frequencies are scaled. Qwen3-MoE replaces the MLP by routed experts. DeepSeek-V3 (and Moonlight and
+Kimi-K2, which carry its name) has multi-head latent attention, routed and shared experts.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer
 
-FAMILIES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
+from r1engine.rotary import Llama3Scaling, YarnScaling, frequencies
+
+DENSE = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
+FAMILIES = (*DENSE, "Qwen3MoeForCausalLM", "DeepseekV3ForCausalLM")
 
 
 @dataclass(frozen=True)
-class Llama3Scaling:
-    """Llama 3's stretch of the long rotary wavelengths; wavelengths and context are in tokens."""
+class Mla:
+    """Multi-head latent attention (DeepSeek-V3, section 2.1.1): queries and keys/values come out of small latents."""
 
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_context: int
+    query_rank: int | None  # size of the query latent; None: queries come from the hidden state directly
+    kv_rank: int  # size of the latent that keys and values share
+    nope_dim: int  # dimensions of a query or key head without position
+    rope_dim: int  # and with; the key's are shared by all heads
+    value_dim: int
+    norm_eps: float = 1e-6  # of the latents' norms; transformers fixes it, whatever rms_norm_eps is
+
+
+@dataclass(frozen=True)
+class Moe:
+    """Mixture of experts (DeepSeek-V3, section 2.1.2)."""
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int  # of one routed expert
+    shared_size: int  # intermediate size of the shared experts together; 0: none
+    layers: tuple[bool, ...]  # which layers have experts
+    score: Literal["softmax", "sigmoid"]
+    is_normalized: bool  # the weights of the chosen experts sum to `scale`
+    has_bias: bool  # a bias that takes part in the choice of experts, not in their weights
+    num_groups: int  # experts are chosen in `group_top_k` of this many groups; 1: no groups
+    group_top_k: int
+    scale: float
+
+    @property
+    def num_layers(self) -> int:
+        """Layers with experts."""
+        return sum(self.layers)
 
 
 @dataclass(frozen=True)
@@ -36,17 +63,40 @@ class Architecture:
     hidden_size: int
     num_heads: int
     num_kv_heads: int
-    head_dim: int
+    head_dim: int  # of queries and keys
     intermediate_size: int
     vocab_size: int
     max_positions: int
     norm_eps: float
     rope_theta: float
-    rope_scaling: Llama3Scaling | None
+    rope_scaling: Llama3Scaling | YarnScaling | None
     has_qkv_bias: bool
     has_output_bias: bool  # bias of o_proj
     has_qk_norm: bool
     is_tied: bool  # the output matrix is the embedding
+    mla: Mla | None = None
+    moe: Moe | None = None
+    num_mtp_layers: int = 0  # multi-token prediction modules, behind the last layer
+
+    @property
+    def rope_dim(self) -> int:
+        """Dimensions of a head that are rotated."""
+        return self.mla.rope_dim if self.mla else self.head_dim
+
+    @property
+    def rope_magnitude(self) -> float:
+        """Factor on the rotated dimensions."""
+        return self.rope_scaling.magnitude if isinstance(self.rope_scaling, YarnScaling) else 1.0
+
+    @property
+    def softmax_scale(self) -> float:
+        """Factor on the product of a query and a key."""
+        factor = self.rope_scaling.softmax_factor if isinstance(self.rope_scaling, YarnScaling) else 1.0
+        return factor * self.head_dim**-0.5
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer (from 0) has routed experts in place of the MLP. MTP modules, behind the last layer, do."""
+        return self.moe is not None and (layer >= self.num_layers or self.moe.layers[layer])
 
 
 def read_architecture(folder: Path) -> Architecture:
@@ -62,48 +112,110 @@ def read_architecture(folder: Path) -> Architecture:
         raise ValueError(f"{path}: architecture {family!r}, required is one of {', '.join(FAMILIES)}")
     _refuse_unsupported(config, path)
     try:
-        hidden_size, num_heads = config["hidden_size"], config["num_attention_heads"]
-        arch = Architecture(
-            num_layers=config["num_hidden_layers"],
-            hidden_size=hidden_size,
-            num_heads=num_heads,
-            num_kv_heads=config.get("num_key_value_heads") or num_heads,
-            head_dim=config.get("head_dim") or _default_head_dim(family, hidden_size, num_heads),
-            intermediate_size=config["intermediate_size"],
-            vocab_size=config["vocab_size"],
-            max_positions=config["max_position_embeddings"],
-            norm_eps=config["rms_norm_eps"],
-            rope_theta=_rope(config).get("rope_theta", 10_000.0),
-            rope_scaling=_rope_scaling(config, path),
-            has_qkv_bias=family == "Qwen2ForCausalLM" or config.get("attention_bias", False),
-            has_output_bias=family != "Qwen2ForCausalLM" and config.get("attention_bias", False),
-            has_qk_norm=family == "Qwen3ForCausalLM",
-            is_tied=config.get("tie_word_embeddings", False),
-        )
+        arch = _architecture(config, family, path)
     except KeyError as error:
         raise ValueError(f"{path}: key {error} is missing, required by {family}") from error
-    if arch.num_heads % arch.num_kv_heads or arch.head_dim % 2:
-        found = f"{arch.num_heads} heads, {arch.num_kv_heads} key/value heads, head_dim {arch.head_dim}"
-        raise ValueError(f"{path}: {found}; heads must be a multiple of key/value heads, head_dim even")
+    if arch.num_heads % arch.num_kv_heads or arch.rope_dim % 2:
+        found = f"{arch.num_heads} heads, {arch.num_kv_heads} key/value heads, {arch.rope_dim} rotated dimensions"
+        raise ValueError(f"{path}: {found}; heads must be a multiple of key/value heads, the dimensions even")
     return arch
 
 
-def rotary_frequencies(arch: Architecture) -> torch.Tensor:
-    """Angle per token of each rotated pair: theta^(-2i / head_dim), the long wavelengths stretched under llama3.
+def _architecture(config: dict[str, Any], family: str, path: Path) -> Architecture:
+    hidden_size, num_heads = config["hidden_size"], config["num_attention_heads"]
+    mla = _mla(config, path) if family == "DeepseekV3ForCausalLM" else None
+    moe = {"DeepseekV3ForCausalLM": _deepseek_moe, "Qwen3MoeForCausalLM": _qwen3_moe}.get(family)
+    return Architecture(
+        num_layers=config["num_hidden_layers"],
+        hidden_size=hidden_size,
+        num_heads=num_heads,
+        num_kv_heads=config.get("num_key_value_heads") or num_heads,
+        head_dim=mla.nope_dim + mla.rope_dim
+        if mla
+        else config.get("head_dim") or _default_head_dim(family, hidden_size, num_heads),
+        intermediate_size=config["intermediate_size"],
+        vocab_size=config["vocab_size"],
+        max_positions=config["max_position_embeddings"],
+        norm_eps=config["rms_norm_eps"],
+        rope_theta=_rope(config).get("rope_theta", 10_000.0),
+        rope_scaling=_rope_scaling(config, path, may_be_yarn=mla is not None),
+        has_qkv_bias=family == "Qwen2ForCausalLM" or config.get("attention_bias", False),
+        has_output_bias=family != "Qwen2ForCausalLM" and config.get("attention_bias", False),
+        has_qk_norm=family in ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+        is_tied=config.get("tie_word_embeddings", False),
+        mla=mla,
+        moe=moe(config, path) if moe else None,
+        num_mtp_layers=config.get("num_nextn_predict_layers") or 0,
+    )
 
-    Returns:
-        [head_dim / 2] float32 (radians per token), on the CPU.
-    """
-    exponents = torch.arange(0, arch.head_dim, 2, dtype=torch.float32) / arch.head_dim
-    frequencies = 1.0 / arch.rope_theta**exponents
-    scaling = arch.rope_scaling
-    if scaling is None:
-        return frequencies
-    wavelengths = 2 * math.pi / frequencies
-    # 1: short wavelengths keep their frequency; 0: long ones are divided by factor; a ramp between the two.
-    kept = scaling.original_context / wavelengths - scaling.low_freq_factor
-    kept = (kept / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0.0, 1.0)
-    return kept * frequencies + (1.0 - kept) * frequencies / scaling.factor
+
+def _mla(config: dict[str, Any], path: Path) -> Mla:
+    if config.get("rope_interleave") is False:
+        raise ValueError(f"{path}: rope_interleave is false, required is a rotation of neighbouring dimensions")
+    if config.get("attention_bias"):
+        raise ValueError(f"{path}: attention_bias is true, required is latent attention without bias")
+    if config.get("num_key_value_heads") not in (None, config["num_attention_heads"]):
+        raise ValueError(
+            f"{path}: num_key_value_heads is {config['num_key_value_heads']}, required is num_attention_heads = "
+            f"{config['num_attention_heads']} (every head has its own keys and values in latent attention)"
+        )
+    return Mla(
+        query_rank=config.get("q_lora_rank"),
+        kv_rank=config["kv_lora_rank"],
+        nope_dim=config["qk_nope_head_dim"],
+        rope_dim=config["qk_rope_head_dim"],
+        value_dim=config["v_head_dim"],
+    )
+
+
+def _deepseek_moe(config: dict[str, Any], path: Path) -> Moe:
+    num_layers, dense = config["num_hidden_layers"], config["first_k_dense_replace"]
+    required = {"moe_layer_freq": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True}
+    for key, value in required.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{path}: {key} is {config[key]!r}, required is {value!r}")
+    moe = Moe(
+        num_experts=config["n_routed_experts"],
+        top_k=config["num_experts_per_tok"],
+        intermediate_size=config["moe_intermediate_size"],
+        shared_size=config["moe_intermediate_size"] * (config.get("n_shared_experts") or 0),
+        layers=tuple(layer >= dense for layer in range(num_layers)),
+        score="sigmoid",
+        is_normalized=True,
+        has_bias=True,
+        num_groups=config.get("n_group") or 1,
+        group_top_k=config.get("topk_group") or 1,
+        scale=config["routed_scaling_factor"],
+    )
+    if moe.num_groups > 1 and moe.top_k != 2 * moe.group_top_k:
+        # A group's score is the sum of its two best experts here; Megatron sums its num_experts_per_tok / topk_group.
+        raise ValueError(
+            f"{path}: num_experts_per_tok is {moe.top_k}, required is twice topk_group, {2 * moe.group_top_k}"
+        )
+    return moe
+
+
+def _qwen3_moe(config: dict[str, Any], path: Path) -> Moe:
+    num_layers, every = config["num_hidden_layers"], config.get("decoder_sparse_step", 1)
+    dense = config.get("mlp_only_layers") or []
+    return Moe(
+        num_experts=config.get("num_experts") or config["num_local_experts"],
+        top_k=config["num_experts_per_tok"],
+        intermediate_size=config["moe_intermediate_size"],
+        shared_size=0,
+        layers=tuple(layer not in dense and (layer + 1) % every == 0 for layer in range(num_layers)),
+        score="softmax",
+        is_normalized=config.get("norm_topk_prob", False),
+        has_bias=False,
+        num_groups=1,
+        group_top_k=1,
+        scale=1.0,
+    )
+
+
+def rotary_frequencies(arch: Architecture) -> torch.Tensor:
+    """[rope_dim / 2] float32, the angle of each rotated pair (radians per token), on the CPU."""
+    return frequencies(arch.rope_dim, arch.rope_theta, arch.rope_scaling)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -116,25 +228,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; required to encode prompts and decode completions")
     return Tokenizer.from_file(str(path))
-
-
-def check_layout(arch: Architecture, *, tensor: int, pipeline: int) -> None:
-    """Refuse parallel sizes that do not divide the model.
-
-    Raises:
-        ValueError: naming the size, what it does not divide, and both numbers.
-    """
-    sizes = {
-        "attention heads": arch.num_heads,
-        "key/value heads": arch.num_kv_heads,
-        "intermediate size": arch.intermediate_size,
-        "vocabulary": arch.vocab_size,
-    }
-    for what, size in sizes.items():
-        if size % tensor:
-            raise ValueError(f"parallel.tensor: {tensor} does not divide the model's {what} ({size})")
-    if arch.num_layers % pipeline:
-        raise ValueError(f"parallel.pipeline: {pipeline} does not divide the model's {arch.num_layers} layers")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -157,13 +250,22 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
     return rope
 
 
-def _rope_scaling(config: dict[str, Any], path: Path) -> Llama3Scaling | None:
+def _rope_scaling(config: dict[str, Any], path: Path, *, may_be_yarn: bool) -> Llama3Scaling | YarnScaling | None:
     rope = _rope(config)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
+    if kind == "yarn" and may_be_yarn:
+        return YarnScaling(
+            factor=rope["factor"],
+            original_context=rope["original_max_position_embeddings"],
+            beta_fast=rope.get("beta_fast") or 32,
+            beta_slow=rope.get("beta_slow") or 1,
+            mscale=rope.get("mscale") or 1.0,
+            mscale_all_dim=rope.get("mscale_all_dim") or 0.0,
+        )
     if kind != "llama3":
-        raise ValueError(f"{path}: rope_type {kind!r}, required is 'default' or 'llama3'")
+        raise ValueError(f"{path}: rope_type {kind!r}, required is 'default' or 'llama3' (DeepSeek-V3: or 'yarn')")
     return Llama3Scaling(
         factor=rope["factor"],
         low_freq_factor=rope["low_freq_factor"],

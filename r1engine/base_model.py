@@ -14,7 +14,6 @@ from r1engine import tiny
 from r1engine.architecture import load_tokenizer
 from r1engine.config import Base, Config, Data, Model, Optimizer
 from r1engine.grpo import learning_rate
-from r1engine.model.hf_weights import export_folder
 from r1engine.model.parallel import World
 from r1engine.model.policy import Policy
 from r1engine.observe.metrics import MetricsLog
@@ -95,4 +94,4 @@ def _pretrain(cfg: Config, base: Base, folder: Path, world: World, progress: Pro
         progress.advance(1)
     if log is not None:
         log.close()
-    export_folder(policy.weights(), start, folder, is_writer=world.is_first)
+    policy.export(folder)

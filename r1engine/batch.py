@@ -37,6 +37,8 @@ class Completion:
     text: str  # decoded, special tokens skipped
     truncated: bool  # stopped by the token limit, not by a stop token
     weight_version: int = 0  # refresh count of the weights it was drawn from
+    # [T - 1, layers with experts, k] int16, the experts of prompt and completion; the last token was never run
+    experts: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Sequence:
     weight: float  # loss weight of each of them
     advantage: float = 1.0
     logp: list[float] | None = None  # under the generator, one a weighted token
+    experts: torch.Tensor | None = None  # as in Completion
 
 
 @dataclass
@@ -72,6 +75,8 @@ class PackedBatch:
     rollout_logp: torch.Tensor  # [T] float32, under the generator; 0 where not sampled
     old_logp: torch.Tensor | None = None  # [T] float32, under the policy before this rollout's first update
     ref_logp: torch.Tensor | None = None  # [T] float32, under the reference policy
+    # [T, layers with experts, k] int16, the generator's choice, to be replayed; -1 where it made none
+    experts: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same row on another device."""
@@ -85,9 +90,11 @@ def pack(
     max_tokens: int,
     shards: int = 1,
     multiple: int = 1,
+    num_rows_multiple: int = 1,
     weighting: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean",
     constant_tokens: int = 1,
     skip_zero_advantage: bool = False,
+    replays_experts: bool = True,
 ) -> list[list[PackedBatch]]:
     """Pack the samples of one mini-batch into rows, dealt to data-parallel shards.
 
@@ -105,10 +112,12 @@ def pack(
         max_tokens:      most tokens of a row.
         shards:          data-parallel size.
         multiple:        rows are padded to a multiple of this (sequence parallelism needs the tensor-parallel size).
+        num_rows_multiple: each shard gets a multiple of this many rows (interleaved pipelines need their stages).
         weighting:       as above.
         constant_tokens: length that `constant` divides by: the completion limit (tokens).
         skip_zero_advantage: leave out samples whose advantage is 0; they still count in N and in the tokens, so the
             loss and its gradient are the same where nothing but the advantage drives them (no KL term).
+        replays_experts: hand on the experts that the generator chose.
 
     Returns:
         Rows of each shard; every shard has equally many, at least one.
@@ -133,15 +142,18 @@ def pack(
             weight=weight(s),
             advantage=s.advantage,
             logp=s.completion.logp,
+            experts=s.completion.experts if replays_experts else None,
         )
         for s in used
         if s.advantage or not skip_zero_advantage
     ]
-    return pack_sequences(sequences, max_tokens=max_tokens, shards=shards, multiple=multiple)
+    return pack_sequences(
+        sequences, max_tokens=max_tokens, shards=shards, multiple=multiple, num_rows_multiple=num_rows_multiple
+    )
 
 
 def pack_sequences(
-    sequences: list[Sequence], *, max_tokens: int, shards: int = 1, multiple: int = 1
+    sequences: list[Sequence], *, max_tokens: int, shards: int = 1, multiple: int = 1, num_rows_multiple: int = 1
 ) -> list[list[PackedBatch]]:
     """Deal sequences to shards, longest first to the least loaded, and pack each shard's into rows by best fit.
 
@@ -158,6 +170,7 @@ def pack_sequences(
         load[least] += len(sequence.tokens)
     rows = [_best_fit(items, capacity) for items in shard_items]
     num_rows = max(1, *(len(r) for r in rows))
+    num_rows += -num_rows % num_rows_multiple
     return [[_row(items, multiple) for items in shard + [[]] * (num_rows - len(shard))] for shard in rows]
 
 
@@ -199,4 +212,8 @@ def _row(items: list[Sequence], multiple: int) -> PackedBatch:
         row.loss_weight[weighted], row.advantage[weighted] = s.weight, s.advantage
         if s.logp is not None:
             row.rollout_logp[weighted] = torch.tensor(s.logp)
+        if s.experts is not None:
+            if row.experts is None:
+                row.experts = torch.full((total, *s.experts.shape[1:]), -1, dtype=torch.int16)
+            row.experts[start : start + len(s.experts)] = s.experts
     return row

@@ -1,8 +1,7 @@
 """The typed configuration of a run. Defaults are the paper's; a YAML file holds only what differs.
 
-"v2" in the comments is the paper's later version (arXiv 2501.12948v2 / Nature 2025), which prints the
-hyper-parameters. Relative paths are taken from the working directory. This module imports no torch, so that
-`--help` and a config error answer at once.
+"v2" in the comments is the paper's later version (arXiv 2501.12948v2 / Nature 2025), which prints the hyper-parameters.
+Relative paths are taken from the working directory. Imports no torch: `--help` and a config error answer at once.
 """
 
 from __future__ import annotations
@@ -36,12 +35,17 @@ class Section(BaseModel):
 class Model(Section):
     path: LocalPath | None = None  # local Hugging Face folder: config.json, *.safetensors, tokenizer.json
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, bfloat16 on GPU
-    recompute: bool = False  # recompute each layer's activations in the backward pass (memory for time)
+    recompute: Literal[False, True, "selective"] = False  # activations, in the backward pass; selective: of attention
+    expert_bias_rate: Annotated[float, Field(ge=0)] = 0.0  # step of the balancing bias; DeepSeek-V3: 0.001, at last 0
+    balance_loss: Annotated[float, Field(ge=0)] = 0.0  # weight of the sequence-wise loss; DeepSeek-V3: 0.0001
+    routing_replay: bool = True  # the trainer takes the experts that the generator took (R3)
 
 
 class Base(Section):
     """A tiny base model made on the spot by a short pre-training run on mixed-quality text (the demo)."""
 
+    family: Literal["qwen2", "deepseek_v3"] = "qwen2"  # deepseek_v3: latent attention; experts after the first layer
+    experts: Annotated[int, Field(ge=4)] = 8  # routed experts of such a layer, in two groups; two a token
     hidden_size: Positive = 128
     layers: Positive = 3
     heads: Positive = 4
@@ -64,9 +68,14 @@ class Data(Section):
 class Parallel(Section):
     tensor: Positive = 1
     pipeline: Positive = 1
+    virtual: Positive = 1  # chunks of layers a pipeline stage holds (interleaved schedule)
+    first_stage_layers: Positive | None = None  # layers of the first pipeline stage; null: as many as the others
+    last_stage_layers: Positive | None = None
+    expert: Positive = 1  # ranks that the routed experts are dealt to
+    expert_tensor: Positive = 1  # ranks that each routed expert is split over
     data: Positive | None = None  # null: what is left of the world size
     sequence: bool | None = None  # sequence parallelism; null: on when tensor > 1
-    distributed_optimizer: bool = False  # shard optimizer state over data-parallel ranks (ZeRO-1)
+    distributed_optimizer: bool = False  # shard optimizer state over data-parallel ranks; runs refuse it, see loop.py
     offload: bool = True  # on GPU: training state in host memory while generating
 
 
@@ -231,8 +240,7 @@ def load(path: Path, overrides: list[str]) -> Config:
         ConfigError: anything that cannot run; every problem found is listed.
     """
     cfg = validate(Config, read_source(Path(path), overrides))
-    problems = source_problems(cfg)
-    if problems:
+    if problems := source_problems(cfg):
         raise ConfigError([f"{path}: {problem}" for problem in problems])
     return cfg
 
@@ -284,8 +292,7 @@ def check_world(cfg: Config, world_size: int) -> int:
             f"parallel.data: found {data}, required {dp} = world size {world_size} / "
             f"(tensor {tensor} x pipeline {pipeline})"
         )
-    problems = split_problems(cfg, dp)
-    if problems:
+    if problems := split_problems(cfg, dp):
         raise ConfigError(problems)
     return dp
 

@@ -41,5 +41,11 @@ def supervised_step(
     num_tokens = sum(len(completion) for _, completion in texts)
     sequences = [Sequence(prompt + completion, len(prompt), 1.0 / num_tokens) for prompt, completion in texts]
     world = policy.world
-    shards = pack_sequences(sequences, max_tokens=max_tokens, shards=world.dp_size, multiple=policy.row_multiple)
+    shards = pack_sequences(
+        sequences,
+        max_tokens=max_tokens,
+        shards=world.dp_size,
+        multiple=policy.row_multiple,
+        num_rows_multiple=policy.num_rows_multiple,
+    )
     return policy.update([row.to(world.device) for row in shards[world.dp_rank]], cross_entropy, lr)

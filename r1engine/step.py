@@ -155,10 +155,12 @@ def pack_rows(parts: Parts, samples: list[Sample], step: int) -> list[PackedBatc
         max_tokens=cfg.row_tokens,
         shards=world.dp_size,
         multiple=parts.policy.row_multiple,
+        num_rows_multiple=parts.policy.num_rows_multiple,
         weighting=cfg.grpo.loss_weight,
         constant_tokens=cfg.max_tokens_at(step),
         # Without a KL term a sample of advantage 0 adds exactly nothing: neither loss nor gradient.
         skip_zero_advantage=cfg.grpo.kl_coef == 0,
+        replays_experts=cfg.model.routing_replay,
     )
     return [row.to(world.device) for row in shards[world.dp_rank]]
 

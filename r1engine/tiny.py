@@ -21,7 +21,9 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from r1engine.architecture import Architecture, read_architecture
 from r1engine.config import Base
+from r1engine.model.hf_weights import hf_shapes
 
 PAD, EOS = "<|pad|>", "<|end|>"
 
@@ -171,7 +173,7 @@ def make_tokenizer(folder: Path, base: Base, *, seed: int, render: Render) -> To
 
 
 def make_model_config(base: Base) -> dict[str, object]:
-    """The content of config.json: a Qwen2 model, small in every dimension.
+    """The content of config.json: a Qwen2 or DeepSeek-V3 model, small in every dimension.
 
     Raises:
         ValueError: hidden_size does not split into heads, or heads into kv_heads.
@@ -182,9 +184,11 @@ def make_model_config(base: Base) -> dict[str, object]:
             "required: heads divides hidden_size and kv_heads divides heads"
         )
     theta = 10_000.0  # sequences are under 256 tokens
+    family = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": True}
+    if base.family == "deepseek_v3":
+        family = _deepseek_config(base)
     return {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
+        **family,
         "vocab_size": base.vocab_size,
         "hidden_size": base.hidden_size,
         "intermediate_size": base.intermediate_size,
@@ -196,7 +200,6 @@ def make_model_config(base: Base) -> dict[str, object]:
         "max_position_embeddings": 256,
         "rope_theta": theta,  # transformers 4 reads this, transformers 5 the next
         "rope_parameters": {"rope_type": "default", "rope_theta": theta},
-        "tie_word_embeddings": True,
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "use_sliding_window": False,
@@ -204,6 +207,34 @@ def make_model_config(base: Base) -> dict[str, object]:
         "bos_token_id": None,
         "eos_token_id": 1,
         "dtype": "float32",
+    }
+
+
+def _deepseek_config(base: Base) -> dict[str, object]:
+    head = base.hidden_size // base.heads
+    return {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        "q_lora_rank": base.hidden_size // 2,
+        "kv_lora_rank": base.hidden_size // 4,
+        "qk_nope_head_dim": head // 2,
+        "qk_rope_head_dim": head // 2,
+        "v_head_dim": head,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": base.experts,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+        "moe_intermediate_size": base.intermediate_size // 4,
+        "routed_scaling_factor": 1.0,
+        "norm_topk_prob": True,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "moe_layer_freq": 1,
+        "num_nextn_predict_layers": 0,
+        "attention_bias": False,
+        "tie_word_embeddings": False,
     }
 
 
@@ -242,4 +273,22 @@ def write_model(folder: Path, base: Base, *, seed: int, render: Render) -> None:
     (folder / "config.json").write_text(json.dumps(make_model_config(base), indent=2) + "\n")
     eos = {"eos_token_id": 1, "pad_token_id": 0}
     (folder / "generation_config.json").write_text(json.dumps(eos, indent=2) + "\n")
-    save_file(init_weights(base, seed=seed), folder / "model.safetensors", metadata={"format": "pt"})
+    if base.family == "qwen2":
+        weights = init_weights(base, seed=seed)
+    else:
+        weights = init_by_shape(read_architecture(folder), seed=seed)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def init_by_shape(arch: Architecture, *, seed: int) -> dict[str, torch.Tensor]:
+    """As `init_weights`, for a model of any family: matrices by their names, norms 1, expert biases 0."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in hf_shapes(arch).items():
+        if len(shape) == 1:
+            weights[name] = torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+            continue
+        into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+        deviation = 0.02 / (2 * arch.num_layers) ** 0.5 if into_residual else 0.02
+        weights[name] = torch.randn(shape, generator=generator) * deviation
+    return weights

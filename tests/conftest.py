@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests/model_folders.py
 @pytest.fixture(scope="session")
 def world():
     """Megatron's process groups of a single rank."""
+    from r1engine.config import Parallel
     from r1engine.model.parallel import join
 
-    return join(1, 1)
+    return join(Parallel())
 
 
 @pytest.fixture(scope="session")

@@ -26,11 +26,61 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 16,
+}
+DEEPSEEK = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 4,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 20,
+    "num_nextn_predict_layers": 0,
+    "rope_parameters": YARN,
+    "rms_norm_eps": 1e-5,
+}
+MOONLIGHT = {
+    **DEEPSEEK,
+    "q_lora_rank": None,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+}
+QWEN3_MOE = {
+    "head_dim": 16,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "norm_topk_prob": True,
+    "mlp_only_layers": [1],
+}
+DEEP = {"num_hidden_layers": 8, "first_k_dense_replace": 6, "initializer_range": 0.1}
 FAMILIES = {
     "qwen2": ("Qwen2", {}),
     "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
     "llama": ("Llama", {"rope_parameters": LLAMA3}),
+    "qwen3-moe": ("Qwen3Moe", QWEN3_MOE),
+    "deepseek": ("DeepseekV3", DEEPSEEK),
+    "deepseek-deep": ("DeepseekV3", DEEPSEEK | DEEP),
+    "moonlight": ("DeepseekV3", MOONLIGHT),
 }
 
 
@@ -41,6 +91,9 @@ def save_model(folder: Path, family: str, **changes: object) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                torch.nn.init.normal_(buffer, std=0.2)
         for parameter in model.parameters():
             if parameter.dim() == 1:  # norms start as ones and biases as zeros, which would hide a swap
                 torch.nn.init.normal_(parameter, mean=0.5, std=0.2)

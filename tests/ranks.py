@@ -13,6 +13,6 @@ def torchrun(ranks: int, script: Path, *arguments: object) -> subprocess.Complet
         [*command, str(script), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )

@@ -34,28 +34,41 @@ class RowLayout:
     blocks: list[Block]  # CPU only
     to_padded: torch.Tensor | None  # [P] token of each padded row; None: the layouts are the same
     to_packed: torch.Tensor | None  # [T] padded row of each token
+    sequence_of_token: torch.Tensor  # [T] int64
+    sequence_weight: torch.Tensor  # [S] float32, sum of the loss weights of its tokens
+    experts: torch.Tensor | None  # [T, layers with experts, k] int64, to be replayed
     qkv_format: str = "thd"  # makes Megatron hand over [T, heads, head_dim]
 
 
-def row_layout(row: PackedBatch, inverse_frequencies: torch.Tensor, dtype: torch.dtype) -> RowLayout:
+def row_layout(
+    row: PackedBatch, inverse_frequencies: torch.Tensor, dtype: torch.dtype, *, magnitude: float = 1.0
+) -> RowLayout:
     """Prepare a row once for all layers.
 
     Args:
         row:                 the packed row.
-        inverse_frequencies: [head_dim / 2] float32, rotary frequencies (rad/token).
+        inverse_frequencies: [rotated dimensions / 2] float32, rotary frequencies (rad/token).
         dtype:               of the activations.
+        magnitude:           factor on the rotated dimensions.
     """
     angle = row.positions[:, None, None].float() * inverse_frequencies
+    lengths = row.cu_seqlens.diff()
+    sequence_of_token = torch.arange(len(lengths), device=lengths.device).repeat_interleave(
+        lengths, output_size=len(row.tokens)
+    )
     on_gpu = row.tokens.is_cuda
     blocks, to_padded, to_packed = ([], None, None) if on_gpu else _blocks(row.cu_seqlens)
     return RowLayout(
         cu_seqlens=row.cu_seqlens,
         max_seqlen=row.max_seqlen,
-        cos=angle.cos().to(dtype),
-        sin=angle.sin().to(dtype),
+        cos=(magnitude * angle.cos()).to(dtype),
+        sin=(magnitude * angle.sin()).to(dtype),
         blocks=blocks,
         to_padded=to_padded,
         to_packed=to_packed,
+        sequence_of_token=sequence_of_token,
+        sequence_weight=row.loss_weight.new_zeros(len(lengths)).index_add_(0, sequence_of_token, row.loss_weight),
+        experts=None if row.experts is None else row.experts.long(),
     )
 
 
@@ -139,32 +152,42 @@ def flash_attn_varlen() -> Any:
     return flash_attn_varlen_func
 
 
-def packed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: RowLayout) -> torch.Tensor:
-    """Causal attention within each sequence, rotary embeddings included.
+def rotate(x: torch.Tensor, layout: RowLayout) -> torch.Tensor:
+    """Rotary embedding of [T, heads, size]: dimension i turns with i + size / 2, by the angle of its token."""
+    return _Rotary.apply(x, layout.cos, layout.sin)
+
+
+def packed_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: RowLayout, *, scale: float
+) -> torch.Tensor:
+    """Causal attention within each sequence.
 
     Args:
-        q:      [T, heads, head_dim], before rotary embeddings.
+        q:      [T, heads, head_dim], rotated.
         k, v:   [T, kv_heads, head_dim].
         layout: of the row.
+        scale:  factor on the product of a query and a key.
 
     Returns:
-        [T, heads * head_dim].
+        [T, heads, head_dim].
     """
-    q, k = _Rotary.apply(q, layout.cos, layout.sin), _Rotary.apply(k, layout.cos, layout.sin)
     if q.is_cuda:
         cu, longest = layout.cu_seqlens, layout.max_seqlen
-        return flash_attn_varlen()(q, k, v, cu, cu, longest, longest, causal=True).flatten(1)
-    return _padded_sdpa(q, k, v, layout).flatten(1)
+        return flash_attn_varlen()(q, k, v, cu, cu, longest, longest, softmax_scale=scale, causal=True)
+    return _padded_sdpa(q, k, v, layout, scale)
 
 
-def _padded_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: RowLayout) -> torch.Tensor:
+def _padded_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: RowLayout, scale: float) -> torch.Tensor:
     if layout.to_padded is not None:
         q, k, v = (_Select.apply(x, layout.to_padded, layout.to_packed) for x in (q, k, v))
+    repeat = q.shape[1] // k.shape[1]
+    if repeat > 1:  # the CPU flash kernel takes no grouped heads; its math fallback is slower than this copy
+        k, v = (x.repeat_interleave(repeat, dim=1) for x in (k, v))
     outputs = []
     for block in layout.blocks:
         rows = slice(block.start, block.start + block.sequences * block.length)
         batch = (x[rows].unflatten(0, (block.sequences, block.length)).transpose(1, 2) for x in (q, k, v))
-        out = scaled_dot_product_attention(*batch, is_causal=True, enable_gqa=True)
+        out = scaled_dot_product_attention(*batch, is_causal=True, scale=scale)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return out if layout.to_packed is None else _Select.apply(out, layout.to_packed, layout.to_padded)

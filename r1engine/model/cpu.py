@@ -7,30 +7,12 @@ it is needed. tests/model/test_cpu.py fails when a Megatron upgrade makes one un
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-
-# mallopt(3) of glibc: parameter -> value.
-_KEEP_FREED_MEMORY = {
-    -4: 0,  # M_MMAP_MAX: no mapping of its own for a large block, which would go back to the system when freed
-    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: the heap shrinks only when 2 GiB lie free at its end
-}
-
-
-def keep_freed_memory() -> None:
-    """Makes malloc of this process reuse freed blocks of any size.
-
-    By default glibc returns blocks above 32 MiB to the system at once, and the end of the heap soon; the next step
-    then takes a page fault for every 4 KiB of its activations. Does nothing where the C library has no mallopt.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for parameter, value in _KEEP_FREED_MEMORY.items() if mallopt is not None else ():
-        mallopt(parameter, value)
 
 
 class _CudaMeansCpu(TorchFunctionMode):
@@ -51,6 +33,7 @@ class _CudaMeansCpu(TorchFunctionMode):
 
 def _patches() -> list[tuple[Any, str, Any]]:
     from megatron.core.tensor_parallel import random as megatron_random
+    from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
     def get_rng_state(*_: Any, **__: Any) -> torch.Tensor:
         return torch.get_rng_state()
@@ -58,11 +41,20 @@ def _patches() -> list[tuple[Any, str, Any]]:
     def set_rng_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
         torch.set_rng_state(state)
 
+    def splits_as_lists(self: Any, point: str, tokens_per_expert: Any = None) -> Any:
+        for name in ("input_splits", "output_splits"):
+            value = getattr(self, name)
+            setattr(self, name, value.tolist() if isinstance(value, torch.Tensor) else value)
+        return tokens_per_expert
+
     return [
         (torch.cuda, "current_device", lambda: "cpu"),  # device argument in layers, rope, mappings, p2p, buffers
         (torch.cuda, "synchronize", lambda *_, **__: None),  # p2p_communication.py after every batched send
         (megatron_random, "_get_cuda_rng_state", get_rng_state),  # CheckpointFunction (recompute)
         (megatron_random, "_set_cuda_rng_state", set_rng_state),
+        # It would open a stream for its copies to the host; gloo's all-to-all wants lists.
+        (MoEAlltoAllTokenDispatcher, "cuda_dtoh_stream", "none"),
+        (MoEAlltoAllTokenDispatcher, "_maybe_dtoh_and_synchronize", splits_as_lists),
     ]
 
 

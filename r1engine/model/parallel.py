@@ -1,4 +1,4 @@
-"""Process groups: torch.distributed and Megatron's tensor / pipeline / data layout of the ranks."""
+"""Process groups: torch.distributed and Megatron's tensor / pipeline / expert / data layout of the ranks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+from r1engine.architecture import Architecture
+from r1engine.config import Parallel
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,17 @@ class World:
     pp_size: int
     dp_rank: int
     dp_size: int
+    ep_rank: int = 0  # expert parallelism: which of the experts
+    ep_size: int = 1
+    etp_rank: int = 0  # tensor parallelism inside an expert
+    etp_size: int = 1
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
 
-def join(tensor: int, pipeline: int, data: int | None = None) -> World:
+def join(layout: Parallel) -> World:
     """Start torch.distributed (NCCL on GPUs, gloo on CPUs) and Megatron's process groups.
 
     Under torchrun the ranks meet through its environment variables; a single process needs no port.
@@ -41,7 +48,7 @@ def join(tensor: int, pipeline: int, data: int | None = None) -> World:
         RuntimeError: the rendezvous port is taken.
     """
     size, local_rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
-    check_sizes(size, tensor, pipeline, data)
+    check_sizes(size, layout)
     has_gpu = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
@@ -51,28 +58,107 @@ def join(tensor: int, pipeline: int, data: int | None = None) -> World:
     from megatron.core import parallel_state as ps
 
     if not ps.model_parallel_is_initialized():
-        ps.initialize_model_parallel(tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline)
+        ps.initialize_model_parallel(
+            tensor_model_parallel_size=layout.tensor,
+            pipeline_model_parallel_size=layout.pipeline,
+            virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
+            expert_model_parallel_size=layout.expert,
+            expert_tensor_parallel_size=layout.expert_tensor,
+        )
     return World(
         rank=dist.get_rank(),
         size=size,
         device=device,
         tp_rank=ps.get_tensor_model_parallel_rank(),
-        tp_size=tensor,
+        tp_size=layout.tensor,
         pp_rank=ps.get_pipeline_model_parallel_rank(),
-        pp_size=pipeline,
+        pp_size=layout.pipeline,
         dp_rank=ps.get_data_parallel_rank(),
         dp_size=ps.get_data_parallel_world_size(),
+        ep_rank=ps.get_expert_model_parallel_rank(),
+        ep_size=layout.expert,
+        etp_rank=ps.get_expert_tensor_parallel_rank(),
+        etp_size=layout.expert_tensor,
     )
 
 
-def check_sizes(world_size: int, tensor: int, pipeline: int, data: int | None) -> None:
-    """Raises ValueError when tensor x pipeline (x data) is not the number of processes."""
+def check_sizes(world_size: int, layout: Parallel) -> None:
+    """Raises ValueError when tensor x pipeline (x data), or the experts' share, is not the number of processes."""
+    tensor, pipeline, data = layout.tensor, layout.pipeline, layout.data
     if world_size % (tensor * pipeline) or (data is not None and tensor * pipeline * data != world_size):
         wanted = f"tensor={tensor} x pipeline={pipeline}" + (f" x data={data}" if data is not None else "")
         raise ValueError(
             f"parallel: {wanted} does not fit {world_size} process{'es' * (world_size > 1)}; "
             f"start with torchrun --nproc-per-node {tensor * pipeline * (data or 1)} or change the sizes"
         )
+    experts = layout.expert * layout.expert_tensor
+    if world_size % (experts * pipeline):
+        raise ValueError(
+            f"parallel: expert={layout.expert} x expert_tensor={layout.expert_tensor} x pipeline={pipeline} = "
+            f"{experts * pipeline} does not divide {world_size} process{'es' * (world_size > 1)}"
+        )
+
+
+def check_layout(arch: Architecture, layout: Parallel) -> None:
+    """Refuse parallel sizes that do not divide the model.
+
+    Raises:
+        ValueError: naming the size, what it does not divide, and both numbers.
+    """
+    sizes = {"attention heads": arch.num_heads, "intermediate size": arch.intermediate_size}
+    if arch.mla is None:
+        sizes["key/value heads"] = arch.num_kv_heads
+    else:
+        sizes["kv_lora_rank + qk_rope_head_dim"] = arch.mla.kv_rank + arch.mla.rope_dim
+        if arch.mla.query_rank is not None:
+            sizes["q_lora_rank"] = arch.mla.query_rank
+    if arch.moe is not None and arch.moe.shared_size:
+        sizes["intermediate size of the shared experts"] = arch.moe.shared_size
+    for what, size in sizes.items():
+        if size % layout.tensor:
+            raise ValueError(f"parallel.tensor: {layout.tensor} does not divide the model's {what} ({size})")
+    _check_experts(arch, layout)
+    _check_stages(arch.num_layers, layout)
+
+
+def _check_experts(arch: Architecture, layout: Parallel) -> None:
+    if arch.moe is None:
+        for key, size in (("expert", layout.expert), ("expert_tensor", layout.expert_tensor)):
+            if size > 1:
+                raise ValueError(f"parallel.{key}: found {size}, required 1: the model has no experts")
+        return
+    if arch.moe.num_experts % layout.expert:
+        raise ValueError(f"parallel.expert: {layout.expert} does not divide the model's {arch.moe.num_experts} experts")
+    if arch.moe.intermediate_size % layout.expert_tensor:
+        raise ValueError(
+            f"parallel.expert_tensor: {layout.expert_tensor} does not divide the intermediate size of an expert "
+            f"({arch.moe.intermediate_size})"
+        )
+    if layout.tensor > 1 and layout.sequence is False:
+        raise ValueError("parallel.sequence: found false, required null or true: experts with tensor > 1 need it")
+
+
+def _check_stages(num_layers: int, layout: Parallel) -> None:
+    if layout.virtual > 1 and layout.pipeline < 3:
+        # With two stages the next rank is the previous one too, and Megatron mixes up what it receives from them.
+        raise ValueError(f"parallel.virtual: found {layout.virtual}, required 1 with fewer than 3 pipeline stages")
+    ends = [n for n in (layout.first_stage_layers, layout.last_stage_layers) if n is not None]
+    if ends and layout.pipeline == 1:
+        raise ValueError("parallel.first_stage_layers, last_stage_layers: required null with pipeline = 1")
+    between, stages = num_layers - sum(ends), layout.pipeline - len(ends)
+    if between < 0 or (stages == 0 and between):
+        raise ValueError(
+            f"parallel: first_stage_layers + last_stage_layers = {sum(ends)} do not leave the right number of the "
+            f"model's {num_layers} layers to {stages} stages"
+        )
+    if stages and between % (stages * layout.virtual):
+        each = f"pipeline {stages}" if not ends else f"{stages} stages between the ends"
+        raise ValueError(
+            f"parallel.pipeline: {each}{f' x virtual {layout.virtual}' if layout.virtual > 1 else ''} does not divide "
+            f"the model's {between} layers"
+        )
+    if any(n % layout.virtual for n in ends):
+        raise ValueError(f"parallel.virtual: {layout.virtual} does not divide the layers of an end stage ({ends})")
 
 
 def _start_distributed(backend: str, size: int) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,17 +15,20 @@ from megatron.core import tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+from megatron.core.transformer.transformer_config import TransformerConfig
 
-from r1engine.architecture import check_layout, read_architecture
+from r1engine.architecture import read_architecture
 from r1engine.batch import PackedBatch
 from r1engine.config import Config
 from r1engine.model import dist_checkpoint
 from r1engine.model.cpu import runs_on_cpu
-from r1engine.model.hf_weights import Folder, Rule, iterate, rules
+from r1engine.model.hf_folder import Folder
+from r1engine.model.megatron_config import transformer_config
 from r1engine.model.offload import Offloader
-from r1engine.model.parallel import World
-from r1engine.model.spec import build, transformer_config
+from r1engine.model.parallel import World, check_layout
+from r1engine.model.precision import Precision, begin_export, finish_export, put, store
+from r1engine.model.sharded_weights import ShardedWeights
+from r1engine.model.spec import build
 from r1engine.model.swap import lent_weights
 
 # (logp [T], entropy [T], row) -> (loss scalar, metrics: sums over the row)
@@ -46,12 +50,12 @@ class Policy:
         self.shape = read_architecture(self.folder)
         if self.shape.has_output_bias:
             raise ValueError(f"{self.folder}: attention_bias is true; the trainer computes o_proj without bias only")
-        check_layout(self.shape, tensor=world.tp_size, pipeline=world.pp_size)
-        tensors = Folder(self.folder, self.shape)
+        check_layout(self.shape, cfg.parallel)
+        self._source = Folder(self.folder, self.shape)
         self.dtype = model_dtype(cfg, world)
         self._build(cfg)
-        self._rules = self._local_rules()
-        self.load_weights(iterate(tensors, self.shape))
+        self._weights = ShardedWeights([chunk.module for chunk in self.chunks], self.shape, world)
+        self._load()
         self._offloader = Offloader(self._storages, is_on=cfg.parallel.offload and world.device.type == "cuda")
 
     @runs_on_cpu
@@ -59,23 +63,22 @@ class Policy:
         # inference_rng_tracker: forking the tracker does nothing, so no CUDA generator is needed; dropout is 0.
         tensor_parallel.model_parallel_cuda_manual_seed(cfg.seed, inference_rng_tracker=True)
         par, opt = cfg.parallel, cfg.optimizer
-        sequence = self.world.tp_size > 1 if par.sequence is None else par.sequence
-        self.row_multiple = self.world.tp_size if sequence else 1
-        config = transformer_config(
-            self.shape, self.world, sequence=sequence, dtype=self.dtype, recompute=cfg.model.recompute
-        )
+        on_cpu = self.world.device.type == "cpu"
+        config = transformer_config(self.shape, cfg, dtype=self.dtype, on_cpu=on_cpu)
+        self.row_multiple = self.world.tp_size if config.sequence_parallel else 1
+        # The interleaved schedule takes micro-batches in rounds of one a stage.
+        self.num_rows_multiple = par.pipeline if par.virtual > 1 else 1
         config.finalize_model_grads_func = finalize_model_grads
-        model = build(self.shape, config, self.world, cfg.rollout.temperature)
         use_distributed = par.distributed_optimizer and self.world.dp_size > 1
-        self.model = DistributedDataParallel(
-            config,
-            DistributedDataParallelConfig(
-                grad_reduce_in_fp32=True,
-                check_for_nan_in_grad=True,  # stops with the rank's name before the weights are touched
-                use_distributed_optimizer=use_distributed,
-            ),
-            model,
+        ddp = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            check_for_nan_in_grad=True,  # stops with the rank's name before the weights are touched
+            use_distributed_optimizer=use_distributed,
         )
+        self.chunks = [
+            DistributedDataParallel(config, ddp, self._chunk(config, cfg.rollout.temperature, i))
+            for i in range(par.virtual)
+        ]
         self.optimizer = get_megatron_optimizer(
             OptimizerConfig(
                 optimizer="adam",
@@ -89,9 +92,18 @@ class Policy:
                 params_dtype=self.dtype,
                 use_distributed_optimizer=use_distributed,
             ),
-            [self.model],
+            self.chunks,
         )
         self._schedule = get_forward_backward_func()
+
+    def _chunk(self, config: TransformerConfig, temperature: float, chunk: int) -> torch.nn.Module:
+        return build(self.shape, config, temperature, stage=self.world.pp_rank, chunk=chunk)
+
+    @runs_on_cpu
+    @torch.no_grad()
+    def _load(self) -> None:
+        self._weights.load(self._source)
+        self.optimizer.reload_model_params()  # the master weights follow
 
     # ------------------------------------------------------------------ forward and update
 
@@ -106,7 +118,7 @@ class Policy:
         Returns:
             [T] float32 a row, on every rank of the model, without gradient.
         """
-        self.model.eval()
+        self._set_training(False)
         results = self._run(rows, _take_logp, forward_only=True)
         if self.world.pp_size == 1:
             return results
@@ -128,8 +140,9 @@ class Policy:
         Returns:
             Sums over all rows of `loss` and of what loss_fn reports, and `grad_norm` before clipping.
         """
-        self.model.train()
-        self.model.zero_grad_buffer()
+        self._set_training(True)
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         sums = self._run(rows, partial(_loss, loss_fn), forward_only=False)
         for group in self.optimizer.param_groups:
@@ -146,14 +159,18 @@ class Policy:
 
         return self._schedule(
             forward_step_func=forward_step,
-            data_iterator=iter(rows),
-            model=[self.model],
+            data_iterator=[iter(rows) for _ in self.chunks] if len(self.chunks) > 1 else iter(rows),
+            model=self.chunks,
             num_microbatches=len(rows),
             seq_length=max(len(row.tokens) for row in rows),
             micro_batch_size=1,
             forward_only=forward_only,
             collect_non_loss_data=forward_only,
         )
+
+    def _set_training(self, is_training: bool) -> None:
+        for chunk in self.chunks:
+            chunk.train(is_training)
 
     def _reduce(self, sums: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         """Add the rows' metrics over the data-parallel ranks and tell every pipeline stage."""
@@ -170,74 +187,40 @@ class Policy:
 
     # ------------------------------------------------------------------ weights
 
-    def _local_rules(self) -> dict[str, Rule]:
-        """Name of each local parameter -> its rule, with pipeline-local layer numbers made global."""
-        table = rules(self.shape)
-        offset = get_transformer_layer_offset(self.model.config)
-        local: dict[str, Rule] = {}
-        for name in dict(self.model.module.named_parameters()):
-            parts = name.split(".")
-            if parts[:2] == ["decoder", "layers"]:
-                parts[2] = str(int(parts[2]) + offset)
-            global_name = ".".join(parts)
-            if self.shape.is_tied and global_name == "output_layer.weight":
-                global_name = "embedding.word_embeddings.weight"  # the last stage's copy of a tied weight
-            local[name] = table[global_name]
-        return local
-
     @runs_on_cpu
     @torch.no_grad()
-    def load_weights(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        """Copy full Hugging Face tensors into this rank's shards; the optimizer's master weights follow.
+    def weights(self, skip: Collection[str] = ()) -> Iterator[tuple[str, torch.Tensor]]:
+        """Full parameters under their Hugging Face names, one at a time, on every rank; see `ShardedWeights.full`."""
+        yield from self._weights.full(skip)
 
-        Raises:
-            ValueError: a tensor of this rank is missing.
+    def export(
+        self,
+        target: Path,
+        *,
+        precision: Precision | None = None,
+        identity: dict[str, Any] | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> None:
+        """Write the model as a Hugging Face folder, MTP modules included. Collective; the first rank writes.
+
+        Args:
+            target:    folder to write; it gets the config and the tokenizer of the model's folder.
+            precision: number format; None: that of the weights here.
+            identity:  what is exported; an interrupted export of the same goes on. None: it starts from nothing.
+            on_bytes:  told of the bytes written.
         """
-        wanted = {hf for rule in self._rules.values() for hf in rule.hf}
-        tensors = {name: tensor for name, tensor in weights if name in wanted}
-        if missing := sorted(wanted - tensors.keys()):
-            raise ValueError(f"load_weights: missing {', '.join(missing[:5])} ({len(missing)} tensors in all)")
-        for name, parameter in self.model.module.named_parameters():
-            rule = self._rules[name]
-            shard = rule.merge([tensors[hf] for hf in rule.hf], self.world.tp_rank, self.world.tp_size)
-            parameter.copy_(shard)
-        self.optimizer.reload_model_params()
-
-    @runs_on_cpu
-    @torch.no_grad()
-    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Full parameters under their Hugging Face names, one at a time, on every rank.
-
-        Tensor-parallel shards are gathered and pipeline stages broadcast; the tensors are valid until the next one
-        is asked for.
-        """
-        local = dict(self.model.module.named_parameters())
-        by_rule = {self._rules[name].hf: parameter.detach() for name, parameter in local.items()}
-        for rule in rules(self.shape).values():
-            yield from zip(rule.hf, self._full(rule, by_rule.get(rule.hf)), strict=True)
-
-    def _full(self, rule: Rule, shard: torch.Tensor | None) -> list[torch.Tensor]:
-        tensors = None
-        if shard is not None:
-            shards = [shard]
-            if self.world.tp_size > 1:
-                shards = [torch.empty_like(shard) for _ in range(self.world.tp_size)]
-                dist.all_gather(shards, shard.contiguous(), group=ps.get_tensor_model_parallel_group())
-            tensors = rule.split(shards)
-        return tensors if self.world.pp_size == 1 else self._from_owner(tensors)
-
-    def _from_owner(self, tensors: list[torch.Tensor] | None) -> list[torch.Tensor]:
-        """Broadcast from the first pipeline stage that has the tensors."""
-        group = ps.get_pipeline_model_parallel_group()
-        shapes: list = [None] * self.world.pp_size
-        dist.all_gather_object(shapes, [t.shape for t in tensors] if tensors else None, group=group)
-        owner = next(i for i, s in enumerate(shapes) if s is not None)
-        if owner != self.world.pp_rank or tensors is None:
-            tensors = [torch.empty(s, dtype=self.dtype, device=self.world.device) for s in shapes[owner]]
-        tensors = [t.contiguous() for t in tensors]
-        for tensor in tensors:
-            dist.broadcast(tensor, dist.get_global_rank(group, owner), group=group)
-        return tensors
+        precision = precision or ("bfloat16" if self.dtype == torch.bfloat16 else "float32")
+        export, done = None, set()
+        if self.world.is_first:
+            export, done = begin_export(self._source, self.shape, target, precision, identity)
+        message = [done]
+        if self.world.size > 1:
+            dist.broadcast_object_list(message, src=0)
+        for name, tensor in self.weights(skip=message[0]):
+            if export is not None:
+                put(export, store(name, tensor, precision), on_bytes)
+        if export is not None:
+            finish_export(export, self._source, precision, on_bytes)
 
     # ------------------------------------------------------------------ reference, memory, checkpoints
 
@@ -245,13 +228,13 @@ class Policy:
         """Copies of this rank's shards in host memory: the frozen reference policy."""
         return {
             name: torch.empty_like(p, device="cpu", pin_memory=p.is_cuda).copy_(p.detach())
-            for name, p in self.model.module.named_parameters()
+            for name, p in self._weights.local.items()
         }
 
     def reference_logprobs(self, snapshot: dict[str, torch.Tensor], rows: list[PackedBatch]) -> list[torch.Tensor]:
         """`logprobs` under the weights of a snapshot; the policy's own weights are not written."""
         on_device = {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in snapshot.items()}
-        with lent_weights(self.model.module, on_device):
+        with lent_weights(self._weights.local, on_device):
             return self.logprobs(rows)
 
     @contextlib.contextmanager
@@ -264,11 +247,12 @@ class Policy:
             self._offloader.offload()
 
     def _storages(self) -> Iterator[torch.Tensor]:
-        yield from (p.data for p in self.model.module.parameters())
-        for buffer in self.model.buffers:
-            yield buffer.grad_data
-            if buffer.param_data is not None:
-                yield buffer.param_data
+        yield from (tensor.data for tensor in self._weights.local.values())
+        for chunk in self.chunks:
+            for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]:
+                yield buffer.grad_data
+                if buffer.param_data is not None:
+                    yield buffer.param_data
         for group in self.optimizer.param_groups:
             for p in group["params"]:
                 yield p.data
@@ -277,19 +261,22 @@ class Policy:
 
     def state_bytes(self) -> int:
         """Upper bound of the bytes that `save` writes for this rank (weights, fp32 master and moments, reference)."""
-        return sum(p.numel() * (2 * p.element_size() + 12) for p in self.model.module.parameters()) + 2**20
+        return sum(p.numel() * (2 * p.element_size() + 12) for p in self._weights.local.values()) + 2**20
+
+    def _model(self) -> dist_checkpoint.Model:
+        return dist_checkpoint.Model([chunk.module for chunk in self.chunks], self._weights.local)
 
     @runs_on_cpu
     def save(self, folder: Path, snapshot: dict[str, torch.Tensor] | None) -> None:
         """Write model, optimizer and reference into `folder` as a Megatron distributed checkpoint."""
-        dist_checkpoint.save(folder, self.model.module, self.optimizer, snapshot)
+        dist_checkpoint.save(folder, self._model(), self.optimizer, snapshot)
 
     @runs_on_cpu
     @torch.no_grad()
     def load(self, folder: Path, has_snapshot: bool) -> dict[str, torch.Tensor] | None:
         """Read back what `save` wrote; returns the reference's snapshot if there is one."""
         template = self.snapshot() if has_snapshot else None
-        return dist_checkpoint.load(folder, self.model.module, self.optimizer, template)
+        return dist_checkpoint.load(folder, self._model(), self.optimizer, template)
 
 
 def _take_logp(out: torch.Tensor, row: PackedBatch, non_loss_data: bool) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The Megatron-core model: configuration, layers, and a GPTModel that maps a packed row to log-probabilities."""
+"""The Megatron-core model: its layers, and a GPTModel that maps a packed row to log-probabilities."""
 
 from __future__ import annotations
 
@@ -12,16 +12,23 @@ from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubm
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
 
-from r1engine.architecture import Architecture, rotary_frequencies
+from r1engine.architecture import Architecture, Mla, rotary_frequencies
 from r1engine.batch import PackedBatch
-from r1engine.model.attention import RowLayout, packed_attention, row_layout
-from r1engine.model.fused import rms_norm, swiglu
-from r1engine.model.parallel import World
+from r1engine.model.attention import RowLayout, packed_attention, rotate, row_layout
+from r1engine.model.latent import latent_attention_spec
+from r1engine.model.router import ExpertsLayer, Router
 from r1kernels import logprob_entropy
 
 
@@ -36,18 +43,14 @@ class RMSNorm(torch.nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        return torch.nn.functional.rms_norm(x, x.shape[-1:], self.weight, self.eps)
 
 
-class GatedMLP(MLP):
-    """Megatron's MLP with one operation between its products. (Its own adds an offset of 0 to all of `up`.)"""
+class LatentNorm(RMSNorm):
+    """The norm of MLA's latents, whose epsilon is not the model's."""
 
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(config, MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear))
-
-    def forward(self, hidden_states: torch.Tensor, padding_mask: None = None) -> tuple[torch.Tensor, None]:
-        gate_up, _ = self.linear_fc1(hidden_states)
-        return self.linear_fc2(swiglu(gate_up))
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__(config, hidden_size, Mla.norm_eps)
 
 
 class PackedAttention(torch.nn.Module):
@@ -64,6 +67,7 @@ class PackedAttention(torch.nn.Module):
         pg_collection: Any,
     ) -> None:
         super().__init__()
+        self.softmax_scale = config.softmax_scale
 
     def forward(
         self,
@@ -77,7 +81,8 @@ class PackedAttention(torch.nn.Module):
         attention_bias: None,
         packed_seq_params: RowLayout,
     ) -> torch.Tensor:
-        return packed_attention(q, k, v, packed_seq_params)
+        q, k = rotate(q, packed_seq_params), rotate(k, packed_seq_params)
+        return packed_attention(q, k, v, packed_seq_params, scale=self.softmax_scale).flatten(1)
 
 
 class PackedGPT(GPTModel):
@@ -85,7 +90,7 @@ class PackedGPT(GPTModel):
 
     def __init__(self, model: Architecture, temperature: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.temperature = temperature
+        self.model, self.temperature = model, temperature
         self.frequencies = rotary_frequencies(model).to(torch.cuda.current_device())
 
     def forward(self, row: PackedBatch) -> torch.Tensor:
@@ -95,7 +100,7 @@ class PackedGPT(GPTModel):
             Last stage: [2, T] float32, log-probability and entropy of each token given those before it in its
             sequence (nats, at the sampling temperature; 0 on the first token). Others: hidden states.
         """
-        layout = row_layout(row, self.frequencies, self.config.params_dtype)
+        layout = row_layout(row, self.frequencies, self.config.params_dtype, magnitude=self.model.rope_magnitude)
         hidden = self.embedding(row.tokens[None], row.positions[None]) if self.pre_process else None
         hidden = self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=layout)
         if not self.post_process:
@@ -103,6 +108,8 @@ class PackedGPT(GPTModel):
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits, _ = self.output_layer(hidden, weight=weight)
         tp_group = self.pg_collection.tp if self.pg_collection.tp.size() > 1 else None
+        if padding := self._padding_rows():
+            logits = logits.index_fill(-1, torch.arange(-padding, 0, device=logits.device) % logits.shape[-1], -1e30)
         predicted = logprob_entropy(
             logits.squeeze(1),
             row.tokens.roll(-1),
@@ -114,82 +121,87 @@ class PackedGPT(GPTModel):
         out = torch.stack(predicted).roll(1, dims=1)
         return out.masked_fill(row.positions == 0, 0.0)
 
-
-def transformer_config(
-    model: Architecture, world: World, *, sequence: bool, dtype: torch.dtype, recompute: bool
-) -> TransformerConfig:
-    """Megatron's configuration of the model in this layout."""
-    on_cpu = world.device.type == "cpu"
-    return TransformerConfig(
-        num_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        num_attention_heads=model.num_heads,
-        num_query_groups=model.num_kv_heads,
-        kv_channels=model.head_dim,
-        ffn_hidden_size=model.intermediate_size,
-        add_bias_linear=False,
-        add_qkv_bias=model.has_qkv_bias,
-        qk_layernorm=model.has_qk_norm,
-        normalization="RMSNorm",
-        layernorm_epsilon=model.norm_eps,
-        gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        tensor_model_parallel_size=world.tp_size,
-        pipeline_model_parallel_size=world.pp_size,
-        sequence_parallel=sequence,
-        variable_seq_lengths=True,
-        moe_token_dispatcher_type="alltoall",  # required by variable_seq_lengths, for dense models too
-        calculate_per_token_loss=True,  # gradients are summed over rows and ranks, never averaged
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        bf16=dtype == torch.bfloat16,
-        use_cpu_initialization=on_cpu,
-        # The values are overwritten from a Hugging Face folder. But only initialization marks weights as sharded, and
-        # without the marks the gradient norm counts the first rank's shards alone.
-        perform_initialization=True,
-        recompute_granularity="full" if recompute else None,
-        recompute_method="uniform" if recompute else None,
-        recompute_num_layers=1 if recompute else None,
-        gradient_accumulation_fusion=False,  # needs APEX
-        masked_softmax_fusion=False,
-        bias_dropout_fusion=False,
-        bias_activation_fusion=False,
-        persist_layer_norm=False,
-        apply_rope_fusion=False,
-        deallocate_pipeline_outputs=False,
-    )
+    def _padding_rows(self) -> int:
+        """How many rows of this rank's part of the output matrix are no tokens."""
+        rank, ranks = self.pg_collection.tp.rank(), self.pg_collection.tp.size()
+        local = self.vocab_size // ranks
+        return min(local, max(0, (rank + 1) * local - self.model.vocab_size))
 
 
-def build(model: Architecture, config: TransformerConfig, world: World, temperature: float) -> PackedGPT:
-    """This rank's stage of the model, weights not yet set."""
-    qk_norm = RMSNorm if model.has_qk_norm else IdentityOp
-    attention = SelfAttentionSubmodules(
-        linear_qkv=ColumnParallelLinear,
-        core_attention=PackedAttention,
-        linear_proj=RowParallelLinear,
-        q_layernorm=qk_norm,
-        k_layernorm=qk_norm,
-    )
-    layer = TransformerLayerSubmodules(
-        input_layernorm=RMSNorm,
-        self_attention=ModuleSpec(SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention),
-        self_attn_bda=get_bias_dropout_add,
-        pre_mlp_layernorm=RMSNorm,
-        mlp=GatedMLP,
-        mlp_bda=get_bias_dropout_add,
-    )
-    layers = [ModuleSpec(TransformerLayer, submodules=layer)] * get_num_layers_to_build(config)
-    return PackedGPT(
+def build(
+    model: Architecture, config: TransformerConfig, temperature: float, *, stage: int = 0, chunk: int = 0
+) -> PackedGPT:
+    """One chunk of layers of a pipeline stage, weights not yet set.
+
+    Args:
+        model:       the whole model.
+        config:      of `transformer_config`.
+        temperature: divides the logits.
+        stage:       pipeline stage of this rank.
+        chunk:       which of the stage's chunks (0 without virtual pipelining).
+    """
+    pp, chunks = config.pipeline_model_parallel_size, config.virtual_pipeline_model_parallel_size or 1
+    vp_stage = chunk if chunks > 1 else None
+    first = get_transformer_layer_offset(config, vp_stage=vp_stage, pp_rank=stage)
+    count = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=stage)
+    layers = [_layer_spec(model, has_experts=model.has_experts(i)) for i in range(first, first + count)]
+    gpt = PackedGPT(
         model,
         temperature,
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm),
-        vocab_size=model.vocab_size,
+        vocab_size=padded_vocabulary(model.vocab_size, config.tensor_model_parallel_size),
         max_sequence_length=model.max_positions,
-        pre_process=world.pp_rank == 0,
-        post_process=world.pp_rank == world.pp_size - 1,
+        pre_process=stage == 0 and chunk == 0,
+        post_process=stage == pp - 1 and chunk == chunks - 1,
         share_embeddings_and_output_weights=model.is_tied,
-        position_embedding_type="none",  # the rotary embedding is part of packed_attention
+        position_embedding_type="none",  # the rotary embedding is part of the attention
+        vp_stage=vp_stage,
     )
+    for name, parameter in gpt.named_parameters():
+        if ".local_experts." in name:
+            # Reduce its gradient over the ranks that hold the same expert. Megatron takes it for a dense parameter
+            # where expert = 1, and leaves out the tensor-parallel ranks, which see other tokens.
+            parameter.allreduce = False
+    return gpt
+
+
+def padded_vocabulary(size: int, tensor: int) -> int:
+    """Rows of the embedding: the vocabulary, filled up to a multiple of the tensor-parallel size."""
+    return -(-size // tensor) * tensor
+
+
+def _layer_spec(model: Architecture, *, has_experts: bool) -> ModuleSpec:
+    if model.mla is not None:
+        attention = latent_attention_spec(model, LatentNorm)
+    else:
+        qk_norm = RMSNorm if model.has_qk_norm else IdentityOp
+        attention = ModuleSpec(
+            SelfAttention,
+            params={"attn_mask_type": AttnMaskType.causal},
+            submodules=SelfAttentionSubmodules(
+                linear_qkv=ColumnParallelLinear,
+                core_attention=PackedAttention,
+                linear_proj=RowParallelLinear,
+                q_layernorm=qk_norm,
+                k_layernorm=qk_norm,
+            ),
+        )
+    linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    mlp = ModuleSpec(MLP, submodules=linears)
+    if has_experts:
+        submodules = MoESubmodules(
+            router=Router,
+            experts=ModuleSpec(SequentialMLP, submodules=linears),
+            shared_experts=ModuleSpec(SharedExpertMLP, submodules=linears),
+        )
+        mlp = ModuleSpec(MoELayer, submodules=submodules)
+    layer = TransformerLayerSubmodules(
+        input_layernorm=RMSNorm,
+        self_attention=attention,
+        self_attn_bda=get_bias_dropout_add,
+        pre_mlp_layernorm=RMSNorm,
+        mlp=mlp,
+        mlp_bda=get_bias_dropout_add,
+    )
+    return ModuleSpec(ExpertsLayer if has_experts else TransformerLayer, submodules=layer)

@@ -9,14 +9,14 @@ import torch
 
 
 @contextlib.contextmanager
-def lent_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Inside, every parameter is the tensor of its name in `weights`; outside, its own."""
-    parameters = dict(model.named_parameters())
-    own = {name: p.data for name, p in parameters.items()}
+def lent_weights(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Inside, every tensor of `own` (a parameter or buffer of a model) has the values of its name in `weights`;
+    outside, its own."""
+    kept = {name: tensor.data for name, tensor in own.items()}
     try:
-        for name, p in parameters.items():
-            p.data = weights[name]
+        for name, tensor in own.items():
+            tensor.data = weights[name]
         yield
     finally:
-        for name, p in parameters.items():
-            p.data = own[name]
+        for name, tensor in own.items():
+            tensor.data = kept[name]

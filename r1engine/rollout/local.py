@@ -172,6 +172,7 @@ class LocalGenerator:
                 text=text,
                 truncated=job.is_truncated,
                 weight_version=self.weight_version,
+                experts=job.experts,
             )
             for job, text in zip(jobs, texts, strict=True)
         ]

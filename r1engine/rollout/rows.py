@@ -46,6 +46,7 @@ class Job:
     tokens: list[int] = field(default_factory=list)
     logp: list[float] = field(default_factory=list)
     is_truncated: bool = False
+    experts: torch.Tensor | None = None  # [prompt + completion - 1, layers with experts, k] int16
 
 
 class Rows:
@@ -79,6 +80,7 @@ class Rows:
         self._counts = np.zeros(num_rows, dtype=np.int64)  # tokens sampled
         self._tokens = np.zeros((num_rows, 64), dtype=np.int64)
         self._logp = np.zeros((num_rows, 64), dtype=np.float64)
+        self._experts: list[list[np.ndarray]] = [[] for _ in range(num_rows)]  # of the tokens run, in order
         self._prefill: Prefill | None = None  # of prompts [_first_prompt, _last_prompt)
         self._first_prompt = self._last_prompt = 0
 
@@ -94,11 +96,15 @@ class Rows:
             if self._num_rows == 0:
                 return
             rows = np.arange(self._num_rows)
-            holes = self._draw(rows, self._step())
+            logits, experts = self._step()
+            if experts is not None:
+                for row, of_token in enumerate(experts.to(torch.int16).cpu().numpy()):
+                    self._experts[row].append(of_token[None])
+            holes = self._draw(rows, logits)
             yield len(rows)
 
-    def _step(self) -> torch.Tensor:
-        """Decodes one token of every row; returns the logits [rows, V] of the tokens that follow."""
+    def _step(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Decodes one token of every row; returns as `Decoder.step`."""
         live = slice(0, self._num_rows)
         length = int(self._positions[live].max()) + 1
         self._cache.reserve(length)
@@ -126,6 +132,10 @@ class Rows:
         self._keys[rows] = [self._jobs[job].key for job in jobs]
         self._positions[rows] = lengths - 1
         self._counts[rows] = 0
+        if prefill.experts is not None:
+            of_prompts = prefill.experts.to(torch.int16).cpu().numpy()
+            for row, i, length in zip(rows, source, lengths, strict=True):
+                self._experts[row] = [of_prompts[i, :length]]
         self._cache.reserve(prefill.kv[0].shape[3])
         upload = torch.from_numpy(np.stack([rows, source, lengths])).to(self._decoder.device)
         self._cache.fill(upload[0], prefill.kv, upload[1], upload[2])
@@ -172,6 +182,8 @@ class Rows:
             job.tokens = self._tokens[row, :count].tolist()
             job.logp = self._logp[row, :count].tolist()
             job.is_truncated = not self._is_stop[job.tokens[-1]]
+            if self._experts[row]:
+                job.experts = torch.from_numpy(np.concatenate(self._experts[row]))
         return rows[is_ended]
 
     def _compact(self, holes: np.ndarray) -> None:
@@ -185,5 +197,7 @@ class Rows:
         source = num_rows + np.flatnonzero(~is_hole[num_rows:])
         for column in (self._job_of, self._keys, self._input, self._positions, self._counts, self._tokens, self._logp):
             column[target] = column[source]
+        for old, new in zip(source, target, strict=True):
+            self._experts[new] = self._experts[old]
         upload = torch.from_numpy(np.stack([source, target])).to(self._decoder.device)
         self._cache.move(upload[0], upload[1], int(self._positions[target].max()))

@@ -14,19 +14,55 @@ ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One block. Rows of `qkv` are query, key, value heads; rows of query and key heads are in rotary pairs."""
+class GroupedAttention:
+    """Rows of `qkv` are query, key, value heads; rows of query and key heads are in rotary pairs."""
 
-    attention_norm: torch.Tensor  # [D]
     qkv: torch.Tensor  # [(heads + 2 * kv_heads) * head_dim, D]
     qkv_bias: torch.Tensor | None
     query_norm: torch.Tensor | None  # [head_dim], in rotary pairs
     key_norm: torch.Tensor | None
-    output: torch.Tensor  # [D, heads * head_dim]
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """Queries, keys and values out of latents; the rotated dimensions are in rotary pairs as they come."""
+
+    query_down: torch.Tensor | None  # [query_rank, D]; None: query_up takes the hidden state
+    query_norm: torch.Tensor | None
+    query_up: torch.Tensor  # [heads * head_dim, query_rank or D]
+    key_value_down: torch.Tensor  # [kv_rank + rope_dim, D]
+    key_value_norm: torch.Tensor  # [kv_rank]
+    key_value_up: torch.Tensor  # [heads * (nope_dim + value_dim), kv_rank]
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """silu(gate) * up."""
+
+    gate_up: torch.Tensor  # [2 * padded intermediate, D]; the padding is 0 and stays 0 through silu(gate) * up
+    down: torch.Tensor  # [D, padded intermediate]
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Routed experts beside a shared one."""
+
+    router: torch.Tensor  # [E, D]
+    bias: torch.Tensor | None  # [E] float32, for the choice only
+    routed: list[Mlp]
+    shared: Mlp | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block."""
+
+    attention_norm: torch.Tensor  # [D]
+    attention: GroupedAttention | LatentAttention
+    output: torch.Tensor  # [D, heads * value_dim]
     output_bias: torch.Tensor | None  # [D]
     mlp_norm: torch.Tensor  # [D]
-    gate_up: torch.Tensor  # [D, 2 * padded intermediate]; the padding is 0 and stays 0 through silu(gate) * up
-    down: torch.Tensor  # [D, padded intermediate]
+    mlp: Mlp | Experts
 
 
 class Weights:
@@ -48,7 +84,7 @@ class Weights:
         self._expect("model.norm.weight", self.final_norm)
         if not arch.is_tied:
             self._expect("lm_head.weight", self.head)
-        self.layers = [self._layer(f"model.layers.{index}.") for index in range(arch.num_layers)]
+        self.layers = [self._layer(index, f"model.layers.{index}.") for index in range(arch.num_layers)]
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Copies every tensor into its place, converting device and dtype.
@@ -90,39 +126,84 @@ class Weights:
         target.copy_(tensor.detach().reshape(target.shape))
         return []
 
-    def _layer(self, prefix: str) -> Layer:
-        arch, new, attention = self._arch, self._new, prefix + "self_attn."
-        padded_size = -(-arch.intermediate_size // ALIGNMENT) * ALIGNMENT
-        layer = Layer(
-            attention_norm=new(arch.hidden_size),
+    def _layer(self, index: int, prefix: str) -> Layer:
+        arch, attention = self._arch, prefix + "self_attn."
+        value_dim = arch.mla.value_dim if arch.mla else arch.head_dim
+        return Layer(
+            attention_norm=self._place(prefix + "input_layernorm.weight", arch.hidden_size),
+            attention=self._latent_attention(attention) if arch.mla else self._grouped_attention(attention),
+            output=self._place(attention + "o_proj.weight", arch.hidden_size, arch.num_heads * value_dim),
+            output_bias=self._place(attention + "o_proj.bias", arch.hidden_size) if arch.has_output_bias else None,
+            mlp_norm=self._place(prefix + "post_attention_layernorm.weight", arch.hidden_size),
+            mlp=self._experts(prefix + "mlp.")
+            if arch.has_experts(index)
+            else self._mlp(prefix + "mlp.", arch.intermediate_size),
+        )
+
+    def _grouped_attention(self, prefix: str) -> GroupedAttention:
+        arch, new = self._arch, self._new
+        attention = GroupedAttention(
             qkv=new((arch.num_heads + 2 * arch.num_kv_heads) * arch.head_dim, arch.hidden_size),
             qkv_bias=new((arch.num_heads + 2 * arch.num_kv_heads) * arch.head_dim) if arch.has_qkv_bias else None,
             query_norm=new(arch.head_dim) if arch.has_qk_norm else None,
             key_norm=new(arch.head_dim) if arch.has_qk_norm else None,
-            output=new(arch.hidden_size, arch.num_heads * arch.head_dim),
-            output_bias=new(arch.hidden_size) if arch.has_output_bias else None,
-            mlp_norm=new(arch.hidden_size),
-            gate_up=new(
-                arch.hidden_size, 2 * padded_size
-            ),  # for few rows MKL takes a quarter less time than for [2I, D]
-            down=new(arch.hidden_size, padded_size),
         )
-        self._expect(prefix + "input_layernorm.weight", layer.attention_norm)
-        self._expect(prefix + "post_attention_layernorm.weight", layer.mlp_norm)
-        self._expect_qkv(attention, "weight", layer.qkv)
-        if layer.qkv_bias is not None:
-            self._expect_qkv(attention, "bias", layer.qkv_bias)
-        if layer.query_norm is not None and layer.key_norm is not None:
-            self._expect_paired(attention + "q_norm.weight", layer.query_norm)
-            self._expect_paired(attention + "k_norm.weight", layer.key_norm)
-        self._expect(attention + "o_proj.weight", layer.output)
-        if layer.output_bias is not None:
-            self._expect(attention + "o_proj.bias", layer.output_bias)
-        gate, up = layer.gate_up.view(-1, 2, padded_size)[:, :, : arch.intermediate_size].permute(1, 2, 0)
-        self._expect(prefix + "mlp.gate_proj.weight", gate)
-        self._expect(prefix + "mlp.up_proj.weight", up)
-        self._expect(prefix + "mlp.down_proj.weight", layer.down[:, : arch.intermediate_size])
-        return layer
+        self._expect_qkv(prefix, "weight", attention.qkv)
+        if attention.qkv_bias is not None:
+            self._expect_qkv(prefix, "bias", attention.qkv_bias)
+        if attention.query_norm is not None and attention.key_norm is not None:
+            self._expect_paired(prefix + "q_norm.weight", attention.query_norm)
+            self._expect_paired(prefix + "k_norm.weight", attention.key_norm)
+        return attention
+
+    def _latent_attention(self, prefix: str) -> LatentAttention:
+        arch, mla = self._arch, self._arch.mla
+        assert mla is not None
+        queries, rank, place = arch.num_heads * arch.head_dim, mla.query_rank, self._place
+        return LatentAttention(
+            query_down=place(prefix + "q_a_proj.weight", rank, arch.hidden_size) if rank else None,
+            query_norm=place(prefix + "q_a_layernorm.weight", rank) if rank else None,
+            query_up=place(prefix + "q_b_proj.weight", queries, rank)
+            if rank
+            else place(prefix + "q_proj.weight", queries, arch.hidden_size),
+            key_value_down=place(prefix + "kv_a_proj_with_mqa.weight", mla.kv_rank + mla.rope_dim, arch.hidden_size),
+            key_value_norm=place(prefix + "kv_a_layernorm.weight", mla.kv_rank),
+            key_value_up=place(
+                prefix + "kv_b_proj.weight", arch.num_heads * (mla.nope_dim + mla.value_dim), mla.kv_rank
+            ),
+        )
+
+    def _mlp(self, prefix: str, size: int) -> Mlp:
+        padded_size = -(-size // ALIGNMENT) * ALIGNMENT
+        mlp = Mlp(
+            gate_up=self._new(2 * padded_size, self._arch.hidden_size),
+            down=self._new(self._arch.hidden_size, padded_size),
+        )
+        gate, up = mlp.gate_up.view(2, padded_size, -1)[:, :size]
+        self._expect(prefix + "gate_proj.weight", gate)
+        self._expect(prefix + "up_proj.weight", up)
+        self._expect(prefix + "down_proj.weight", mlp.down[:, :size])
+        return mlp
+
+    def _experts(self, prefix: str) -> Experts:
+        moe = self._arch.moe
+        assert moe is not None
+        bias = None
+        if moe.has_bias:
+            bias = self._new(moe.num_experts).float()
+            self._expect(prefix + "gate.e_score_correction_bias", bias)
+        return Experts(
+            router=self._place(prefix + "gate.weight", moe.num_experts, self._arch.hidden_size),
+            bias=bias,
+            routed=[self._mlp(f"{prefix}experts.{e}.", moe.intermediate_size) for e in range(moe.num_experts)],
+            shared=self._mlp(prefix + "shared_experts.", moe.shared_size) if moe.shared_size else None,
+        )
+
+    def _place(self, name: str, *shape: int) -> torch.Tensor:
+        """A tensor that takes the tensor of this name as it is."""
+        tensor = self._new(*shape)
+        self._expect(name, tensor)
+        return tensor
 
     def _expect(self, name: str, place: torch.Tensor) -> None:
         self._targets[name] = (tuple(place.shape), place)

@@ -8,10 +8,12 @@ import torch
 from model_folders import save_model
 from safetensors.torch import load_file, save_file
 
-from r1engine.architecture import check_layout, load_tokenizer, read_architecture
-from r1engine.model.hf_weights import Folder, export_folder, hf_shapes
+from r1engine.architecture import load_tokenizer, read_architecture
+from r1engine.config import Parallel
+from r1engine.model.hf_folder import Folder
+from r1engine.model.hf_weights import hf_shapes
 from r1engine.model.offload import Offloader
-from r1engine.model.parallel import check_sizes
+from r1engine.model.parallel import check_layout, check_sizes
 
 
 @pytest.fixture
@@ -62,43 +64,45 @@ def test_missing_unexpected_and_misshaped_tensors_are_all_named(folder):
 
 
 def test_shapes_are_those_of_transformers(folders):
-    for folder, model in folders.values():
-        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for folder, _ in folders.values():
+        expected = {name: tuple(t.shape) for name, t in load_file(folder / "model.safetensors").items()}
         arch = read_architecture(folder)
         if arch.is_tied:
-            del expected["lm_head.weight"]
+            expected.pop("lm_head.weight", None)
         assert hf_shapes(arch) == expected
 
 
-@pytest.mark.parametrize(
-    ("tensor", "pipeline", "message"),
-    [
-        (3, 1, r"parallel.tensor: 3 does not divide the model's attention heads \(4\)"),
-        (4, 1, r"parallel.tensor: 4 does not divide the model's key/value heads \(2\)"),
-        (1, 3, "parallel.pipeline: 3 does not divide the model's 4 layers"),
-    ],
-)
-def test_layout_that_does_not_divide_the_model_is_refused(folders, tensor, pipeline, message):
+LAYOUTS = [
+    ("qwen2", {"tensor": 3}, r"parallel.tensor: 3 does not divide the model's attention heads \(4\)"),
+    ("qwen2", {"tensor": 4}, r"parallel.tensor: 4 does not divide the model's key/value heads \(2\)"),
+    ("qwen2", {"pipeline": 3}, "parallel.pipeline: pipeline 3 does not divide the model's 4 layers"),
+    ("qwen2", {"pipeline": 2, "virtual": 2}, "parallel.virtual: found 2, required 1 with fewer than 3"),
+    ("qwen2", {"pipeline": 4, "virtual": 2}, "pipeline 4 x virtual 2 does not divide the model's 4 layers"),
+    ("qwen2", {"pipeline": 2, "first_stage_layers": 1, "last_stage_layers": 2}, "= 3 do not leave the right number"),
+    ("qwen2", {"pipeline": 3, "first_stage_layers": 1}, "2 stages between the ends does not divide the model's 3"),
+    ("qwen2", {"first_stage_layers": 1}, "required null with pipeline = 1"),
+    ("qwen2", {"expert": 2}, "parallel.expert: found 2, required 1: the model has no experts"),
+    ("deepseek", {"expert": 3}, "parallel.expert: 3 does not divide the model's 8 experts"),
+    ("deepseek", {"expert_tensor": 3}, r"the intermediate size of an expert \(20\)"),
+    ("deepseek", {"tensor": 2, "sequence": False}, "parallel.sequence: found false"),
+    ("moonlight", {"tensor": 16}, r"does not divide the model's attention heads \(4\)"),
+]
+
+
+@pytest.mark.parametrize(("family", "layout", "message"), LAYOUTS)
+def test_layout_that_does_not_divide_the_model_is_refused(folders, family, layout, message):
     with pytest.raises(ValueError, match=message):
-        check_layout(read_architecture(folders["qwen2"][0]), tensor=tensor, pipeline=pipeline)
+        check_layout(read_architecture(folders[family][0]), Parallel(**layout))
 
 
 def test_sizes_that_do_not_fit_the_world_are_refused():
     with pytest.raises(ValueError, match=r"tensor=2 x pipeline=1 does not fit 3 processes"):
-        check_sizes(3, 2, 1, None)
+        check_sizes(3, Parallel(tensor=2))
     with pytest.raises(ValueError, match=r"x data=2 does not fit 8 processes"):
-        check_sizes(8, 2, 1, 2)
-    check_sizes(8, 2, 2, 2)
-
-
-def test_large_export_is_sharded_with_an_index(folders, tmp_path, monkeypatch):
-    folder, model = folders["qwen2"]
-    monkeypatch.setattr("r1engine.model.hf_weights.SHARD_BYTES", 20_000)
-    export_folder(iter(model.state_dict().items()), folder, tmp_path / "out", is_writer=True)
-    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
-    assert len(set(index["weight_map"].values())) > 1
-    again = type(model).from_pretrained(tmp_path / "out", dtype=torch.float32).state_dict()
-    assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+        check_sizes(8, Parallel(tensor=2, data=2))
+    with pytest.raises(ValueError, match=r"expert=8 x expert_tensor=1 x pipeline=2 = 16 does not divide 8 processes"):
+        check_sizes(8, Parallel(pipeline=2, expert=8))
+    check_sizes(8, Parallel(tensor=2, pipeline=2, data=2, expert=4))
 
 
 def test_offloading_frees_storages_and_restores_every_view():

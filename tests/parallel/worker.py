@@ -1,8 +1,10 @@
-"""What every rank of tests/parallel/test_layouts.py runs: two GRPO updates of each family in a given layout.
+"""What every rank of tests/parallel/test_layouts.py runs: three GRPO updates for each case (a family in a layout).
 
-worker.py TENSOR PIPELINE FOLDERS OUT: reads FOLDERS/<family>, writes OUT/<family>.{json,safetensors} on the first rank.
+worker.py CASES FOLDERS OUT: CASES is JSON, {name: [family, settings]}; reads FOLDERS/<family>, writes
+OUT/<name>.json, and the exported folder OUT/<name>.
 """
 
+import itertools
 import json
 import random
 import sys
@@ -11,11 +13,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+import torch.distributed as dist
 
 warnings.filterwarnings("ignore")
 
-from r1engine.batch import Completion, Prompt, Sample, pack  # noqa: E402
+from megatron.core import parallel_state  # noqa: E402
+
+from r1engine.batch import Completion, PackedBatch, Prompt, Sample, pack  # noqa: E402
 from r1engine.config import Config  # noqa: E402
 from r1engine.grpo import objective  # noqa: E402
 from r1engine.model.parallel import join, leave  # noqa: E402
@@ -25,49 +29,66 @@ GRPO = {"kl_coef": 0.1, "clip_eps": 0.2, "questions": 2, "group_size": 4, "minib
 
 
 def samples() -> list[Sample]:
-    rng = random.Random(5)
+    rng = random.Random(5)  # tokens from 2 on: the embedding of padding (0) is zero, where a norm has no slope
     made = []
     for i in range(8):
-        prompt = Prompt(i // 4, [rng.randrange(96) for _ in range(3 + i // 4)], "", "", "")
-        tokens = [rng.randrange(96) for _ in range(rng.randint(1, 20))]
+        prompt = Prompt(i // 4, [rng.randrange(2, 96) for _ in range(3 + i // 4)], "", "", "")
+        tokens = [rng.randrange(2, 96) for _ in range(rng.randint(1, 20))]
         logp = [-rng.random() for _ in tokens]
         made.append(Sample(Completion(prompt, i % 4, tokens, logp, "", False), rng.gauss(0, 1)))
     return made
 
 
-def run(folder: Path, tensor: int, pipeline: int, out: Path) -> None:
-    world = join(tensor, pipeline)
+def by_sequence(rows: list[PackedBatch], logp: list[torch.Tensor]) -> dict[str, list[float]]:
+    """{tokens of a sequence: its log-probabilities}, without the padding."""
+    return {
+        str(row.tokens[a:b].tolist()): values[a:b].tolist()
+        for row, values in zip(rows, logp, strict=True)
+        for a, b in itertools.pairwise(row.cu_seqlens.tolist())
+        if row.loss_weight[a:b].any()
+    }
+
+
+def run(folder: Path, settings: dict, out: Path) -> None:
     cfg = Config(
-        model={"path": folder},
-        parallel={"tensor": tensor, "pipeline": pipeline, "distributed_optimizer": True},
+        model={"path": folder} | settings.get("model", {}),
+        parallel={"distributed_optimizer": True} | settings.get("parallel", {}),
         grpo=GRPO,
-        steps=2,
+        steps=3,
         optimizer={"eps": 1e-3, "clip_grad": 0.1},  # a small eps would turn rounding into whole steps
     )
+    world = join(cfg.parallel)
     policy = Policy(cfg, world)
     reference = policy.snapshot()
-    stats, logp = [], []
-    for _ in range(2):
-        shards = pack(samples(), max_tokens=48, shards=world.dp_size, multiple=policy.row_multiple)
+    stats, logps = [], []
+    for _ in range(3):
+        shards = pack(
+            samples(),
+            max_tokens=72,
+            shards=world.dp_size,
+            multiple=policy.row_multiple,
+            num_rows_multiple=policy.num_rows_multiple,
+        )
         rows = shards[world.dp_rank]
-        for row, ref, old in zip(rows, policy.reference_logprobs(reference, rows), policy.logprobs(rows), strict=True):
+        logp = policy.logprobs(rows)
+        for row, ref, old in zip(rows, policy.reference_logprobs(reference, rows), logp, strict=True):
             row.ref_logp, row.old_logp = ref, old - 0.1 * row.advantage  # ratios other than 1
-            logp.append(float(old.double().sum()))
-        stats.append(policy.update(rows, partial(objective, cfg=cfg.grpo), 1e-2))
-    weights = {name: tensor.clone() for name, tensor in policy.weights()}
-    exports = [None]
-    if world.dp_size == 1:  # with data parallelism each rank saw its own rows
-        exports = logp
+        logps.append(by_sequence(rows, logp))
+        stats.append(policy.update(rows, partial(objective, cfg=cfg.grpo), 2e-3))
+    gathered: list = [None] * world.size
+    dist.all_gather_object(gathered, logps)
+    policy.export(out)
     if world.is_first:
-        save_file(weights, out / f"{folder.name}.safetensors")
-        (out / f"{folder.name}.json").write_text(json.dumps({"stats": stats, "logp": exports}))
+        merged = [{k: v for part in gathered for k, v in part[i].items()} for i in range(3)]
+        out.with_suffix(".json").write_text(json.dumps({"stats": stats, "logp": merged}))
+    parallel_state.destroy_model_parallel()
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    tensor, pipeline, folders, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
-    for folder in sorted(folders.iterdir()):
-        run(folder, tensor, pipeline, out)
+    cases, folders, out = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+    for name, (family, settings) in cases.items():
+        run(folders / family, settings, out / name)
     leave()
 
 

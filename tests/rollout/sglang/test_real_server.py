@@ -13,7 +13,7 @@ from model_folders import save_model
 
 from r1engine.batch import Prompt
 from r1engine.config import Config, Data, Model, Rollout, Sglang
-from r1engine.model.hf_weights import export_folder
+from r1engine.model.precision import export_folder
 from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.buckets import buckets, payload
 from r1engine.rollout.sglang.generator import SglangGenerator
@@ -66,7 +66,7 @@ def generator(model, servers, tmp_path, **changes) -> SglangGenerator:
         world_size=1,
         device=torch.device("cpu"),
         dtype=torch.float32,
-        write_folder=lambda weights, target: export_folder(weights, model[0], target, is_writer=True),
+        write_folder=lambda weights, target: export_folder(weights, target, source=model[0]),
         note=print,
     )
 

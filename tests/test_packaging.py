@@ -108,9 +108,9 @@ def test_launch_reports_cuda_errors_and_unknown_names(
     assert re.fullmatch(r"CUDA \d+\.\d+, architectures \S+, g\+\+ .+", cuda_lib.build_info())
     # r1_abi_version returns 1, which read as a cudaError_t is cudaErrorInvalidValue.
     with pytest.raises(RuntimeError, match="r1_abi_version: CUDA error 1: invalid argument"):
-        cuda_lib.launch("r1_abi_version", stream=0)
+        cuda_lib.launch("r1_abi_version")
     with pytest.raises(RuntimeError, match="the library has no function r1_nothing"):
-        cuda_lib.launch("r1_nothing", stream=0)
+        cuda_lib.launch("r1_nothing")
 
 
 def test_launch_passes_64_bit_sizes_and_32_bit_floats():

@@ -6,6 +6,7 @@ dtypes are checked in Python before the call. Importing this module loads nothin
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.resources
 from functools import cache
@@ -62,13 +63,13 @@ def build_info() -> str:
     return library().r1_build_info().decode()
 
 
-def launch(name: str, *args: torch.Tensor | int | float, stream: int) -> None:
-    """Calls the launcher `name` on a CUDA stream.
+def launch(name: str, *args: torch.Tensor | int | float | None) -> None:
+    """Calls the launcher `name` on the device of the first tensor, on PyTorch's current stream there.
 
     Args:
-        name:   exported function, such as "r1_grpo_loss".
-        args:   in the order of the C signature; a tensor passes its data pointer, an int is int64_t, a float is float.
-        stream: CUDA stream handle (`torch.cuda.current_stream().cuda_stream`).
+        name: exported function, such as "r1_fp8_quantize_bf16".
+        args: in the order of the C signature; a tensor passes its data pointer, None a null pointer, an int is int64_t,
+              a float is float.
 
     Raises:
         RuntimeError: the library is missing or has no such function, or the launch failed.
@@ -76,12 +77,18 @@ def launch(name: str, *args: torch.Tensor | int | float, stream: int) -> None:
     lib = library()
     if not hasattr(lib, name):
         raise RuntimeError(f"r1kernels: the library has no function {name}; run `pip install .` again")
-    error = getattr(lib, name)(*(_c_value(arg) for arg in args), ctypes.c_void_p(stream))
+    device = next((arg.device for arg in args if isinstance(arg, torch.Tensor)), torch.device("cpu"))
+    is_cuda = device.type == "cuda"
+    with torch.cuda.device(device) if is_cuda else contextlib.nullcontext():
+        stream = torch.cuda.current_stream(device).cuda_stream if is_cuda else None
+        error = getattr(lib, name)(*(_c_value(arg) for arg in args), ctypes.c_void_p(stream))
     if error:
         raise RuntimeError(f"{name}: CUDA error {error}: {lib.r1_error_string(error).decode()}")
 
 
-def _c_value(arg: torch.Tensor | int | float) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:
+def _c_value(arg: torch.Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:
+    if arg is None:
+        return ctypes.c_void_p(None)
     if isinstance(arg, torch.Tensor):
         return ctypes.c_void_p(arg.data_ptr())
     return ctypes.c_int64(arg) if isinstance(arg, int) else ctypes.c_float(arg)

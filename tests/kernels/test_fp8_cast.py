@@ -54,7 +54,7 @@ def test_values_and_scales_are_bit_exact(dtype):
             part = row[128 * b : 128 * (b + 1)].float()
             amax = part.abs().max()
             assert own_scale[b] == amax / 448
-            scaled = (part * (448 / amax)).tolist()
+            scaled = (part * (torch.tensor(448.0) / amax)).tolist()
             assert own_values[128 * b : 128 * (b + 1)].tolist() == [nearest(v) for v in scaled]
 
 

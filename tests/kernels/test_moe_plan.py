@@ -90,8 +90,9 @@ def test_max_rows_is_the_worst_case(choices, experts, align):
 @pytest.mark.parametrize(
     ("ids", "num_experts", "align", "message"),
     [
-        (torch.zeros(2, 2).long(), 4, 128, "ids must be contiguous int32 [T, K], got torch.int64 (2, 2)"),
-        (torch.zeros(2).int(), 4, 128, "ids must be contiguous int32 [T, K], got torch.int32 (2,)"),
+        (torch.zeros(2, 2).long(), 4, 128, "ids must be contiguous int32 [T, K] with K <= 32, got torch.int64 (2, 2)"),
+        (torch.zeros(2).int(), 4, 128, "ids must be contiguous int32 [T, K] with K <= 32, got torch.int32 (2,)"),
+        (torch.zeros(2, 33).int(), 4, 128, "ids must be contiguous int32 [T, K] with K <= 32, got torch.int32 (2, 33)"),
         (torch.zeros(2, 2).int(), 0, 128, "num_experts must be in [1, 1024], got 0"),
         (torch.zeros(2, 2).int(), 4, 0, "align must be >= 1, got 0"),
         (torch.tensor([[0, 4]]).int(), 4, 128, "ids must be in [0, 4) or -1, got 0 .. 4"),

@@ -20,7 +20,8 @@ def quantize(x: torch.Tensor, block: tuple[int, int]) -> tuple[torch.Tensor, tor
     tiles = padded.unflatten(-1, (-1, columns)).unflatten(-3, (-1, rows))  # [..., M/rows, rows, N/columns, columns]
     amax = tiles.abs().amax(dim=(-3, -1), keepdim=True) if x.numel() else tiles.new_zeros(*batch, *_tiles(m, n, block))
     amax = amax.clamp(min=AMAX_FLOOR)
-    values = to_e4m3(tiles * (E4M3_MAX / amax)).flatten(-4, -3).flatten(-2, -1)[..., :m, :n]
+    # torch computes number / tensor as number * (1 / tensor), which rounds twice.
+    values = to_e4m3(tiles * (torch.full_like(amax, E4M3_MAX) / amax)).flatten(-4, -3).flatten(-2, -1)[..., :m, :n]
     return values.contiguous(), (amax / E4M3_MAX)[..., 0, :, 0].contiguous()
 
 

@@ -8,9 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from r1kernels.dispatch import Impl, check_float, choose
-from r1kernels.moe_plan import MAX_EXPERTS
-
-MAX_TOPK = 32
+from r1kernels.moe_plan import MAX_CHOICES, MAX_EXPERTS
 
 
 class Gate(NamedTuple):
@@ -60,7 +58,7 @@ def moe_gate_topk(
         replay_ids: [T, K] int32: these experts instead of the choice, with weights from today's scores (routing
                     replay). A row whose first id is negative is chosen freely (a token without a recorded routing).
         cu_seqlens: [S + 1] int32, borders of the sequences of a packed row: asks for the sums of each sequence.
-        impl:       force an implementation; None picks one by device.
+        impl:       force an implementation; None picks one by device and dtype.
 
     Returns:
         Gate(ids, weights, counts, sequence_counts, sequence_scores).
@@ -74,7 +72,8 @@ def moe_gate_topk(
     _check_logits(op, logits, bias, score)
     _check_sizes(op, logits.shape[1], topk, n_group, topk_group, scale)
     _check_replay(op, logits, topk, replay_ids, cu_seqlens)
-    if choose(op, impl, logits, have=("cuda", "reference")) == "cuda":
+    has_kernel = logits.dtype in (torch.float32, torch.bfloat16)
+    if choose(op, impl, logits, have=("cuda", "reference") if has_kernel else ("reference",)) == "cuda":
         from r1kernels.moe_gate_topk.cuda_impl import gate
     else:
         from r1kernels.moe_gate_topk.reference import gate
@@ -165,10 +164,11 @@ def _check_sizes(op: str, num_experts: int, topk: int, n_group: int, topk_group:
         raise ValueError(f"{op}: {num_experts} experts do not divide into n_group={n_group} groups")
     if not 1 <= topk_group <= n_group:
         raise ValueError(f"{op}: topk_group must be in [1, n_group={n_group}], got {topk_group}")
-    if not 1 <= topk <= min(MAX_TOPK, topk_group * (num_experts // n_group)):
+    allowed = topk_group * (num_experts // n_group)
+    if not 1 <= topk <= min(MAX_CHOICES, allowed):
         raise ValueError(
-            f"{op}: topk must be in [1, {MAX_TOPK}] and at most the {topk_group * (num_experts // n_group)} experts of "
-            f"{topk_group} groups, got {topk}"
+            f"{op}: topk must be in [1, {MAX_CHOICES}] and at most the {allowed} experts of {topk_group} groups, "
+            f"got {topk}"
         )
     if not math.isfinite(scale):
         raise ValueError(f"{op}: scale must be finite, got {scale}")

@@ -9,6 +9,7 @@ import torch
 from r1kernels.dispatch import Impl, choose
 
 MAX_EXPERTS = 1024
+MAX_CHOICES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,8 @@ def moe_plan(ids: torch.Tensor, num_experts: int, *, align: int = 128, impl: Imp
     A histogram and a scan: the same ids give bitwise the same plan. No map of [T, E] exists.
 
     Args:
-        ids:         [T, K] int32, contiguous, the experts of each token in [0, num_experts); -1 for a choice that
-                     goes nowhere (routed to another rank, or a token without experts).
+        ids:         [T, K] int32, contiguous, K <= 32: the experts of each token in [0, num_experts); -1 for a choice
+                     that goes nowhere (routed to another rank, or a token without experts).
         num_experts: E, at most 1024.
         align:       first rows are multiples of it (128 for grouped FP8 GEMM).
         impl:        force an implementation; None picks one by device.
@@ -70,8 +71,10 @@ def moe_plan(ids: torch.Tensor, num_experts: int, *, align: int = 128, impl: Imp
         RuntimeError: `impl` names an implementation that cannot run here.
     """
     op = "moe_plan"
-    if ids.dim() != 2 or ids.dtype != torch.int32 or not ids.is_contiguous():
-        raise ValueError(f"{op}: ids must be contiguous int32 [T, K], got {ids.dtype} {tuple(ids.shape)}")
+    if ids.dim() != 2 or ids.dtype != torch.int32 or not ids.is_contiguous() or ids.shape[1] > MAX_CHOICES:
+        raise ValueError(
+            f"{op}: ids must be contiguous int32 [T, K] with K <= {MAX_CHOICES}, got {ids.dtype} {tuple(ids.shape)}"
+        )
     if not 1 <= num_experts <= MAX_EXPERTS:
         raise ValueError(f"{op}: num_experts must be in [1, {MAX_EXPERTS}], got {num_experts}")
     if align < 1:

@@ -82,6 +82,20 @@ def cold_kernel_seconds(run: Callable[[], object], *, rounds: int, warmup: int) 
     return taken
 
 
+def call_seconds(run: Callable[[], object], device: torch.device, *, rounds: int, warmup: int) -> list[float]:
+    """Seconds of each call: on a GPU `cold_kernel_seconds`, on a CPU wall time."""
+    if device.type == "cuda":
+        return cold_kernel_seconds(run, rounds=rounds, warmup=warmup)
+    return [seconds(run, device) for _ in range(-warmup, rounds)][warmup:]
+
+
+def copy_rate(device: torch.device, num_bytes: int) -> float:
+    """Highest bytes/s, read and written, of copying so many bytes: what the memory gives, not what it is sold with."""
+    source = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * num_bytes / min(call_seconds(lambda: target.copy_(source), device, rounds=5, warmup=2))
+
+
 def summary(values: list[float]) -> dict[str, float]:
     """Median, quartiles and number of the values.
 

@@ -1,6 +1,7 @@
 // FP8 block casts (kernels/r1kernels/fp8_cast): a block of threads casts a tile of 128x128.
 //
-// Thread i holds 16 columns from 16 * (i % 8) on, in rows i / 8 + 0, 32, 64, 96. A row of the tile is 8 lanes of a warp.
+// Thread i holds 16 columns from 16 * (i % 8) on, in rows i / 8 + 0, 32, 64, 96. A row of the tile is 8 lanes of a
+// warp.
 #include "rows.cuh"
 
 namespace {
@@ -11,12 +12,12 @@ struct Position {
     int64_t matrix, row, column;  // row: the first of the thread
     int64_t tile;                 // index of the tile's scale in a tile-wise matrix of scales
 
-    __device__ Position(int64_t m, int64_t n) {
-        const int64_t tiles_n = ceil_div(n, TILE), tiles_m = ceil_div(m, TILE);
+    __device__ explicit Position(int64_t n) {
+        const auto tiles_n = static_cast<unsigned>(ceil_div(n, TILE));
         matrix = blockIdx.y;
-        row = blockIdx.x / tiles_n * TILE + threadIdx.x / 8;
+        row = int64_t{blockIdx.x / tiles_n} * TILE + threadIdx.x / 8;
         column = blockIdx.x % tiles_n * TILE + threadIdx.x % 8 * COLUMNS;
-        tile = matrix * tiles_m * tiles_n + blockIdx.x;
+        tile = matrix * gridDim.x + blockIdx.x;
     }
 };
 
@@ -34,7 +35,7 @@ __global__ void __launch_bounds__(THREADS) quantize_kernel(const T* x,       // 
                                                            float* scale,     // out: a row's n / 128, or a tile's
                                                            int64_t m, int64_t n) {
     __shared__ unsigned of_warp[THREADS / 32];
-    const Position at(m, n);
+    const Position at(n);
     x += at.matrix * m * n;
     values += at.matrix * m * n;
     float v[ROWS][COLUMNS];
@@ -59,7 +60,8 @@ __global__ void __launch_bounds__(THREADS) quantize_kernel(const T* x,       // 
         const int64_t row = at.row + 32 * i;
         if (row >= m) break;
         const BlockScale own = IS_PER_ROW ? BlockScale(amax[i]) : of_tile;
-        if (IS_PER_ROW && threadIdx.x % 8 == 0) scale[(at.matrix * m + row) * (n / TILE) + at.column / TILE] = own.scale;
+        if (IS_PER_ROW && threadIdx.x % 8 == 0)
+            scale[(at.matrix * m + row) * (n / TILE) + at.column / TILE] = own.scale;
         const uint4 codes = quantize16(v[i], own.inverse);
         if (IS_WIDE) {
             if (at.column < n) *reinterpret_cast<uint4*>(values + row * n + at.column) = codes;
@@ -67,7 +69,8 @@ __global__ void __launch_bounds__(THREADS) quantize_kernel(const T* x,       // 
             const unsigned words[4] = {codes.x, codes.y, codes.z, codes.w};
 #pragma unroll
             for (int j = 0; j < COLUMNS; ++j)
-                if (at.column + j < n) values[row * n + at.column + j] = static_cast<uint8_t>(words[j / 4] >> 8 * (j % 4));
+                if (at.column + j < n)
+                    values[row * n + at.column + j] = static_cast<uint8_t>(words[j / 4] >> 8 * (j % 4));
         }
     }
 }
@@ -77,7 +80,7 @@ __global__ void __launch_bounds__(THREADS) dequantize_kernel(const uint8_t* valu
                                                              const float* scale,     // a row's n / 128, or a tile's
                                                              T* out,                 // [batch, m, n], out
                                                              int64_t m, int64_t n) {
-    const Position at(m, n);
+    const Position at(n);
     values += at.matrix * m * n;
     out += at.matrix * m * n;
 #pragma unroll

@@ -62,7 +62,8 @@ __device__ void store_lane(float* row, int length, const float* v) {
     if (V % 4 == 0 && length % V == 0) {
 #pragma unroll
         for (int i = 0; i < V; i += 4)
-            if (first < length) *reinterpret_cast<float4*>(row + first + i) = make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]);
+            if (first < length)
+                *reinterpret_cast<float4*>(row + first + i) = make_float4(v[i], v[i + 1], v[i + 2], v[i + 3]);
     } else {
 #pragma unroll
         for (int j = 0; j < V; ++j)
@@ -80,7 +81,8 @@ struct Scores {
     bool is_softmax;
     float top, sum;
 
-    __device__ Scores(const float* row, int num_experts, bool is_softmax) : is_softmax(is_softmax), top(0.0f), sum(1.0f) {
+    __device__ Scores(const float* row, int num_experts, bool is_softmax)
+        : is_softmax(is_softmax), top(0.0f), sum(1.0f) {
         load_lane<V>(row, num_experts, -INFINITY, s);
         if (is_softmax) {
             top = -INFINITY;
@@ -95,9 +97,7 @@ struct Scores {
 #pragma unroll
         for (int j = 0; j < V; ++j) s[j] = of(s[j]);
     }
-    __device__ float of(float logit) const {
-        return is_softmax ? __fdividef(expf(logit - top), sum) : sigmoid(logit);
-    }
+    __device__ float of(float logit) const { return is_softmax ? __fdividef(expf(logit - top), sum) : sigmoid(logit); }
     // The sum of all scores; for softmax, where that is 1, the logarithm that its exponents need.
     __device__ float normalizer() const {
         if (is_softmax) return top + logf(sum);

@@ -1,5 +1,5 @@
-// How launchers start kernels. tests/csrc/cuda_runtime.h executes the same calls on a CPU, so csrc/ keeps to what it has:
-// one-dimensional blocks of whole warps, static shared memory, and warp functions that all 32 lanes take part in.
+// How launchers start kernels. tests/csrc/cuda_runtime.h executes the same calls on a CPU, so csrc/ keeps to what it
+// has: one-dimensional blocks of whole warps, static shared memory, and warp functions that all 32 lanes take part in.
 #pragma once
 
 #include "export.h"

@@ -7,10 +7,10 @@ namespace {
 constexpr int SUM_EXPERTS = 32, SUM_LANES = 8;  // a block: 32 experts, 8 tokens at a time
 
 struct BackwardArgs {
-    const int* ids;                // [T, topk]
-    const float* grad_weights;     // [T, topk]
-    const float* grad_scores;      // [S, E], gradient of the sums of s_i / sum_j s_j, or null
-    const int* cu_seqlens;         // [S + 1], with grad_scores
+    const int* ids;             // [T, topk]
+    const float* grad_weights;  // [T, topk]
+    const float* grad_scores;   // [S, E], gradient of the sums of s_i / sum_j s_j, or null
+    const int* cu_seqlens;      // [S + 1], with grad_scores
     int64_t tokens, num_sequences;
     int num_experts, topk;
     bool is_softmax, norm;
@@ -18,14 +18,14 @@ struct BackwardArgs {
 };
 
 // For one sequence and 32 experts: how many of its choices each has, and the sum of s_i / sum_j s_j over its tokens.
-__global__ void __launch_bounds__(SUM_EXPERTS* SUM_LANES) sums_kernel(const float* logits,          // [T, E]
-                                                                      const int* ids,           // [T, topk]
-                                                                      const float* normalizer,  // [T]
-                                                                      const int* cu_seqlens,    // [S + 1]
-                                                                      int* counts,              // [S, E], out
-                                                                      float* scores,            // [S, E], out
-                                                                      int64_t tokens, int num_experts, int topk,
-                                                                      bool is_softmax) {
+__global__ void __launch_bounds__(SUM_EXPERTS* SUM_LANES)
+    sums_kernel(const float* logits,      // [T, E]
+                const int* ids,           // [T, topk]
+                const float* normalizer,  // [T]
+                const int* cu_seqlens,    // [S + 1]
+                int* counts,              // [S, E], out
+                float* scores,            // [S, E], out
+                int64_t tokens, int num_experts, int topk, bool is_softmax) {
     __shared__ int histogram[SUM_EXPERTS];
     __shared__ float partial[SUM_LANES][SUM_EXPERTS];
     const int lane = threadIdx.x % SUM_EXPERTS, turn = threadIdx.x / SUM_EXPERTS;
@@ -80,7 +80,7 @@ __device__ float score_gradient(float grad_weight, float score, bool is_choice, 
 // A warp a token. IS_DENSE: every logit has a gradient (softmax, or the sums of the sequences); else only the chosen.
 template <int V, bool IS_DENSE>
 __global__ void __launch_bounds__(32 * gate_warps(V)) backward_kernel(BackwardArgs args,
-                                                                      const float* logits,  // [T, E]
+                                                                      const float* logits,   // [T, E]
                                                                       float* grad_logits) {  // [T, E], out
     const int64_t token = int64_t{blockIdx.x} * gate_warps(V) + threadIdx.x / 32;
     if (token >= args.tokens) return;  // the whole warp
@@ -140,9 +140,9 @@ __global__ void __launch_bounds__(32 * gate_warps(V)) backward_kernel(BackwardAr
 R1_EXPORT int r1_moe_gate_sums(const float* logits, const int* ids, const float* normalizer, const int* cu_seqlens,
                                int* counts, float* scores, int64_t tokens, int64_t num_experts, int64_t topk,
                                int64_t num_sequences, int64_t is_softmax, cudaStream_t stream) {
-    launch(sums_kernel, dim3(ceil_div(num_experts, SUM_EXPERTS), num_sequences), SUM_EXPERTS * SUM_LANES, stream, logits,
-           ids, normalizer, cu_seqlens, counts, scores, tokens, static_cast<int>(num_experts), static_cast<int>(topk),
-           is_softmax != 0);
+    launch(sums_kernel, dim3(ceil_div(num_experts, SUM_EXPERTS), num_sequences), SUM_EXPERTS * SUM_LANES, stream,
+           logits, ids, normalizer, cu_seqlens, counts, scores, tokens, static_cast<int>(num_experts),
+           static_cast<int>(topk), is_softmax != 0);
     return cudaGetLastError();
 }
 

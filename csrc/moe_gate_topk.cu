@@ -1,5 +1,5 @@
-// DeepSeek-V3's router (kernels/r1kernels/moe_gate_topk): a warp a token, lane l holds experts l * V .. l * V + V - 1, so
-// that a lower lane has lower experts and ties go to the lowest index.
+// DeepSeek-V3's router (kernels/r1kernels/moe_gate_topk): a warp a token, lane l holds experts l * V .. l * V + V - 1,
+// so that a lower lane has lower experts and ties go to the lowest index.
 #include "gate.cuh"
 
 namespace {
@@ -40,15 +40,16 @@ __device__ void mask_in_lanes(const float* biased, unsigned* key, int lanes_of_g
     }
     const unsigned own = best.key(V * lanes_of_group);
     const int group = threadIdx.x % 32 / lanes_of_group;
-    const int rank = rank_of(own, group, n_group,
-                             [&](int g) { return __shfl_sync(ALL_LANES, own, g * lanes_of_group); });
+    const int rank =
+        rank_of(own, group, n_group, [&](int g) { return __shfl_sync(ALL_LANES, own, g * lanes_of_group); });
 #pragma unroll
     for (int j = 0; j < V; ++j) key[j] = rank < topk_group ? key[j] : 0;
 }
 
 // The same for any size of a group, through shared memory: scores [E], keys [n_group].
 template <int V>
-__device__ void mask_in_shared(const float* biased, unsigned* key, float* scores, unsigned* keys, const GateArgs& args) {
+__device__ void mask_in_shared(const float* biased, unsigned* key, float* scores, unsigned* keys,
+                               const GateArgs& args) {
     const int lane = threadIdx.x % 32, size = args.num_experts / args.n_group;
     __syncwarp();  // the token before is done with both
 #pragma unroll
@@ -109,8 +110,7 @@ __global__ void __launch_bounds__(32 * gate_warps(V)) gate_kernel(GateArgs args,
     for (int e = threadIdx.x; e < args.num_experts; e += blockDim.x) histogram[e] = 0;
     float bias[V];
 #pragma unroll
-    for (int j = 0; j < V; ++j)
-        bias[j] = args.bias && lane * V + j < args.num_experts ? args.bias[lane * V + j] : 0.0f;
+    for (int j = 0; j < V; ++j) bias[j] = args.bias && lane * V + j < args.num_experts ? args.bias[lane * V + j] : 0.0f;
     __syncthreads();
 
     for (int64_t token = int64_t{blockIdx.x} * WARPS + warp; token < args.tokens; token += int64_t{gridDim.x} * WARPS) {

@@ -74,13 +74,13 @@ __global__ void __launch_bounds__(THREADS)
                          const int* expert_of,    // [R]
                          const int* offsets,      // [E + 1], multiples of 128
                          const float* weights,    // [T, topk], null: all ones; multiply the values
-                         uint8_t* values_t,       // [R * hidden], out: expert e is [hidden, its rows] from offsets[e] on
-                         float* scale_t,          // [R / 128, hidden], out
+                         uint8_t* values_t,  // [R * hidden], out: expert e is [hidden, its rows] from offsets[e] on
+                         float* scale_t,     // [R / 128, hidden], out
                          int64_t hidden, int topk) {
     __shared__ unsigned amax_of_warp[THREADS / 32][BLOCK];
     __shared__ float inverse[BLOCK];
     __shared__ uint4 tile[BLOCK * BLOCK / 16];  // [column][row], its 16-byte parts swapped against bank conflicts
-    const int64_t tiles = hidden / BLOCK;
+    const auto tiles = static_cast<unsigned>(hidden / BLOCK);
     const int64_t row_block = blockIdx.x / tiles, first_column = blockIdx.x % tiles * BLOCK;
     const int expert = expert_of[row_block * BLOCK];
     if (expert < 0) return;  // after the last expert

@@ -5,10 +5,10 @@
 namespace {
 
 constexpr int WARPS = 8, THREADS = 32 * WARPS;
-constexpr int CHUNKS = 4;                            // of 32 choices, one after the other in a warp
-constexpr int CHOICES = WARPS * CHUNKS * 32;         // of a block
+constexpr int CHUNKS = 4;                     // of 32 choices, one after the other in a warp
+constexpr int CHOICES = WARPS * CHUNKS * 32;  // of a block
 constexpr int MAX_EXPERTS = 1024;
-constexpr int SCAN_EXPERTS = 8, SCAN_LANES = 32;     // a warp scans the blocks of one expert
+constexpr int SCAN_EXPERTS = 8, SCAN_LANES = 32;  // a warp scans the blocks of one expert
 
 // Choices of each expert in each block.
 __global__ void __launch_bounds__(THREADS) count_kernel(const int* ids,   // [num_choices], -1: nowhere
@@ -74,13 +74,13 @@ __device__ void aligned_scan(const int* counts, int* first, int num_experts, int
 
 // Each warp takes 128 neighbouring choices. Its place in an expert: the choices of the blocks before, of the warps
 // before, of its own chunks before, and of its lanes before that go to the same expert.
-__global__ void __launch_bounds__(THREADS) place_kernel(const int* ids,      // [num_choices]
-                                                        const int* before,   // [blocks, num_experts]
-                                                        const int* counts,   // [num_experts]
-                                                        int* row_of,         // [num_choices], out
-                                                        int* slot_of,        // [rows], out, filled with -1
-                                                        int* expert_of,      // [rows], out, filled with -1
-                                                        int* offsets,        // [num_experts + 1], out
+__global__ void __launch_bounds__(THREADS) place_kernel(const int* ids,     // [num_choices]
+                                                        const int* before,  // [blocks, num_experts]
+                                                        const int* counts,  // [num_experts]
+                                                        int* row_of,        // [num_choices], out
+                                                        int* slot_of,       // [rows], out, filled with -1
+                                                        int* expert_of,     // [rows], out, filled with -1
+                                                        int* offsets,       // [num_experts + 1], out
                                                         int64_t num_choices, int num_experts, int align) {
     __shared__ int first[MAX_EXPERTS + 1];
     __shared__ int place[WARPS][MAX_EXPERTS];  // next place in the expert for a choice of this warp

@@ -3,8 +3,8 @@
 
 #include "rows.cuh"
 
-constexpr int MAX_CHOICES = 32;      // of a token
-constexpr int MAX_ROW_WARPS = 8;     // of a block of threads that works on one token
+constexpr int MAX_CHOICES = 32;   // of a token
+constexpr int MAX_ROW_WARPS = 8;  // of a block of threads that works on one token
 
 // Warps for rows of `hidden` columns, `columns` of them a warp at a time: no more than that many steps, evenly shared.
 inline int row_warps(int64_t hidden, int64_t columns) {
@@ -88,9 +88,9 @@ __global__ void __launch_bounds__(32 * MAX_ROW_WARPS)
 
 // Zeros for the padding rows of the experts: a warp a row.
 static __global__ void __launch_bounds__(256) zero_padding_kernel(const int* slot_of,  // [R], -1: padding
-                                                           const int* last,     // number of rows in use
-                                                           __nv_bfloat16* out,  // [R, hidden]
-                                                           int64_t num_rows, int64_t hidden) {
+                                                                  const int* last,     // number of rows in use
+                                                                  __nv_bfloat16* out,  // [R, hidden]
+                                                                  int64_t num_rows, int64_t hidden) {
     const int64_t row = int64_t{blockIdx.x} * 8 + threadIdx.x / 32;
     if (row >= num_rows || row >= *last || slot_of[row] >= 0) return;
     for (int64_t column = threadIdx.x % 32 * 8; column < hidden; column += 256)

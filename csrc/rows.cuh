@@ -114,7 +114,8 @@ __device__ inline uint4 quantize16(const float* v, float inverse) {
     unsigned words[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-        words[i] = quantize4(v[4 * i] * inverse, v[4 * i + 1] * inverse, v[4 * i + 2] * inverse, v[4 * i + 3] * inverse);
+        words[i] =
+            quantize4(v[4 * i] * inverse, v[4 * i + 1] * inverse, v[4 * i + 2] * inverse, v[4 * i + 3] * inverse);
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 

@@ -1,6 +1,8 @@
 """Shared fixtures. Every test process is one Megatron rank; layouts of several ranks are in tests/parallel."""
 
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,3 +31,14 @@ def folders(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("models")
     return {family: (root / family, save_model(root / family, family)) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CUDA library, compiled from csrc/ for the architectures that a user gets; skips without nvcc."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc on PATH")
+    root, folder = Path(__file__).resolve().parents[1], tmp_path_factory.mktemp("compiled")
+    subprocess.run(["cmake", "-S", root, "-B", folder], check=True, capture_output=True)
+    subprocess.run(["cmake", "--build", folder], check=True, capture_output=True)
+    return folder / "_cuda.so"

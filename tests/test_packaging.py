@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -33,16 +32,6 @@ def fresh_library():
     cuda_lib.library.cache_clear()
     yield
     cuda_lib.library.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("nvcc") is None:
-        pytest.skip("no nvcc on PATH")
-    folder = tmp_path_factory.mktemp("csrc")
-    subprocess.run(["cmake", "-S", ROOT, "-B", folder], check=True, capture_output=True)
-    subprocess.run(["cmake", "--build", folder], check=True, capture_output=True)
-    return folder / cuda_lib.FILE_NAME
 
 
 def test_importing_r1kernels_pulls_in_no_engine_and_no_optional_package():

@@ -48,8 +48,9 @@ inline __half2_raw __nv_cvt_fp8x2_to_halfraw2(__nv_fp8x2_storage_t x, __nv_fp8_i
 }
 inline float __half2float(__half x) {
     const int exponent = x.x >> 10 & 31, mantissa = x.x & 1023;
-    float size = exponent == 31 ? (mantissa ? NAN : INFINITY)
-                                : std::ldexp(exponent ? 1024.0f + mantissa : float(mantissa), std::max(exponent, 1) - 25);
+    float size = exponent == 31
+                     ? (mantissa ? NAN : INFINITY)
+                     : std::ldexp(exponent ? 1024.0f + mantissa : float(mantissa), std::max(exponent, 1) - 25);
     return x.x & 0x8000 ? -size : size;
 }
 inline float2 __half22float2(__half2 x) { return {__half2float(x.x), __half2float(x.y)}; }

@@ -95,7 +95,7 @@ inline void* scheduler[5];
 inline std::function<void()> body;
 inline int order = 0;
 inline std::mt19937 shuffler;
-inline int live, arrived;      // threads of the block that have not returned; at __syncthreads
+inline int live, arrived;       // threads of the block that have not returned; at __syncthreads
 inline long generation, steps;  // of __syncthreads; things that happened, to see a deadlock
 inline cudaError_t last_error = cudaSuccess;
 
@@ -180,8 +180,8 @@ inline void run_block(size_t threads) {
 
 inline cudaError_t launch(const cudaLaunchConfig_t& config, std::function<void()> run) {
     const dim3 grid = config.gridDim, block = config.blockDim;
-    if (!grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffffu ||
-        block.x % LANES || !block.x || block.x > 1024 || block.y != 1 || block.z != 1 || config.dynamicSmemBytes)
+    if (!grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffffu || block.x % LANES ||
+        !block.x || block.x > 1024 || block.y != 1 || block.z != 1 || config.dynamicSmemBytes)
         return last_error = cudaErrorInvalidConfiguration;
     add_fibers(block.x);
     body = std::move(run);

@@ -28,7 +28,7 @@ from r1kernels.moe_plan import max_rows
 from r1kernels.moe_plan import reference as plan_reference
 
 INF, NAN = float("inf"), float("nan")
-IS_SANITIZED = "CUDA_ON_CPU_SANITIZED" in os.environ  # set by the last test, for the pytest it starts
+SANITIZED = os.environ.get("CUDA_ON_CPU_SANITIZED")  # a library, set by the last test for the pytest it starts
 SHAPES = [(1, 1, 1), (37, 3, 7), (20, 4, 4), (66, 8, 40)]  # tokens, choices, experts
 ROWS = [*((shape, 264) for shape in SHAPES), ((5, 2, 3), 8), ((5, 2, 3), 4104)]  # with the columns
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(not cuda_on_cpu.has_compiler(), reason="no g++ o
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cuda_on_cpu.build(tmp_path_factory.mktemp("csrc"), *(cuda_on_cpu.SANITIZE if IS_SANITIZED else []))
+    return Path(SANITIZED) if SANITIZED else cuda_on_cpu.build(tmp_path_factory.mktemp("csrc"))
 
 
 @pytest.fixture
@@ -266,6 +266,10 @@ def test_the_order_of_threads_and_blocks_does_not_matter(library):
         (values, _, values_t, scale_t), dots = combine_cuda.combine_backward_quant(x, rows, plan, weights, True)
         used = int(plan.offsets[-1])
         out += [values[plan.slot_of >= 0], values_t[: used * 640], scale_t[: used // 128], dots]
+        codes, scale = cast_cuda.quantize(x, (1, 128))
+        out += [permute_cuda.permute_fp8(codes, scale, plan)[0][plan.slot_of >= 0]]
+        out += [permute_cuda.permute(x, plan)[:used], combine_cuda.combine_backward(x, rows, plan, weights)[1]]
+        out += [cast_cuda.dequantize(codes, scale, (1, 128), torch.bfloat16)]
         return [*out, combine_cuda.combine(rows, plan, weights, x)]
 
     found = {}
@@ -274,6 +278,40 @@ def test_the_order_of_threads_and_blocks_does_not_matter(library):
             found[order] = everything()
     for order in ("backward", "shuffled"):
         assert all(torch.equal(bits(a), bits(b)) for a, b in zip(found[order], found["forward"], strict=True))
+
+
+# ---- no waiting ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("impl", ["cuda", "reference"])
+def test_nothing_reads_a_number_from_the_device(on_cpu, monkeypatch, impl):
+    # On a GPU each of these would wait for the device. The references run there too, where no library is installed.
+    modules = {
+        "cuda": (cast_cuda, plan_cuda, permute_cuda, combine_cuda, gate_cuda),
+        "reference": (cast_reference, plan_reference, permute_reference, combine_reference, gate_reference),
+    }
+    cast, planner, permutation, combination, gate = modules[impl]
+    plan, weights = routed(20, 4, 4)
+    ids, real = plan.row_of % 4, plan.slot_of >= 0
+    x, rows = random(20, 256), random(plan.num_rows, 256)
+    logits, borders = random(20, 64, dtype=torch.float32), torch.tensor([0, 20], dtype=torch.int32)
+
+    def refuse(*args: object, **kwargs: object) -> object:
+        raise AssertionError("reads a number from the device")
+
+    for name in ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    with pytest.raises(AssertionError):
+        bool(real[0])
+    cast.dequantize(*cast.quantize(x, (1, 128)), (1, 128))
+    cast.quantize(x, (128, 128))
+    planner.plan(ids.contiguous(), 4, 128, 512)
+    permutation.permute(x, plan)
+    permutation.permute_quant(x, plan, weights, True)
+    combination.combine(rows, plan, weights, x)
+    combination.combine_backward(x, rows, plan, weights)
+    combination.combine_backward_quant(x, rows, plan, weights, True)
+    gate.gate(logits, None, 8, 8, 4, "sigmoid", True, 2.5, None, borders)
 
 
 # ---- the harness itself ----------------------------------------------------------------------------------------
@@ -286,16 +324,17 @@ def test_a_refused_launch_is_reported(library):
             cuda_lib.launch("r1_fp8_quantize_f32", empty, empty, empty, 1, 0, 128, 1)
 
 
-@pytest.mark.skipif(IS_SANITIZED, reason="this is what the sanitized run is started by")
-def test_the_address_sanitizer_finds_nothing():
+@pytest.mark.slow
+@pytest.mark.skipif(SANITIZED is not None, reason="this is what the sanitized run is started by")
+def test_the_address_sanitizer_finds_nothing(tmp_path):
     preload = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
     if not Path(preload).is_absolute():
         pytest.skip("g++ has no libasan")
-    env = os.environ | {
-        "CUDA_ON_CPU_SANITIZED": "1",
-        "LD_PRELOAD": preload,
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
-    }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    library = cuda_on_cpu.build(tmp_path, *cuda_on_cpu.SANITIZE)
+    env = os.environ | {"CUDA_ON_CPU_SANITIZED": str(library), "LD_PRELOAD": preload}
+    env["ASAN_OPTIONS"] = "detect_leaks=0"  # Python's own
+    # Every launcher once, and tensors that end inside a block of threads.
+    tests = "order_of_threads or plan_is_the_reference or fp8_cast or combine_backward"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", tests]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]

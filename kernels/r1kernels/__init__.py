@@ -5,9 +5,17 @@ from r1kernels.group_advantage import GroupAdvantage, group_advantage
 from r1kernels.grpo_loss import GrpoMetrics, GrpoObjective, grpo_loss
 from r1kernels.logprob_entropy import LogProb, logprob_entropy
 from r1kernels.moe_combine import moe_combine, moe_combine_backward_quant
+from r1kernels.moe_experts import moe_experts
 from r1kernels.moe_gate_topk import Gate, moe_balance_loss, moe_gate_topk, moe_update_bias
+from r1kernels.moe_grouped_gemm import (
+    moe_grouped_gemm,
+    moe_grouped_gemm_fp8,
+    moe_grouped_wgrad,
+    moe_grouped_wgrad_fp8,
+)
 from r1kernels.moe_permute_quant import Fp8Rows, moe_permute, moe_permute_fp8, moe_permute_quant
 from r1kernels.moe_plan import Plan, moe_plan
+from r1kernels.moe_swiglu_quant import SwigluGrad, moe_swiglu, moe_swiglu_quant, moe_swiglu_quant_backward
 
 __all__ = [
     "Fp8",
@@ -18,6 +26,7 @@ __all__ = [
     "GrpoObjective",
     "LogProb",
     "Plan",
+    "SwigluGrad",
     "fp8_dequantize",
     "fp8_quantize",
     "group_advantage",
@@ -26,10 +35,18 @@ __all__ = [
     "moe_balance_loss",
     "moe_combine",
     "moe_combine_backward_quant",
+    "moe_experts",
     "moe_gate_topk",
+    "moe_grouped_gemm",
+    "moe_grouped_gemm_fp8",
+    "moe_grouped_wgrad",
+    "moe_grouped_wgrad_fp8",
     "moe_permute",
     "moe_permute_fp8",
     "moe_permute_quant",
     "moe_plan",
+    "moe_swiglu",
+    "moe_swiglu_quant",
+    "moe_swiglu_quant_backward",
     "moe_update_bias",
 ]

@@ -12,7 +12,7 @@ import torch
 
 from r1kernels import cuda_lib
 
-Impl = Literal["reference", "triton", "cuda"]
+Impl = Literal["reference", "triton", "cuda", "deep_gemm"]
 
 
 def choose(op: str, impl: str | None, tensor: torch.Tensor, have: tuple[str, ...]) -> str:
@@ -61,6 +61,11 @@ def _why_not(impl: str, device: str) -> str | None:
         return None if device == "cuda" or is_interpreted else f"on a {device} tensor needs TRITON_INTERPRET=1"
     if device != "cuda":
         return f"needs a cuda tensor, got one on {device}"
+    if impl == "deep_gemm":
+        if importlib.util.find_spec("deep_gemm") is None:
+            return "needs DeepGEMM: pip install sgl-deep-gemm"
+        major = torch.cuda.get_device_capability()[0]
+        return None if major == 9 else f"needs a GPU of compute capability 9, got {major}"
     return None if cuda_lib.available() else "needs the compiled library: run `pip install .` where nvcc is on PATH"
 
 

@@ -1,0 +1,149 @@
+"""Forward and backward of the routed experts, op by op; `moe_experts` and the expert-parallel layer are built of them.
+
+Tokens may come as `Fp8`, quantized before they crossed the wire.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from r1kernels.fp8_cast import Fp8, fp8_dequantize, fp8_quantize
+from r1kernels.moe_combine import moe_combine
+from r1kernels.moe_grouped_gemm import (
+    moe_grouped_gemm,
+    moe_grouped_gemm_fp8,
+    moe_grouped_wgrad,
+    moe_grouped_wgrad_fp8,
+)
+from r1kernels.moe_permute_quant import Fp8Rows, moe_permute, moe_permute_fp8, moe_permute_quant
+from r1kernels.moe_plan import Plan, moe_plan
+from r1kernels.moe_swiglu_quant import moe_swiglu, moe_swiglu_quant, moe_swiglu_quant_backward, swiglu_backward
+
+Precision = Literal["same", "fp8", "fp8_wgrad"]
+PRECISIONS = ("same", "fp8", "fp8_wgrad")
+Grads = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+
+
+def experts_forward(
+    x: torch.Tensor | Fp8,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    residual: torch.Tensor | None,
+    precision: Precision,
+) -> tuple[torch.Tensor, torch.Tensor, Plan]:
+    """(out [T, H], h [R, 2I] for the backward, the plan). Arguments as in `moe_experts`."""
+    if precision == "same":
+        plan = moe_plan(ids, len(gate_up), align=16)  # 16 rows: what PyTorch's grouped matmul wants at most
+        h = moe_grouped_gemm(moe_permute(x, plan), gate_up, plan)
+        rows = moe_grouped_gemm(moe_swiglu(h, plan, weights), down, plan)
+    else:
+        plan = moe_plan(ids, len(gate_up), align=128)
+        h = moe_grouped_gemm_fp8(_permute_fp8(x, plan), _quantized(gate_up), plan)
+        rows = moe_grouped_gemm_fp8(moe_swiglu_quant(h, plan, weights=weights), _quantized(down), plan)
+    return moe_combine(rows.to(gate_up.dtype), plan, residual=residual), h, plan
+
+
+def experts_backward(
+    grad: torch.Tensor | Fp8,
+    x: torch.Tensor | Fp8,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    h: torch.Tensor,
+    plan: Plan,
+    precision: Precision,
+    wants_wgrad: bool,
+) -> Grads:
+    """(d x, d weights, d gate_up, d down) from the gradient [T, H] of the result; without wgrad the last are None."""
+    backward = {"same": _backward_same, "fp8": _backward_fp8, "fp8_wgrad": _backward_fp8_wgrad}[precision]
+    return backward(grad, x, weights, gate_up, down, h, plan, wants_wgrad)
+
+
+def _backward_same(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    h: torch.Tensor,
+    plan: Plan,
+    wants_wgrad: bool,
+) -> Grads:
+    grad_rows = moe_permute(grad, plan)
+    grad_act = moe_grouped_gemm(grad_rows, down.mT, plan)
+    grad_h, act, grad_weights = swiglu_backward(grad_act, h, plan, weights)
+    grad_x = moe_combine(moe_grouped_gemm(grad_h, gate_up.mT, plan), plan)
+    if not wants_wgrad:
+        return grad_x, grad_weights, None, None
+    grad_gate_up = moe_grouped_wgrad(grad_h, moe_permute(x, plan), plan)
+    return grad_x, grad_weights, grad_gate_up, moe_grouped_wgrad(grad_rows, act, plan)
+
+
+def _backward_fp8(
+    grad: torch.Tensor | Fp8,
+    x: torch.Tensor | Fp8,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    h: torch.Tensor,
+    plan: Plan,
+    wants_wgrad: bool,
+) -> Grads:
+    grad_act = moe_grouped_gemm_fp8(_permute_fp8(grad, plan), _quantized(down, transpose=True), plan)
+    through = moe_swiglu_quant_backward(grad_act, h, plan, weights=weights)
+    grad_x = _combined(through.grad, gate_up, plan)
+    if not wants_wgrad:
+        return grad_x, through.grad_weights, None, None
+    grad_gate_up = moe_grouped_wgrad(through.wide_grad, moe_permute(_wide(x), plan), plan)
+    grad_down = moe_grouped_wgrad(moe_permute(_wide(grad), plan), through.wide_act, plan)
+    return grad_x, through.grad_weights, grad_gate_up.to(gate_up.dtype), grad_down.to(down.dtype)
+
+
+def _backward_fp8_wgrad(
+    grad: torch.Tensor | Fp8,
+    x: torch.Tensor | Fp8,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    h: torch.Tensor,
+    plan: Plan,
+    wants_wgrad: bool,
+) -> Grads:
+    if not wants_wgrad:
+        return _backward_fp8(grad, x, weights, gate_up, down, h, plan, wants_wgrad)
+    sizes = plan.offsets.diff().tolist()  # the host's copy that DeepGEMM wants; both products share it
+    grad_rows = moe_permute_quant(_wide(grad), plan, dual=True)
+    grad_act = moe_grouped_gemm_fp8(grad_rows, _quantized(down, transpose=True), plan)
+    through = moe_swiglu_quant_backward(grad_act, h, plan, weights=weights, dual=True)
+    act_t = through.act_t, through.act_scale_t
+    grad_down = moe_grouped_wgrad_fp8(grad_rows[2:], act_t, plan, rows_per_expert=sizes)
+    grad_x = _combined(through.grad, gate_up, plan)
+    x_t = moe_permute_quant(_wide(x), plan, dual=True)[2:]
+    grad_gate_up = moe_grouped_wgrad_fp8(through.grad[2:], x_t, plan, rows_per_expert=sizes)
+    return grad_x, through.grad_weights, grad_gate_up.to(gate_up.dtype), grad_down.to(down.dtype)
+
+
+def _combined(grad_h: Fp8Rows, gate_up: torch.Tensor, plan: Plan) -> torch.Tensor:
+    rows = moe_grouped_gemm_fp8(grad_h, _quantized(gate_up, transpose=True), plan)
+    return moe_combine(rows.to(gate_up.dtype), plan)
+
+
+def _permute_fp8(x: torch.Tensor | Fp8, plan: Plan) -> Fp8Rows:
+    return moe_permute_fp8(*x, plan) if isinstance(x, Fp8) else moe_permute_quant(x, plan)
+
+
+def _quantized(weight: torch.Tensor, *, transpose: bool = False) -> Fp8:
+    """In 128x128 blocks, which are the same blocks transposed; so transposing afterwards rounds nothing again."""
+    values, scale = fp8_quantize(weight, block=(128, 128))
+    if not transpose:
+        return Fp8(values, scale)
+    return Fp8(values.view(torch.uint8).mT.contiguous().view(values.dtype), scale.mT.contiguous())
+
+
+def _wide(x: torch.Tensor | Fp8) -> torch.Tensor:
+    """In bfloat16."""
+    return fp8_dequantize(*x, block=(1, 128)) if isinstance(x, Fp8) else x.bfloat16()

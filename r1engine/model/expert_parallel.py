@@ -1,54 +1,76 @@
 """Tokens to the ranks that hold their experts, and back. A token goes to a rank once, however many of its experts
-live there."""
+live there; tokens that are FP8 already cross the wire in FP8.
+
+A journey is one layer's way in one forward pass, and the same way in its backward: `depart` (tokens and choices out),
+`follow` (gradients out), `arrive` (results or gradients back, summed). `AllToAll` runs on gloo and NCCL; DeepEp
+(deep_ep.py) has the same three calls.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.distributed as dist
-from megatron.core.tensor_parallel.mappings import all_to_all
+
+from r1kernels import Fp8
+
+Tokens = torch.Tensor | Fp8  # [T, D]
 
 
-class Journey(NamedTuple):
-    """Where the rows of a dispatch came from."""
+class AllToAll:
+    """A journey by all_to_all of whole rows."""
 
-    group: dist.ProcessGroup
-    tokens: torch.Tensor  # [rows sent] int64, local token of each row sent, rank after rank
-    sent: list[int]  # rows sent to each rank
-    received: list[int]  # rows received from each rank
+    def __init__(self, group: dist.ProcessGroup, num_experts: int) -> None:
+        self.group = group
+        self.experts_per_rank = num_experts // group.size()
 
+    def depart(self, x: Tokens, ids: torch.Tensor, weights: torch.Tensor) -> tuple[Tokens, torch.Tensor, torch.Tensor]:
+        """Send every token to the ranks of its experts.
 
-def dispatch(
-    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, experts_per_rank: int, group: dist.ProcessGroup
-) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], Journey]:
-    """Send every token to the ranks of its experts.
+        Args:
+            x:       [T, D].
+            ids:     [T, K] int32, experts of the whole model.
+            weights: [T, K] float32.
 
-    Args:
-        x:       [T, D], differentiable.
-        ids:     [T, K] int32, expert of the whole model.
-        weights: [T, K] float32, differentiable.
+        Returns:
+            x [R, D], ids [R, K] int32: local expert, or -1 where the choice is another rank's, and weights [R, K] of
+            the R tokens received, ordered by source rank and token.
+        """
+        self.num_tokens = len(ids)
+        rank_of = ids // self.experts_per_rank  # [T, K]
+        ranks = torch.arange(self.group.size(), device=ids.device)
+        goes = (rank_of[None] == ranks[:, None, None]).any(-1)  # [ranks, T]
+        destination, self.tokens = goes.nonzero(as_tuple=True)  # rows sent: token of each, rank after rank
+        sent = goes.sum(1)
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=self.group)
+        self.sent, self.received = torch.stack([sent, received]).tolist()  # all_to_all takes its sizes from the host
+        self.is_there = rank_of[self.tokens] == destination[:, None]
+        local = torch.where(self.is_there, ids[self.tokens] % self.experts_per_rank, -1)
+        there = torch.where(self.is_there, weights[self.tokens], 0.0)
+        return self.follow(x), self._exchange(local.int()), self._exchange(there)
 
-    Returns:
-        (x [R, D], ids [R, K] int32: local expert, or -1 where the choice is another rank's, weights [R, K]) of the R
-        tokens received, ordered by source rank and token; and the way back.
-    """
-    ranks = torch.arange(group.size(), device=ids.device)
-    rank_of = ids // experts_per_rank  # [T, K]
-    goes = (rank_of[None] == ranks[:, None, None]).any(-1)  # [ranks, T]
-    destination, tokens = goes.nonzero(as_tuple=True)
-    sent = goes.sum(1)
-    received = torch.empty_like(sent)
-    dist.all_to_all_single(received, sent, group=group)
-    sent, received = torch.stack([sent, received]).tolist()  # the one host sync; split sizes are host numbers
-    is_there = rank_of[tokens] == destination[:, None]
-    local = torch.where(is_there, ids[tokens] % experts_per_rank, -1).int()
-    parts = x[tokens], local, torch.where(is_there, weights[tokens], 0.0)
-    return tuple(all_to_all(group, part, received, sent) for part in parts), Journey(group, tokens, sent, received)
+    def follow(self, x: Tokens) -> Tokens:
+        """x [T, D] to where its tokens went, [R, D]."""
+        if isinstance(x, Fp8):
+            values, scale = x
+            bytes_there = self._exchange(values.view(torch.uint8)[self.tokens])
+            return Fp8(bytes_there.view(values.dtype), self._exchange(scale[self.tokens]))
+        return self._exchange(x[self.tokens])
 
+    def arrive(self, rows: torch.Tensor, of_weights: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Sums over the ranks, in rank order in float32: rows [R, D] -> [T, D], of_weights [R, K] -> [T, K]."""
+        return self._sum(rows), None if of_weights is None else self._sum(of_weights)
 
-def combine(y: torch.Tensor, journey: Journey, num_tokens: int) -> torch.Tensor:
-    """Sum of what the ranks made of each token: y [R, D] -> [num_tokens, D]."""
-    rows = all_to_all(journey.group, y, journey.sent, journey.received)
-    out = rows.new_zeros(num_tokens, rows.shape[1], dtype=torch.float32)
-    return out.index_add(0, journey.tokens, rows.float()).to(y.dtype)
+    def _exchange(self, rows: torch.Tensor) -> torch.Tensor:
+        out = rows.new_empty(sum(self.received), *rows.shape[1:])
+        dist.all_to_all_single(out, rows.contiguous(), self.received, self.sent, group=self.group)
+        return out
+
+    def _sum(self, rows: torch.Tensor) -> torch.Tensor:
+        back = rows.new_empty(sum(self.sent), rows.shape[1])
+        dist.all_to_all_single(back, rows.contiguous(), self.sent, self.received, group=self.group)
+        out = torch.zeros(self.num_tokens, rows.shape[1], dtype=torch.float32, device=rows.device)
+        # A token comes from a rank at most once, so each call adds once to a place: the order is that of the ranks.
+        for part, tokens in zip(back.split(self.sent), self.tokens.split(self.sent), strict=True):
+            out.index_add_(0, tokens, part.float())
+        return out.to(rows.dtype)

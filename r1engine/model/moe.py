@@ -1,197 +1,201 @@
-"""The mixture-of-experts layer of DeepSeek-V3 over the r1kernels ops, in place of Megatron's MoELayer.
+"""The mixture-of-experts layer over the r1kernels ops, in place of Megatron's MoELayer and with its parameter names.
 
-    router           gate over all experts: weight [E, D], expert_bias [E]
-    experts          this rank's routed experts, stacked for grouped matmuls
+    router           weight [E, D], buffer expert_bias [E]; fused gate, sparse choices
+    experts          local_experts.{e}.linear_fc1.weight [2I, D] (gate rows, then up rows), .linear_fc2.weight [D, I]
     shared_experts   Megatron's SharedExpertMLP, if the model has one
 
-`moe_layer_spec(config)` is what a TransformerLayerSubmodules takes as `mlp`.
+`moe_layer_spec(config)` is what TransformerLayerSubmodules takes as `mlp`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
-from megatron.core import parallel_state as ps
-from megatron.core.tensor_parallel import (
-    ColumnParallelLinear,
-    RowParallelLinear,
-    get_cuda_rng_tracker,
-    get_expert_parallel_rng_tracker_name,
-)
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
+from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from r1engine.model.expert_parallel import combine, dispatch
+from r1engine.model.expert_parallel import AllToAll
+from r1kernels import Fp8, fp8_quantize, moe_gate_topk
+from r1kernels.moe_experts.layer import Precision, experts_backward, experts_forward
 
 
-def moe_layer_spec(config: TransformerConfig) -> type[MoE]:
-    """The module to name as `mlp` of a layer spec.
+def moe_layer_spec(config: TransformerConfig, *, is_fp8: bool = False) -> type[MoE]:
+    """The module to name as `mlp` of a layer spec; with is_fp8, DeepSeek-V3's FP8 for the routed experts.
 
     Raises:
         ValueError: the configuration asks for what this layer does not compute, or lacks what it needs.
     """
-    check_config(config)
-    return MoE
+    check_config(config, is_fp8)
+    return Fp8MoE if is_fp8 else MoE
 
 
-def check_config(config: TransformerConfig) -> None:
-    """Require what the layer computes: dropless top-k routing of gated SiLU experts, unsharded within an expert.
+def check_config(config: TransformerConfig, is_fp8: bool) -> None:
+    """Require what the layer computes: dropless top-k routing to gated SiLU experts, each whole on its rank.
 
     Raises:
         ValueError: naming the setting, what was found and what is required.
     """
-    experts, ranks, topk = config.num_moe_experts, config.expert_model_parallel_size, config.moe_router_topk
-    groups, group_topk = config.moe_router_num_groups or 1, config.moe_router_group_topk or 1
+    topk, groups = config.moe_router_topk, config.moe_router_num_groups or 1
+    best = config.moe_router_group_topk or 1
     required = [
-        ("num_moe_experts", experts, bool(experts), "at least 1"),
-        ("num_moe_experts", experts, (experts or 0) % ranks == 0, f"a multiple of the {ranks} expert-parallel ranks"),
-        ("num_moe_experts", experts, (experts or 0) % groups == 0, f"a multiple of the {groups} groups"),
-        ("moe_router_topk", topk, topk <= (experts or 0) // groups * group_topk, "at most the experts of its groups"),
-        ("moe_router_group_topk", group_topk, group_topk <= groups, f"at most the {groups} groups"),
-        ("moe_router_score_function", config.moe_router_score_function, None, "sigmoid"),
-        ("moe_router_load_balancing_type", config.moe_router_load_balancing_type, None, "none"),
-        ("expert_tensor_parallel_size", config.expert_tensor_parallel_size, None, 1),
-        ("gated_linear_unit", config.gated_linear_unit, None, True),
-        ("activation_func", config.activation_func, None, torch.nn.functional.silu),
-        ("add_bias_linear", config.add_bias_linear, None, False),
-        ("moe_expert_capacity_factor", config.moe_expert_capacity_factor, None, None),
-        ("moe_shared_expert_gate", config.moe_shared_expert_gate, None, False),
-        ("moe_shared_expert_overlap", config.moe_shared_expert_overlap, None, False),
-        ("moe_apply_probs_on_input", config.moe_apply_probs_on_input, None, False),
-        ("moe_z_loss_coeff", config.moe_z_loss_coeff, None, None),
-        ("moe_input_jitter_eps", config.moe_input_jitter_eps, None, None),
-        ("moe_latent_size", config.moe_latent_size, None, None),
+        ("moe_router_load_balancing_type", config.moe_router_load_balancing_type, "none"),
+        ("expert_tensor_parallel_size", config.expert_tensor_parallel_size, 1),
+        ("gated_linear_unit", config.gated_linear_unit, True),
+        ("activation_func", config.activation_func, torch.nn.functional.silu),
+        ("add_bias_linear", config.add_bias_linear, False),
+        ("moe_expert_capacity_factor", config.moe_expert_capacity_factor, None),
+        ("moe_shared_expert_gate", config.moe_shared_expert_gate, False),
+        ("moe_shared_expert_overlap", config.moe_shared_expert_overlap, False),
+        ("moe_apply_probs_on_input", config.moe_apply_probs_on_input, False),
+        ("moe_z_loss_coeff", config.moe_z_loss_coeff, None),
+        ("moe_input_jitter_eps", config.moe_input_jitter_eps, None),
+        ("moe_latent_size", config.moe_latent_size, None),
+        ("moe_router_force_load_balancing", config.moe_router_force_load_balancing, False),
     ]
-    for name, found, fits, wanted in required:
-        if not (found == wanted if fits is None else fits):
+    for name, found, wanted in required:
+        if found != wanted:
             raise ValueError(f"moe: {name} is {found}, {wanted} is required")
+    if groups > 1 and topk // best != 2:
+        raise ValueError(
+            f"moe: moe_router_topk={topk} and moe_router_group_topk={best}: a ratio of 2 is required with groups, "
+            "because Megatron ranks a group by so many of its experts and DeepSeek-V3 by 2"
+        )
     if config.tensor_model_parallel_size > 1 and not config.sequence_parallel:
         raise ValueError("moe: tensor parallelism needs sequence_parallel, or every rank would route the same tokens")
+    sizes = config.hidden_size, config.moe_ffn_hidden_size
+    if is_fp8 and any(size % 128 for size in sizes):
+        raise ValueError(f"moe: FP8 needs hidden_size and moe_ffn_hidden_size divisible by 128, got {sizes}")
 
 
-class Router(torch.nn.Module):
-    """The gate of DeepSeek-V3: sigmoid scores, a bias that only chooses, group-limited top-k."""
+class Router(TopKRouter):
+    """Megatron's router by the fused gate: the choices stay sparse."""
 
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.config = config
-        device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
-        experts = config.num_moe_experts
-        weight = torch.empty(experts, config.hidden_size, dtype=config.params_dtype, device=device)
-        if config.perform_initialization:
-            config.init_method(weight)
-        self.weight = torch.nn.Parameter(weight)
-        self.weight.sequence_parallel = config.sequence_parallel  # its gradient is summed over the tensor ranks
-        bias = torch.zeros(experts, dtype=torch.float32, device=device)
-        self.register_buffer("expert_bias", bias if config.moe_router_enable_expert_bias else None)
-        # Megatron's finalize_model_grads reads and clears this name, and moves expert_bias by it.
-        self.register_buffer("local_tokens_per_expert", torch.zeros_like(bias), persistent=False)
-        self.replay_ids: torch.Tensor | None = None  # [T, K]: choose these instead (routing replay)
+    replay_ids: torch.Tensor | None = None  # [T, K] int32 or int64: these experts instead (routing replay, R3)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x [T, D] -> (ids [T, K] int32, weights [T, K] float32). Weights carry the gradient of the scores."""
-        cfg = self.config
-        logits = torch.nn.functional.linear(x.float(), self.weight.float())
-        scores = logits.sigmoid()
-        ids = self._choose(scores) if self.replay_ids is None else self.replay_ids.long()
-        weights = scores.gather(1, ids)
-        if cfg.moe_router_topk > 1:
-            weights = weights / (weights.sum(1, keepdim=True) + 1e-20)
-        if torch.is_grad_enabled():  # not in the forward pass that recomputation repeats
-            counts = torch.bincount(ids.flatten(), minlength=cfg.num_moe_experts)
-            self.local_tokens_per_expert += counts
-        return ids.int(), weights * (cfg.moe_router_topk_scaling_factor or 1.0)
+    def forward(self, x: torch.Tensor, padding_mask: None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [T, 1, D] -> (ids [T, K] int32, weights [T, K] float32). The weights carry the gradient of the scores.
 
-    @torch.no_grad()
-    def _choose(self, scores: torch.Tensor) -> torch.Tensor:
-        cfg = self.config
-        biased = scores if self.expert_bias is None else scores + self.expert_bias
-        if cfg.moe_router_num_groups:
-            grouped = biased.unflatten(1, (cfg.moe_router_num_groups, -1))
-            best = grouped.topk(min(2, grouped.shape[-1]), dim=-1)[0].sum(-1).topk(cfg.moe_router_group_topk)[1]
-            allowed = torch.zeros(grouped.shape[:2], dtype=torch.bool, device=scores.device).scatter_(1, best, True)
-            biased = grouped.masked_fill(~allowed[..., None], -torch.inf).flatten(1)
-        return biased.topk(cfg.moe_router_topk, dim=1)[1]
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Router:
-        super()._apply(*args, **kwargs)
-        if self.expert_bias is not None:
-            self.expert_bias = self.expert_bias.float()  # .bfloat16() on the model would coarsen the choice of experts
-        return self
-
-
-class Experts(torch.nn.Module):
-    """This rank's routed experts: expert e of the model is entry e - ep_rank * E_local.
-
-    gate_up_proj: [E_local, 2 * I, D], gate rows before up rows.
-    down_proj:    [E_local, D, I].
-    """
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
-        local = config.num_moe_experts // config.expert_model_parallel_size
-        d, i = config.hidden_size, config.moe_ffn_hidden_size
-        for name, shape, init in (
-            ("gate_up_proj", (local, 2 * i, d), config.init_method),
-            ("down_proj", (local, d, i), config.output_layer_init_method),
-        ):
-            weight = torch.empty(shape, dtype=config.params_dtype, device=device)
-            if config.perform_initialization:
-                with get_cuda_rng_tracker().fork(get_expert_parallel_rng_tracker_name()):
-                    init(weight)
-            parameter = torch.nn.Parameter(weight)
-            # Megatron reduces such gradients over the ranks that hold the same experts, tensor ranks included,
-            # and counts them once a rank in the norm.
-            parameter.allreduce = config.expert_model_parallel_size == 1 and config.tensor_model_parallel_size == 1
-            parameter.tensor_model_parallel = True
-            self.register_parameter(name, parameter)
-
-    def forward(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Weighted sum of the local experts of each token.
-
-        Args:
-            x:       [T, D].
-            ids:     [T, K] int32, local expert; -1 where the choice lives on another rank.
-            weights: [T, K] float32.
+        A replayed row that starts with a negative id is chosen freely (a token without a recorded routing).
         """
-        out = torch.zeros_like(x)
-        for e in range(len(self.gate_up_proj)):
-            tokens, slots = (ids == e).nonzero(as_tuple=True)
-            gate, up = torch.nn.functional.linear(x[tokens], self.gate_up_proj[e]).chunk(2, dim=-1)
-            act = (torch.nn.functional.silu(gate) * up * weights[tokens, slots, None]).to(x.dtype)
-            out = out.index_add(0, tokens, torch.nn.functional.linear(act, self.down_proj[e]))
-        return out
+        self._maintain_float32_expert_bias()
+        cfg = self.config
+        has_groups = bool(cfg.moe_router_num_groups)
+        gate = moe_gate_topk(
+            torch.nn.functional.linear(x.flatten(0, 1).float(), self.weight.float()),
+            self.expert_bias,
+            topk=cfg.moe_router_topk,
+            n_group=cfg.moe_router_num_groups if has_groups else 1,
+            topk_group=cfg.moe_router_group_topk if has_groups else 1,
+            score=cfg.moe_router_score_function,
+            # After a softmax over all experts Megatron leaves the weights as they are.
+            norm=cfg.moe_router_topk > 1 and not (self.score_function == "softmax" and cfg.moe_router_pre_softmax),
+            scale=cfg.moe_router_topk_scaling_factor or 1.0,
+            replay_ids=None if self.replay_ids is None else self.replay_ids.int(),
+        )
+        if self.enable_expert_bias and torch.is_grad_enabled():  # not in the pass that recomputation repeats
+            self.local_tokens_per_expert += gate.counts
+        return gate.ids, gate.weights
 
 
-class MoE(torch.nn.Module):
+class MoE(MoELayer):
     """Router, routed experts spread over the expert-parallel ranks, and shared experts."""
 
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        check_config(config)
-        self.config = config
-        self.router = Router(config)
-        self.experts = Experts(config)
-        self.shared_experts = None
-        if config.moe_shared_expert_intermediate_size:
-            linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-            groups = get_default_pg_collection()
-            self.shared_experts = SharedExpertMLP(config, linears, gate=False, pg_collection=groups)
+    is_fp8 = False
 
-    def forward(self, hidden: torch.Tensor, padding_mask: None = None) -> tuple[torch.Tensor, None]:
-        """hidden [T, 1, D] (this rank's part of the row under sequence parallelism) -> (the same shape, no bias)."""
-        x = hidden.flatten(0, 1)
-        ids, weights = self.router(x)
-        group = ps.get_expert_model_parallel_group()
-        if group.size() == 1:
-            out = self.experts(x, ids, weights)
-        else:
-            sent, there = dispatch(x, ids, weights, self.config.num_moe_experts // group.size(), group)
-            out = combine(self.experts(*sent), there, len(x))
+    def __init__(self, config: TransformerConfig) -> None:
+        check_config(config, self.is_fp8)
+        linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        shared = ModuleSpec(SharedExpertMLP, submodules=linears)
+        experts = ModuleSpec(SequentialMLP, submodules=linears)
+        super().__init__(config, MoESubmodules(experts=experts, shared_experts=shared, router=Router))
+        for expert in self.experts.local_experts:
+            # Without expert parallelism Megatron takes experts for dense weights, whose gradients it does not sum over
+            # the tensor ranks; but each of these saw another part of the row.
+            for weight in expert.parameters():
+                weight.allreduce = config.expert_model_parallel_size == 1 and config.tensor_model_parallel_size == 1
+
+    def forward(
+        self, hidden_states: torch.Tensor, intermediate_tensors: None = None, padding_mask: None = None
+    ) -> tuple[torch.Tensor, None]:
+        """hidden_states [T, 1, D], under sequence parallelism this rank's part of the row -> (the same shape, None)."""
+        x = hidden_states.flatten(0, 1)
+        ids, weights = self.router(hidden_states)
+        fc1 = [expert.linear_fc1.weight for expert in self.experts.local_experts]
+        fc2 = [expert.linear_fc2.weight for expert in self.experts.local_experts]
+        out = _SpreadExperts.apply(x, ids, weights, self._journey(x), "fp8" if self.is_fp8 else "same", *fc1, *fc2)
+        out = out.view_as(hidden_states)
         if self.shared_experts is not None:
-            out = out + self.shared_experts(hidden).flatten(0, 1)
-        return out.view_as(hidden), None
+            out = out + self.shared_experts(hidden_states)
+        return out, None
+
+    def _journey(self, x: torch.Tensor) -> Any:
+        if self.ep_group.size() == 1:
+            return None
+        experts = self.config.num_moe_experts
+        if x.device.type == "cuda" and x.dtype == torch.bfloat16 and importlib.util.find_spec("deep_ep") is not None:
+            from r1engine.model.deep_ep import DeepEp
+
+            return DeepEp(self.ep_group, experts, x.shape[1])
+        return AllToAll(self.ep_group, experts)
+
+
+class Fp8MoE(MoE):
+    """The same with the matmuls of the routed experts in FP8; tokens and gradients leave for other ranks in FP8."""
+
+    is_fp8 = True
+
+
+class _SpreadExperts(torch.autograd.Function):
+    """moe_experts of this rank between the two halves of a journey; None stays at home."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        x: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        journey: Any,
+        precision: Precision,
+        *matrices: torch.Tensor,
+    ) -> torch.Tensor:
+        there = x, ids, weights
+        if journey is not None:
+            there = journey.depart(_for_the_wire(x, precision), ids, weights)
+        local = len(matrices) // 2
+        out, h, plan = experts_forward(
+            *there, torch.stack(matrices[:local]), torch.stack(matrices[local:]), None, precision
+        )
+        sent = there[0] if isinstance(there[0], Fp8) else (there[0],)
+        ctx.save_for_backward(*sent, there[2], h, *matrices)
+        ctx.num_sent, ctx.plan, ctx.journey, ctx.precision = len(sent), plan, journey, precision
+        return out if journey is None else journey.arrive(out, None)[0]
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        saved = ctx.saved_tensors  # asked for once: recomputation hands them out once
+        sent, (weights, h, *matrices) = saved[: ctx.num_sent], saved[ctx.num_sent :]
+        x = Fp8(*sent) if len(sent) == 2 else sent[0]
+        grad = grad.contiguous()
+        if ctx.journey is not None:
+            grad = ctx.journey.follow(_for_the_wire(grad, ctx.precision))
+        local, wants_wgrad = len(matrices) // 2, any(ctx.needs_input_grad[5:])
+        stacks = torch.stack(matrices[:local]), torch.stack(matrices[local:])
+        grad_x, grad_weights, *wgrads = experts_backward(
+            grad, x, weights, *stacks, h, ctx.plan, ctx.precision, wants_wgrad
+        )
+        if ctx.journey is not None:
+            grad_x, grad_weights = ctx.journey.arrive(grad_x, grad_weights)
+        of_matrices = [g for w in wgrads for g in w.unbind()] if wants_wgrad else [None] * len(matrices)
+        return grad_x, None, grad_weights, None, None, *of_matrices
+
+
+def _for_the_wire(tokens: torch.Tensor, precision: Precision) -> torch.Tensor | Fp8:
+    return tokens if precision == "same" else fp8_quantize(tokens, block=(1, 128))

@@ -1,0 +1,114 @@
+"""The mixture-of-experts layer on one rank: what it refuses, routing replay, recomputation, names of its weights."""
+
+import pytest
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from r1engine.model.cpu import on_cpu
+from r1engine.model.moe import Fp8MoE, MoE, moe_layer_spec
+
+D, INNER, E, K = 128, 128, 8, 4
+
+
+def config(**changed: object) -> TransformerConfig:
+    settings = {
+        "num_layers": 1,
+        "hidden_size": D,
+        "num_attention_heads": 4,
+        "ffn_hidden_size": 64,
+        "moe_ffn_hidden_size": INNER,
+        "num_moe_experts": E,
+        "moe_router_topk": K,
+        "moe_router_num_groups": 4,
+        "moe_router_group_topk": 2,
+        "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": True,
+        "moe_router_topk_scaling_factor": 2.5,
+        "moe_router_pre_softmax": True,
+        "moe_router_load_balancing_type": "none",
+        "moe_token_dispatcher_type": "alltoall",
+        "gated_linear_unit": True,
+        "activation_func": torch.nn.functional.silu,
+        "add_bias_linear": False,
+        "use_cpu_initialization": True,
+        "gradient_accumulation_fusion": False,
+    }
+    return TransformerConfig(**(settings | changed))
+
+
+@pytest.fixture
+def layer(world, monkeypatch):
+    monkeypatch.setattr(MoEAlltoAllTokenDispatcher, "cuda_dtoh_stream", object())  # of Megatron's, which we never call
+    with on_cpu():
+        tensor_parallel.model_parallel_cuda_manual_seed(0, inference_rng_tracker=True, force_reset_rng=True)
+        made = moe_layer_spec(config())(config())
+    made.router.weight.data.normal_(std=0.1)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"moe_router_load_balancing_type": "aux_loss"},
+            "moe_router_load_balancing_type is aux_loss, none is required",
+        ),
+        ({"moe_expert_capacity_factor": 1.0, "moe_router_load_balancing_type": "none"}, "capacity_factor is 1.0, None"),
+        ({"moe_shared_expert_gate": True}, "moe: moe_shared_expert_gate is True, False is required"),
+        ({"moe_router_topk": 2}, "moe_router_topk=2 and moe_router_group_topk=2: a ratio of 2 is required"),
+        ({"activation_func": torch.nn.functional.gelu}, "moe: activation_func is .*silu.* is required"),
+    ],
+)
+def test_what_the_layer_does_not_compute_is_refused(changed, message):
+    with pytest.raises(ValueError, match=message):
+        moe_layer_spec(config(**changed))
+
+
+def test_fp8_needs_whole_blocks():
+    with pytest.raises(ValueError, match=r"moe: FP8 needs .* divisible by 128, got \(128, 96\)"):
+        moe_layer_spec(config(moe_ffn_hidden_size=96), is_fp8=True)
+    assert moe_layer_spec(config(), is_fp8=True) is Fp8MoE
+    assert moe_layer_spec(config()) is MoE
+
+
+def test_weights_have_megatrons_names(layer):
+    experts = [f"experts.local_experts.{e}.linear_fc{i}.weight" for e in range(E) for i in (1, 2)]
+    assert [name for name, _ in layer.named_parameters()] == ["router.weight", *experts]
+    assert layer.experts.local_experts[0].linear_fc1.weight.shape == (2 * INNER, D)
+
+
+def test_replay_takes_the_recorded_experts_and_keeps_the_routers_gradient(layer):
+    x = torch.randn(20, 1, D)
+    free = layer(x)[0]
+    ids, _ = layer.router(x)
+    layer.router.replay_ids = ids.long()
+    assert torch.equal(layer(x)[0], free)
+    other = (ids.long() + 1) % E
+    other[3] = -1  # not recorded: chosen freely
+    layer.router.replay_ids = other
+    replayed, weights = layer.router(x)
+    assert torch.equal(replayed[3], ids[3]) and torch.equal(replayed[:3].long(), other[:3])
+    weights[:3].square().sum().backward()  # the sum alone is the constant 2.5
+    assert layer.router.weight.grad.abs().sum() > 0
+
+
+def test_load_is_counted_where_gradients_are_wanted(layer):
+    x = torch.randn(20, 1, D)
+    with torch.no_grad():
+        layer(x)
+    assert not layer.router.local_tokens_per_expert.any()
+    layer(x)
+    assert layer.router.local_tokens_per_expert.sum() == 20 * K
+
+
+def test_recomputation_changes_no_gradient(layer):
+    x = torch.randn(20, 1, D)
+    grads = []
+    for run in (layer, lambda x: torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)):
+        layer.zero_grad()
+        leaf = x.clone().requires_grad_()
+        run(leaf)[0].square().sum().backward()
+        grads.append([leaf.grad, *(p.grad.clone() for p in layer.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))

@@ -148,6 +148,8 @@ class Rewards(Section):
     overlong: float = 0.0  # DAPO's soft overlong punishment
     repetition: float = 0.0  # minus the share of repeated n-grams
     blank_think_allowed: bool = False  # whether a blank think block keeps the format
+    percent_may_be_missing: bool = False  # whether 10% and 10 are the same answer; else undecided
+    interval_may_be_inequality: bool = False  # whether (3, oo) and x > 3 are; else undecided
     language_detector: Literal["py3langid", "lingua"] = "py3langid"  # tells Latin-script languages apart
     overlong_margin: Positive = 4096  # tokens before the limit over which the punishment grows
     repetition_ngram: Positive = 20  # words

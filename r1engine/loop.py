@@ -31,6 +31,7 @@ from r1engine.observe.report import write_report
 from r1engine.observe.summary import print_summary
 from r1engine.prompts import PromptStream, file_digest, load_prompts
 from r1engine.rewards import Record, Scorer
+from r1engine.rewards.accuracy import MathPolicy
 from r1engine.rollout.local import LocalGenerator
 from r1engine.rollout.sglang.generator import SglangGenerator
 from r1engine.step import Iteration, Parts, iterate, refresh
@@ -132,6 +133,7 @@ class Run:
             with_language=rewards.language != 0,
             detector=rewards.language_detector,
             blank_think_allowed=rewards.blank_think_allowed,
+            policy=MathPolicy(rewards.percent_may_be_missing, rewards.interval_may_be_inequality),
         )
 
     def _load_data(self) -> tuple[PromptStream, list[Prompt]]:

@@ -37,18 +37,21 @@ _EMPTY = re.compile(
 
 
 @dataclass(frozen=True)
-class Policy:
+class MathPolicy:
     """What the question, which no rule sees, would have to settle. The defaults leave it undecided."""
 
     percent_may_be_missing: bool = False  # 10% and 10 are the same
     interval_may_be_inequality: bool = False  # (3, \infty) and x > 3 are the same
 
 
+STRICT = MathPolicy()
+
+
 class _NeedsComputing(Exception):
     """Text and exact numbers do not settle it."""
 
 
-def judge_at_once(answer: str, reference: str, policy: Policy = Policy()) -> Decision | None:
+def judge_at_once(answer: str, reference: str, policy: MathPolicy = STRICT) -> Decision | None:
     """`judge` as far as text and exact numbers go, in microseconds; None where Math-Verify is to be asked."""
 
     def refuse(answer: str, reference: str) -> NoReturn:
@@ -61,7 +64,7 @@ def judge_at_once(answer: str, reference: str, policy: Policy = Policy()) -> Dec
 
 
 def judge(
-    answer: str, reference: str, policy: Policy = Policy(), *, compute: Compute = compare_symbolically
+    answer: str, reference: str, policy: MathPolicy = STRICT, *, compute: Compute = compare_symbolically
 ) -> Decision:
     """(verdict, reason in one line) of an answer.
 
@@ -123,7 +126,7 @@ def reference_problem(reference: str, *, readable: Callable[[str], str] = readin
 
 @dataclass(frozen=True)
 class _Judge:
-    policy: Policy
+    policy: MathPolicy
     compute: Compute
 
     def compare(self, answer: Answer, reference: Answer) -> Decision:

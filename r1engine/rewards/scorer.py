@@ -7,10 +7,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from r1engine.rewards.accuracy import judge_at_once, reference_problem_at_once
+from r1engine.rewards.accuracy import STRICT, MathPolicy, judge_at_once, reference_problem_at_once
 from r1engine.rewards.choice import choices, judge_choice, judge_exact
 from r1engine.rewards.extract import final_answer, thoughts
 from r1engine.rewards.format import format_problem
@@ -47,6 +47,7 @@ class Scorer:
         with_language: bool = False,
         detector: Detector = "py3langid",
         blank_think_allowed: bool = False,
+        policy: MathPolicy = STRICT,
     ) -> None:
         """
         Args:
@@ -55,7 +56,9 @@ class Scorer:
             with_language: every score has the component "language", not only those of reward "language".
             detector: see `language.language_share`.
             blank_think_allowed: see `format.format_problem`.
+            policy: of the math rule, see `accuracy.MathPolicy`.
         """
+        self._policy = policy
         self._with_language, self._detector, self._blank_think = with_language, detector, blank_think_allowed
         count = workers or len(os.sched_getaffinity(0))
         self._pool = WorkerPool("r1engine.rewards.work:work", workers=count, deadline_seconds=deadline_seconds)
@@ -153,9 +156,9 @@ class Scorer:
         if answer is None:
             begun.decided = ("wrong", why_none)
         elif record.reward == "math":
-            begun.decided = judge_at_once(answer, record.answer)
+            begun.decided = judge_at_once(answer, record.answer, self._policy)
             if begun.decided is None:
-                begun.work["math"] = [answer, record.answer]
+                begun.work["math"] = [answer, record.answer, asdict(self._policy)]
         elif record.reward == "choice":
             begun.decided = judge_choice(answer, record.answer)
         elif record.reward == "exact":

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from r1engine.rewards.accuracy import judge, reference_problem
+from r1engine.rewards.accuracy import MathPolicy, judge, reference_problem
 from r1engine.rewards.language import language_of, language_share
 
 
 def work(item: dict[str, Any]) -> dict[str, Any]:
     """Results of the tasks in `item`, under the same names.
 
-    math:     [answer, reference] -> [verdict, reason]
+    math:     [answer, reference, policy] -> [verdict, reason]
     language: [thoughts, target language, detector] -> [target, share or null, number of words, {language: words}]
               a target "" is the language of the text in "question"
     reference: a reference -> why it cannot be used, or ""
     """
     results: dict[str, Any] = {}
     if "math" in item:
-        results["math"] = judge(*item["math"])
+        answer, reference, policy = item["math"]
+        results["math"] = judge(answer, reference, MathPolicy(**policy))
     if "reference" in item:
         results["reference"] = reference_problem(item["reference"])
     if "language" in item:

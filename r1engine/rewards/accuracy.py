@@ -26,6 +26,7 @@ MAX_UNORDERED = 50  # matching the items of two sets is quadratic
 MIN_ROUNDED_PLACES = 5  # decimal places from which a rounded answer stands for the exact number
 
 _ELLIPSIS = re.compile(r"\\[cl]?dots|\.\.\.|\u2026")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,50}")
 _BASED = re.compile(r"([0-9A-Za-z]+)_\{?(\d+)\}?")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'.-]+(?:\s+[A-Za-z'.-]+)*")
 _CHOICE = re.compile(r"\(?([A-J])[.):]?")
@@ -82,6 +83,9 @@ def judge(
     """
     if max(len(answer), len(reference)) > MAX_ANSWER_CHARACTERS:
         return "undecided", f"longer than {MAX_ANSWER_CHARACTERS} characters"
+    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(reference):  # by far the most frequent; without any copy
+        is_same = int(answer) == int(reference)
+        return ("right", "same number") if is_same else ("wrong", f"{answer} is not {reference}")
     found, required = normalize(answer), normalize(reference)
     if not required.text:
         return "undecided", "the reference is blank"

@@ -46,17 +46,18 @@ class Answer:
 def normalize(answer: str) -> Answer:
     """Plain form of an answer: no delimiters, spacing, "x =", final stop or unit; "and" is a comma."""
     text = unwrap(answer.strip())
-    text = text.replace("\u2212", "-").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    text = text.replace("\\cfrac", "\\frac").replace("\u2248", "\\approx ").replace("==", "=")
-    text = re.sub(r"\\mathrm\s*\{?\s*e\s*\}?", "e", text)  # Math-Verify drops \mathrm{e}
-    text = re.sub(r"\\sqrt\s*(\d|[a-z](?![a-z]))", r"\\sqrt{\1}", text)
-    text = " ".join(_SPACING.sub(" ", text).split())
+    text = text.replace("\u2212", "-").replace("\u2248", "\\approx ").replace("==", "=")
+    # Each rule only where it can apply: most answers are plain numbers, and this runs for every completion.
+    if "\\" in text or "~" in text:
+        text = _plain_latex(text)
+    text = " ".join(text.split())
     text = unwrap(text.rstrip(".") if not text.endswith("..") else text)
-    text = _AND.sub(", ", text)
+    if "and" in text or "or" in text:
+        text = _AND.sub(", ", text)
     text = _without_approximation(text)
     text, unit = take_unit(text)
     text, equation = _without_name(text)
-    if _THOUSANDS.fullmatch(text):
+    if "," in text and _THOUSANDS.fullmatch(text):
         text = text.replace("{,}", "").replace(",", "")
     return Answer(text, unit, exact_number(text), equation)
 
@@ -84,7 +85,7 @@ def is_name(text: str) -> bool:
 
 def unwrap(text: str) -> str:
     """Takes off math delimiters, a text command around everything and "the answer is"."""
-    while True:
+    while text[:1] in ("$", "\\") or text[:1].isalpha():
         before = text
         for left, right in _DELIMITERS:
             inner = text[len(left) : -len(right)]
@@ -93,10 +94,19 @@ def unwrap(text: str) -> str:
         for command in _TEXT_COMMANDS:
             if text.startswith(command + "{") and matching_brace(text, len(command)) == len(text) - 1:
                 text = text[len(command) + 1 : -1].strip()
-        if prefix := _PREFIX.match(text):
+        if text[:1].isalpha() and (prefix := _PREFIX.match(text)):
             text = text[prefix.end() :]
         if text == before:
-            return text
+            break
+    return text
+
+
+def _plain_latex(text: str) -> str:
+    for variant in ("\\dfrac", "\\tfrac", "\\cfrac"):
+        text = text.replace(variant, "\\frac")
+    text = re.sub(r"\\mathrm\s*\{?\s*e\s*\}?", "e", text)  # Math-Verify drops \mathrm{e}
+    text = re.sub(r"\\sqrt\s*(\d|[a-z](?![a-z]))", r"\\sqrt{\1}", text)
+    return _SPACING.sub(" ", text)
 
 
 def _without_approximation(text: str) -> str:
@@ -109,5 +119,5 @@ def _without_approximation(text: str) -> str:
 
 def _without_name(text: str) -> tuple[str, str]:
     """(what is right of "x =", all of it), or (text, "") if there is no such name; the rest may be a chain."""
-    name = _ASSIGNMENT.match(text)
+    name = _ASSIGNMENT.match(text) if "=" in text or "\\in" in text else None
     return (text[name.end() :], text) if name else (text, "")

@@ -51,7 +51,8 @@ def take_unit(text: str) -> tuple[str, str]:
     for sign, unit in _BEFORE:
         if text.startswith(sign):
             return text[len(sign) :].strip(), unit
-    match = _WITH_UNIT.fullmatch(text)
+    # A unit ends in a letter, a brace, a stop or its power.
+    match = None if text[-1:].isdigit() and "^" not in text else _WITH_UNIT.fullmatch(text)
     if match is None:
         return text, ""
     unit = " ".join((match["word"] or match["known"] or "").lower().rstrip(".").split())

@@ -27,8 +27,8 @@ def grade(scorer: Scorer, reward: str, completion: str, answer: str = "", **fiel
 @pytest.mark.parametrize(
     ("reward", "completion", "answer", "verdict", "components", "reason"),
     [
-        ("math", boxed("5"), "5", "right", {"format": 1, "accuracy": 1}, "same text"),
-        ("math", "\\boxed{5}", "5", "right", {"format": 0, "accuracy": 1}, "same text; format: found no <think>"),
+        ("math", boxed("5"), "5", "right", {"format": 1, "accuracy": 1}, "same number"),
+        ("math", "\\boxed{5}", "5", "right", {"format": 0, "accuracy": 1}, "same number; format: found no <think>"),
         ("math", boxed("6"), "5", "wrong", {"format": 1, "accuracy": 0}, "6 is not 5"),
         ("math", boxed("x+1"), "1+x", "right", {"format": 1, "accuracy": 1}, "equal by Math-Verify"),
         ("math", boxed("9^{9^{9}}"), "5", "undecided", {"format": 1}, "the answer has a power in an exponent"),

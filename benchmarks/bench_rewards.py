@@ -1,0 +1,128 @@
+"""Graders: items/s of each path, latency under hostile load, against Math-Verify called directly.
+
+python benchmarks/bench_rewards.py [--smoke]        one core; the device option is there for run_all.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import timing
+import torch
+
+from r1engine.rewards import Record, Scorer
+from r1engine.rewards.accuracy import judge_at_once
+from r1engine.rewards.work import warm_up, work
+
+CORPUS = Path(__file__).resolve().parents[1] / "tests" / "rewards" / "math_corpus.jsonl"
+DEADLINE = 1.0
+HOSTILE = ("(x+y+z+w)^{49}(x+y+z)+w(x+y+z+w)^{48}(x+y+z+w)", "(x+y+z+w)^{50}")
+EXACT = [("5", "5"), ("1,234", "1234"), ("\\frac{1}{2}", "0.5"), ("-7.5", "-7.25"), ("x=12", "12"), ("10 cm", "10")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--smoke", action="store_true")
+    args = parser.parse_args()
+    timing.use_device("cpu")
+    torch.set_num_threads(1)
+    exact_path(20 if args.smoke else 5000)
+    symbolic_path(4 if args.smoke else None, rounds=1 if args.smoke else 3)
+    hostile_load(honest=20 if args.smoke else 1000, hostile=1 if args.smoke else 10)
+
+
+def exact_path(repeats: int) -> None:
+    """Answers that text and exact numbers settle, in process."""
+    pairs = EXACT * repeats
+    start = time.perf_counter()
+    for answer, reference in pairs:
+        judge_at_once(answer, reference)
+    emit("exact, in process", {"items_per_second": len(pairs) / (time.perf_counter() - start), "items": len(pairs)})
+    records = [Record("math", f"<think>a</think><answer>{answer}</answer>", reference) for answer, reference in pairs]
+    with Scorer(workers=1) as scorer:
+        start = time.perf_counter()
+        scorer.score(records)
+        rate = len(records) / (time.perf_counter() - start)
+    emit("exact, whole record", {"items_per_second": rate, "items": len(records)})
+
+
+def symbolic_path(count: int | None, rounds: int) -> None:
+    """The pairs of the corpus that need algebra: through the pool, in process, and Math-Verify itself; milliseconds.
+
+    SymPy remembers results, so its cache is emptied before each call: whoever runs second would be faster.
+    """
+    from sympy.core.cache import clear_cache
+
+    rows = [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()]
+    pairs = [(row["answer"], row["reference"]) for row in rows]
+    pairs = [pair for pair in pairs if judge_at_once(*pair) is None][:count]
+    warm_up()
+    policy = {"percent_may_be_missing": False, "interval_may_be_inequality": False}
+    with Scorer(workers=1, deadline_seconds=60) as scorer:
+        records = [Record("math", f"\\boxed{{{answer}}}", reference) for answer, reference in pairs]
+        scorer.score(records[:2])  # starts the workers
+        ways: dict[str, Callable[[int], object]] = {
+            "through the pool": lambda i: scorer.score([records[i]]),
+            "in process": lambda i: work({"math": [*pairs[i], policy]}),
+            "Math-Verify": lambda i: math_verify(*pairs[i]),
+        }
+        taken: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(rounds):
+            for i in range(len(pairs)):
+                for name, way in ways.items():
+                    clear_cache()
+                    start = time.perf_counter()
+                    way(i)
+                    taken[name].append(1e3 * (time.perf_counter() - start))
+    for name, values in taken.items():
+        emit(f"symbolic, {name}", {"pairs": len(pairs), "mean_ms": statistics.fmean(values), **percentiles(values)})
+
+
+def hostile_load(honest: int, hostile: int) -> None:
+    """Latency of every item while some of them never end; the deadline is DEADLINE seconds."""
+    records = [Record("math", f"\\boxed{{{n}+x}}", f"x+{n}") for n in range(honest)]
+    for n in range(hostile):
+        records.insert(n * (len(records) // hostile), Record("math", f"\\boxed{{{HOSTILE[0]}}}", HOSTILE[1]))
+    with Scorer(workers=2, deadline_seconds=DEADLINE) as scorer:
+        scorer.score(records[1:3])
+        start = time.perf_counter()
+        scores = scorer.score(records)
+        seconds = time.perf_counter() - start
+    values = [1e3 * score.seconds for score in scores]
+    counts = {verdict: sum(score.verdict == verdict for score in scores) for verdict in ("right", "undecided")}
+    emit(
+        "hostile load",
+        {"deadline_ms": 1e3 * DEADLINE, **counts, "items_per_second": len(scores) / seconds, **percentiles(values)},
+    )
+
+
+def math_verify(answer: str, reference: str) -> bool:
+    """As its README says, without its signal-based time-outs, which only cost time here."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    configs = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
+    gold, found = (parse(f"\\boxed{{{text}}}", configs, parsing_timeout=None) for text in (reference, answer))
+    return verify(gold, found, timeout_seconds=None)
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {f"p{share}_ms": ordered[min(len(ordered) - 1, len(ordered) * share // 100)] for share in (50, 90, 99)} | {
+        "max_ms": ordered[-1]
+    }
+
+
+def emit(row: str, values: dict[str, object]) -> None:
+    timing.emit("rewards", row, torch.device("cpu"), values)
+
+
+if __name__ == "__main__":
+    main()

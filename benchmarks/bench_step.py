@@ -97,10 +97,10 @@ class Ours:
 class Peer:
     """TRL's side: a child process in its own environment, driven step by step."""
 
-    def __init__(self, python: str, folder: Path, work: Work, device: torch.device) -> None:
+    def __init__(self, python: str, folder: Path, work: Work, device: torch.device, *, fastest: bool) -> None:
         texts = [text for text, _ in step_model.prompts(folder, work)]
         job = work.fields() | {"folder": str(folder), "prompts": texts, "device": device.type, "beta": BETA, "lr": LR}
-        job["threads"] = torch.get_num_threads()
+        job |= {"threads": torch.get_num_threads(), "fastest": fastest}
         script = Path(__file__).with_name("trl_peer.py")
         self.process = subprocess.Popen(
             [python, script, json.dumps(job)],
@@ -154,12 +154,14 @@ def measure(name: str, work: Work, args: argparse.Namespace, device: torch.devic
         step_model.make_folder(folder, shape)
         ours = Ours(folder, work, device, args.threads)
         candidates: dict[str, Callable[[], float]] = {"ours": ours.step}
-        peer = Peer(args.peer_python, folder, work, device) if args.peer_python else None
-        if peer is not None:
-            candidates["trl"] = peer.step
+        peers: dict[str, Peer] = {}
+        if args.peer_python:
+            for peer_name, fastest in (("trl_as_shipped", False), ("trl_fastest", True)):
+                peers[peer_name] = Peer(args.peer_python, folder, work, device, fastest=fastest)
+                candidates[peer_name] = peers[peer_name].step
         timing.note(f"bench_step: {name}, {warmup} + {rounds} rounds of {', '.join(candidates)}")
         taken = timing.interleaved(candidates, rounds=rounds, warmup=warmup)
-        if peer is not None:
+        for peer in peers.values():
             peer.close()
 
     ours_step = timing.summary(taken["ours"])
@@ -168,12 +170,12 @@ def measure(name: str, work: Work, args: argparse.Namespace, device: torch.devic
     row("ours", ours_step | {"tokens_per_second": ours.tokens / ours_step["median"]})
     for phase, values in ours.phases.items():
         row(f"ours/{phase}", timing.summary(values[warmup:]))
-    if peer is not None:
-        row("trl", timing.summary(taken["trl"]) | {"peer_versions": peer.versions})
-        row("trl/cpu", timing.summary(peer.cpu[warmup:]))
-        row("trl/generate", timing.summary(peer.generate[warmup:]))
-        ratios = [b / a for a, b in zip(taken["ours"], taken["trl"], strict=True)]
-        row("trl/ours", timing.summary(ratios) | {"unit": "ratio of the two steps of a round"})
+    for peer_name, peer in peers.items():
+        row(peer_name, timing.summary(taken[peer_name]) | {"peer_versions": peer.versions})
+        row(f"{peer_name}/cpu", timing.summary(peer.cpu[warmup:]))
+        row(f"{peer_name}/generate", timing.summary(peer.generate[warmup:]))
+        ratios = [b / a for a, b in zip(taken["ours"], taken[peer_name], strict=True)]
+        row(f"{peer_name}/ours", timing.summary(ratios) | {"unit": "ratio of the two steps of a round"})
 
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     rate = timing.matmul_rate(gemm_shapes(shape, work), dtype, device)

@@ -51,12 +51,18 @@ class StepByStep(TrainerCallback):
 
 
 def make_trainer(job: dict, answer: Answer) -> GRPOTrainer:
-    """A trainer in its fastest setting for a small model: one batch a step, no checkpointing of activations."""
+    """A trainer of one optimizer step a rollout.
+
+    With job["fastest"] in its fastest setting for a small model: one batch a step, no checkpointing of activations.
+    Else as TRL comes: batches of its default size, accumulated, with checkpointing.
+    """
+    completions = job["questions"] * job["group"]
+    batch = completions if job["fastest"] else GRPOConfig.per_device_train_batch_size
     config = GRPOConfig(
         output_dir=tempfile.mkdtemp(prefix="trl-"),
         max_steps=10**6,
-        per_device_train_batch_size=job["questions"] * job["group"],
-        gradient_accumulation_steps=1,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=completions // batch,
         num_generations=job["group"],
         max_completion_length=job["completion"],
         temperature=1.0,
@@ -67,7 +73,7 @@ def make_trainer(job: dict, answer: Answer) -> GRPOTrainer:
         max_grad_norm=1.0,
         use_cpu=job["device"] == "cpu",
         bf16=job["device"] == "cuda",
-        gradient_checkpointing=False,
+        **({"gradient_checkpointing": False} if job["fastest"] else {}),
         model_init_kwargs={"dtype": "float32"},
         logging_strategy="no",
         save_strategy="no",

@@ -75,7 +75,7 @@ class Parallel(Section):
     expert_tensor: Positive = 1  # ranks that each routed expert is split over
     data: Positive | None = None  # null: what is left of the world size
     sequence: bool | None = None  # sequence parallelism; null: on when tensor > 1
-    distributed_optimizer: bool = False  # shard optimizer state over data-parallel ranks; runs refuse it, see loop.py
+    distributed_optimizer: bool = False  # shard optimizer state over data-parallel ranks (ZeRO-1)
     offload: bool = True  # on GPU: training state in host memory while generating
 
 

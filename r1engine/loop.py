@@ -22,6 +22,7 @@ from r1engine.config import Config, ConfigError
 from r1engine.evaluation.pass_at_1 import pass_at_1, sample_row
 from r1engine.grpo import record_of
 from r1engine.model import parallel
+from r1engine.model.cpu import keep_freed_memory
 from r1engine.model.parallel import World
 from r1engine.model.policy import Policy, model_dtype
 from r1engine.model.precision import export_folder
@@ -48,10 +49,6 @@ def train(cfg: Config) -> None:
     started = time.time()
     config.check_world(cfg, int(os.environ.get("WORLD_SIZE", "1")))
     config.check_files(cfg)
-    if cfg.parallel.distributed_optimizer:
-        # Its updates equal one rank's (tests/parallel), but Megatron 0.16 with PyTorch's AdamW does not restore its
-        # state exactly: a resumed run would go another way without a word.
-        raise ConfigError("parallel.distributed_optimizer: found true, required false: a resume is not exact with it")
     set_up_torch(cfg)
     world = parallel.join(cfg.parallel)
     try:
@@ -72,9 +69,11 @@ def train(cfg: Config) -> None:
 
 
 def set_up_torch(cfg: Config) -> None:
-    """CPU threads and determinism of this process."""
+    """CPU threads, memory and determinism of this process."""
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(cfg.threads or max(1, len(os.sched_getaffinity(0)) // ranks_here))
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
         torch.use_deterministic_algorithms(True)
@@ -236,6 +235,7 @@ class Run:
             "dataset": self.prompts.state()["sha256"],
             "model": model,
             "layout": {"tensor": world.tp_size, "pipeline": world.pp_size, "data": world.dp_size},
+            "distributed_optimizer": cfg.parallel.distributed_optimizer and world.dp_size > 1,
             "reference": cfg.grpo.kl_coef > 0,
         }
 

@@ -43,7 +43,7 @@ def run(
         [*command, *SHORT, f"run_dir={run_dir}", *more],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,  # for a machine that others use too
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 
@@ -126,7 +126,6 @@ def test_ctrl_c_exits_clean_and_leaves_nothing_half_written(whole, tmp_path):
         ("seed=5", "was made with"),
         ("checkpoint.resume=false", "holds checkpoints up to step_00000008"),
         ("grpo.kl_coef=0", "reference was True when it was made, this run has False"),
-        ("parallel.distributed_optimizer=true", "required false: a resume is not exact with it"),
         ("data.max_prompt_tokens=3", "required at most max_prompt_tokens = 3"),
     ],
 )

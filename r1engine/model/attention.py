@@ -180,14 +180,11 @@ def packed_attention(
 def _padded_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: RowLayout, scale: float) -> torch.Tensor:
     if layout.to_padded is not None:
         q, k, v = (_Select.apply(x, layout.to_padded, layout.to_packed) for x in (q, k, v))
-    repeat = q.shape[1] // k.shape[1]
-    if repeat > 1:  # the CPU flash kernel takes no grouped heads; its math fallback is slower than this copy
-        k, v = (x.repeat_interleave(repeat, dim=1) for x in (k, v))
     outputs = []
     for block in layout.blocks:
         rows = slice(block.start, block.start + block.sequences * block.length)
         batch = (x[rows].unflatten(0, (block.sequences, block.length)).transpose(1, 2) for x in (q, k, v))
-        out = scaled_dot_product_attention(*batch, is_causal=True, scale=scale)
+        out = scaled_dot_product_attention(*batch, is_causal=True, scale=scale, enable_gqa=True)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return out if layout.to_packed is None else _Select.apply(out, layout.to_packed, layout.to_padded)

@@ -7,12 +7,30 @@ it is needed. tests/model/test_cpu.py fails when a Megatron upgrade makes one un
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+# mallopt(3) of glibc: parameter -> value.
+_KEEP_FREED_MEMORY = {
+    -4: 0,  # M_MMAP_MAX: no mapping of its own for a large block, which would go back to the system when freed
+    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: the heap shrinks only when 2 GiB lie free at its end
+}
+
+
+def keep_freed_memory() -> None:
+    """Makes malloc of this process reuse freed blocks of any size.
+
+    By default glibc returns blocks above 32 MiB to the system at once, and the end of the heap soon; the next step
+    then takes a page fault for every 4 KiB of its activations. Does nothing where the C library has no mallopt.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    for parameter, value in _KEEP_FREED_MEMORY.items() if mallopt is not None else ():
+        mallopt(parameter, value)
 
 
 class _CudaMeansCpu(TorchFunctionMode):

@@ -12,6 +12,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
 
 from r1engine.model.swap import lent_weights
 
@@ -61,11 +62,22 @@ def _snapshot_shards(model: Model, snapshot: dict[str, torch.Tensor]) -> dict[st
 
 
 def save(folder: Path, model: Model, optimizer: MegatronOptimizer, snapshot: dict[str, torch.Tensor] | None) -> None:
-    """Write into an existing empty folder. Collective."""
+    """Write into an existing empty folder. Collective.
+
+    Raises:
+        RuntimeError: a write failed (disk full, quota); the folder is then of no use.
+    """
     # Megatron would start a manager process to carry results back from an asynchronous save: seconds, and an endless
     # loop in scripts without a __main__ guard. This save is synchronous: its results never leave the process.
     filesystem_async._results_queue = queue.Queue()
-    dist_checkpointing.save(_sharded(model, optimizer, snapshot, is_loading=False), str(folder))
+    try:
+        dist_checkpointing.save(_sharded(model, optimizer, snapshot, is_loading=False), str(folder))
+    except (CheckpointException, OSError) as error:  # the first is a BaseException; its last line says what failed
+        reason = str(error).strip().splitlines()[-1]
+        raise RuntimeError(
+            f"checkpoint: {folder} could not be written ({reason}); free some space and start the same command again: "
+            "it goes on from the last whole checkpoint"
+        ) from error
 
 
 def load(
@@ -81,10 +93,22 @@ def load(
     model.load(tree["model"])
     optimizer.load_state_dict(tree["optimizer"])
     for part in chain:
-        for entry in part.optimizer.state.values() if isinstance(part, DistributedOptimizer) else ():
-            # Megatron hands PyTorch's AdamW one step tensor for all parameters, and each would count it up.
-            entry["step"] = entry["step"].clone()
+        if isinstance(part, DistributedOptimizer):
+            _restore_adam_steps(part.optimizer)
     if snapshot is not None:
         with lent_weights(model.local, snapshot):
             model.load(tree["reference"], "reference.")
     return snapshot
+
+
+def _restore_adam_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Gives every parameter the step count of its group, which is the one in the checkpoint.
+
+    Megatron hands PyTorch's AdamW one tensor for all parameters, each of which would count it up, and then writes
+    this process's own count over it, that of the dummy step. (Transformer Engine's Adam counts in the group.)
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})  # none where the shard is empty
+            if "step" in state:
+                state["step"] = torch.full_like(state["step"], float(group["step"]))

@@ -27,6 +27,7 @@ from megatron.core.transformer.transformer_layer import (
 from r1engine.architecture import Architecture, Mla, rotary_frequencies
 from r1engine.batch import PackedBatch
 from r1engine.model.attention import RowLayout, packed_attention, rotate, row_layout
+from r1engine.model.fused import rms_norm, swiglu
 from r1engine.model.latent import latent_attention_spec
 from r1engine.model.router import ExpertsLayer, Router
 from r1kernels import logprob_entropy
@@ -43,7 +44,18 @@ class RMSNorm(torch.nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
+
+
+class GatedMLP(MLP):
+    """Megatron's MLP with one operation between its products. (Its own adds an offset of 0 to all of `up`.)"""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config, MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear))
+
+    def forward(self, hidden_states: torch.Tensor, padding_mask: None = None) -> tuple[torch.Tensor, None]:
+        gate_up, _ = self.linear_fc1(hidden_states)
+        return self.linear_fc2(swiglu(gate_up))
 
 
 class LatentNorm(RMSNorm):
@@ -187,9 +199,9 @@ def _layer_spec(model: Architecture, *, has_experts: bool) -> ModuleSpec:
                 k_layernorm=qk_norm,
             ),
         )
-    linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-    mlp = ModuleSpec(MLP, submodules=linears)
+    mlp = GatedMLP
     if has_experts:
+        linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
         submodules = MoESubmodules(
             router=Router,
             experts=ModuleSpec(SequentialMLP, submodules=linears),

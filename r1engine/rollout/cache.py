@@ -67,30 +67,42 @@ class KVCache:
             layer[:, target, :, :length] = layer[:, source, :, :length]
         self.mask[target] = self.mask[source]
 
-    def extend_mask(self, positions: torch.Tensor, length: int) -> torch.Tensor:
-        """Marks one more token in each of the first N rows; returns their mask, [N * kv_heads, 1, length], a view."""
-        rows = positions.shape[0]
-        self.mask[self._rows[:rows], :, positions] = 0.0
-        return self.mask.view(-1, 1, self.capacity)[: rows * self.mask.shape[1], :, :length]
+    def extend(self, positions: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Makes place for one more token in each of the first N rows.
+
+        Args:
+            positions: [N] int64, where each row's token goes.
+            length:    columns to return.
+
+        Returns:
+            the rows' mask with their new tokens, [N * kv_heads, 1, length], a view; and the indices of the tokens in
+            a layer of [2 * rows * kv_heads * capacity, head_dim], [N * 2 * kv_heads], keys first in each row.
+        """
+        num_rows, kv_heads = positions.shape[0], self.mask.shape[1]
+        self.mask[self._rows[:num_rows], :, positions] = 0.0
+        mask = self.mask.view(-1, 1, self.capacity)[: num_rows * kv_heads, :, :length]
+        halves = torch.arange(2, device=positions.device)[:, None] * (len(self._rows) * kv_heads)
+        heads = (halves + torch.arange(kv_heads, device=positions.device)).view(1, -1)
+        slots = (heads + self._rows[:num_rows, None] * kv_heads) * self.capacity + positions[:, None]
+        return mask, slots.view(-1)
 
     def append(
-        self, index: int, positions: torch.Tensor, key_value: torch.Tensor, length: int
+        self, index: int, slots: torch.Tensor, key_value: torch.Tensor, length: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes one token of each of the first N rows in layer `index`; returns what they attend to.
 
         Args:
-            positions: [N] int64, where each row's token goes.
+            slots:     from `extend`.
             key_value: [N, 2 * kv_heads, head_dim], keys first.
             length:    columns to return.
 
         Returns:
             keys and values, [N * kv_heads, length, head_dim] each, views.
         """
-        layer, rows = self.layers[index], positions.shape[0]
-        kv_heads, head_dim = layer.shape[2], layer.shape[4]
-        # Indices apart from each other put their dimension first: the target reads [N, 2, kv_heads, head_dim].
-        layer[:, self._rows[:rows], :, positions] = key_value.view(rows, 2, kv_heads, head_dim)
-        keys, values = layer.view(2, -1, self.capacity, head_dim)[:, : rows * kv_heads, :length].unbind(0)
+        layer, (num_rows, _, head_dim) = self.layers[index], key_value.shape
+        layer.view(-1, head_dim).index_copy_(0, slots, key_value.reshape(-1, head_dim))
+        heads = num_rows * layer.shape[2]
+        keys, values = layer.view(2, -1, self.capacity, head_dim)[:, :heads, :length].unbind(0)
         return keys, values
 
 

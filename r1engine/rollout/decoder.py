@@ -74,14 +74,16 @@ class Decoder:
         arch, rows = self.arch, tokens.shape[0]
         x = F.embedding(tokens, self.weights.embedding)
         rotations = cache.rotations[positions].unsqueeze(1)
-        mask = cache.extend_mask(positions, length)
+        mask, slots = cache.extend(positions, length)
         scale, experts = arch.softmax_scale, Chosen()
         for index, layer in enumerate(self.weights.layers):
             query, key_value = self._project(layer, x, rotations)
-            keys, values = cache.append(index, positions, key_value, length)
+            keys, values = cache.append(index, slots, key_value, length)
             # [N * kv_heads, heads / kv_heads, head_dim]: the query heads of one key head are its batch.
             query = query.reshape(rows * arch.num_kv_heads, -1, arch.head_dim)
-            scores = torch.baddbmm(mask, query, keys.transpose(1, 2), alpha=scale)
+            # Not baddbmm, which takes longer than both.
+            scores = torch.bmm(query, keys.transpose(1, 2))
+            torch.add(mask, scores, alpha=scale, out=scores)
             probs = torch.softmax(scores, dim=-1, dtype=torch.float32).to(self.dtype)
             self._finish_layer(layer, x, torch.bmm(probs, values).view(rows, -1), experts)
         return self._logits(x), experts.stack()

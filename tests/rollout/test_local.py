@@ -222,14 +222,14 @@ def test_no_token_is_computed_twice_or_after_the_end(tmp_path, model, slots):
 
 def test_a_refresh_replaces_the_weights_in_place(tmp_path, model):
     generator = new_generator(tmp_path, model)
-    places = [layer.qkv.data_ptr() for layer in generator._decoder.weights.layers]
+    places = [layer.attention.qkv.data_ptr() for layer in generator._decoder.weights.layers]
     prompt = new_prompt(0, [5, 6, 7])
     before = generator.generate([prompt], num_samples=1, step=0, max_tokens=10)[0]
     generator.load_weights((name, 0.5 * tensor) for name, tensor in model.state_dict().items())
     after = generator.generate([prompt], num_samples=1, step=0, max_tokens=10)[0]
     assert (before.weight_version, after.weight_version) == (1, 2)
     assert before.logp != after.logp
-    assert places == [layer.qkv.data_ptr() for layer in generator._decoder.weights.layers]
+    assert places == [layer.attention.qkv.data_ptr() for layer in generator._decoder.weights.layers]
     generator.load_weights(model.state_dict().items())
     assert generator.generate([prompt], num_samples=1, step=0, max_tokens=10)[0].logp == before.logp
 

@@ -120,8 +120,12 @@ class Grpo(Section):
     clip_eps_high: Annotated[float, Field(gt=0)] | None = None  # null: clip_eps (DAPO's clip-higher sets it)
     dual_clip: Annotated[float, Field(gt=1)] | None = None  # lower bound c*A for A < 0; off in the paper
     kl_coef: Annotated[float, Field(ge=0)] = 0.001  # v2: "KL coefficient to 0.001"; 0 needs no reference model
-    ratio_level: Literal["token", "sequence"] = "token"  # sequence: eq. 1 as printed
-    advantage: Literal["mean_std", "mean"] = "mean_std"  # mean_std: eq. 3; mean: Dr. GRPO
+    loss: Literal["clip", "cispo", "sapo"] = "clip"  # clip: eq. 1
+    ratio_level: Literal["token", "sequence", "sequence_mean"] = "token"  # sequence: eq. 1 as printed; _mean: GSPO
+    kl_grad: Literal["k2", "k3"] = "k3"  # k3: eq. 2 as written; k2: an unbiased gradient, eq. 2's value
+    tis: Literal["off", "truncate", "mask"] = "off"  # importance sampling against the generator's log-probabilities
+    tis_high: Annotated[float, Field(gt=0)] = 2.0  # where its weights are truncated or masked
+    advantage: Literal["mean_std", "mean", "rloo", "batch_std"] = "mean_std"  # mean_std: eq. 3; mean: Dr. GRPO
     std_ddof: Literal[0, 1] = 1  # eq. 3 does not say; 1 as in TRL, verl and slime
     loss_weight: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
     truncated: Literal["zero", "mask"] = "zero"  # truncated completions: reward 0, or left out of the batch

@@ -104,7 +104,7 @@ def objective(
         cfg:     section `grpo`.
 
     Returns:
-        The loss, and sums weighted by loss_weight: kl, clip_fraction, ratio, entropy; and the sum of weights.
+        The loss, and sums weighted by loss_weight: GrpoMetrics and the entropy; and the sum of weights.
     """
     if row.old_logp is None:
         row.old_logp = logp.detach()
@@ -114,13 +114,18 @@ def objective(
         row.advantage,
         row.loss_weight,
         GrpoObjective(
+            loss=cfg.loss,
             ratio_level=cfg.ratio_level,
             clip_eps=cfg.clip_eps,
             clip_eps_high=cfg.clip_eps_high,
             dual_clip=cfg.dual_clip,
             kl_coef=cfg.kl_coef,
+            kl_grad=cfg.kl_grad,
+            tis=cfg.tis,
+            tis_high=cfg.tis_high,
         ),
         ref_logp=row.ref_logp,
+        rollout_logp=row.rollout_logp,
         cu_seqlens=row.cu_seqlens,
     )
     weight = row.loss_weight

@@ -202,7 +202,10 @@ def test_broken_override_value_is_refused(write):
         ("optimizer: {lr: .inf}", "optimizer.lr: found inf, required a number > 0"),
         ("optimizer: {beta1: 1}", "optimizer.beta1: found 1, required a number >= 0.0 and < 1.0"),
         ("grpo: {group_size: 1}", "grpo.group_size: found 1, required a whole number >= 2"),
-        ("grpo: {advantage: foo}", "grpo.advantage: found 'foo', required one of 'mean_std', 'mean'"),
+        (
+            "grpo: {advantage: foo}",
+            "grpo.advantage: found 'foo', required one of 'mean_std', 'mean', 'rloo', 'batch_std'",
+        ),
         ("grpo: {clip_eps_high: a}", "grpo.clip_eps_high: found 'a', required a number > 0 or null"),
         ("log: 3", "log: found 3, required a mapping (leave the key out to take the defaults)"),
         (

@@ -225,11 +225,17 @@ def test_a_row_with_old_logp_keeps_it():
         (Grpo(kl_coef=0.0), -(2 * 5 - 5) / 2),  # the paper's 10 cuts nothing here
         (Grpo(kl_coef=0.0, clip_eps=200.0, ratio_level="sequence"), -(2 * 125 - 125) / 2),  # three tokens: 5^3
         (Grpo(kl_coef=0.1), -(2 * 5 - 5) / 2 + 0.1 * (2 - math.log(2) - 1)),  # pi_ref / pi = 2
+        (Grpo(kl_coef=0.1, kl_grad="k2"), -(2 * 5 - 5) / 2 + 0.1 * (2 - math.log(2) - 1)),  # the value stays
+        (Grpo(kl_coef=0.0, clip_eps=0.2, ratio_level="sequence_mean"), -(2 * 1.2 - 5) / 2),  # three tokens of 5 each
+        (Grpo(kl_coef=0.0, loss="sapo"), -2 * (2 / (1 + math.exp(-4)) - 1.0 / 1.05 / (1 + math.exp(-4.2)))),
+        (Grpo(kl_coef=0.0, tis="truncate", tis_high=1.5), -1.5 * (2 * 5 - 5) / 2),  # pi_old / pi_rollout = 2
+        (Grpo(kl_coef=0.0, tis="mask", tis_high=1.5), 0.0),
     ],
 )
 def test_the_config_reaches_the_loss(cfg, loss):
     row, logp = packed_row(), torch.tensor(LOGP)
     row.old_logp, row.ref_logp = logp - math.log(5), logp + math.log(2)
+    row.rollout_logp = row.old_logp - math.log(2)
     assert objective(logp, torch.zeros(10), row, cfg)[0].item() == pytest.approx(loss, rel=1e-5)
 
 

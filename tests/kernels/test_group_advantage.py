@@ -1,12 +1,18 @@
-"""group_advantage: numbers by hand, a plain-Python oracle, and groups without a signal."""
+"""group_advantage: numbers by hand, a plain-Python oracle, groups without a signal, and what a GPU would run."""
 
 from __future__ import annotations
 
 import math
 import random
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import aot
 
 from r1kernels import group_advantage
 
@@ -95,34 +101,170 @@ def test_a_group_of_one_gives_zero(ddof):
 
 
 def test_no_samples():
-    result = group_advantage(torch.empty(0), torch.empty(0, dtype=torch.int64))
-    assert [x.shape for x in result] == [(0,)] * 4
-    assert [x.dtype for x in result] == [torch.float32] * 3 + [torch.bool]
+    for impl in ("reference", "triton"):
+        for groups in ({"group_ids": torch.empty(0, dtype=torch.int64)}, {"cu_groups": torch.zeros(1).int()}):
+            result = group_advantage(torch.empty(0), **groups, impl=impl)
+            assert [x.shape for x in result] == [(0,)] * 4
+            assert [x.dtype for x in result] == [torch.float32] * 3 + [torch.bool]
+
+
+# ---- the other modes -------------------------------------------------------------------------------------------
+
+# Two groups: 3 0 0 1 and 2 2; the batch has mean 4/3 and squared deviations 22/3.
+REWARDS, CU = torch.tensor([3.0, 0.0, 0.0, 1.0, 2.0, 2.0]), torch.tensor([0, 4, 6])
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_leave_one_out_by_hand(impl):
+    # The others of 3 have mean 1/3, those of 0 have 4/3, those of 1 have 1.
+    result = group_advantage(REWARDS, cu_groups=CU, mode="rloo", impl=impl)
+    assert result.advantage.tolist() == pytest.approx([8 / 3, -4 / 3, -4 / 3, 0.0, 0.0, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_batch_deviation_by_hand(impl):
+    result = group_advantage(REWARDS, cu_groups=CU, mode="batch_std", impl=impl)
+    std = math.sqrt(22 / 3 / 5)
+    assert result.advantage.tolist() == pytest.approx([2 / std, -1 / std, -1 / std, 0.0, 0.0, 0.0], abs=1e-6)
+    assert result.std.tolist() == pytest.approx([std] * 6, abs=1e-6)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize(("mode", "divisor"), [("add", math.sqrt(2) + 0.5), ("clamp", math.sqrt(2))])
+def test_epsilon_by_hand(mode, divisor, impl):
+    rewards, cu = torch.tensor([3.0, 0.0, 0.0, 1.0, 0.25, -0.25]), torch.tensor([0, 4, 6])
+    result = group_advantage(rewards, cu_groups=cu, eps=0.5, eps_mode=mode, impl=impl)
+    assert result.advantage[0].item() == pytest.approx(2 / divisor, abs=1e-6)
+    small = math.sqrt(1 / 8)  # of the second group, below the epsilon
+    assert result.advantage[4].item() == pytest.approx(0.25 / (small + 0.5 if mode == "add" else 0.5), abs=1e-6)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize(("mode", "raw"), [("mean_std", 4 / 1.5), ("mean", 4.0), ("rloo", 4.0)])
+def test_a_lone_sample_keeps_its_reward_if_asked(mode, raw, impl):
+    options = {"cu_groups": torch.tensor([0, 1, 3]), "mode": mode, "eps": 0.5, "impl": impl}
+    rewards = torch.tensor([4.0, 1.0, 0.0])
+    assert group_advantage(rewards, **options).advantage[0].item() == 0.0
+    result = group_advantage(rewards, **options, singleton="raw")
+    assert result.advantage[0].item() == pytest.approx(raw)
+    assert torch.equal(result.advantage[1:], group_advantage(rewards, **options).advantage[1:])
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("mode", ["mean_std", "mean", "rloo", "batch_std"])
+def test_unknown_rewards_are_left_out_or_spoil_their_group(mode, bad, impl):
+    rewards, cu = torch.tensor([1.0, bad, 0.0, 1.0, 3.0, 2.0]), torch.tensor([0, 4, 6])
+    known = [0, 2, 3, 4, 5]
+    wanted = group_advantage(rewards[known], cu_groups=torch.tensor([0, 3, 5]), mode=mode, impl=impl)
+    found = group_advantage(rewards, cu_groups=cu, mode=mode, nan="zero", impl=impl)
+    assert all(torch.equal(x[known], y) for x, y in zip(found, wanted, strict=True))
+    assert found.advantage[1].item() == 0.0
+    spoiled = group_advantage(rewards, cu_groups=cu, mode=mode, nan="propagate", eps=0.1, eps_mode="clamp", impl=impl)
+    assert not spoiled.advantage[:4].isfinite().any()
+    assert spoiled.advantage[4:].isfinite().all() == (mode != "batch_std")
+
+
+# ---- Triton ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ddof": 0, "eps": 1e-4, "singleton": "raw"},
+        {"mode": "mean"},
+        {"mode": "rloo", "singleton": "raw"},
+        {"mode": "batch_std", "eps": 0.5, "eps_mode": "clamp"},
+        {"mode": "batch_std", "nan": "zero", "singleton": "raw"},
+        {"nan": "propagate"},
+    ],
+)
+def test_triton_equals_the_reference_in_every_order(options):
+    # Group sizes around the block, an empty and a lone one; equal rewards; 183 samples make several programs.
+    sizes = torch.tensor([1, 16, 3, 0, 129, 1, 2, 31])
+    ids = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    generator = torch.Generator().manual_seed(0)
+    rewards = torch.randn(len(ids), generator=generator, dtype=torch.float64) + 1e6
+    rewards[1:17] = 0.1 + 0.2
+    if "nan" in options:
+        rewards[[18, -1]] = torch.tensor([math.nan, math.inf], dtype=torch.float64)
+    cu = torch.tensor([0, *sizes]).cumsum(0)
+    wanted = group_advantage(rewards, cu_groups=cu, impl="reference", **options)
+    found = group_advantage(rewards, cu_groups=cu, impl="triton", **options)
+    order = torch.randperm(len(ids), generator=generator)
+    shuffled = group_advantage(rewards[order], ids[order], impl="triton", **options)
+    for x, y, z in zip(found, wanted, shuffled, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6, equal_nan=True)
+        torch.testing.assert_close(z, y[order], rtol=1e-6, atol=1e-6, equal_nan=True)
+    again = group_advantage(rewards, cu_groups=cu, impl="triton", **options)
+    assert all(torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in zip(again, found, strict=True))
+
+
+def test_compiled_kernels_are_lean():
+    outputs = {"advantage_ptr": "*fp32", "mean_ptr": "*fp32", "std_ptr": "*fp32", "active_ptr": "*i8"}
+    signature = {"rewards_ptr": "*fp32", "num_samples": "i32", "ddof": "i32", "eps": "fp32"} | outputs
+    flags = {"MODE": "mean_std", "CLAMPS": False, "RAW": False, "SKIPS": False, "BATCH": 1024}
+    module = "r1kernels.group_advantage.triton_impl"
+    integers = ("num_samples", "num_groups", "ddof")
+    made = aot.compile_triton(
+        [
+            aot.Kernel(
+                f"{module}:segment_kernel",
+                signature | {"cu_groups_ptr": "*i32", "num_groups": "i32"},
+                flags | {"BLOCK": 128},
+                num_warps=1,
+                unaligned=integers,
+            ),
+            aot.Kernel(
+                f"{module}:ids_kernel",
+                signature | {"ids_ptr": "*i64"},
+                flags | {"SAMPLES": 16, "OTHERS": 64},
+                unaligned=integers,
+            ),
+        ]
+    )
+    assert [m.spill_free for m in made] == [True, True]
+    assert all(m.registers <= 255 for m in made)
+
+
+# ---- messages --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("rewards", "ids", "options", "message"),
     [
         (torch.zeros(2).long(), torch.zeros(2).long(), {}, "rewards must be floating point, got torch.int64"),
+        (torch.zeros(2, 2), torch.zeros(2, 2).long(), {}, "rewards must be [N], got (2, 2)"),
+        (torch.zeros(2), torch.zeros(3).long(), {}, "group_ids must be int64 (2,) on cpu, got torch.int64 (3,) on cpu"),
+        (torch.zeros(2), torch.zeros(2).int(), {}, "group_ids must be int64 (2,) on cpu, got torch.int32 (2,) on cpu"),
+        (torch.zeros(2), None, {}, "one of group_ids and cu_groups is required, got none"),
         (
-            torch.zeros(2, 2),
-            torch.zeros(2, 2).long(),
-            {},
-            "rewards [N] and group_ids [N] int64 are required, got (2, 2) and torch.int64 (2, 2)",
+            torch.zeros(2),
+            torch.zeros(2).long(),
+            {"cu_groups": torch.tensor([0, 2])},
+            "one of group_ids and cu_groups is required, got both",
+        ),
+        (torch.zeros(2), None, {"cu_groups": torch.tensor([0, 3])}, "cu_groups must rise from 0 to 2, got [0, 3]"),
+        (
+            torch.zeros(2),
+            None,
+            {"cu_groups": torch.tensor([0.0, 2.0])},
+            "cu_groups must be [G+1] int32 or int64 on cpu, got torch.float32 (2,) on cpu",
         ),
         (
             torch.zeros(2),
-            torch.zeros(3).long(),
-            {},
-            "rewards [N] and group_ids [N] int64 are required, got (2,) and torch.int64 (3,)",
+            torch.zeros(2).long(),
+            {"mode": "median"},
+            "mode must be one of mean_std, mean, rloo, batch_std, got 'median'",
         ),
+        (torch.zeros(2), torch.zeros(2).long(), {"eps": -1.0}, "eps must be >= 0, got -1.0"),
         (
             torch.zeros(2),
-            torch.zeros(2).int(),
-            {},
-            "rewards [N] and group_ids [N] int64 are required, got (2,) and torch.int32 (2,)",
+            torch.zeros(2).long(),
+            {"nan": "skip"},
+            "nan must be one of error, zero, propagate, got 'skip'",
         ),
-        (torch.zeros(2), torch.zeros(2).long(), {"mode": "rloo"}, "mode must be 'mean_std' or 'mean', got 'rloo'"),
         (torch.zeros(2), torch.zeros(2).long(), {"ddof": 2}, "ddof must be 0 or 1, got 2"),
         (torch.tensor([0.0, math.nan]), torch.zeros(2).long(), {}, "rewards must be finite, got nan at 1"),
         (torch.tensor([math.inf, 0.0]), torch.zeros(2).long(), {}, "rewards must be finite, got inf at 0"),
@@ -130,8 +272,8 @@ def test_no_samples():
         (
             torch.zeros(2),
             torch.zeros(2).long(),
-            {"impl": "triton"},
-            "impl='triton' does not exist; this op has reference",
+            {"impl": "cuda"},
+            "impl='cuda' does not exist; this op has triton, reference",
         ),
     ],
 )

@@ -6,24 +6,57 @@ import torch
 
 
 def group_advantage_reference(
-    rewards: torch.Tensor, group_ids: torch.Tensor, divide_by_std: bool, ddof: int
+    rewards: torch.Tensor,
+    group_ids: torch.Tensor | None,
+    cu_groups: torch.Tensor | None,
+    *,
+    mode: str,
+    ddof: int,
+    eps: float,
+    clamps: bool,
+    raw: bool,
+    skips: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(rewards [N], group_ids [N]) -> (advantage, mean, std, is_active), each [N]."""
+    """-> (advantage, mean, std, is_active), each [N]. `skips`: rewards that are not finite count nowhere."""
     if not rewards.numel():
         empty = rewards.new_empty(0, dtype=torch.float32)
         return empty, empty, empty, empty.bool()
-    r = rewards.double()
-    groups = int(group_ids.max()) + 1
+    if cu_groups is not None:
+        sizes = cu_groups.diff().long()
+        numbers = torch.arange(len(sizes), device=rewards.device)
+        group_ids = torch.repeat_interleave(numbers, sizes, output_size=len(rewards))
+    else:
+        group_ids = torch.unique(group_ids, return_inverse=True)[1]
+    groups = int(group_ids[-1]) + 1 if cu_groups is not None else int(group_ids.max()) + 1
+    is_counted = rewards.isfinite() if skips else torch.ones_like(rewards, dtype=torch.bool)
+    r = torch.where(is_counted, rewards.double(), 0.0)
 
     def group_sum(x: torch.Tensor) -> torch.Tensor:
         return x.new_zeros(groups).index_add_(0, group_ids, x)
 
-    count = group_sum(torch.ones_like(r))
-    mean = (group_sum(r) / count)[group_ids]
-    high = r.new_full((groups,), -torch.inf).scatter_reduce_(0, group_ids, r, "amax")
-    low = r.new_full((groups,), torch.inf).scatter_reduce_(0, group_ids, r, "amin")
-    is_active = (high > low)[group_ids]  # decided on the rewards themselves: a rounded mean leaves a tiny std
-    centered = torch.where(is_active, r - mean, 0.0)
-    std = (group_sum(centered * centered) / (count - ddof).clamp(min=1)).sqrt()[group_ids]
-    advantage = centered / torch.where(is_active, std, 1.0) if divide_by_std else centered
-    return advantage.float(), mean.float(), std.float(), is_active
+    def group_end(fill: float, reduce: str) -> torch.Tensor:
+        x = torch.where(is_counted, r, fill)
+        return r.new_full((groups,), fill).scatter_reduce_(0, group_ids, x, reduce)
+
+    count = group_sum(is_counted.double())[group_ids]
+    mean = group_sum(r)[group_ids] / count.clamp(min=1)
+    # Decided on the rewards themselves: a rounded mean leaves a tiny std. A NaN is not equal to anything.
+    is_equal = (group_end(-torch.inf, "amax") <= group_end(torch.inf, "amin"))[group_ids] | (count == 0)
+    centered = torch.where(is_counted & ~is_equal, r - mean, 0.0)
+    std = (group_sum(centered * centered)[group_ids] / (count - ddof).clamp(min=1)).sqrt()
+    if mode == "batch_std":
+        total = is_counted.sum()
+        deviation = torch.where(is_counted, r - r.sum() / total.clamp(min=1), 0.0)
+        std = (deviation.square().sum() / (total - ddof).clamp(min=1)).sqrt().expand_as(r)
+    scale = std.clamp(min=eps) if clamps else std + eps
+    if mode in ("mean", "rloo"):
+        scale = torch.ones_like(r)
+    is_single = is_counted & (count == 1)
+    if raw:
+        alone = torch.ones_like(r) * (max(1.0, eps) if clamps else 1.0 + eps) if mode == "mean_std" else scale
+        centered, scale = torch.where(is_single, r, centered), torch.where(is_single, alone, scale)
+    if mode == "rloo":
+        others = count / (count - 1).clamp(min=1)
+        centered = torch.where(is_single, centered, centered * others)
+    advantage = torch.where(centered == 0, 0.0, centered / scale)
+    return advantage.float(), mean.float(), std.float(), ~is_equal

@@ -61,7 +61,7 @@ def _policy(
     if o.loss == "cispo":
         return -clipped.detach() * advantage * logp, clipped > ratio, clipped < ratio
     if o.loss == "sapo":
-        tau = torch.where(advantage < 0, o.sapo_tau_negative, o.sapo_tau)
+        tau = torch.where(advantage < 0, ratio.new_tensor(o.sapo_tau_negative), ratio.new_tensor(o.sapo_tau))
         never = torch.zeros_like(ratio, dtype=torch.bool)
         return -(4 / tau) * torch.sigmoid(tau * (ratio - 1)) * advantage, never, never
     gain = ratio * advantage

@@ -1,0 +1,87 @@
+"""group_advantage: time and launches against verl's loop, verl's vectorized form and TRL's view of equal groups.
+
+python benchmarks/bench_group_advantage.py --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+
+import timing
+import torch
+from bench_grpo_loss import launches
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
+
+from r1kernels import group_advantage
+
+
+def verl_loop(rewards: torch.Tensor, ids: list[int]) -> torch.Tensor:
+    """verl's compute_grpo_outcome_advantage: a Python dictionary of groups."""
+    groups: dict[int, list[torch.Tensor]] = defaultdict(list)
+    for i, group in enumerate(ids):
+        groups[group].append(rewards[i])
+    stats = {g: (torch.stack(r).mean(), torch.stack(r).std()) for g, r in groups.items()}
+    return torch.stack([(rewards[i] - stats[g][0]) / (stats[g][1] + 1e-6) for i, g in enumerate(ids)])
+
+
+def verl_vectorized(rewards: torch.Tensor, ids: torch.Tensor, groups: int) -> torch.Tensor:
+    """verl's group_mean_std: sums by index, one pass."""
+
+    def total(x: torch.Tensor) -> torch.Tensor:
+        return x.new_zeros(groups).index_add_(0, ids, x)
+
+    count, first, second = total(torch.ones_like(rewards)), total(rewards), total(rewards * rewards)
+    mean = first / count
+    std = ((second - first * mean) / (count - 1).clamp(min=1)).clamp(min=1e-6).sqrt()
+    return (rewards - mean[ids]) / (std[ids] + 1e-6)
+
+
+def trl_view(rewards: torch.Tensor, size: int) -> torch.Tensor:
+    """TRL: equal groups only."""
+    view = rewards.view(-1, size)
+    return ((view - view.mean(1, keepdim=True)) / (view.std(1, keepdim=True) + 1e-4)).view(-1)
+
+
+def measure(samples: int, device: torch.device, rounds: int) -> None:
+    size, groups = 16, samples // 16
+    rewards = torch.randint(3, (samples,), device=device).float()
+    ids = torch.arange(groups, device=device).repeat_interleave(size)
+    cu_groups = torch.arange(0, samples + 1, size, device=device)
+    listed = ids.tolist()
+    calls = {
+        "ours, cu_groups": partial(group_advantage, rewards, cu_groups=cu_groups),
+        "ours, group_ids": partial(group_advantage, rewards, ids),
+        "verl vectorized": partial(verl_vectorized, rewards, ids, groups),
+        "TRL view": partial(trl_view, rewards, size),
+    }
+    if samples <= 8192:
+        calls["verl loop"] = partial(verl_loop, rewards, listed)
+    taken = {}
+    if device.type == "cuda":
+        for name, call in calls.items():
+            taken[name] = timing.cold_kernel_seconds(call, rounds=3 if name == "verl loop" else rounds, warmup=2)
+    else:
+        timed = {name: partial(timing.seconds, call, device) for name, call in calls.items()}
+        taken = timing.interleaved(timed, rounds=rounds, warmup=1)
+    for name, call in calls.items():
+        row = timing.summary(taken[name]) | {"samples": samples, "group_size": size, "launches": launches(call, device)}
+        timing.emit("group_advantage", name, device, row)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--smoke", action="store_true")
+    args = parser.parse_args()
+    device = timing.use_device(args.device)
+    for samples in [64] if args.smoke else [8192, 65_536]:
+        measure(samples, device, rounds=1 if args.smoke else 10)
+
+
+if __name__ == "__main__":
+    main()

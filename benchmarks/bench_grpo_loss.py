@@ -1,0 +1,89 @@
+"""grpo_loss: time and kernel launches against the formula in eager PyTorch, as TRL and verl have it, and compiled.
+
+python benchmarks/bench_grpo_loss.py --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import timing
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
+
+from r1kernels import GrpoObjective, grpo_loss
+
+OBJECTIVE = GrpoObjective(clip_eps=0.2, clip_eps_high=0.28, dual_clip=3.0, kl_coef=0.04, tis="truncate")
+
+
+def verl_formula(logp, old, advantage, weight, ref, rollout):
+    """verl's vanilla policy loss with dual clip, low-variance KL, truncated importance sampling and its metrics."""
+    log_ratio = (logp - old).clamp(-20, 20)
+    ratio = log_ratio.exp()
+    first, second = -advantage * ratio, -advantage * ratio.clamp(0.8, 1.28)
+    clipped = torch.maximum(first, second)
+    lower = torch.minimum(-advantage * 3.0, clipped)
+    policy = torch.where(advantage < 0, lower, clipped) * (old - rollout).exp().clamp(max=2.0)
+    d = (ref - logp).clamp(-20, 20)
+    kl = (d.exp() - d - 1).clamp(-10, 10)
+    loss = ((policy + 0.04 * kl) * weight).sum()
+    metrics = (kl, (second > first).float(), ((clipped > lower) & (advantage < 0)).float(), ratio, -log_ratio)
+    return loss, [(weight * x.detach()).sum() for x in metrics]
+
+
+def ours(logp, old, advantage, weight, ref, rollout, impl=None):
+    return grpo_loss(logp, old, advantage, weight, OBJECTIVE, ref_logp=ref, rollout_logp=rollout, impl=impl)
+
+
+def launches(run: Callable[[], object], device: torch.device) -> int:
+    """Kernels on a GPU, PyTorch operators on a CPU, of one call."""
+    activity = torch.profiler.ProfilerActivity.CUDA if device.type == "cuda" else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as profile:
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    kind = torch.autograd.DeviceType.CUDA if device.type == "cuda" else torch.autograd.DeviceType.CPU
+    return sum(1 for e in profile.events() if e.device_type == kind and (kind.name == "CUDA" or e.cpu_parent is None))
+
+
+def measure(tokens: int, device: torch.device, rounds: int) -> None:
+    logp, advantage = -torch.rand(tokens, device=device), torch.randn(tokens, device=device)
+    old, ref, rollout = (logp + 0.1 * torch.randn(tokens, device=device) for _ in range(3))
+    weight = torch.full((tokens,), 1 / tokens, device=device)
+    calls = {"ours": ours, "verl formula": verl_formula}
+    if device.type == "cuda":
+        calls["torch.compile"] = torch.compile(verl_formula)
+
+    def step(call: Callable) -> None:
+        x = logp.detach().requires_grad_()
+        call(x, old, advantage, weight, ref, rollout)[0].backward()
+
+    taken = {}
+    if device.type == "cuda":
+        for name, call in calls.items():
+            taken[name] = timing.cold_kernel_seconds(partial(step, call), rounds=rounds, warmup=5)
+    else:
+        timed = {name: partial(timing.seconds, partial(step, call), device) for name, call in calls.items()}
+        taken = timing.interleaved(timed, rounds=rounds, warmup=1)
+    for name, call in calls.items():
+        row = timing.summary(taken[name]) | {"tokens": tokens, "launches": launches(partial(step, call), device)}
+        timing.emit("grpo_loss", f"forward + backward: {name}", device, row)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--smoke", action="store_true")
+    args = parser.parse_args()
+    device = timing.use_device(args.device)
+    for tokens in [512] if args.smoke else [4096, 65_536]:
+        measure(tokens, device, rounds=1 if args.smoke else 20)
+
+
+if __name__ == "__main__":
+    main()

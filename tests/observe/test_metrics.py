@@ -35,6 +35,8 @@ def test_a_row_is_on_disk_as_soon_as_it_is_logged(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.5, "tokens_generated": 12}\n'
     log.log_samples(1, [{"completion": "a\nb"}])
     assert read(tmp_path / "samples.jsonl") == [{"step": 1, "completion": "a\nb"}]
+    log.log_undecided(1, [{"completion": "\udcff", "reason": "no result within 5 s"}])
+    assert read(tmp_path / "undecided.jsonl") == [{"step": 1, "completion": "\udcff", "reason": "no result within 5 s"}]
     log.close()
 
 

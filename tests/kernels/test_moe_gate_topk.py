@@ -272,6 +272,10 @@ L8 = torch.zeros(2, 8)
             L8, None, {"topk": 2, "cu_seqlens": torch.zeros(3)},
             "cu_seqlens must be int32 [S + 1], got torch.float32 (3,)",
         ),
+        (
+            L8, None, {"topk": 2, "cu_seqlens": torch.tensor([0, 2, 1]).int()},
+            "cu_seqlens must rise from 0 or more to at most 2, got [0, 2, 1]",
+        ),
     ],
 )  # fmt: skip
 def test_error(logits, bias, options, message):

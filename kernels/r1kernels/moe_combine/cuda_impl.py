@@ -16,6 +16,7 @@ def combine(
     out = rows.new_empty(plan.num_tokens, rows.shape[1])
     if out.numel():
         sizes = (plan.num_tokens, rows.shape[1], plan.top_k)
+        weights = None if weights is None else weights.float()
         cuda_lib.launch("r1_moe_combine", rows, plan.row_of, weights, residual, out, *sizes)
     return out
 
@@ -27,6 +28,7 @@ def combine_backward(
     grad_rows = grad.new_empty(plan.num_rows, grad.shape[1])
     grad_weights = None if rows is None else torch.empty_like(plan.row_of, dtype=torch.float32)
     if grad_rows.numel():
+        weights = None if weights is None else weights.float()
         cuda_lib.launch(
             "r1_moe_combine_backward",
             *(grad, plan.row_of, plan.slot_of, plan.offsets, weights, rows, grad_rows, grad_weights),

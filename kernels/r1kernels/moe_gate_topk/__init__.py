@@ -64,8 +64,8 @@ def moe_gate_topk(
         Gate(ids, weights, counts, sequence_counts, sequence_scores).
 
     Raises:
-        ValueError: shapes, dtypes or sizes are not the ones above, or a bias is not finite or a replayed id out of
-            range (these two on a CPU only: on a GPU the check would wait for the device).
+        ValueError: shapes, dtypes or sizes are not the ones above, or a bias is not finite, a replayed id out of range
+            or a border out of order (these on a CPU only: on a GPU the check would wait for the device).
         RuntimeError: `impl` names an implementation that cannot run here.
     """
     op = "moe_gate_topk"
@@ -191,6 +191,10 @@ def _check_replay(
             )
     if cu_seqlens is not None and (cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype != torch.int32):
         raise ValueError(f"{op}: cu_seqlens must be int32 [S + 1], got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}")
+    if cu_seqlens is not None and cu_seqlens.device.type == "cpu":
+        borders = [0, *cu_seqlens.tolist(), num_tokens]
+        if borders != sorted(borders):
+            raise ValueError(f"{op}: cu_seqlens must rise from 0 or more to at most {num_tokens}, got {borders[1:-1]}")
     for name, tensor in (("replay_ids", replay_ids), ("cu_seqlens", cu_seqlens)):
         if tensor is not None and tensor.device != logits.device:
             raise ValueError(f"{op}: {name} is on {tensor.device}, but logits are on {logits.device}")

@@ -33,6 +33,8 @@ def gate(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """(logits [T, E] float32 or bfloat16, ...) -> (ids, weights, counts, sequence_counts, sequence_scores)."""
     logits = logits.float()
+    bias = None if bias is None else bias.float().contiguous()
+    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     options = _Options(topk, n_group, topk_group, score == "softmax", norm, float(scale))
     ids, weights, counts, sequence_counts, sequence_scores = _Gate.apply(logits, bias, replay_ids, cu_seqlens, options)
     if cu_seqlens is None:

@@ -32,6 +32,7 @@ def permute_quant(
 
     With rows [R, H] also writes dots[t, k] = dot(x[t], rows[row_of[t, k]]) to dots [T, K] float32.
     """
+    weights = None if weights is None else weights.float()
     values, scale = _empty(x, plan)
     values_t = scale_t = None
     if dual:

@@ -148,3 +148,23 @@ def test_a_machine_without_gpu_has_no_telemetry():
     metrics._nvml_device.cache_clear()
     if sys.modules.get("torch") is None or not sys.modules["torch"].cuda.is_available():
         assert device_telemetry() == {}
+
+
+def test_wandb_gets_every_row_and_a_resumed_run_keeps_its_id(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    log = open_log(tmp_path, wandb_project="r1")
+    run_id = wandb.run.id
+    log.log(1, {"reward/mean": 0.515625})
+    log.close()
+    assert wandb.run is None
+    resumed = open_log(tmp_path, resume_step=1, wandb_project="r1")
+    assert wandb.run.id == run_id
+    resumed.log(2, {"reward/mean": 0.765625})
+    resumed.close()
+    written = [file.read_bytes() for file in sorted(tmp_path.glob(f"wandb/offline-run-*/run-{run_id}.wandb"))]
+    assert [(b"reward/mean" in data, b"0.515625" in data, b"0.765625" in data) for data in written] == [
+        (True, True, False),
+        (True, False, True),
+    ]

@@ -110,6 +110,7 @@ def reward(
     out: Annotated[Path, typer.Option("--out", metavar="OUT.jsonl", help="One verdict a line, in the same order.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Grading processes; by default one a core.")] = None,
     deadline: Annotated[float, typer.Option(min=0.1, help="Seconds for one record; then it is undecided.")] = 5.0,
+    unsafe: Annotated[bool, typer.Option("--unsafe", help="Run code even where too little protects from it.")] = False,
 ) -> None:
     """Score a file of completions offline, without a model.
 
@@ -121,9 +122,9 @@ def reward(
     from r1engine.rewards.offline import score_file
 
     try:
-        with Scorer(workers=workers, deadline_seconds=deadline) as scorer:
+        with Scorer(workers=workers, deadline_seconds=deadline, unsafe=unsafe) as scorer:
             score_file(file, out, scorer, Console())
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         _fail(ConfigError(str(error)))
 
 

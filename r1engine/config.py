@@ -159,6 +159,8 @@ class Rewards(Section):
     repetition_ngram: Positive = 20  # words
     workers: Positive | None = None  # grading processes of each rank; null: cores / ranks on this machine
     deadline_seconds: Annotated[float, Field(gt=0)] = 5.0  # of grading one completion; then it is undecided
+    code_deadline_seconds: Annotated[float, Field(gt=0)] = 600.0  # of all tests of one program
+    unsafe: bool = False  # run model-written code even without namespaces or Landlock
 
     @property
     def weights(self) -> dict[str, float]:

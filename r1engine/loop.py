@@ -33,6 +33,8 @@ from r1engine.observe.summary import print_summary
 from r1engine.prompts import PromptStream, file_digest, load_prompts
 from r1engine.rewards import Record, Scorer
 from r1engine.rewards.accuracy import MathPolicy
+from r1engine.rewards.record import NEED_TESTS
+from r1engine.rewards.sandbox import probe
 from r1engine.rollout.local import LocalGenerator
 from r1engine.rollout.sglang.generator import SglangGenerator
 from r1engine.step import Iteration, Parts, iterate, refresh
@@ -96,6 +98,7 @@ class Run:
         policy = Policy(cfg, world)
         synchronize = torch.cuda.synchronize if world.device.type == "cuda" else None
         self.parts = Parts(cfg, world, policy, generator, Phases(synchronize), progress, self._make_scorer())
+        self._check_sandbox({prompt.reward for prompt in [*self.prompts.prompts, *self.heldout]})
         self._note_unusable(self.prompts.prompts)
         if cfg.grpo.kl_coef > 0:
             self.parts.reference = policy.snapshot()
@@ -112,11 +115,20 @@ class Run:
                 resume_step=self.step if resume_from is not None else None,
             )
 
+    def _check_sandbox(self, rewards: set[str]) -> None:
+        """Tells what protects from the code that the rewards run; refuses them where too little does."""
+        if rewards & set(NEED_TESTS):
+            try:
+                probe().require(unsafe=self.cfg.rewards.unsafe)
+            except RuntimeError as error:
+                raise ConfigError(str(error)) from None
+            self.progress.note("\n  ".join(["code rewards run in a sandbox of:", *probe().describe()]))
+
     def _note_unusable(self, prompts: list[Prompt]) -> None:
         """Lists the questions whose reference no rule can use: what is sampled for them is always undecided."""
         if not self.world.is_first:
             return
-        records = [Record(p.reward, "", p.answer, id=str(p.id)) for p in prompts]
+        records = [Record(p.reward, "", p.answer, tests=p.tests, id=str(p.id)) for p in prompts]
         unusable = self.parts.scorer.unusable_references(records)
         if unusable:
             examples = "; ".join(f"question {record.id} {problem}" for record, problem in unusable[:5])
@@ -133,6 +145,8 @@ class Run:
             detector=rewards.language_detector,
             blank_think_allowed=rewards.blank_think_allowed,
             policy=MathPolicy(rewards.percent_may_be_missing, rewards.interval_may_be_inequality),
+            code_deadline_seconds=rewards.code_deadline_seconds,
+            unsafe=rewards.unsafe,
         )
 
     def _load_data(self) -> tuple[PromptStream, list[Prompt]]:

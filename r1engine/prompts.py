@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from r1engine.rewards.code_problems import test_fields
 from r1engine.rewards.language import check_language
 from r1engine.rewards.record import check_reward
 
@@ -51,8 +52,8 @@ def read_questions(path: Path) -> list[Question]:
     """All questions of a .jsonl or .parquet file, in file order.
 
     Fields: `question` (text), `reward` (the rule that grades it, "math" if absent), `answer` (text or number; some
-    rewards need none), `tests` (for rewards that run code), `language` (of the thoughts, ISO 639-1); others are
-    ignored.
+    rewards need none), `tests` (for rewards that run code; a .jsonl line may be a record of LiveCodeBench, HumanEval or
+    APPS instead), `language` (of the thoughts, ISO 639-1); others are ignored.
 
     Raises:
         ValueError: the file is missing, empty or of another kind, or a line is not as above; the line is named.
@@ -227,7 +228,10 @@ def _question(row: Any, place: str) -> Question:
         raise ValueError(f"{place}: answer is {answer}, required a finite number or a text")
     if not isinstance(reward, str):
         raise ValueError(f"{place}: reward is {reward!r:.80}, required a text")
-    check_reward(reward, str(answer), place)
+    tests = row.get("tests")
+    if tests is None and reward == "code":
+        tests = test_fields(row)
+    check_reward(reward, str(answer), place, tests)
     if language:
         check_language(language, place)
-    return Question(question, str(answer), reward, row.get("tests"), language, place)
+    return Question(question, str(answer), reward, tests, language, place)

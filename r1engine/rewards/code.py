@@ -23,7 +23,9 @@ MAX_PROGRAM_CHARACTERS = 200_000
 _NAMES = {"python": ("python", "py", "python3", ""), "cpp": ("cpp", "c++", "cc", "cxx", "")}
 
 
-def final_code(text: str, language: str, *, think_prefilled: bool = False) -> tuple[str | None, str]:
+def final_code(
+    text: str, language: str, *, think_prefilled: bool = False, bare_allowed: bool = False
+) -> tuple[str | None, str]:
     """(the program, "") or (None, why there is none): the last fenced block of the language after the thoughts.
 
     With an `<answer>` tag only the last `<answer>` block counts, and if nothing in it is fenced, all of it is the
@@ -33,6 +35,7 @@ def final_code(text: str, language: str, *, think_prefilled: bool = False) -> tu
         text: what the model wrote after the prompt.
         language: "python" or "cpp"; a fence without a name counts, too.
         think_prefilled: the prompt itself ended with `<think>`.
+        bare_allowed: a text without any fence or tag is the program: a base model that goes on with the prompt.
     """
     closed = text.rfind("</think>")
     if (closed < 0 and think_prefilled) or text.rfind("<think>") > closed:
@@ -48,7 +51,7 @@ def final_code(text: str, language: str, *, think_prefilled: bool = False) -> tu
     if is_open:
         return None, "the last code block is not closed"
     programs = [code for name, code in blocks if name in _NAMES[language]]
-    if not blocks and start >= 0 and region.strip():
+    if not blocks and region.strip() and (start >= 0 or (bare_allowed and region is text)):
         programs = [region.strip("\n")]
     if not programs:
         return None, f"no {language} code block"

@@ -42,6 +42,11 @@ def check(candidate, check=check):
     globals()["{name}"] = candidate
     check(candidate)
 """
+_FORMATS = {
+    "public_test_cases": ("public_test_cases", "private_test_cases", "metadata"),
+    "entry_point": ("prompt", "entry_point", "test"),
+    "input_output": ("input_output",),
+}
 _PICKLED_TEXT = {"PROTO", "FRAME", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "MEMOIZE", "BINPUT",
                  "LONG_BINPUT", "PUT", "STOP"}  # fmt: skip
 
@@ -73,18 +78,37 @@ class CodeProblem:
     check: str = ""  # instead of tests: code that defines check(candidate), which asserts
 
 
-def parse_problem(record: dict[str, Any]) -> CodeProblem:
+def test_fields(row: dict[str, Any]) -> dict[str, Any] | None:
+    """The fields of a line that is itself a record of LiveCodeBench, HumanEval or APPS; None if it is none."""
+    for marker, names in _FORMATS.items():
+        if marker in row:
+            return {name: row[name] for name in names if name in row}
+    return None
+
+
+def tests_problem(record: dict[str, Any] | list[Any]) -> str:
+    """Why `parse_problem` refuses a record, or ""."""
+    try:
+        parse_problem(record)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def parse_problem(record: dict[str, Any] | list[Any]) -> CodeProblem:
     """The problem of a record, in whichever of the formats it is.
 
     - LiveCodeBench: `public_test_cases`, `private_test_cases`, `metadata`
     - HumanEval: `prompt`, `entry_point`, `test`
     - APPS: `input_output`
     - ours: `tests`, a list of {"stdin", "stdout"} or of {"arguments", "result"}, the latter with `function` in the
-      record; `language` "python" or "cpp"
+      record; `language` "python" or "cpp"; or only the list
 
     Raises:
         ValueError: it is in none of them, or has no tests; says what is wrong.
     """
+    if isinstance(record, list):
+        record = {"tests": record}
     try:
         if "public_test_cases" in record:
             return _live_code_bench(record)

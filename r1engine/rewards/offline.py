@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from r1engine.rewards.record import Record, Score, read_records
+from r1engine.rewards.record import NEED_TESTS, Record, Score, read_records
+from r1engine.rewards.sandbox import probe
 from r1engine.rewards.scorer import Scorer
 
 SHOWN = 20  # undecided records that are listed; all are in the output file
@@ -26,10 +27,14 @@ def score_file(source: Path, out: Path, scorer: Scorer, console: Console) -> Non
 
     Raises:
         ValueError: the source holds something that is no record, see `read_records`; nothing is written then.
+        RuntimeError: a record needs code to be run, and too little protects here.
     """
     if out.resolve() == source.resolve():
         raise ValueError(f"{out}: found the input itself, required another file")
     records = read_records(source)
+    if any(record.reward in NEED_TESTS for record in records):
+        lines = ["code runs in a sandbox of:", *probe().describe()]
+        console.print("\n  ".join(lines), highlight=False, markup=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
     columns = (TextColumn("score"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from r1engine.rewards.code_problems import test_fields
 from r1engine.rewards.language import check_language
 
 Verdict = Literal["right", "wrong", "undecided"]
 
-REWARDS = ("math", "choice", "exact", "format", "language")  # what a record may name
+REWARDS = ("math", "choice", "exact", "format", "language", "code", "gym")  # what a record may name
 NEED_ANSWER = ("math", "choice", "exact")
+NEED_TESTS = ("code", "gym")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Record:
     completion: str  # what the model wrote after the prompt
     answer: str = ""  # the reference
     prompt: str = ""
-    tests: Any = None  # JSON value; the rewards that run code say what it holds
+    tests: Any = None  # JSON value: of "code" see `code_problems.parse_problem`, of "gym" `gym.gym_records`
     language: str = ""  # that the thoughts are to be in (ISO 639-1); "": that of the question
     question: str = ""  # what is asked, without a template; "": the prompt
     id: str = ""
@@ -44,13 +46,14 @@ class Score:
     seconds: float = 0.0  # spent on it
 
 
-def check_reward(reward: str, answer: str, where: str) -> None:
+def check_reward(reward: str, answer: str, where: str, tests: Any = None) -> None:
     """Refuses a record that cannot be scored.
 
     Args:
         reward: its name in the record.
         answer: the reference; "" if there is none.
         where: the record's place, for the message.
+        tests: what the record holds for the rewards that run code; None if nothing.
 
     Raises:
         ValueError: there is no such reward, or it needs a reference and there is none.
@@ -59,6 +62,8 @@ def check_reward(reward: str, answer: str, where: str) -> None:
         raise ValueError(f"{where}: found reward '{reward}', required one of {', '.join(REWARDS)}")
     if reward in NEED_ANSWER and not answer.strip():
         raise ValueError(f"{where}: found no `answer`, required by reward '{reward}'")
+    if reward in NEED_TESTS and not isinstance(tests, (dict, list)):
+        raise ValueError(f"{where}: found tests {tests!r:.40}, required by reward '{reward}' an object or a list")
 
 
 def read_records(path: Path) -> list[Record]:
@@ -98,7 +103,10 @@ def _record(line: str, where: str, number: int) -> Record:
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
         raise ValueError(f"{where}: answer is {answer!r:.80}, required a text or a number")
     answer = "" if answer is None else str(answer)
-    check_reward(row["reward"], answer, where)
+    tests = row.get("tests")
+    if tests is None and row["reward"] == "code":
+        tests = test_fields(row)
+    check_reward(row["reward"], answer, where, tests)
     if row.get("language"):
         check_language(row["language"], where)
     return Record(
@@ -106,7 +114,7 @@ def _record(line: str, where: str, number: int) -> Record:
         completion=row["completion"],
         answer=answer,
         prompt=row.get("prompt", ""),
-        tests=row.get("tests"),
+        tests=tests,
         language=row.get("language", ""),
         question=row.get("question", ""),
         id=str(row.get("id", number)),

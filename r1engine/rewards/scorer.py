@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,9 @@ from r1engine.rewards.record import NEED_TESTS, REWARDS, Record, Score, Verdict
 from r1engine.rewards.sandbox import probe
 
 CONSISTENT = 0.9  # share of target-language words from which reward "language" says right
+
+
+_INSTALL = {"py3langid": "pip install py3langid", "lingua": "pip install 'r1engine[lingua]'"}
 
 
 @dataclass
@@ -64,7 +68,12 @@ class Scorer:
             policy: of the math rule, see `accuracy.MathPolicy`.
             code_deadline_seconds: of all tests of one program together; each test has limits of its own.
             unsafe: run code even where too little protects the machine from it, see `sandbox.Protection`.
+
+        Raises:
+            ValueError: the detector is not installed, or a number is not positive.
         """
+        if importlib.util.find_spec(detector) is None:
+            raise ValueError(f"Scorer: language_detector {detector} is not installed, required: {_INSTALL[detector]}")
         self._policy = policy
         self._with_language, self._detector, self._blank_think = with_language, detector, blank_think_allowed
         count = workers or len(os.sched_getaffinity(0))

@@ -17,6 +17,8 @@ import pytest
 from r1engine.rewards import Record, Scorer
 from r1engine.rewards.accuracy import MathPolicy
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent
 # What the authors of either corpus hold about the two questions that no rule can answer.
 POLICIES = {

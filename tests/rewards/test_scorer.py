@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import pytest
 
@@ -170,6 +171,12 @@ def test_references_that_no_rule_can_use_are_found(scorer):
         ("$", "is blank"),
         ("seven", "is no choice letter"),
     ]
+
+
+def test_language_detector_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lingua", None)  # as if it were not there
+    with pytest.raises(ValueError, match=r"language_detector lingua is not installed, required: pip install 'r1engine"):
+        Scorer(detector="lingua")
 
 
 def test_unknown_reward_is_refused(scorer):

@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(32 * MAX_ROW_WARPS)
 
 // The transposed form of 128 rows of one expert and 128 columns, in blocks of 128x1. A thread holds 16 columns of 4
 // neighbouring rows; the codes change places in shared memory, 4 rows of a column in a word.
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 3)     // blocks on an SM: at most 85 registers
     transpose_fp8_kernel(const __nv_bfloat16* x,  // [T, hidden]
                          const int* slot_of,      // [R], -1: padding, which is zero
                          const int* expert_of,    // [R]
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(THREADS)
     __shared__ unsigned amax_of_warp[THREADS / 32][BLOCK];
     __shared__ float inverse[BLOCK];
     __shared__ uint4 tile[BLOCK * BLOCK / 16];  // [column][row], its 16-byte parts swapped against bank conflicts
-    const auto tiles = static_cast<unsigned>(hidden / BLOCK);
+    const int64_t tiles = hidden / BLOCK;
     const int64_t row_block = blockIdx.x / tiles, first_column = blockIdx.x % tiles * BLOCK;
     const int expert = expert_of[row_block * BLOCK];
     if (expert < 0) return;  // after the last expert

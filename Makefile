@@ -8,12 +8,17 @@ VENV = .venv/bin
 STAMP = .venv/.installed
 BUILD_INPUTS = CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: demo test lint format gpu clean sglang-cpu test-sglang demo-sglang
+.PHONY: demo demo-moe test lint format gpu clean sglang-cpu test-sglang demo-sglang
 SGLANG = .venv-sglang
 
 demo: $(STAMP)
 	rm -rf runs/demo
 	$(VENV)/r1engine train configs/tiny_r1_zero.yaml
+
+# The same on a tiny DeepSeek-V3 (latent attention, experts) dealt to two ranks.
+demo-moe: $(STAMP)
+	rm -rf runs/demo-moe
+	$(VENV)/torchrun --standalone --nproc-per-node 2 r1engine/train.py configs/tiny_moe_r1_zero.yaml
 
 # One thread a process: the tests are small, and the parallel ones start several processes.
 test: $(STAMP)

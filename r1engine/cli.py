@@ -129,6 +129,23 @@ def reward(
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Hugging Face folder, e.g. DeepSeek-V3 in FP8.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to write; an interrupted run goes on.")],
+    precision: Annotated[str, typer.Option(help="bfloat16, float32 or fp8 (128x128 blocks).")] = "bfloat16",
+) -> None:
+    """Write a Hugging Face folder in another number format, tensor by tensor, with index and SHA-256."""
+    if precision not in ("bfloat16", "float32", "fp8"):
+        _fail(ConfigError(f"--precision: found {precision}, required bfloat16, float32 or fp8"))
+    from r1engine.convert import convert as run
+
+    try:
+        run(source, target, precision)
+    except (ValueError, RuntimeError) as error:
+        _fail(ConfigError(str(error)))
+
+
+@app.command()
 def doctor() -> None:
     """Print what this machine has: versions, devices, memory, disk, the compiled kernels."""
     from r1engine.doctor import print_table

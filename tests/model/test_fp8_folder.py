@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from r1engine.architecture import read_architecture
 from r1engine.config import Config
+from r1engine.convert import convert
 from r1engine.model import hf_export
 from r1engine.model.hf_folder import INDEX, SCALE, Folder, dequantize
 from r1engine.model.hf_weights import mtp_shapes
@@ -89,6 +90,33 @@ def test_read_trained_values_and_written_again_byte_for_byte(world, made, tmp_pa
     assert all(torch.equal(plain[name].float(), tensor) for name, tensor in exact.items())
     assert "quantization_config" not in json.loads((tmp_path / "bf16" / "config.json").read_text())
     assert json.loads((tmp_path / "fp8" / "config.json").read_text())["quantization_config"]["fmt"] == "e4m3"
+
+
+def test_convert_goes_on_where_it_stopped(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(hf_export, "FILE_BYTES", 200_000)
+    folder, exact = made
+    written = []
+    write = hf_export.Export.write
+
+    def interrupted(self, name, tensor):
+        if len(written) == 40:
+            raise KeyboardInterrupt
+        written.append(name)
+        write(self, name, tensor)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(hf_export.Export, "write", interrupted)
+        convert(folder, tmp_path / "out", "bfloat16")
+    kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.safetensors")}
+    assert kept
+    convert(folder, tmp_path / "out", "bfloat16")
+    files = list((tmp_path / "out").glob("*.safetensors"))
+    assert all(file.stat().st_mtime_ns == kept[file.name] for file in files if file.name in kept)
+    plain = {name: t for file in files for name, t in load_file(file).items()}
+    assert plain.keys() == exact.keys()
+    assert all(torch.equal(plain[name].float(), tensor) for name, tensor in exact.items())
+    with pytest.raises(ValueError, match="required two folders"):
+        convert(folder, folder, "bfloat16")
 
 
 @pytest.mark.parametrize("index", [(), (slice(100, 140),), (slice(0, 144), slice(130, 140)), (slice(140, 140),)])

@@ -62,6 +62,7 @@ def test_output_that_is_no_utf8_is_named():
         ([1], [1, 2], False),
         (1, True, False),
         (True, 1, False),
+        (True, 1.0, False),
         (5.0, 5, False),
         (5, 5.0, True),
         (0.1 + 0.2, 0.3, True),

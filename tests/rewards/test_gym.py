@@ -44,16 +44,17 @@ def test_reference_answers_are_right_and_others_wrong(sandbox):
 @pytest.mark.parametrize("task", sorted(EVALUATING | COMPUTING | {"basic_arithmetic"}))
 def test_answer_is_never_executed(task, sandbox):
     record = first(task)
+    sandbox.run_script("")
+    slot = sandbox._slot
     for attack in (
-        "__import__('os').system('echo owned > /tmp/owned')",
-        "[c for c in ().__class__.__base__.__subclasses__()]",
-        "exec('raise SystemExit')",
-        "(lambda: 1)()",
-        "x.__class__",
-        "sympify('1')",
+        "open('/tmp/owned', 'w')",
+        "__import__('builtins').open('/tmp/owned', 'w')",
+        'exec(\'open("/tmp/owned", "w")\')',
+        "(lambda: open('/tmp/owned', 'w'))()",
+        'sympify(\'open("/tmp/owned", "w")\')',
     ):
         assert grade_gym(attack, record["tests"], sandbox)[0] == "wrong"
-    assert sandbox._slot is None or not sandbox._slot.is_dirty
+    assert sandbox._slot is slot  # a sandbox in which a file was left is replaced
 
 
 @pytest.mark.parametrize("text", ["1 + 2*3", "-x^2 + C", "sqrt(x)*exp(-3.5*x)/pi", "(((7)))", " 4*8 - 6 "])

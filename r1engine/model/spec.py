@@ -132,7 +132,7 @@ class PackedGPT(GPTModel):
             inplace_backward=True,
         )
         # Position t predicts token t+1; entry t of the result belongs to token t.
-        out = torch.stack(predicted).roll(1, dims=1)
+        out = torch.stack([predicted.logp, predicted.entropy]).roll(1, dims=1)
         return out.masked_fill(row.positions == 0, 0.0)
 
     def _padding_rows(self) -> int:

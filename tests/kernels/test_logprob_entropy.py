@@ -44,7 +44,7 @@ def run(
     logits: torch.Tensor, labels: torch.Tensor, grad_logp: torch.Tensor, **options: object
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     x = logits.detach().clone().requires_grad_()
-    logp, entropy = logprob_entropy(x * 1, labels, **options)  # x * 1: an in-place backward leaves x itself alone
+    logp, entropy, *_ = logprob_entropy(x * 1, labels, **options)  # x * 1: an in-place backward leaves x itself alone
     logp.backward(grad_logp.to(logp.dtype))
     return logp.detach(), entropy, x.grad
 
@@ -66,7 +66,7 @@ def test_matches_float64_oracle(dtype, tolerance, rows, vocab, temperature):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_bfloat16_is_at_most_twice_as_wrong_as_plain_pytorch(temperature):
+def test_bfloat16_is_hardly_more_wrong_than_plain_pytorch(temperature):
     logits, labels = case(16, 127, torch.bfloat16)
     grad_logp = torch.ones(16)
     wanted = oracle(logits, labels, temperature, grad_logp)
@@ -79,30 +79,105 @@ def test_bfloat16_is_at_most_twice_as_wrong_as_plain_pytorch(temperature):
     logp.sum().backward()
     entropy = -(log_probability.exp() * log_probability).sum(-1)
     for ours, plain, exact in zip(found, (logp, entropy, x.grad), wanted, strict=True):
-        assert (ours.double() - exact).abs().max() <= 2 * (plain.detach().double() - exact).abs().max()
+        assert (ours.double() - exact).abs().max() <= 1.1 * (plain.detach().double() - exact).abs().max()
     # The values are accumulated in float32: only the input is bfloat16.
     torch.testing.assert_close(found[0].double(), wanted[0], rtol=1e-5, atol=1e-5)
 
 
 def test_any_leading_shape():
     logits, labels = case(6, 127)
-    logp, entropy = logprob_entropy(logits.view(2, 3, 127), labels.view(2, 3))
-    flat_logp, flat_entropy = logprob_entropy(logits, labels)
+    logp, entropy, *_ = logprob_entropy(logits.view(2, 3, 127), labels.view(2, 3))
+    flat_logp, flat_entropy, *_ = logprob_entropy(logits, labels)
     assert torch.equal(logp, flat_logp.view(2, 3))
     assert torch.equal(entropy, flat_entropy.view(2, 3))
 
 
 def test_gradcheck():
-    logits, labels = case(5, 127, torch.float64)
+    logits, labels = case(3, 11, torch.float64)
     assert torch.autograd.gradcheck(
         lambda x: logprob_entropy(x, labels, temperature=0.7).logp, (logits.requires_grad_(),)
     )
 
 
+def test_gradcheck_of_every_option():
+    logits, labels = case(4, 9, torch.float64)
+    ids, offsets = torch.stack([labels, (labels + 3) % 9], 1).flatten(), torch.arange(0, 9, 2)
+    temperature = torch.tensor([0.5, 1.0, 1.5, 2.0], dtype=torch.float64)
+    mask = torch.tensor([True, True, False, True])
+    for options in (
+        {"softcap": 2.0, "logit_scale": 0.7, "temperature": temperature},
+        {"row_mask": mask, "temperature": 0.7},
+        {"keep_ids": ids, "keep_offsets": offsets, "softcap": 2.0},
+    ):
+
+        def both(x: torch.Tensor, options: dict = options) -> tuple[torch.Tensor, torch.Tensor]:
+            found = logprob_entropy(x, labels, entropy_grad=True, **options)
+            return found.logp, found.entropy
+
+        assert torch.autograd.gradcheck(both, (logits.clone().requires_grad_(),))
+
+
+def test_options_mean_what_they_say():
+    logits, labels = case(4, 9, torch.float64)
+    temperature = torch.tensor([0.5, 1.0, 1.5, 2.0], dtype=torch.float64)
+    found = logprob_entropy(
+        logits, labels, softcap=2.0, logit_scale=0.7, temperature=temperature, return_sum_pi_sq=True
+    )
+    z = 2.0 * torch.tanh(0.7 * logits / 2.0) / temperature[:, None]
+    exact = torch.log_softmax(z, 1)
+    torch.testing.assert_close(found.logp, exact.gather(1, labels[:, None])[:, 0])
+    torch.testing.assert_close(found.entropy, -(exact.exp() * exact).sum(1))
+    torch.testing.assert_close(found.lse, z.logsumexp(1))
+    torch.testing.assert_close(found.sum_pi_sq, exact.exp().square().sum(1))
+
+
+def test_a_keep_set_is_the_distribution_of_its_tokens():
+    logits, _ = case(2, 9, torch.float64)
+    ids, offsets = torch.tensor([4, 8, 0, 7, 1]), torch.tensor([0, 3, 5])
+    found = logprob_entropy(logits, torch.tensor([8, 2]), keep_ids=ids, keep_offsets=offsets)
+    torch.testing.assert_close(found.logp[0], torch.log_softmax(logits[0, [4, 8, 0]], 0)[1])
+    assert found.logp[1] == -INF  # not a token that could have been sampled
+    exact = torch.log_softmax(logits[1, [7, 1]], 0)
+    torch.testing.assert_close(found.entropy[1], -(exact.exp() * exact).sum())
+
+
+def test_ignored_rows_are_not_read():
+    logits, labels = case(5, 127)
+    labels[1], mask = -100, torch.tensor([True, True, True, False, True])
+    wanted = logprob_entropy(logits[[0, 2, 4]], labels[[0, 2, 4]])
+    logits[1], logits[3] = math.nan, INF
+    x = logits.requires_grad_()
+    found = logprob_entropy(x, labels, row_mask=mask, entropy_grad=True)
+    (found.logp.sum() + found.entropy.sum()).backward()
+    for a, b in zip(found[:3], wanted[:3], strict=True):
+        torch.testing.assert_close(a[[0, 2, 4]], b)
+        assert (a[[1, 3]] == 0).all()
+    assert (x.grad[[1, 3]] == 0).all()
+    everything = logprob_entropy(logits.detach(), torch.full((5,), -100))
+    assert (everything.logp == 0).all()
+
+
+def test_unlikely_labels_and_large_logits_keep_their_digits():
+    logits, labels = case(3, 300)
+    logits[0, labels[0]] = -200.0  # exp underflows
+    logits[1] += 1000.0
+    check = torch.ones(3)
+    for a, b in zip(run(logits, labels, check), oracle(logits, labels, 1.0, check), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-4)
+
+
+def test_a_second_backward_over_overwritten_logits_raises():
+    logits, labels = case(3, 5)
+    logp = logprob_entropy(logits.requires_grad_(), labels, inplace_backward=True).logp
+    torch.autograd.grad(logp.sum(), logits, retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        logp.sum().backward()
+
+
 def test_values_by_hand():
     # softmax(log 1, log 2, log 5) = 1/8, 2/8, 5/8.
     logits = torch.tensor([[1.0, 2.0, 5.0]]).log().requires_grad_()
-    logp, entropy = logprob_entropy(logits, torch.tensor([1]))
+    logp, entropy, *_ = logprob_entropy(logits, torch.tensor([1]))
     logp.sum().backward()
     assert logp.item() == pytest.approx(math.log(2 / 8), abs=1e-6)
     assert entropy.item() == pytest.approx(-sum(p * math.log(p) for p in (1 / 8, 2 / 8, 5 / 8)), abs=1e-6)
@@ -114,7 +189,7 @@ def test_values_by_hand():
 
 def test_no_rows():
     logits = torch.empty(0, 5, requires_grad=True)
-    logp, entropy = logprob_entropy(logits, torch.empty(0, dtype=torch.int64))
+    logp, entropy, *_ = logprob_entropy(logits, torch.empty(0, dtype=torch.int64))
     logp.sum().backward()
     assert logp.shape == entropy.shape == (0,)
     assert logits.grad.shape == (0, 5)
@@ -148,7 +223,7 @@ def test_rows_of_a_wider_or_transposed_tensor(inplace):
     wide = torch.cat([logits, torch.full((7, 3), 50.0)], dim=1)
     for view in (wide[:, :127], logits.t().contiguous().t(), logits.repeat_interleave(2, dim=0)[::2]):
         x = view.detach().requires_grad_()
-        logp, entropy = logprob_entropy(x, labels, inplace_backward=inplace)
+        logp, entropy, *_ = logprob_entropy(x, labels, inplace_backward=inplace)
         (grad,) = torch.autograd.grad(logp.sum(), x)
         for found, exact in zip((logp.detach(), entropy, grad), wanted, strict=True):
             torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
@@ -206,14 +281,21 @@ def split_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return logits, labels, torch.linspace(-1.0, 2.0, 9)
 
 
-def rank_main(rank: int, folder: str) -> None:
+def with_entropy(logits: torch.Tensor, labels: torch.Tensor, group: dist.ProcessGroup | None) -> list[torch.Tensor]:
+    x = logits.detach().clone().requires_grad_()
+    found = logprob_entropy(x, labels, entropy_grad=True, return_sum_pi_sq=True, tp_group=group)
+    (found.entropy.sum() + found.logp.sum()).backward()
+    return [*(value.detach() for value in found), x.grad]
+
+
+def rank_main(rank: int, ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    store = dist.FileStore(f"{folder}/store", ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     logits, labels, grad_logp = split_case()
-    part = logits[:, 64 * rank : 64 * (rank + 1)]
+    part = logits.chunk(ranks, dim=1)[rank]
     found = run(part, labels, grad_logp, temperature=0.6, tp_group=dist.group.WORLD)
-    torch.save(found, f"{folder}/{rank}.pt")
+    torch.save((found, with_entropy(part, labels, dist.group.WORLD)), f"{folder}/{rank}.pt")
     try:
         logprob_entropy(part, labels + 128, tp_group=dist.group.WORLD)
     except ValueError as error:
@@ -221,15 +303,20 @@ def rank_main(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_a_split_vocabulary_gives_what_the_whole_gives(tmp_path):
-    ranks = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_split_vocabulary_gives_what_the_whole_gives(tmp_path, ranks):
+    command = [sys.executable, __file__]
+    processes = [subprocess.Popen([*command, str(rank), str(ranks), str(tmp_path)]) for rank in range(ranks)]
+    assert [process.wait(timeout=280) for process in processes] == [0] * ranks
     logits, labels, grad_logp = split_case()
     logp, entropy, grad = oracle(logits, labels, 0.6, grad_logp)
-    for rank in range(2):
-        wanted = (logp, entropy, grad[:, 64 * rank : 64 * (rank + 1)])
-        for x, y in zip(torch.load(tmp_path / f"{rank}.pt"), wanted, strict=True):
+    whole = with_entropy(logits, labels, None)
+    for rank in range(ranks):
+        found, found_with_entropy = torch.load(tmp_path / f"{rank}.pt")
+        for x, y in zip(found, (logp, entropy, grad.chunk(ranks, dim=1)[rank]), strict=True):
             torch.testing.assert_close(x.double(), y, rtol=1e-5, atol=1e-5)
+        for x, y in zip(found_with_entropy, (*whole[:4], whole[4].chunk(ranks, dim=1)[rank]), strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
         message = torch.load(tmp_path / f"{rank}.error")
         assert message.startswith("logprob_entropy: labels must be in [0, 128), got")
 
@@ -245,23 +332,91 @@ def test_a_split_vocabulary_gives_what_the_whole_gives(tmp_path):
             torch.zeros(2, 3),
             torch.zeros(3).long(),
             {},
-            "labels must be int64 (2,) for logits (2, 3), got torch.int64 (3,)",
+            "labels must be int64 (2,) on cpu for logits (2, 3), got torch.int64 (3,) on cpu",
         ),
         (
             torch.zeros(2, 3),
             torch.zeros(2).int(),
             {},
-            "labels must be int64 (2,) for logits (2, 3), got torch.int32 (2,)",
+            "labels must be int64 (2,) on cpu for logits (2, 3), got torch.int32 (2,) on cpu",
         ),
         (torch.zeros(2, 3), torch.tensor([0, 3]), {}, "labels must be in [0, 3), got 0 .. 3"),
         (torch.zeros(2, 3), torch.tensor([-1, 2]), {}, "labels must be in [0, 3), got -1 .. 2"),
         (torch.zeros(2, 3), torch.zeros(2).long(), {"temperature": 0.0}, "temperature must be > 0, got 0.0"),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(2).long(),
+            {"temperature": torch.tensor([1.0, 0.0])},
+            "temperature must be > 0, got 0.0",
+        ),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(2).long(),
+            {"temperature": torch.ones(3)},
+            "temperature must be float32 or float64 (2,) on cpu, got torch.float32 (3,) on cpu",
+        ),
+        (torch.zeros(2, 3), torch.zeros(2).long(), {"softcap": 0.0}, "softcap must be > 0 or None, got 0.0"),
+        (torch.zeros(2, 3), torch.zeros(2).long(), {"logit_scale": -1.0}, "logit_scale must be > 0, got -1.0"),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(2).long(),
+            {"row_mask": torch.ones(2)},
+            "row_mask must be bool (2,) on cpu, got torch.float32 (2,) on cpu",
+        ),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(2).long(),
+            {"tp_group": 2},
+            "tp_group must be a torch.distributed.ProcessGroup or None, got 2",
+        ),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(2).long(),
+            {"entropy_grad": True, "return_entropy": False},
+            "entropy_grad=True needs return_entropy=True",
+        ),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(2).long(),
+            {"keep_ids": torch.tensor([0])},
+            "keep_ids and keep_offsets go together, got only one of them",
+        ),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(2).long(),
+            {"keep_ids": torch.tensor([0]), "keep_offsets": torch.tensor([0, 1])},
+            "keep_offsets must have rows + 1 = 3 entries, got 2",
+        ),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(2).long(),
+            {"keep_ids": torch.tensor([0]), "keep_offsets": torch.tensor([0, 1, 1])},
+            "row 1 keeps no token; a row that is not ignored needs at least one",
+        ),
+        (
+            torch.zeros(2, 3),
+            torch.zeros(2).long(),
+            {"keep_ids": torch.tensor([0, 3]), "keep_offsets": torch.tensor([0, 1, 2])},
+            "keep_ids must be in [0, 3), got 0 .. 3",
+        ),
+        (
+            torch.zeros(2, 1).expand(2, 3),
+            torch.zeros(2).long(),
+            {"inplace_backward": True},
+            "inplace_backward=True needs logits that do not overlap themselves, got shape (2, 3) with strides (1, 0)",
+        ),
+        (
+            torch.zeros(2, 4, 6, 8)[:, :2, :3, :5].flatten(0, 0),
+            torch.zeros(2, 2, 3).long(),
+            {},
+            "logits may have at most two groups of evenly spaced leading dimensions, got shape (2, 2, 3, 5) with strides (192, 48, 8, 1); pass logits.contiguous()",  # noqa: E501
+        ),
         (torch.zeros(2, 3), torch.zeros(2).long(), {"temperature": math.nan}, "temperature must be > 0, got nan"),
         (
             torch.zeros(2, 3),
             torch.zeros(2).long(),
             {"impl": "cuda"},
-            "impl='cuda' does not exist; this op has reference",
+            "impl='cuda' does not exist; this op has triton, reference",
         ),
     ],
 )
@@ -272,4 +427,4 @@ def test_error(logits, labels, options, message):
 
 
 if __name__ == "__main__":
-    rank_main(int(sys.argv[1]), sys.argv[2])
+    rank_main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

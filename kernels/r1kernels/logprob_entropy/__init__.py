@@ -1,73 +1,154 @@
-"""log-probability and entropy of the labels, from logits that may be split over tensor-parallel ranks."""
+"""Log-probability of the labels and entropy of their distributions, from logits that may be split over ranks."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
+from torch.autograd.function import once_differentiable
 
 from r1kernels.dispatch import Impl, check_float, choose
+from r1kernels.logprob_entropy.problem import Rows, as_rows, check_problem, check_writable
 
 
 class LogProb(NamedTuple):
-    """What `logprob_entropy` returns; both are [...] float32 (float64 for float64 logits), in nats."""
+    """What `logprob_entropy` returns: each [...] float32 (float64 for float64 logits); 0 on ignored rows."""
 
-    logp: torch.Tensor  # differentiable in the logits
-    entropy: torch.Tensor  # not differentiable
+    logp: torch.Tensor  # of the label (nats), differentiable in the logits
+    entropy: torch.Tensor | None  # of the row (nats), differentiable with entropy_grad; None without return_entropy
+    lse: torch.Tensor  # logsumexp of the scaled logits (nats), not differentiable
+    sum_pi_sq: torch.Tensor | None = None  # sum of squared probabilities, with return_sum_pi_sq; not differentiable
 
 
 def logprob_entropy(
     logits: torch.Tensor,
     labels: torch.Tensor,
     *,
-    temperature: float = 1.0,
-    tp_group: torch.distributed.ProcessGroup | None = None,
+    temperature: float | torch.Tensor = 1.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    row_mask: torch.Tensor | None = None,
+    keep_ids: torch.Tensor | None = None,
+    keep_offsets: torch.Tensor | None = None,
+    tp_group: dist.ProcessGroup | None = None,
+    return_entropy: bool = True,
+    entropy_grad: bool = False,
+    return_sum_pi_sq: bool = False,
     inplace_backward: bool = False,
     impl: Impl | None = None,
 ) -> LogProb:
-    """Log-probability of each label and entropy of each row of softmax(logits / temperature).
+    """Log-probability of each label and entropy of each row of softmax(z).
 
-        z       = logits / temperature
-        logp    = z[label] - logsumexp(z)
-        entropy = logsumexp(z) - sum(softmax(z) * z)
+        c       = logit_scale * logits
+        c       = softcap * tanh(c / softcap)          if softcap is set
+        z       = c / temperature
+        lse     = logsumexp(z)                         over the row's keep set if there is one
+        logp    = z[label] - lse
+        entropy = lse - sum(softmax(z) * z)
 
-    No [..., V] tensor is kept besides the logits themselves: the backward pass recomputes the
-    probabilities, in place when asked. With `tp_group` the vocabulary is split evenly over its ranks in
-    rank order, and three scalars a row cross the wire.
+    The logits are read once, whatever their strides; beside them no [..., V] tensor is made. The backward pass
+    recomputes the probabilities and reads and writes the logits' size once, in place when asked. With `tp_group`
+    the vocabulary is split evenly over its ranks in rank order, and one all-gather of five floats a row is all
+    that crosses the wire. Every row is summed in a fixed order: results are bitwise repeatable and, on a GPU, do
+    not depend on the other rows.
+
+    A row that is ignored is not read. A row whose logits are all -inf has no distribution: its results are NaN.
+    Triton takes logits below -1e30 for -inf.
 
     Args:
-        logits:           [..., V_local] float, this rank's slice of the vocabulary (nats).
+        logits:           [..., V_local] float, this rank's slice of the vocabulary (nats). At most two groups of
+                          leading dimensions may be spaced unevenly, as in logits[:, :-1].
         labels:           [...] int64, global token ids.
-        temperature:      softmax temperature, > 0.
+        temperature:      softmax temperature, > 0: one, or [...] float, one a row.
+        logit_scale:      factor before the cap.
+        softcap:          bound of the logits' size, > 0 (Gemma), or None.
+        ignore_index:     label of rows to be left out.
+        row_mask:         [...] bool, False for rows to be left out, too.
+        keep_ids:         [N] int64, global token ids that sampling left to choose from (top-p, top-k), row after row,
+                          each at most once a row. A label outside its row's set has log-probability -inf.
+        keep_offsets:     [rows + 1] int64, where each row's ids start in keep_ids, then N.
         tp_group:         process group of the vocabulary split; None: the whole vocabulary is here.
-        inplace_backward: write the gradient over the logits, which are lost then. A second backward
-                          pass through the same graph is wrong with it.
+        return_entropy:   compute the entropy.
+        entropy_grad:     let gradients through the entropy.
+        return_sum_pi_sq: compute the sum of squared probabilities.
+        inplace_backward: write the gradient over the logits, which are lost then; a second backward pass through
+                          the same graph raises.
         impl:             force an implementation; None picks one.
 
     Returns:
-        LogProb(logp, entropy), each [...] float32 (float64 for float64 logits).
+        LogProb(logp, entropy, lse, sum_pi_sq).
 
     Raises:
-        ValueError: shapes, dtypes or the temperature do not fit, or a label is outside the vocabulary (CPU only:
-            on a GPU the check would wait for the device).
+        ValueError: shapes, dtypes, strides or options do not fit. Values on the CPU are checked too: temperatures,
+            labels, keep sets. On a GPU that would wait for the device: there a label outside the vocabulary
+            gives NaN.
+        RuntimeError: `impl` names an implementation that cannot run here.
     """
     op = "logprob_entropy"
     check_float(op, "logits", logits)
-    choose(op, impl, logits, have=("reference",))
-    if labels.shape != logits.shape[:-1] or labels.dtype != torch.int64:
-        raise ValueError(
-            f"{op}: labels must be int64 {tuple(logits.shape[:-1])} for logits {tuple(logits.shape)}, "
-            f"got {labels.dtype} {tuple(labels.shape)}"
-        )
-    if not temperature > 0:
-        raise ValueError(f"{op}: temperature must be > 0, got {temperature}")
-    rank, ranks = (tp_group.rank(), tp_group.size()) if tp_group is not None else (0, 1)
-    vocab_size = logits.shape[-1] * ranks
-    if labels.device.type == "cpu" and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < vocab_size:
-        raise ValueError(f"{op}: labels must be in [0, {vocab_size}), got {int(labels.min())} .. {int(labels.max())}")
-    from r1kernels.logprob_entropy.reference import LogProbEntropy
+    problem = check_problem(
+        op,
+        logits,
+        labels,
+        temperature=temperature,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        ignore_index=ignore_index,
+        row_mask=row_mask,
+        keep_ids=keep_ids,
+        keep_offsets=keep_offsets,
+        tp_group=tp_group,
+    )
+    if entropy_grad and not return_entropy:
+        raise ValueError(f"{op}: entropy_grad=True needs return_entropy=True")
+    if inplace_backward:
+        check_writable(op, "inplace_backward", logits)
+    have = ("triton", "reference") if logits.dtype != torch.float64 else ("reference",)
+    if choose(op, impl, logits, have) == "reference":
+        from r1kernels.logprob_entropy import reference as implementation
+    else:
+        from r1kernels.logprob_entropy import triton_impl as implementation
+    options = _Options(implementation, return_entropy, entropy_grad, return_sum_pi_sq, inplace_backward)
+    found = _LogProbEntropy.apply(logits, replace(problem, logits=None), options)
+    return LogProb(*(None if x is None else x.view(labels.shape) for x in found))
 
-    rows = logits.reshape(-1, logits.shape[-1])
-    local_labels = labels.reshape(-1) - rank * logits.shape[-1]
-    logp, entropy = LogProbEntropy.apply(rows, local_labels, temperature, tp_group, inplace_backward)
-    return LogProb(logp.view(labels.shape), entropy.view(labels.shape))
+
+@dataclass(frozen=True)
+class _Options:
+    implementation: ModuleType  # with partials, gather, merge and gradient
+    entropy: bool
+    entropy_grad: bool
+    sum_pi_sq: bool
+    inplace_backward: bool
+
+
+class _LogProbEntropy(torch.autograd.Function):
+    """(logits, problem without logits, options) -> logp, entropy, lse, sum_pi_sq, flat."""
+
+    @staticmethod
+    def forward(ctx, logits, problem, options):
+        problem = replace(problem, logits=as_rows("logprob_entropy", logits.detach()))
+        parts = options.implementation.partials(problem, entropy=options.entropy, squares=options.sum_pi_sq)
+        rows = options.implementation.merge(problem, problem.gather(parts))
+        ctx.save_for_backward(logits, *rows)
+        ctx.problem, ctx.options = replace(problem, logits=None), options
+        ctx.set_materialize_grads(False)
+        entropy = rows.entropy if options.entropy else None
+        sum_pi_sq = rows.sum_pi_sq if options.sum_pi_sq else None
+        constants = [rows.lse, *([] if options.entropy_grad else [entropy]), sum_pi_sq]
+        ctx.mark_non_differentiable(*(x for x in constants if x is not None))
+        return rows.logp, entropy, rows.lse, sum_pi_sq
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_logp, grad_entropy, _grad_lse, _grad_sum_pi_sq):
+        logits, *rows = ctx.saved_tensors  # raises where the logits were overwritten, by another backward pass say
+        grad = logits.detach() if ctx.options.inplace_backward else torch.empty_like(logits)
+        problem = replace(ctx.problem, logits=as_rows("logprob_entropy", logits.detach()))
+        out = grad.view(problem.logits.shape)
+        ctx.options.implementation.gradient(problem, Rows(*rows), grad_logp, grad_entropy, out)
+        return grad, None, None

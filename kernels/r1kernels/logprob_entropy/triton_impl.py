@@ -1,0 +1,130 @@
+"""Launches the Triton kernels of logprob_entropy. Nothing here waits for the device or asks it anything."""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from r1kernels.logprob_entropy import triton_kernels as kernels
+from r1kernels.logprob_entropy.problem import Problem, Rows
+
+NUM_WARPS = 8
+REPEAT = 4  # 128-bit loads a thread has in flight
+
+
+def partials(problem: Problem, *, entropy: bool, squares: bool) -> torch.Tensor:
+    """[5, N] float32, as `reference.partials`."""
+    num_rows = len(problem.labels)
+    out = torch.empty(5, num_rows, dtype=torch.float32, device=problem.logits.device)
+    if num_rows:
+        kernels.partials_kernel[(num_rows,)](
+            **_row_arguments(problem),
+            out_ptr=out,
+            num_rows=num_rows,
+            ENTROPY=entropy,
+            SQUARES=squares,
+            **_launch(problem),
+        )
+    return out
+
+
+def merge(problem: Problem, parts: torch.Tensor) -> Rows:
+    """[ranks, 5, N] -> Rows, as `reference.merge`; `share` is not needed here."""
+    ranks, _, num_rows = parts.shape
+    out = torch.empty(6, num_rows, dtype=torch.float32, device=parts.device)
+    if num_rows:
+        kernels.merge_kernel[(triton.cdiv(num_rows, 128),)](
+            parts,
+            problem.labels,
+            problem.row_mask,
+            out,
+            problem.ignore_index,
+            problem.vocab_size,
+            num_rows,
+            ranks,
+            BLOCK=128,
+        )
+    return Rows(*out.unbind(), None)
+
+
+def gradient(
+    problem: Problem,
+    sums: Rows,
+    grad_logp: torch.Tensor | None,
+    grad_entropy: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None:
+    """Write the gradient to `out`, as `reference.gradient`."""
+    num_rows = len(problem.labels)
+    if not num_rows:
+        return
+    arguments = _row_arguments(problem) | {
+        "top_ptr": sums.top,
+        "log_total_ptr": sums.log_total,
+        "entropy_ptr": None if grad_entropy is None else sums.entropy,
+        "grad_logp_ptr": None if grad_logp is None else grad_logp.contiguous(),
+        "grad_entropy_ptr": None if grad_entropy is None else grad_entropy.contiguous(),
+    }
+    if problem.keep_ids is None:
+        strides = dict(zip(("out_outer", "out_inner", "out_column"), _strides(out), strict=True))
+        kernels.gradient_kernel[(num_rows,)](**arguments, out_ptr=out, **strides, **_launch(problem))
+    else:
+        # The kept logits are read before they may be overwritten by zeros.
+        kept = torch.empty(len(problem.keep_ids), dtype=torch.float32, device=out.device)
+        none = {"out_outer": 0, "out_inner": 0, "out_column": 0}
+        kernels.gradient_kernel[(num_rows,)](**arguments, out_ptr=kept, **none, **_launch(problem))
+        out.zero_()
+        kernels.scatter_kernel[(num_rows,)](
+            kept,
+            problem.keep_ids,
+            problem.keep_offsets,
+            out,
+            *_strides(out),
+            out.shape[1],
+            problem.vocab_start,
+            out.shape[2],
+            BLOCK=1024,
+        )
+    torch.autograd.graph.increment_version(out)
+
+
+def _strides(rows: torch.Tensor) -> tuple[int, int, int]:
+    """Strides of [outer, inner, V], without the one that no row is told by: it would grow with the number of rows."""
+    outer, inner, column = rows.stride()
+    return (inner if rows.shape[0] == 1 else outer), inner, column
+
+
+def _row_arguments(problem: Problem) -> dict[str, object]:
+    """What the kernels that read logits are told about them."""
+    outer, inner, column = _strides(problem.logits)
+    per_row = isinstance(problem.temperature, torch.Tensor)
+    return {
+        "logits_ptr": problem.logits,
+        "stride_outer": outer,
+        "stride_inner": inner,
+        "stride_column": column,
+        "num_inner": problem.logits.shape[1],
+        "vocab": problem.logits.shape[2],
+        "labels_ptr": problem.labels,
+        "mask_ptr": problem.row_mask,
+        "ignore_index": problem.ignore_index,
+        "temperature_ptr": problem.temperature if per_row else None,
+        "scale": (1.0 if problem.softcap else problem.logit_scale) / (1.0 if per_row else problem.temperature),
+        "softcap": 0.0 if problem.softcap is None else problem.softcap,
+        "pre_scale": 0.0 if problem.softcap is None else problem.logit_scale / problem.softcap,
+        "keep_ids_ptr": problem.keep_ids,
+        "keep_offsets_ptr": problem.keep_offsets,
+        "vocab_start": problem.vocab_start,
+        "SOFTCAP": problem.softcap is not None,
+    }
+
+
+def _launch(problem: Problem) -> dict[str, object]:
+    width = 16 // problem.logits.element_size()
+    return {
+        "REPEAT": REPEAT,
+        "THREADS": 32 * NUM_WARPS,
+        "WIDTH": width,
+        "num_warps": NUM_WARPS,
+        "enable_fp_fusion": True,
+    }

@@ -71,7 +71,6 @@ QWEN3_MOE = {
     "norm_topk_prob": True,
     "mlp_only_layers": [1],
 }
-DEEP = {"num_hidden_layers": 8, "first_k_dense_replace": 6, "initializer_range": 0.1}
 FAMILIES = {
     "qwen2": ("Qwen2", {}),
     "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True}),
@@ -79,7 +78,6 @@ FAMILIES = {
     "llama": ("Llama", {"rope_parameters": LLAMA3}),
     "qwen3-moe": ("Qwen3Moe", QWEN3_MOE),
     "deepseek": ("DeepseekV3", DEEPSEEK),
-    "deepseek-deep": ("DeepseekV3", DEEPSEEK | DEEP),
     "moonlight": ("DeepseekV3", MOONLIGHT),
 }
 

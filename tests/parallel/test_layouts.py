@@ -31,7 +31,7 @@ def cases(ranks: int) -> dict[str, tuple[str, dict]]:
             found[f"{family}-{name}"] = (family, settings)
 
     if ranks == 1:
-        add("one", (*DENSE, "deepseek", "deepseek-deep", "qwen3-moe", "moonlight"))
+        add("one", (*DENSE, "deepseek", "qwen3-moe", "moonlight"))
     if ranks == 2:
         add("tp2", (*DENSE, "deepseek", "moonlight"), tensor=2)
         add("pp2", ("qwen2-tied", "deepseek"), pipeline=2)
@@ -42,7 +42,6 @@ def cases(ranks: int) -> dict[str, tuple[str, dict]]:
         add("tp2-etp2", ("deepseek",), tensor=2, expert_tensor=2)
     if ranks == 4:
         add("tp2-dp2", ("qwen3",), tensor=2, data=2)
-        add("pp4-vp2", ("deepseek-deep",), pipeline=4, virtual=2)
         add("ep4", ("deepseek",), expert=4)
         add("pp2-ep2", ("moonlight",), pipeline=2, expert=2)
         add("tp2-etp2-ep2", ("deepseek",), tensor=2, expert_tensor=2, expert=2)

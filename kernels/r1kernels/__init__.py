@@ -3,6 +3,8 @@
 from r1kernels.fp8_cast import Fp8, fp8_dequantize, fp8_quantize
 from r1kernels.group_advantage import GroupAdvantage, group_advantage
 from r1kernels.grpo_loss import GrpoMetrics, GrpoObjective, grpo_loss
+from r1kernels.linear_grpo_loss import LinearGrpo, linear_grpo_loss
+from r1kernels.linear_logprob import linear_logprob
 from r1kernels.logprob_entropy import LogProb, logprob_entropy
 from r1kernels.moe_combine import moe_combine, moe_combine_backward_quant
 from r1kernels.moe_experts import moe_experts
@@ -24,6 +26,7 @@ __all__ = [
     "GroupAdvantage",
     "GrpoMetrics",
     "GrpoObjective",
+    "LinearGrpo",
     "LogProb",
     "Plan",
     "SwigluGrad",
@@ -31,6 +34,8 @@ __all__ = [
     "fp8_quantize",
     "group_advantage",
     "grpo_loss",
+    "linear_grpo_loss",
+    "linear_logprob",
     "logprob_entropy",
     "moe_balance_loss",
     "moe_combine",

@@ -30,7 +30,7 @@ from r1engine.model.attention import RowLayout, packed_attention, rotate, row_la
 from r1engine.model.fused import rms_norm, swiglu
 from r1engine.model.latent import latent_attention_spec
 from r1engine.model.router import ExpertsLayer, Router
-from r1kernels import logprob_entropy
+from r1kernels import linear_logprob
 
 LINEARS = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
 
@@ -119,17 +119,20 @@ class PackedGPT(GPTModel):
         hidden = self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=layout)
         if not self.post_process:
             return hidden
-        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        logits, _ = self.output_layer(hidden, weight=weight)
-        tp_group = self.pg_collection.tp if self.pg_collection.tp.size() > 1 else None
+        is_tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if is_tied else self.output_layer.weight
+        bias = None
         if padding := self._padding_rows():
-            logits = logits.index_fill(-1, torch.arange(-padding, 0, device=logits.device) % logits.shape[-1], -1e30)
-        predicted = logprob_entropy(
-            logits.squeeze(1),
+            bias = weight.new_zeros(len(weight))
+            bias[-padding:] = -1e30
+        predicted = linear_logprob(
+            hidden.squeeze(1),
+            weight,
             row.tokens.roll(-1),
+            bias=bias,
             temperature=self.temperature,
-            tp_group=tp_group,
-            inplace_backward=True,
+            tp_group=self.pg_collection.tp if self.pg_collection.tp.size() > 1 else None,
+            sequence_parallel=self.config.sequence_parallel,
         )
         # Position t predicts token t+1; entry t of the result belongs to token t.
         out = torch.stack([predicted.logp, predicted.entropy]).roll(1, dims=1)

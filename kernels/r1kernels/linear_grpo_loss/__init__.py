@@ -1,0 +1,154 @@
+"""The GRPO loss from hidden states and the output layer, with three matrix products in place of four."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch.autograd.function import once_differentiable
+
+from r1kernels.dispatch import Impl
+from r1kernels.grpo_loss import GrpoMetrics, check_tensors
+from r1kernels.grpo_loss.objective import GrpoObjective
+from r1kernels.grpo_loss.slopes import loss_and_slopes
+from r1kernels.linear_logprob import implementation_of
+from r1kernels.linear_logprob.head import Head, HeadGradients, check_head
+
+
+class LinearGrpo(NamedTuple):
+    """What `linear_grpo_loss` returns."""
+
+    loss: torch.Tensor  # scalar, differentiable
+    metrics: GrpoMetrics  # as grpo_loss reports them
+    logp: torch.Tensor  # [...] float32, log-probability of each label: the next update's old_logp; no gradient
+    entropy: torch.Tensor  # [...] float32 (nats); no gradient
+
+
+def linear_grpo_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    old_logp: torch.Tensor | None,
+    advantage: torch.Tensor,
+    loss_weight: torch.Tensor,
+    objective: GrpoObjective | None = None,
+    *,
+    ref_logp: torch.Tensor | None = None,
+    rollout_logp: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    temperature: float | torch.Tensor = 1.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    tp_group: dist.ProcessGroup | None = None,
+    sequence_parallel: bool = False,
+    chunk_tokens: int | None = None,
+    impl: Impl | None = None,
+) -> LinearGrpo:
+    """`grpo_loss` of `linear_logprob`, value and gradient at once: 6*T*H*V operations instead of 8*T*H*V.
+
+    A token-level loss depends on the other tokens only through loss_weight, which is known beforehand. So as soon as a
+    chunk's logits are there, so is their gradient: it is written over them and multiplied with weight and hidden states
+    while it lies in the cache, and nothing is computed twice. The gradients wait, the weight's in float32, for the
+    backward pass, which only multiplies them by the loss's own gradient.
+
+    Args:
+        hidden:    [..., H] float, differentiable; with sequence_parallel this rank's 1/ranks of the tokens.
+        weight:    [V_local, H], dtype of hidden, differentiable.
+        labels:    [...] int64, global token ids; any where loss_weight is 0.
+        old_logp, advantage, loss_weight, objective, ref_logp, rollout_logp: as grpo_loss takes them, of labels' shape;
+                   float32 (float64 for float64 hidden states) recommended.
+        bias, temperature, logit_scale, softcap, tp_group, sequence_parallel, chunk_tokens: as linear_logprob has them.
+        impl:      force an implementation; None picks one.
+
+    Returns:
+        LinearGrpo(loss, metrics, logp, entropy); logp and entropy are 0 where loss_weight is 0.
+
+    Raises:
+        ValueError: as linear_logprob and grpo_loss; or the objective needs whole sequences (GSPO, eq. 1 as printed,
+            importance sampling of sequences): their ratios are not known before the last chunk. Use linear_logprob
+            and grpo_loss then.
+        RuntimeError: `impl` names an implementation that cannot run here.
+    """
+    op = "linear_grpo_loss"
+    o = GrpoObjective() if objective is None else objective
+    if o.needs_sequences:
+        raise ValueError(
+            f"{op}: ratio_level={o.ratio_level!r} with tis_level={o.tis_level!r} needs the log-probabilities of whole "
+            "sequences before the first gradient; use grpo_loss(linear_logprob(...).logp, ...)"
+        )
+    given = {"old_logp": old_logp, "ref_logp": ref_logp, "rollout_logp": rollout_logp}
+    given |= {"advantage": advantage, "loss_weight": loss_weight}
+    tensors = {name: None if x is None else x.detach().reshape(-1).contiguous() for name, x in given.items()}
+    weights = tensors["loss_weight"]
+    check_tensors(op, o, weights, entropy=weights if o.entropy_coef else None, **tensors)
+    head = check_head(
+        op,
+        hidden,
+        weight,
+        labels,
+        bias=bias,
+        temperature=temperature,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        ignore_index=-100,
+        row_mask=(loss_weight != 0).view(labels.shape),
+        tp_group=tp_group,
+        sequence_parallel=sequence_parallel,
+        chunk_tokens=chunk_tokens,
+        main_grad=None,
+    )
+    call = _Call(implementation_of(op, impl, hidden), o, tensors)
+    loss, metrics, logp, entropy = _LinearGrpo.apply(hidden.reshape(-1, hidden.shape[-1]), weight, bias, head, call)
+    return LinearGrpo(loss, GrpoMetrics(*metrics.unbind()), logp.view(labels.shape), entropy.view(labels.shape))
+
+
+@dataclass(frozen=True)
+class _Call:
+    implementation: ModuleType  # of logprob_entropy
+    objective: GrpoObjective
+    tensors: dict[str, torch.Tensor | None]  # [N] each
+
+    def of_rows(self, rows: slice | torch.Tensor) -> dict[str, torch.Tensor | None]:
+        return {name: None if x is None else x[rows] for name, x in self.tensors.items()}
+
+
+class _LinearGrpo(torch.autograd.Function):
+    """(hidden [N, H], weight, bias, head, call) -> loss, metrics, logp, entropy."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, head, call):
+        head = replace(
+            head, hidden=hidden.detach(), weight=weight.detach(), bias=None if bias is None else bias.detach()
+        )
+        needs = dict(zip(("hidden", "weight", "bias"), ctx.needs_input_grad[:3], strict=True))
+        gradients = HeadGradients(head, **needs, main_grad=None)
+        new = head.problem.labels.new_empty
+        logp, entropy = (new(len(head.problem.labels), dtype=head.problem.dtype) for _ in range(2))
+        sums = [_chunk(head, call, chunk, gradients, logp, entropy) for chunk in head.chunks()]
+        total = torch.stack(sums).sum(0) if sums else logp.new_zeros(1 + len(GrpoMetrics._fields))
+        ctx.save_for_backward(*gradients.results())
+        loss, metrics = total[0].clone(), total[1:].clone()
+        ctx.mark_non_differentiable(metrics, logp, entropy)
+        return loss, metrics, logp, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss, _grad_metrics, _grad_logp, _grad_entropy):
+        return *(None if x is None else x * grad_loss.to(x.dtype) for x in ctx.saved_tensors), None, None
+
+
+def _chunk(
+    head: Head, call: _Call, chunk, gradients: HeadGradients, logp: torch.Tensor, entropy: torch.Tensor
+) -> torch.Tensor:
+    """Loss and metrics [1 + metrics] of a chunk; its gradients are added, its rows of logp and entropy are set."""
+    problem, o = chunk.problem, call.objective
+    part = call.implementation.partials(problem, entropy=True, squares=False)
+    rows = call.implementation.merge(problem, problem.gather(part))
+    logp[chunk.flat], entropy[chunk.flat] = rows.logp, rows.entropy
+    sums, to_logp, to_entropy = loss_and_slopes(rows.logp, rows.entropy, o, **call.of_rows(chunk.flat))
+    call.implementation.gradient(problem, rows, to_logp, to_entropy, problem.logits)
+    gradients.add(chunk, chunk.logits)
+    return sums

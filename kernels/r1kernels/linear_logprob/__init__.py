@@ -1,0 +1,177 @@
+"""Log-probability and entropy of the labels from hidden states and the output layer; the logits never exist whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import ModuleType
+
+import torch
+import torch.distributed as dist
+from torch.autograd.function import once_differentiable
+
+from r1kernels.dispatch import Impl, choose
+from r1kernels.linear_logprob.head import Head, HeadGradients, check_head
+from r1kernels.logprob_entropy import LogProb
+from r1kernels.logprob_entropy.problem import Rows
+
+
+def linear_logprob(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    temperature: float | torch.Tensor = 1.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    row_mask: torch.Tensor | None = None,
+    tp_group: dist.ProcessGroup | None = None,
+    sequence_parallel: bool = False,
+    return_entropy: bool = True,
+    entropy_grad: bool = False,
+    main_grad: torch.Tensor | None = None,
+    chunk_tokens: int | None = None,
+    impl: Impl | None = None,
+) -> LogProb:
+    """`logprob_entropy(hidden @ weight.T + bias, labels, ...)`, a chunk of tokens at a time.
+
+    The extra memory is that of one chunk's logits (32 MiB on a CPU, 512 MiB on a GPU), whatever the number of tokens.
+    The matrix products are the library's, in the dtype of `hidden`; the weight's gradient is summed over the chunks in
+    float32. The backward pass computes a chunk's logits again, four products in all; what fits into one chunk is kept
+    rather than recomputed. With a frozen weight and without entropy_grad the forward pass computes the gradient of the
+    hidden states already, and two products are all.
+
+    With `tp_group` weight and bias are this rank's slice of the vocabulary. With `sequence_parallel` hidden is this
+    rank's slice of the tokens: chunks of it are gathered, and their gradients scattered, as they are needed.
+
+    Args:
+        hidden:            [..., H] float, differentiable; with sequence_parallel this rank's 1/ranks of the tokens.
+        weight:            [V_local, H], dtype of hidden, differentiable.
+        labels:            [...] int64, global token ids; with sequence_parallel of all ranks' tokens, in rank order.
+        bias:              [V_local], dtype of hidden, differentiable, or None.
+        temperature, logit_scale, softcap, ignore_index, row_mask: as logprob_entropy takes them.
+        tp_group:          process group of the vocabulary split; None: the whole vocabulary is here.
+        sequence_parallel: the tokens are split over tp_group, too.
+        return_entropy:    compute the entropy.
+        entropy_grad:      let gradients through the entropy.
+        main_grad:         [V_local, H] float32 (float64 for float64): the weight's gradient is added to it in the
+                           backward pass, and autograd gets none (Megatron's gradient buffer).
+        chunk_tokens:      tokens of a chunk on each rank; None: as above.
+        impl:              force an implementation; None picks one.
+
+    Returns:
+        LogProb(logp, entropy, lse), each of labels' shape, float32 (float64 for float64).
+
+    Raises:
+        ValueError: shapes, dtypes, devices or options do not fit; see logprob_entropy for what is checked of values.
+        RuntimeError: `impl` names an implementation that cannot run here.
+    """
+    op = "linear_logprob"
+    head = check_head(
+        op,
+        hidden,
+        weight,
+        labels,
+        bias=bias,
+        temperature=temperature,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        ignore_index=ignore_index,
+        row_mask=row_mask,
+        tp_group=tp_group,
+        sequence_parallel=sequence_parallel,
+        chunk_tokens=chunk_tokens,
+        main_grad=main_grad,
+    )
+    if entropy_grad and not return_entropy:
+        raise ValueError(f"{op}: entropy_grad=True needs return_entropy=True")
+    implementation = implementation_of(op, impl, hidden)
+    is_recording = torch.is_grad_enabled()
+    is_frozen = not weight.requires_grad and not (bias is not None and bias.requires_grad)
+    options = _Options(
+        implementation,
+        return_entropy,
+        entropy_grad,
+        keeps_logits=is_recording and head.is_single and not is_frozen,
+        keeps_gradient=is_recording and is_frozen and hidden.requires_grad and not entropy_grad,
+        main_grad=main_grad,
+    )
+    found = _LinearLogProb.apply(hidden.reshape(-1, hidden.shape[-1]), weight, bias, _detached(head), options)
+    return LogProb(*(None if x is None else x.view(labels.shape) for x in found))
+
+
+def implementation_of(op: str, impl: Impl | None, hidden: torch.Tensor) -> ModuleType:
+    """The module of logprob_entropy that works on a chunk's logits: partials, merge and gradient."""
+    have = ("triton", "reference") if hidden.dtype != torch.float64 else ("reference",)
+    if choose(op, impl, hidden, have) == "reference":
+        from r1kernels.logprob_entropy import reference as implementation
+    else:
+        from r1kernels.logprob_entropy import triton_impl as implementation
+    return implementation
+
+
+def _detached(head: Head) -> Head:
+    bias = None if head.bias is None else head.bias.detach()
+    return replace(head, hidden=head.hidden.detach(), weight=head.weight.detach(), bias=bias)
+
+
+@dataclass(frozen=True)
+class _Options:
+    implementation: ModuleType
+    entropy: bool
+    entropy_grad: bool
+    keeps_logits: bool  # one chunk: its logits are saved for the backward pass
+    keeps_gradient: bool  # frozen weight: d logp / d hidden is made in the forward pass
+    main_grad: torch.Tensor | None
+
+
+class _LinearLogProb(torch.autograd.Function):
+    """(hidden [N, H], weight, bias, head, options) -> logp, entropy, lse, all flat."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, head, options):
+        implementation, problem = options.implementation, head.problem
+        parts = torch.zeros(5, len(problem.labels), dtype=problem.dtype, device=hidden.device)
+        gradients = HeadGradients(head, hidden=options.keeps_gradient, weight=False, bias=False, main_grad=None)
+        logits = None
+        for chunk in head.chunks():
+            part = implementation.partials(chunk.problem, entropy=options.entropy, squares=False)
+            parts[:, chunk.flat] = part
+            if options.keeps_logits:
+                logits = chunk.logits
+            elif options.keeps_gradient:
+                rows = implementation.merge(chunk.problem, problem.gather(part))
+                ones = torch.ones_like(rows.logp)
+                implementation.gradient(chunk.problem, rows, ones, None, chunk.problem.logits)
+                gradients.add(chunk, chunk.logits)
+        rows = implementation.merge(problem, problem.gather(parts))
+        saved = gradients.results()[0] if options.keeps_gradient else hidden
+        ctx.save_for_backward(saved, weight, bias, logits, *rows)
+        ctx.head, ctx.options = replace(head, hidden=None, weight=None, bias=None), options
+        ctx.set_materialize_grads(False)
+        entropy = rows.entropy if options.entropy else None
+        constants = [rows.lse, *([] if options.entropy_grad else [entropy])]
+        ctx.mark_non_differentiable(*(x for x in constants if x is not None))
+        return rows.logp, entropy, rows.lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_logp, grad_entropy, _grad_lse):
+        hidden, weight, bias, logits, *rows = ctx.saved_tensors
+        options, rows = ctx.options, Rows(*rows)
+        if options.keeps_gradient:
+            # Saved in the place of `hidden`: its gradient for a grad_logp of 1.
+            return (hidden * ctx.head.own(grad_logp)[:, None]).to(hidden.dtype), None, None, None, None
+        head = replace(ctx.head, hidden=hidden, weight=weight, bias=bias)
+        needs = dict(zip(("hidden", "weight", "bias"), ctx.needs_input_grad[:3], strict=True))
+        gradients = HeadGradients(head, **needs, main_grad=options.main_grad)
+        for chunk in head.chunks(logits):
+            flat = chunk.flat
+            # What was kept stays for another backward pass; what was computed again is written over.
+            out = chunk.problem.logits if logits is None else torch.empty_like(chunk.problem.logits)
+            parts = Rows(*(None if x is None else x[flat] for x in rows))
+            grads = (None if x is None else x[flat] for x in (grad_logp, grad_entropy))
+            options.implementation.gradient(chunk.problem, parts, *grads, out)
+            gradients.add(chunk, out[0])
+        return *gradients.results(), None, None

@@ -1,0 +1,209 @@
+"""The output layer a chunk of tokens at a time: logits forwards, gradients backwards; [T, V] never exists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from r1kernels.dispatch import check_float
+from r1kernels.logprob_entropy.problem import Problem, check_problem
+
+CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}  # of the logits of a chunk
+
+
+class Chunk(NamedTuple):
+    """Some tokens of every rank that holds tokens."""
+
+    own: slice  # of this rank's hidden states
+    flat: slice | torch.Tensor  # of all N tokens
+    hidden: torch.Tensor  # [n, H], of all ranks
+    problem: Problem  # with the chunk's logits [1, n, V_local], labels and temperatures
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """[n, V_local]"""
+        return self.problem.logits[0]
+
+
+@dataclass(frozen=True)
+class Head:
+    """An output layer over N tokens whose vocabulary, and with `is_split` also whose tokens, are split over ranks."""
+
+    hidden: torch.Tensor  # [N or N / ranks, H]
+    weight: torch.Tensor  # [V_local, H]
+    bias: torch.Tensor | None  # [V_local]
+    problem: Problem  # its logits are a placeholder of the right shape
+    is_split: bool
+    chunk_tokens: int  # tokens of a chunk on this rank
+
+    @property
+    def is_single(self) -> bool:
+        """Whether everything is one chunk."""
+        return len(self.hidden) <= self.chunk_tokens
+
+    def chunks(self, kept: torch.Tensor | None = None) -> Iterator[Chunk]:
+        """Every token once, in order; a chunk's logits last until the next is asked for."""
+        # The same memory for every chunk: fresh pages would cost a CPU as much as the product.
+        buffer = None
+        for start in range(0, len(self.hidden), self.chunk_tokens):
+            own = slice(start, min(start + self.chunk_tokens, len(self.hidden)))
+            flat, hidden = own, self.hidden[own]
+            if self.is_split:
+                ranks, rows = self.problem.tp_group.size(), torch.arange(own.start, own.stop, device=hidden.device)
+                starts = torch.arange(ranks, device=hidden.device) * len(self.hidden)
+                flat = (starts[:, None] + rows).view(-1)
+                everyone = hidden.new_empty(ranks * len(hidden), hidden.shape[1])
+                dist.all_gather_into_tensor(everyone, hidden.contiguous(), group=self.problem.tp_group)
+                hidden = everyone
+            if buffer is None and kept is None:
+                buffer = hidden.new_empty(len(hidden), len(self.weight))
+            logits = self._logits(hidden, buffer[: len(hidden)]) if kept is None else kept
+            yield Chunk(own, flat, hidden, _rows_of(self.problem, flat, logits))
+
+    def _logits(self, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        if self.bias is None:
+            return torch.mm(hidden, self.weight.t(), out=out)
+        return torch.addmm(self.bias, hidden, self.weight.t(), out=out)
+
+    def own(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, ...] of all tokens -> those of this rank."""
+        return x if not self.is_split else x.chunk(self.problem.tp_group.size())[self.problem.tp_group.rank()]
+
+
+def _rows_of(problem: Problem, flat: slice | torch.Tensor, logits: torch.Tensor) -> Problem:
+    """The part of a problem that is about some rows, with their logits [n, V_local]."""
+    temperature = problem.temperature
+    return replace(
+        problem,
+        logits=logits[None],
+        labels=problem.labels[flat],
+        row_mask=None if problem.row_mask is None else problem.row_mask[flat],
+        temperature=temperature[flat] if isinstance(temperature, torch.Tensor) else temperature,
+    )
+
+
+class HeadGradients:
+    """What the chunks' gradients add up to: of the hidden states, of the weight (in float32) and of the bias."""
+
+    def __init__(self, head: Head, *, hidden: bool, weight: bool, bias: bool, main_grad: torch.Tensor | None) -> None:
+        self.head, self.main_grad = head, main_grad
+        self.hidden = torch.empty_like(head.hidden, memory_format=torch.contiguous_format) if hidden else None
+        exact = torch.promote_types(head.weight.dtype, torch.float32)
+        self._weight = None
+        if weight:
+            new = torch.zeros_like(head.weight, dtype=exact, memory_format=torch.contiguous_format)
+            self._weight = new if main_grad is None else main_grad
+        self._bias = torch.zeros_like(head.bias, dtype=exact) if bias else None
+        self._pending: list[dist.Work] = []
+
+    def add(self, chunk: Chunk, grad_logits: torch.Tensor) -> None:
+        """Take the gradient [n, V_local] of a chunk's logits."""
+        if self.hidden is not None:
+            self._add_hidden(chunk, grad_logits @ self.head.weight)
+        if self._weight is not None:
+            _add_product(self._weight, grad_logits.t(), chunk.hidden)
+        if self._bias is not None:
+            self._bias += grad_logits.sum(0, dtype=self._bias.dtype)
+
+    def _add_hidden(self, chunk: Chunk, part: torch.Tensor) -> None:
+        """Sum over the ranks' slices of the vocabulary, while the weight's product runs."""
+        group = self.head.problem.tp_group
+        out = self.hidden[chunk.own]
+        if group is None:
+            out.copy_(part)
+        elif self.head.is_split:
+            self._pending.append(dist.reduce_scatter_tensor(out, part, group=group, async_op=True))
+        else:
+            out.copy_(part)
+            self._pending.append(dist.all_reduce(out, group=group, async_op=True))
+
+    def results(self) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Gradients of hidden states, weight (None if it went to main_grad) and bias, in their dtypes."""
+        for work in self._pending:
+            work.wait()
+        weight = None
+        if self._weight is not None and self.main_grad is None:
+            weight = self._weight.to(self.head.weight.dtype)
+        return self.hidden, weight, None if self._bias is None else self._bias.to(self.head.bias.dtype)
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total += a @ b, the products summed in the dtype of `total`."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif a.device.type == "cuda":
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total.addmm_(a.to(total.dtype), b.to(total.dtype))
+
+
+def check_head(
+    op: str,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    bias: torch.Tensor | None,
+    temperature: float | torch.Tensor,
+    logit_scale: float,
+    softcap: float | None,
+    ignore_index: int,
+    row_mask: torch.Tensor | None,
+    tp_group: dist.ProcessGroup | None,
+    sequence_parallel: bool,
+    chunk_tokens: int | None,
+    main_grad: torch.Tensor | None,
+) -> Head:
+    """Check the arguments. Raises ValueError naming the op, the argument, what was found and what is required."""
+    check_float(op, "hidden", hidden)
+    if not hidden.dim() or weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"{op}: hidden [..., H] and weight [V, H] are required, got {tuple(hidden.shape)} and {tuple(weight.shape)}"
+        )
+    vocab, size = weight.shape
+    for name, tensor, shape in (("weight", weight, (vocab, size)), ("bias", bias, (vocab,))):
+        if tensor is not None and (
+            tensor.shape != shape or tensor.dtype != hidden.dtype or tensor.device != hidden.device
+        ):
+            raise ValueError(
+                f"{op}: {name} must be {hidden.dtype} {shape} on {hidden.device}, "
+                f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+            )
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    if main_grad is not None and (
+        main_grad.shape != weight.shape or main_grad.dtype != exact or main_grad.device != weight.device
+    ):
+        raise ValueError(
+            f"{op}: main_grad must be {exact} {tuple(weight.shape)} on {weight.device}, "
+            f"got {main_grad.dtype} {tuple(main_grad.shape)} on {main_grad.device}"
+        )
+    if sequence_parallel and tp_group is None:
+        raise ValueError(f"{op}: sequence_parallel=True needs tp_group, got None")
+    if chunk_tokens is not None and chunk_tokens < 1:
+        raise ValueError(f"{op}: chunk_tokens must be >= 1, got {chunk_tokens}")
+    rows = hidden.reshape(-1, size)
+    ranks = tp_group.size() if sequence_parallel else 1
+    if labels.numel() != len(rows) * ranks:
+        raise ValueError(
+            f"{op}: labels must have {len(rows) * ranks} entries, one for each token"
+            f"{f' of all {ranks} ranks' if sequence_parallel else ''}, got {tuple(labels.shape)}"
+        )
+    problem = check_problem(
+        op,
+        hidden.new_empty(1).expand(*labels.shape, vocab),
+        labels,
+        temperature=temperature,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        ignore_index=ignore_index,
+        row_mask=row_mask,
+        tp_group=tp_group,
+    )
+    if chunk_tokens is None:
+        bytes_a_token = max(1, vocab * hidden.element_size())
+        chunk_tokens = CHUNK_BYTES["cuda" if hidden.is_cuda else "cpu"] // bytes_a_token // ranks
+    return Head(rows, weight, bias, problem, sequence_parallel, max(1, chunk_tokens))

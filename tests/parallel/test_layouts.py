@@ -44,7 +44,7 @@ def cases(ranks: int) -> dict[str, tuple[str, dict]]:
         add("tp2-dp2", ("qwen3",), tensor=2, data=2)
         add("ep4", ("deepseek",), expert=4)
         add("pp2-ep2", ("moonlight",), pipeline=2, expert=2)
-        add("tp2-etp2-ep2", ("deepseek",), tensor=2, expert_tensor=2, expert=2)
+        # Not expert_tensor=2 with expert=2: Megatron gathers uneven parts there, which NCCL can and gloo cannot.
         add("tp2-pp2-ep2", ("deepseek",), tensor=2, pipeline=2, expert=2)
     return found
 

@@ -10,6 +10,7 @@ import argparse
 import importlib.util
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import timing
 import torch
@@ -83,33 +84,32 @@ def measure(device: torch.device, shape: tuple[int, int], *, rounds: int) -> Non
     labels = torch.randint(vocab, (tokens,), device=device)
     weight = torch.randn(tokens, device=device)
     size = logits.numel() * logits.element_size()
+    spare = torch.empty_like(logits)
+
+    def copy() -> None:
+        spare.copy_(logits)
+
     for backward in (False, True):
-        calls = {
-            name: (lambda run=run, backward=backward: step(run, logits.clone(), labels, weight, backward=backward))
-            for name, run in contestants(device).items()
-        }
-        clone = statistics.median(timing.seconds(logits.clone, device) for _ in range(3))
+        calls: dict[str, Callable[[], None]] = {"copy": copy}
+        for name, run in contestants(device).items():
+            calls[name] = partial(step, run, logits.clone(), labels, weight, backward=backward)
         if device.type == "cuda":
             taken = {name: timing.cold_kernel_seconds(call, rounds=rounds, warmup=3) for name, call in calls.items()}
-            copies = timing.cold_kernel_seconds(logits.clone, rounds=rounds, warmup=3)
-            clone = statistics.median(copies)
         else:
-            timed = {name: (lambda call=call: timing.seconds(call, device)) for name, call in calls.items()}
+            timed = {name: partial(timing.seconds, call, device) for name, call in calls.items()}
             taken = timing.interleaved(timed, rounds=rounds, warmup=1)
-        base = statistics.median(taken["torch eager"]) - clone
-        for name, values in taken.items():
-            net = [value - clone for value in values]  # every call works on a fresh copy of the logits
-            median = statistics.median(net)
-            read_and_written = size * (3 if backward else 1)
-            row = timing.summary(net) | {
+        medians = {name: statistics.median(values) for name, values in taken.items()}
+        for name in contestants(device):
+            moved = size * (3 if backward else 1)  # the least: logits read in each pass, the gradient written
+            row = timing.summary(taken[name]) | {
                 "tokens": tokens,
                 "vocab": vocab,
                 "dtype": str(dtype),
                 "backward": backward,
-                "eager/this": base / median,
-                "extra_mb": (extra_bytes(calls[name], device) - size) / 2**20,
-                "gb_per_s": read_and_written / median / 1e9,
-                "of_copy": (read_and_written / median) / (2 * size / clone),
+                "eager/this": medians["torch eager"] / medians[name],
+                "extra_mb": extra_bytes(calls[name], device) / 2**20,
+                "gb_per_s": moved / medians[name] / 1e9,
+                "of_copy": (moved / medians[name]) / (2 * size / medians["copy"]),
             }
             timing.emit("logprob_entropy", name, device, row)
 

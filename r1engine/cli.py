@@ -88,6 +88,42 @@ def report(
 
 
 @app.command()
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs of the run.")] = 8,
+    gpu: Annotated[str, typer.Option("--gpu", help="h100, h800, h200 or h20.")] = "h100",
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Search the layouts and rank them; CONFIG's is ignored.")
+    ] = False,
+    generator_gpus: Annotated[
+        int | None, typer.Option("--generator-gpus", min=1, help="GPUs of one generator; by default what fits well.")
+    ] = None,
+    mean_tokens: Annotated[
+        int | None, typer.Option("--mean-tokens", min=1, help="Mean completion; by default a quarter of the longest.")
+    ] = None,
+    assume: Annotated[
+        list[str] | None, typer.Option("--assume", metavar="NAME=VALUE", help="Change an assumed efficiency.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with stacked bars.")] = None,
+) -> None:
+    """Memory, traffic and time of CONFIG on so many GPUs; needs no weights and no GPU."""
+    try:
+        cfg = load(config, overrides or [])
+        from r1engine.plan.command import run_plan
+
+        fits = run_plan(
+            cfg, gpus, gpu, auto=auto, generator_gpus=generator_gpus, mean_tokens=mean_tokens,
+            assume=assume or [], as_json=as_json, html=html,
+        )  # fmt: skip
+    except ConfigError as error:
+        _fail(error)
+    if not fits:
+        raise typer.Exit(1)
+
+
+@app.command()
 def serve(
     config: ConfigPath,
     overrides: Overrides = None,

@@ -55,7 +55,7 @@ def frequencies(size: int, theta: float, scaling: Llama3Scaling | YarnScaling | 
     Returns:
         [size / 2] float32 (radians per token), on the CPU.
     """
-    exponents = torch.arange(0, size, 2, dtype=torch.float32) / size
+    exponents = torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size
     unscaled = 1.0 / theta**exponents
     if scaling is None:
         return unscaled
@@ -67,7 +67,7 @@ def frequencies(size: int, theta: float, scaling: Llama3Scaling | YarnScaling | 
     else:
         first = max(math.floor(_pair_that_turns(scaling.beta_fast, size, theta, scaling)), 0)
         last = min(math.ceil(_pair_that_turns(scaling.beta_slow, size, theta, scaling)), size - 1)
-        pairs = torch.arange(size // 2, dtype=torch.float32)
+        pairs = torch.arange(size // 2, dtype=torch.float32, device="cpu")
         kept = 1.0 - ((pairs - first) / max(last - first, 0.001)).clamp(0.0, 1.0)
     return kept * unscaled + (1.0 - kept) * unscaled / scaling.factor
 

@@ -1,7 +1,7 @@
 """What SGLang's /weights_checker must answer for given weights: its layout of tensors and its hash, computed here.
 
-SGLang fuses and splits what Hugging Face names separately: q, k, v into one matrix, gate and up into another, experts
-into stacks; every tensor-parallel rank holds a slice. A refresh is right when each rank's hash of each of its tensors
+SGLang fuses what Hugging Face names separately: q, k, v into one matrix, gate and up into another; every
+tensor-parallel rank holds a slice. A refresh is right when each rank's hash of each of its tensors
 is the hash of the slice made here.
 """
 

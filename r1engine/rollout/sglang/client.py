@@ -23,7 +23,6 @@ class Drawn:
     logp: list[float] = field(default_factory=list)
     finish: str | None = None  # "stop", "length" or "abort"
     versions: list[str] = field(default_factory=list)  # of the weights, in the order of their use
-    routed_experts: str | None = None  # base64 int32 [tokens - 1, layers, top_k], where asked for
 
 
 class Client:
@@ -114,7 +113,6 @@ class Client:
         for span in meta.get("weight_versions") or [{"version": meta.get("weight_version")}]:
             if not drawn.versions or drawn.versions[-1] != span["version"]:
                 drawn.versions.append(span["version"])
-        drawn.routed_experts = meta.get("routed_experts") or drawn.routed_experts
         if meta.get("finish_reason"):
             drawn.finish = meta["finish_reason"]["type"]
             if drawn.finish == "abort":

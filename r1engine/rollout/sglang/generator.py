@@ -65,6 +65,9 @@ class SglangGenerator:
         self._fleet = Fleet(cfg, rank=rank, world_size=world_size, device=device, dtype=dtype, note=note)
         self.endpoints = self._fleet.endpoints
         s = cfg.rollout.sglang
+        has_digests = device.type == "cpu" and self._arch.mla is None and self._arch.moe is None
+        if s.verify and not has_digests and rank == 0:
+            note("refresh: digests are computed for dense models on CPU servers; here the fixed prompts are the proof")
         self._router = Router(self.endpoints, vocab_size=self._arch.vocab_size, stall_seconds=s.stall_seconds)
         self._refresher = Refresher(
             self.endpoints,
@@ -73,7 +76,7 @@ class SglangGenerator:
             route=s.route,
             bucket_bytes=s.bucket_mib * 2**20,
             folder=cfg.run_dir / "sglang" / "weights",
-            verify=s.verify,
+            verify=s.verify and has_digests,
         )
         self.weight_version = 0
         self.report: Report | None = None  # of the last refresh; first rank only

@@ -67,7 +67,6 @@ class Router:
         sampling: dict[str, Any],
         *,
         version: str,
-        with_experts: bool = False,
         on_tokens: Callable[[int], None] | None = None,
     ) -> list[str]:
         """Draw every job to its end.
@@ -76,7 +75,6 @@ class Router:
             jobs:         filled in place.
             sampling:     SGLang's sampling_params, without max_new_tokens.
             version:      of the weights that every token must come from.
-            with_experts: ask for the expert ids of every token.
             on_tokens:    called with the number of tokens of each part.
 
         Returns:
@@ -85,11 +83,9 @@ class Router:
         Raises:
             RuntimeError: no server with these weights is left, or a sample failed MOST_ATTEMPTS times.
         """
-        return asyncio.run(self._run(jobs, sampling, version, with_experts, on_tokens or (lambda _: None)))
+        return asyncio.run(self._run(jobs, sampling, version, on_tokens or (lambda _: None)))
 
-    async def _run(
-        self, jobs: list[Job], sampling: dict, version: str, with_experts: bool, on_tokens: Any
-    ) -> list[str]:
+    async def _run(self, jobs: list[Job], sampling: dict, version: str, on_tokens: Any) -> list[str]:
         self._home.clear()
         incidents: list[str] = []
         for endpoint in self.endpoints:
@@ -97,8 +93,7 @@ class Router:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             watch = asyncio.create_task(self._watch(session, incidents))
             drawing = [
-                asyncio.create_task(self._draw(session, job, sampling, version, with_experts, on_tokens, incidents))
-                for job in jobs
+                asyncio.create_task(self._draw(session, job, sampling, version, on_tokens, incidents)) for job in jobs
             ]
             try:
                 await asyncio.gather(*drawing)
@@ -114,7 +109,6 @@ class Router:
         job: Job,
         sampling: dict,
         version: str,
-        with_experts: bool,
         on_tokens: Any,
         incidents: list[str],
     ) -> None:
@@ -127,8 +121,6 @@ class Router:
                 "return_logprob": True,
                 "stream": True,
             }
-            if with_experts:
-                body["return_routed_experts"] = True
             task = asyncio.create_task(self._stream(session, endpoint, body, job, version, on_tokens))
             endpoint.tasks.add(task)
             endpoint.open_samples += 1
@@ -170,7 +162,7 @@ class Router:
             job.drawn.tokens += new_tokens
             job.drawn.logp += new_logp
             on_tokens(count)
-        job.drawn.versions, job.drawn.routed_experts, job.drawn.finish = [version], fresh.routed_experts, fresh.finish
+        job.drawn.versions, job.drawn.finish = [version], fresh.finish
 
     def _check(self, endpoint: Endpoint, tokens: list[int], logp: list[float]) -> None:
         for token, value in zip(tokens, logp, strict=True):

@@ -1,0 +1,103 @@
+"""What `r1engine plan` does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from r1engine.architecture import Architecture, read_architecture
+from r1engine.config import Config, ConfigError
+from r1engine.plan.hardware import Assumed, Gpu
+from r1engine.plan.layout import Layout
+from r1engine.plan.memory import Job
+from r1engine.plan.planner import Plan, make_plan
+from r1engine.plan.request import assumptions, gpu_named, job_of, layout_of, smallest_generator
+from r1engine.plan.search import least_gpus, search
+from r1engine.plan.show import print_plan, print_ranking, to_json, write_html
+from r1engine.plan.sizes import rank_parameters
+
+
+def run_plan(
+    cfg: Config,
+    gpus: int,
+    gpu_name: str,
+    *,
+    auto: bool,
+    generator_gpus: int | None,
+    mean_tokens: int | None,
+    assume: list[str],
+    as_json: bool,
+    html: Path | None,
+) -> bool:
+    """Plan the run, print the plan, and say whether it fits.
+
+    Raises:
+        ConfigError: a model without config.json or of another family, an unknown GPU or assumption, a layout that does
+            not divide.
+    """
+    gpu, assumed = gpu_named(gpu_name), assumptions(assume)
+    if cfg.model.path is None:
+        raise ConfigError("plan: model.path: found null, required a folder with config.json")
+    try:
+        arch = read_architecture(cfg.model.path)
+        job = job_of(cfg, assumed, generator_gpus=generator_gpus or 1, mean_tokens=mean_tokens)
+        if generator_gpus is None:
+            job = replace(job, generator_tensor=smallest_generator(arch, job, gpus, gpu, assumed))
+        plans = search(arch, job, gpus, gpu, assumed) if auto else []
+        if auto and not plans:
+            raise ConfigError(f"plan: no layout of {gpus} GPUs divides the model")
+        plan = plans[0] if auto else make_plan(arch, layout_of(cfg, gpus), job, gpu, assumed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    _check_against_model(arch, cfg, plan)
+    if html is not None:
+        write_html(plan, html)
+    if as_json:
+        ranking = {"ranking": [to_json(p) for p in plans]} if auto else {}
+        print(json.dumps(to_json(plan) | ranking, indent=1))
+        return plan.fits
+    console = Console()
+    if auto:
+        print_ranking(plans, console)
+    print_plan(plan, console)
+    if not plan.fits:
+        _print_least(arch, job, gpu, assumed, console)
+    return plan.fits
+
+
+def _check_against_model(arch: Architecture, cfg: Config, plan: Plan) -> None:
+    """Build the true Megatron model of every stage and hold the closed forms to it."""
+    from r1engine.model.meta import stage_parameters
+
+    built = stage_parameters(arch, _with_layout(cfg, plan.layout), plan.layout.gpus)
+    for stage, names in enumerate(built):
+        expected = sum(rank_parameters(arch, plan.layout, stage).values())
+        assert sum(names.values()) == expected, f"stage {stage}: Megatron builds {sum(names.values())}, not {expected}"
+
+
+def _with_layout(cfg: Config, layout: Layout) -> Config:
+    parallel = cfg.parallel.model_copy(
+        update={
+            "tensor": layout.tensor,
+            "pipeline": layout.pipeline,
+            "expert": layout.expert,
+            "expert_tensor": layout.expert_tensor,
+            "first_stage_layers": layout.first_stage,
+            "last_stage_layers": layout.last_stage,
+        }
+    )
+    return cfg.model_copy(update={"parallel": parallel})
+
+
+def _print_least(arch: Architecture, job: Job, gpu: Gpu, assumed: Assumed, console: Console) -> None:
+    least = least_gpus(arch, job, gpu, assumed)
+    if least is None:
+        console.print("no number of GPUs up to 8192 fits")
+        return
+    console.print(
+        f"the least number of {gpu.name.upper()}s that fits is {least.layout.gpus}: {least.layout.describe()}, "
+        f"recompute {least.layout.recompute}, generators of {least.job.generator_tensor} GPUs"
+    )

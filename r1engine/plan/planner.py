@@ -1,0 +1,143 @@
+"""One plan: a model, a layout, a job and a GPU put together; does it fit, what breaks first, what frees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from r1engine.architecture import Architecture
+from r1engine.plan.hardware import GIB, Assumed, Gpu
+from r1engine.plan.layout import Layout
+from r1engine.plan.memory import Job, StageMemory, host_bytes, stage_memory
+from r1engine.plan.phases import Phase, generator_slots, model_flops, phases
+from r1engine.plan.sizes import active_parameters, total_parameters
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `r1engine plan` shows; computed when asked for, as a search throws most plans away."""
+
+    arch: Architecture
+    layout: Layout
+    job: Job
+    gpu: Gpu
+    assumed: Assumed
+
+    @cached_property
+    def stages(self) -> list[StageMemory]:
+        """Memory of a rank of each pipeline stage."""
+        parts = (self.arch, self.layout, self.job, self.gpu, self.assumed)
+        return [stage_memory(*parts, stage) for stage in range(self.layout.pipeline)]
+
+    @cached_property
+    def host_gib(self) -> dict[str, float]:
+        """Host memory of the fullest node."""
+        return host_bytes(self.arch, self.layout, self.job, self.gpu)
+
+    @cached_property
+    def phases(self) -> list[Phase]:
+        """Of one rollout and its updates, in order."""
+        return phases(self.arch, self.layout, self.job, self.gpu, self.assumed)
+
+    @property
+    def worst(self) -> StageMemory:
+        """The stage whose training or log-probability phase needs most."""
+        return max(self.stages, key=lambda m: max(sum(m.training.values()), sum(m.logprobs.values())))
+
+    @property
+    def peak(self) -> tuple[str, float]:
+        """Phase and GiB of the highest use of any GPU."""
+        return max((stage.peak() for stage in self.stages), key=lambda item: item[1])
+
+    @property
+    def seconds(self) -> float:
+        return sum(phase.total for phase in self.phases)
+
+    @property
+    def tokens_per_second_per_gpu(self) -> float:
+        return self.job.tokens / self.seconds / self.layout.gpus
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs of the update over what its seconds could have done."""
+        update = next(phase.total for phase in self.phases if phase.name == "update")
+        return model_flops(self.arch, self.job) / (update * self.layout.gpus * self.gpu.bf16_tflops * 1e12)
+
+    def limits(self) -> list[str]:
+        """What does not fit, the first to break first; empty for a plan that runs."""
+        found = []
+        phase, gib = self.peak
+        if gib > self.gpu.memory_gib:
+            terms = {"generate": "generating", "logprobs": "logprobs", "update": "training"}
+            largest = max(getattr(self.worst, terms[phase]).items(), key=lambda item: item[1])
+            found.append(
+                f"GPU memory in {phase}: {gib:.1f} GiB of {self.gpu.memory_gib} ({largest[0]} {largest[1]:.1f} GiB)"
+            )
+        weights = self.job.generator_bytes * total_parameters(self.arch) / self.job.generator_tensor / GIB
+        if generator_slots(self.arch, self.job, self.gpu, self.assumed) < 1:
+            found.append(
+                f"generator: {weights:.1f} GiB of weights on each of {self.job.generator_tensor} GPUs leave no room "
+                f"for one sequence in {self.assumed.kv_pool_share * self.gpu.memory_gib:.1f} GiB"
+            )
+        host = sum(self.host_gib.values())
+        if host > self.gpu.host_memory_gib:
+            found.append(f"host memory: {host:.0f} GiB of {self.gpu.host_memory_gib:.0f} on a node")
+        return found
+
+    @cached_property
+    def fits(self) -> bool:
+        return not self.limits()
+
+
+def make_plan(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed: Assumed) -> Plan:
+    """Put the parts together.
+
+    Raises:
+        ValueError: the layout does not divide the model or the GPUs; every problem is named.
+    """
+    if problem := layout.problem(arch):
+        raise ValueError(f"plan: {layout.describe()} on {layout.gpus} GPUs: {problem}")
+    if layout.gpus % job.generator_tensor:
+        raise ValueError(f"plan: generators of {job.generator_tensor} GPUs do not divide {layout.gpus} GPUs")
+    return Plan(arch, layout, job, gpu, assumed)
+
+
+def knobs(plan: Plan) -> list[tuple[str, Plan]]:
+    """Single changes that lower the peak, the one that frees most first."""
+    layout, job, ways = plan.layout, plan.job, plan.job.generator_tensor
+    changes: list[tuple[str, Layout, Job]] = [
+        ("model.recompute=true", replace(layout, recompute="full"), job),
+        ("parallel.distributed_optimizer=true", replace(layout, distributed_optimizer=True), job),
+        (f"max_row_tokens={job.row_tokens // 2}", layout, replace(job, row_tokens=job.row_tokens // 2)),
+        (f"parallel.expert={2 * layout.expert}", replace(layout, expert=2 * layout.expert), job),
+        (f"parallel.tensor={2 * layout.tensor}", replace(layout, tensor=2 * layout.tensor), job),
+        (
+            f"parallel.pipeline={2 * layout.pipeline}",
+            replace(layout, pipeline=2 * layout.pipeline, first_stage=None, last_stage=None),
+            job,
+        ),
+        (f"generators of {2 * ways} GPUs", layout, replace(job, generator_tensor=2 * ways)),
+    ]
+    found = []
+    for name, new_layout, new_job in changes:
+        if new_layout.problem(plan.arch) or new_layout.gpus % new_job.generator_tensor:
+            continue
+        if new_job.row_tokens < new_job.max_tokens + new_job.prompt_tokens:
+            continue  # a sequence is never split
+        changed = make_plan(plan.arch, new_layout, new_job, plan.gpu, plan.assumed)
+        if _training_peak(changed) < _training_peak(plan) - 0.05 or len(changed.limits()) < len(plan.limits()):
+            found.append((name, changed))
+    return sorted(found, key=lambda item: (len(item[1].limits()), _training_peak(item[1])))
+
+
+def _training_peak(plan: Plan) -> float:
+    return max(max(sum(m.training.values()), sum(m.logprobs.values())) for m in plan.stages)
+
+
+def describe_model(arch: Architecture) -> dict[str, int]:
+    """Parameter counts as the papers give them: the main model, with MTP, and those active for a token."""
+    return {
+        "parameters_total": total_parameters(arch),
+        "parameters_with_mtp": total_parameters(arch, with_mtp=True),
+        "parameters_active": active_parameters(arch),
+    }

@@ -1,0 +1,102 @@
+"""Reads the layout and the job of a plan out of a run's configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from r1engine.architecture import Architecture
+from r1engine.config import Config, ConfigError
+from r1engine.plan.hardware import GPUS, Assumed, Gpu
+from r1engine.plan.layout import Layout
+from r1engine.plan.memory import Job
+
+PROMPT_TOKENS = 200  # mean prompt: the paper's template and a competition question
+
+
+def gpu_named(name: str) -> Gpu:
+    """The GPU of a name.
+
+    Raises:
+        ConfigError: unknown.
+    """
+    if name.lower() not in GPUS:
+        raise ConfigError(f"plan: found --gpu {name}, required one of {', '.join(GPUS)}")
+    return GPUS[name.lower()]
+
+
+def assumptions(texts: list[str]) -> Assumed:
+    """The assumed efficiencies with `name=value` changes applied.
+
+    Raises:
+        ConfigError: an unknown name, or a value that is no number.
+    """
+    names, changed = vars(Assumed()), {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in names:
+            raise ConfigError(f"plan: found --assume {text}, required one of {', '.join(names)}")
+        try:
+            changed[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"plan: found --assume {text}, required {name}=NUMBER") from None
+    return Assumed(**changed)
+
+
+def layout_of(cfg: Config, gpus: int) -> Layout:
+    """The layout that `cfg` has on `gpus` GPUs."""
+    par = cfg.parallel
+    return Layout(
+        gpus=gpus,
+        tensor=par.tensor,
+        pipeline=par.pipeline,
+        expert=par.expert,
+        expert_tensor=par.expert_tensor,
+        first_stage=par.first_stage_layers,
+        last_stage=par.last_stage_layers,
+        recompute="full" if cfg.model.recompute is True else "none",  # selective saves little beside flash attention
+        distributed_optimizer=par.distributed_optimizer,
+    )
+
+
+def job_of(cfg: Config, assumed: Assumed, *, generator_gpus: int, mean_tokens: int | None) -> Job:
+    """The work of one rollout and its updates, at the start of the run.
+
+    Args:
+        cfg:            of the run.
+        assumed:        gives the mean length where there is none.
+        generator_gpus: GPUs of one generator.
+        mean_tokens:    mean completion; None: a share of the longest.
+    """
+    assert cfg.model.path is not None
+    longest = cfg.max_tokens_at(0)
+    return Job(
+        questions=cfg.grpo.questions,
+        group_size=cfg.grpo.group_size,
+        minibatches=cfg.grpo.minibatches,
+        inner_epochs=cfg.grpo.inner_epochs,
+        prompt_tokens=min(PROMPT_TOKENS, cfg.data.max_prompt_tokens),
+        mean_tokens=mean_tokens or assumed.mean_length_share * longest,
+        max_tokens=longest,
+        row_tokens=cfg.max_row_tokens or cfg.data.max_prompt_tokens + longest,
+        has_reference=cfg.grpo.kl_coef > 0,
+        logits_chunk=None,
+        generator_tensor=generator_gpus,
+        generator_bytes=1 if is_fp8(cfg.model.path) else 2,
+    )
+
+
+def is_fp8(folder: Path) -> bool:
+    """Whether the checkpoint is served with FP8 weights, as config.json says."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return (config.get("quantization_config") or {}).get("quant_method") == "fp8"
+
+
+def smallest_generator(arch: Architecture, job: Job, gpus: int, gpu: Gpu, assumed: Assumed) -> int:
+    """GPUs of the smallest generator that keeps half of its memory for keys and values, or the largest there is."""
+    from r1engine.plan.search import generator_sizes
+    from r1engine.plan.sizes import total_parameters
+
+    weights = job.generator_bytes * total_parameters(arch) / 2**30
+    sizes = generator_sizes(gpus)
+    return next((size for size in sizes if weights / size <= 0.5 * assumed.kv_pool_share * gpu.memory_gib), sizes[-1])

@@ -1,0 +1,95 @@
+"""`r1engine plan --auto`: every layout that divides, those that fit first, the fastest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+from r1engine.architecture import Architecture
+from r1engine.plan.hardware import GIB, Assumed, Gpu
+from r1engine.plan.layout import Layout
+from r1engine.plan.memory import Job
+from r1engine.plan.phases import generator_slots, phases
+from r1engine.plan.planner import Plan, make_plan
+from r1engine.plan.sizes import total_parameters
+
+MOST_GPUS = 8192  # where the search for the least number stops
+
+
+def layouts(arch: Architecture, gpus: int, gpu: Gpu) -> Iterator[Layout]:
+    """Layouts of `gpus` GPUs: tensor parallelism within a node, pipelines even or with short ends."""
+    tensors = [t for t in (1, 2, 4, 8) if t <= min(gpu.per_node, gpus)]
+    pipelines = [p for p in (1, 2, 4, 8, 16, 32) if p <= min(gpus, arch.num_layers)]
+    most_experts = arch.moe.num_experts if arch.moe else 1
+    experts = [e for e in (1, 2, 4, 8, 16, 32, 64, 128, 256) if e <= min(gpus, most_experts)]
+    for tensor, pipeline, expert in product(tensors, pipelines, experts):
+        ends = _ends(arch.num_layers, pipeline)
+        if ends is None:
+            continue
+        for recompute in ("none", "full"):
+            layout = Layout(
+                gpus=gpus,
+                tensor=tensor,
+                pipeline=pipeline,
+                expert=expert,
+                first_stage=ends[0],
+                last_stage=ends[1],
+                recompute=recompute,
+            )
+            if layout.problem(arch) is None:
+                yield layout
+
+
+def _ends(layers: int, pipeline: int) -> tuple[int | None, int | None] | None:
+    """Layers of the first and last stage so that the rest is even and the ends, which embed and predict, are short."""
+    if layers % pipeline == 0:
+        return None, None
+    if pipeline < 3:
+        return (layers // 2 + layers % 2, None) if pipeline == 2 else None
+    middle = -(-layers // pipeline)
+    rest = layers - middle * (pipeline - 2)
+    if rest < 2:
+        return None
+    return rest - rest // 2, rest // 2
+
+
+def generator_sizes(gpus: int) -> list[int]:
+    """GPUs of one generator worth trying."""
+    return [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= gpus and gpus % size == 0]
+
+
+def search(arch: Architecture, job: Job, gpus: int, gpu: Gpu, assumed: Assumed, *, keep: int = 8) -> list[Plan]:
+    """The fastest plans that fit; without any, those nearest to fitting."""
+    generator = _best_generator(arch, job, gpus, gpu, assumed)
+    job = replace(job, generator_tensor=generator)
+    plans = [make_plan(arch, layout, job, gpu, assumed) for layout in layouts(arch, gpus, gpu)]
+    fitting = sorted((plan for plan in plans if plan.fits), key=lambda plan: plan.seconds)
+    if fitting:
+        return fitting[:keep]
+    return sorted(plans, key=lambda plan: (len(plan.limits()), plan.peak[1]))[:keep]
+
+
+def _best_generator(arch: Architecture, job: Job, gpus: int, gpu: Gpu, assumed: Assumed) -> int:
+    """The size whose generation is fastest among those that hold the model; the trainer's layout does not matter."""
+    best: tuple[float, int] | None = None
+    for size in generator_sizes(gpus):
+        candidate = replace(job, generator_tensor=size)
+        if generator_slots(arch, candidate, gpu, assumed) < 1:
+            continue
+        seconds = phases(arch, Layout(gpus=gpus), candidate, gpu, assumed)[0].total
+        best = min(best or (seconds, size), (seconds, size))
+    return best[1] if best else generator_sizes(gpus)[-1]
+
+
+def least_gpus(arch: Architecture, job: Job, gpu: Gpu, assumed: Assumed) -> Plan | None:
+    """The plan on the least number of GPUs (a power of two) that fits; None up to MOST_GPUS."""
+    gpus = 1
+    while gpus * gpu.memory_gib * GIB < 6 * total_parameters(arch):  # bf16 weights and fp32 gradients alone
+        gpus *= 2
+    while gpus <= MOST_GPUS:
+        best = search(arch, job, gpus, gpu, assumed, keep=1)
+        if best and best[0].fits:
+            return best[0]
+        gpus *= 2
+    return None

@@ -1,0 +1,206 @@
+"""A plan as tables in a terminal, as one HTML page, and as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from r1engine.plan.memory import StageMemory
+from r1engine.plan.planner import Plan, describe_model, knobs
+
+PHASE_TERMS = {"update": "training", "logprobs": "logprobs", "generate": "generating"}
+
+
+def to_json(plan: Plan) -> dict:
+    """Every number of a plan: GiB of the worst stage's rank, seconds of one rollout and its updates."""
+    layout, job = plan.layout, plan.job
+    return {
+        **describe_model(plan.arch),
+        "gpu": plan.gpu.name,
+        "ranks": layout.gpus,
+        "layout": {
+            "tensor": layout.tensor,
+            "pipeline": layout.pipeline,
+            "expert": layout.expert,
+            "expert_tensor": layout.expert_tensor,
+            "context": layout.context,
+            "data": layout.data,
+            "expert_data": layout.expert_data,
+            "stage_layers": [len(layers) for layers in layout.stage_layers(plan.arch.num_layers)],
+            "recompute": layout.recompute,
+            "distributed_optimizer": layout.distributed_optimizer,
+            "optimizer_offload": layout.optimizer_offload,
+        },
+        "generator_gpus": job.generator_tensor,
+        "memory_gib": {phase: getattr(plan.worst, terms) for phase, terms in PHASE_TERMS.items()},
+        "memory_gib_by_stage": [
+            {phase: sum(getattr(stage, terms).values()) for phase, terms in PHASE_TERMS.items()}
+            for stage in plan.stages
+        ],
+        "parameters_by_stage": [sum(stage.parameters.values()) for stage in plan.stages],
+        "gpu_memory_gib": plan.gpu.memory_gib,
+        "host_memory_gib": plan.host_gib,
+        "phase_seconds": {phase.name: phase.total for phase in plan.phases},
+        "phase_seconds_by_cause": {phase.name: phase.seconds for phase in plan.phases},
+        "traffic_gb_per_gpu": {phase.name: phase.traffic_gb for phase in plan.phases},
+        "seconds": plan.seconds,
+        "optimizer_steps": job.minibatches * job.inner_epochs,
+        "tokens": job.tokens,
+        "tokens_per_second_per_gpu": plan.tokens_per_second_per_gpu,
+        "mfu_update": plan.mfu,
+        "assumed": vars(plan.assumed),
+        "fits": plan.fits,
+        "limits": plan.limits(),
+    }
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """The whole plan: model, memory, time, what breaks first and what frees it."""
+    model, job = describe_model(plan.arch), plan.job
+    console.print(
+        f"[bold]{model['parameters_total'] / 1e9:.2f} B parameters[/], "
+        f"{model['parameters_active'] / 1e9:.2f} B active for a token; "
+        f"{plan.layout.gpus} x {plan.gpu.name.upper()}, {plan.layout.describe()}, "
+        f"generators of {job.generator_tensor} GPUs"
+    )
+    console.print(
+        f"one rollout: {job.completions:,} completions of {job.mean_tokens:,.0f} tokens on average, "
+        f"{job.max_tokens:,} at most; {job.minibatches * job.inner_epochs} updates"
+    )
+    console.print(_memory_table(plan))
+    console.print(_time_table(plan))
+    assumed = ", ".join(f"{name} {value:g}" for name, value in vars(plan.assumed).items())
+    console.print(f"[dim]assumed: {assumed}[/]")
+    _print_verdict(plan, console)
+
+
+def print_ranking(plans: list[Plan], console: Console) -> None:
+    """The layouts of a search, one a line, the best first."""
+    table = Table(title="Layouts", title_justify="left")
+    for name in ("layout", "recompute", "generators", "peak GiB", "in", "s / rollout", "tok/s/GPU", "fits"):
+        table.add_column(name, justify="left" if name in ("layout", "recompute", "in") else "right")
+    for plan in plans:
+        phase, gib = plan.peak
+        table.add_row(
+            plan.layout.describe(),
+            plan.layout.recompute,
+            f"{plan.job.generator_tensor} GPUs",
+            f"{gib:.1f}",
+            phase,
+            f"{plan.seconds:,.0f}",
+            f"{plan.tokens_per_second_per_gpu:.1f}",
+            "yes" if plan.fits else "no",
+        )
+    console.print(table)
+
+
+def _memory_table(plan: Plan) -> Table:
+    worst: StageMemory = plan.worst
+    table = Table(title=f"GiB on the fullest GPU (pipeline stage {worst.stage})", title_justify="left")
+    table.add_column("")
+    names: list[str] = []
+    for phase, terms in PHASE_TERMS.items():
+        table.add_column(phase, justify="right")
+        names += [name for name in getattr(worst, terms) if name not in names]
+    for name in names:
+        values = [getattr(worst, terms).get(name) for terms in PHASE_TERMS.values()]
+        if any(value is not None and value >= 0.005 for value in values):
+            table.add_row(name, *("" if value is None else f"{value:.2f}" for value in values))
+    table.add_section()
+    sums = [sum(getattr(worst, terms).values()) for terms in PHASE_TERMS.values()]
+    limit = plan.gpu.memory_gib
+    table.add_row(f"sum (of {limit} GiB)", *(f"[{'red' if x > limit else 'green'}]{x:.1f}[/]" for x in sums))
+    return table
+
+
+def _time_table(plan: Plan) -> Table:
+    table = Table(title="Seconds of one rollout and its updates", title_justify="left")
+    table.add_column("phase")
+    table.add_column("s", justify="right")
+    table.add_column("of which")
+    table.add_column("GB moved a GPU")
+    for phase in plan.phases:
+        causes = sorted(phase.seconds.items(), key=lambda item: -item[1])
+        traffic = ", ".join(f"{kind} {amount:,.1f}" for kind, amount in phase.traffic_gb.items())
+        table.add_row(
+            phase.name,
+            f"{phase.total:,.1f}",
+            ", ".join(f"{name} {seconds:,.1f}" for name, seconds in causes if seconds >= 0.05),
+            traffic,
+        )
+    table.add_section()
+    rate = f"{plan.tokens_per_second_per_gpu:.1f} tokens/s a GPU"
+    table.add_row("sum", f"{plan.seconds:,.1f}", rate, f"MFU of the update {plan.mfu:.1%}")
+    return table
+
+
+def _print_verdict(plan: Plan, console: Console) -> None:
+    host = ", ".join(f"{name} {gib:,.0f}" for name, gib in plan.host_gib.items())
+    console.print(f"host memory of a node, GiB: {host} (of {plan.gpu.host_memory_gib:,.0f})")
+    if plan.fits:
+        phase, gib = plan.peak
+        console.print(f"[green]fits[/]: {gib:.1f} of {plan.gpu.memory_gib} GiB, the most in {phase}")
+        return
+    for limit in plan.limits():
+        console.print(f"[red]does not fit[/]: {limit}")
+    for name, changed in knobs(plan)[:4]:
+        outcome = "then it fits" if changed.fits else f"then {changed.limits()[0]}"
+        console.print(f"  {name}: peak {changed.peak[1]:.1f} GiB, {changed.seconds:,.0f} s; {outcome}")
+
+
+# ---------------------------------------------------------------------- the page
+
+
+def write_html(plan: Plan, path: Path) -> None:
+    """One self-contained page: stacked bars of every stage's memory in each phase, and of the phases' seconds."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    titles = [f"GiB a GPU in {phase}, by pipeline stage" for phase in PHASE_TERMS]
+    titles.append("Seconds of one rollout and its updates")
+    figure = make_subplots(rows=2, cols=2, subplot_titles=titles, vertical_spacing=0.14)
+    for index, terms in enumerate(PHASE_TERMS.values()):
+        row, col = index // 2 + 1, index % 2 + 1
+        for name in getattr(plan.stages[0], terms):
+            heights = [getattr(stage, terms)[name] for stage in plan.stages]
+            bar = go.Bar(
+                x=list(range(len(plan.stages))), y=heights, name=name, marker_color=_COLORS.get(name),
+                legendgroup=name, showlegend=_is_first(plan, index, name), hovertemplate="%{y:.2f} GiB",
+            )  # fmt: skip
+            figure.add_trace(bar, row, col)
+        figure.add_hline(y=plan.gpu.memory_gib, line_dash="dash", line_color="#c23b4b", row=row, col=col)
+    for cause in dict.fromkeys(name for phase in plan.phases for name in phase.seconds):
+        heights = [phase.seconds.get(cause, 0.0) for phase in plan.phases]
+        bar = go.Bar(x=[phase.name for phase in plan.phases], y=heights, name=cause, hovertemplate="%{y:.1f} s")
+        figure.add_trace(bar, 2, 2)
+    verdict = "fits" if plan.fits else "does not fit: " + "; ".join(plan.limits())
+    figure.update_layout(
+        barmode="stack",
+        height=900,
+        template="plotly_white",
+        title=f"{plan.layout.gpus} x {plan.gpu.name.upper()}, {plan.layout.describe()}: {verdict}",
+    )
+    figure.write_html(path, include_plotlyjs="inline")
+
+
+_COLORS = {
+    "weights": "#2f6fb5",
+    "generator weights": "#2f6fb5",
+    "gradients": "#d9731a",
+    "optimizer": "#2a8c5a",
+    "activations": "#8a5fb5",
+    "reference": "#6fb0d9",
+    "KV pool": "#8a94a3",
+    "logits": "#c23b4b",
+    "MoE buffers": "#d9b31a",
+    "refresh buckets": "#5ab5a0",
+    "runtime": "#c0c6cf",
+}
+
+
+def _is_first(plan: Plan, index: int, name: str) -> bool:
+    """A term stands in the legend once, though several phases have it."""
+    earlier = list(PHASE_TERMS.values())[:index]
+    return all(name not in getattr(plan.stages[0], terms) for terms in earlier)

@@ -1,0 +1,133 @@
+"""Parameters of a model by term, as a whole and on one rank, and the floating-point work of a token.
+
+Closed forms: `model/meta.py` builds the true Megatron model without memory, and tests hold the two equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from r1engine.architecture import Architecture
+from r1engine.plan.layout import Layout
+
+
+def query_dim(arch: Architecture) -> int:
+    """Of a head's query and key, rotary part included."""
+    return arch.mla.nope_dim + arch.mla.rope_dim if arch.mla else arch.head_dim
+
+
+def value_dim(arch: Architecture) -> int:
+    """Of a head's value."""
+    return arch.mla.value_dim if arch.mla else arch.head_dim
+
+
+def kv_bytes(arch: Architecture) -> int:
+    """Bytes of one token's keys and values over all layers, in bfloat16; latent attention keeps the latent."""
+    mla = arch.mla
+    width = mla.kv_rank + mla.rope_dim if mla else 2 * arch.num_kv_heads * arch.head_dim
+    return 2 * width * arch.num_layers
+
+
+def expert_parameters(arch: Architecture) -> int:
+    """Of one routed expert; 0 for a dense model."""
+    return 3 * arch.hidden_size * arch.moe.intermediate_size if arch.moe else 0
+
+
+def attention_parameters(arch: Architecture, tp: int) -> dict[str, int]:
+    """Of one layer on one tensor-parallel rank: "split" (each rank another part) and "copied" (norms)."""
+    hidden, heads, mla = arch.hidden_size, arch.num_heads, arch.mla
+    if mla is None:
+        width = (heads + 2 * arch.num_kv_heads) * arch.head_dim
+        split = hidden * width + heads * arch.head_dim * hidden + (width if arch.has_qkv_bias else 0)
+        return {"split": split // tp, "copied": 2 * arch.head_dim if arch.has_qk_norm else 0}
+    down = hidden * ((mla.query_rank or 0) + mla.kv_rank + mla.rope_dim)
+    up = (mla.query_rank or hidden) * heads * query_dim(arch) + mla.kv_rank * heads * (mla.nope_dim + mla.value_dim)
+    return {
+        "split": (down + up + heads * mla.value_dim * hidden) // tp,
+        "copied": (mla.query_rank or 0) + mla.kv_rank,
+    }
+
+
+def layer_parameters(arch: Architecture, layer: int, layout: Layout) -> dict[str, int]:
+    """Of one decoder layer on one rank, by term; the bias of the router is a buffer and does not count."""
+    attention, moe = attention_parameters(arch, layout.tensor), arch.moe
+    terms = {"attention": attention["split"] + attention["copied"], "norms": 2 * arch.hidden_size}
+    if not arch.has_experts(layer):
+        return terms | {"dense mlp": 3 * arch.hidden_size * arch.intermediate_size // layout.tensor}
+    assert moe is not None
+    return terms | {
+        "router": arch.hidden_size * moe.num_experts,
+        "shared experts": 3 * arch.hidden_size * moe.shared_size // layout.tensor,
+        "experts": moe.num_experts // layout.expert * expert_parameters(arch) // layout.expert_tensor,
+    }
+
+
+@lru_cache(maxsize=4096)  # callers only read
+def rank_parameters(arch: Architecture, layout: Layout, stage: int, *, with_mtp: bool = False) -> dict[str, int]:
+    """Parameters of one rank of a pipeline stage, by term."""
+    total: dict[str, int] = {}
+
+    def add(terms: dict[str, int]) -> None:
+        for name, count in terms.items():
+            total[name] = total.get(name, 0) + count
+
+    for layer in layout.stage_layers(arch.num_layers)[stage]:
+        add(layer_parameters(arch, layer, layout))
+    is_first, is_last = stage == 0, stage == layout.pipeline - 1
+    matrix = -(-arch.vocab_size // layout.tensor) * arch.hidden_size
+    if is_first:
+        add({"embedding": matrix})
+    if is_last:
+        add({"norms": arch.hidden_size})
+        if not (arch.is_tied and is_first):
+            add({"output": matrix})
+        if with_mtp:
+            for _ in range(arch.num_mtp_layers):
+                add(layer_parameters(arch, arch.num_layers, layout))
+                add({"mtp projection": 2 * arch.hidden_size**2 // layout.tensor, "norms": 3 * arch.hidden_size})
+            if arch.num_mtp_layers and not is_first:
+                add({"embedding": matrix})  # the last stage embeds the shifted tokens
+    return total
+
+
+def total_parameters(arch: Architecture, *, with_mtp: bool = False) -> int:
+    """Of the whole model; a multi-token-prediction module shares embedding and output matrix."""
+    return sum(rank_parameters(arch, Layout(gpus=1), 0, with_mtp=with_mtp).values())
+
+
+def active_parameters(arch: Architecture) -> int:
+    """Parameters that one token passes through; the embedding counts in full, as DeepSeek counts it."""
+    if arch.moe is None:
+        return total_parameters(arch)
+    idle = arch.moe.num_experts - arch.moe.top_k
+    return total_parameters(arch) - arch.moe.num_layers * idle * expert_parameters(arch)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations of one token's forward pass, whole model."""
+
+    dense: float  # projections, dense and shared MLPs, output matrix
+    experts: float
+    attention_per_position: float  # of scores and values, for each token that is looked back at
+
+    def total(self, mean_context: float) -> float:
+        return self.dense + self.experts + self.attention_per_position * mean_context
+
+
+def forward_work(arch: Architecture) -> Work:
+    """2 operations for each matrix element and token; attention grows with the tokens before."""
+    hidden, moe = arch.hidden_size, arch.moe
+    matrices = attention_parameters(arch, 1)["split"] * arch.num_layers + arch.vocab_size * hidden
+    dense_layers = arch.num_layers - (moe.num_layers if moe else 0)
+    matrices += dense_layers * 3 * hidden * arch.intermediate_size
+    experts = 0
+    if moe is not None:
+        matrices += moe.num_layers * hidden * (moe.num_experts + 3 * moe.shared_size)
+        experts = moe.num_layers * moe.top_k * expert_parameters(arch)
+    return Work(
+        dense=2.0 * matrices,
+        experts=2.0 * experts,
+        attention_per_position=2.0 * arch.num_layers * arch.num_heads * (query_dim(arch) + value_dim(arch)),
+    )

@@ -1,0 +1,105 @@
+"""Parameter counts against what the models' authors publish, and against Megatron's modules of every stage."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from r1engine.architecture import read_architecture
+from r1engine.plan.layout import Layout
+from r1engine.plan.sizes import active_parameters, forward_work, rank_parameters, total_parameters
+
+ROOT = Path(__file__).resolve().parents[2]
+V3 = ROOT / "configs" / "models" / "DeepSeek-V3"
+QWEN_7B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "hidden_size": 3584,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "intermediate_size": 18944,
+    "vocab_size": 152064,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+}
+LLAMA_8B = QWEN_7B | {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+}
+
+
+def architecture(tmp_path: Path, config: dict):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return read_architecture(tmp_path)
+
+
+def test_deepseek_v3_has_671_billion_parameters_of_which_37_are_active():
+    arch = read_architecture(V3)
+    assert total_parameters(arch) == 671_026_404_352  # of the checkpoint, without the MTP module
+    assert total_parameters(arch, with_mtp=True) - total_parameters(arch) == pytest.approx(11.6e9, rel=0.01)
+    assert active_parameters(arch) == pytest.approx(37.6e9, rel=0.005)
+    assert forward_work(arch).total(0) == pytest.approx(2 * 37e9, rel=0.02)  # two operations a parameter
+
+
+def test_dense_models_have_the_parameters_that_their_cards_say(tmp_path):
+    assert total_parameters(architecture(tmp_path, QWEN_7B)) == 7_615_616_512
+    assert total_parameters(architecture(tmp_path, LLAMA_8B)) == 8_030_261_248
+
+
+def test_the_ranks_hold_the_model_together():
+    arch = read_architecture(V3)
+    layout = Layout(gpus=512, tensor=8, pipeline=16, expert=32, first_stage=4, last_stage=1)
+    held = 0
+    for stage in range(16):
+        terms = rank_parameters(arch, layout, stage)
+        copies = {"norms": 1, "router": 1, "experts": 32}
+        held += sum(count * copies.get(name, 8) for name, count in terms.items())
+    # What is counted 8 times and is not split: the norms of the latents, in `attention`.
+    latents = 7 * 61 * (1536 + 512)
+    assert held - latents == total_parameters(arch)
+
+
+BUILD = """
+import json, sys
+from pathlib import Path
+from r1engine.architecture import read_architecture
+from r1engine.config import Config, Parallel
+from r1engine.model.meta import stage_parameters
+arch = read_architecture(Path(sys.argv[1]))
+cfg = Config(parallel=Parallel(**json.loads(sys.argv[2])))
+print(json.dumps([sum(names.values()) for names in stage_parameters(arch, cfg, int(sys.argv[3]))]))
+"""
+
+
+def built(folder: Path, parallel: dict, gpus: int) -> list[int]:
+    """Parameters of each stage of the true Megatron model; in a process of its own, as it needs its own groups."""
+    command = [sys.executable, "-c", BUILD, str(folder), json.dumps(parallel), str(gpus)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_the_closed_forms_are_megatrons_modules_at_full_size():
+    parallel = {"tensor": 8, "pipeline": 16, "expert": 32, "first_stage_layers": 4, "last_stage_layers": 1}
+    layout = Layout(gpus=512, tensor=8, pipeline=16, expert=32, first_stage=4, last_stage=1)
+    arch = read_architecture(V3)
+    expected = [sum(rank_parameters(arch, layout, stage).values()) for stage in range(16)]
+    assert built(V3, parallel, 512) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_closed_forms_are_megatrons_modules_of_dense_models(tmp_path, tied):
+    arch = architecture(tmp_path, QWEN_7B | {"tie_word_embeddings": tied})
+    layout = Layout(gpus=8, tensor=4, pipeline=2)
+    expected = [sum(rank_parameters(arch, layout, stage).values()) for stage in range(2)]
+    assert built(tmp_path, {"tensor": 4, "pipeline": 2}, 8) == expected

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from r1engine.architecture import read_architecture
 from r1engine.config import Config, Model, Rollout, Sglang
-from r1engine.model.hf_weights import export_folder
+from r1engine.model.precision import export_folder
 from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.buckets import buckets, payload
 from r1engine.rollout.sglang.client import Client
@@ -123,7 +123,7 @@ def refreshes(client: Client, folder: Path, tensors: dict, route: str, rounds: i
         report = refresher.refresh(
             iter(changed.items()),
             f"{route}{round_number}",
-            write_folder=lambda weights, target: export_folder(weights, folder / "model", target, is_writer=True),
+            write_folder=lambda weights, target: export_folder(weights, target, source=folder / "model"),
         )
         if round_number >= 0:
             sent.append(report.seconds["send"])

@@ -90,8 +90,8 @@ def report(
 @app.command()
 def plan(
     config: ConfigPath,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs of the run.")],
     overrides: Overrides = None,
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs of the run.")] = 8,
     gpu: Annotated[str, typer.Option("--gpu", help="h100, h800, h200 or h20.")] = "h100",
     auto: Annotated[
         bool, typer.Option("--auto", help="Search the layouts and rank them; CONFIG's is ignored.")

@@ -248,7 +248,13 @@ class Run:
             "seed": cfg.seed,
             "dataset": self.prompts.state()["sha256"],
             "model": model,
-            "layout": {"tensor": world.tp_size, "pipeline": world.pp_size, "data": world.dp_size},
+            "layout": {
+                "tensor": world.tp_size,
+                "pipeline": world.pp_size,
+                "data": world.dp_size,
+                "expert": world.ep_size,
+                "expert_tensor": world.etp_size,
+            },
             "distributed_optimizer": cfg.parallel.distributed_optimizer and world.dp_size > 1,
             "reference": cfg.grpo.kl_coef > 0,
         }

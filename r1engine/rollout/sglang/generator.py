@@ -53,13 +53,19 @@ class SglangGenerator:
             note:         shows a line to the user.
 
         Raises:
-            ValueError: no usable SGLang, a server of another model, version or context, or an unreachable URL.
+            ValueError: no usable SGLang, a server of another model, version or context, an unreachable URL, or routing
+                replay of a mixture of experts.
             RuntimeError: a server does not start; the last lines of its log are in the message.
         """
         assert cfg.model.path is not None
         self._cfg, self._rank, self._size, self._device, self._dtype = cfg, rank, world_size, device, dtype
         self._write_folder, self._note = write_folder, note
         self._arch = read_architecture(cfg.model.path)
+        if self._arch.moe is not None and cfg.model.routing_replay:
+            raise ValueError(
+                "model.routing_replay: found true, required false with rollout.engine sglang: the servers are not "
+                "asked for the experts that they chose"
+            )
         self._tokenizer = load_tokenizer(cfg.model.path)
         self._stop_tokens = sorted(stop_tokens(cfg.model.path, self._tokenizer))
         self._fleet = Fleet(cfg, rank=rank, world_size=world_size, device=device, dtype=dtype, note=note)

@@ -20,9 +20,9 @@ demo-moe: $(STAMP)
 	rm -rf runs/demo-moe
 	$(VENV)/torchrun --standalone --nproc-per-node 2 r1engine/train.py configs/tiny_moe_r1_zero.yaml
 
-# One thread a process: the tests are small, and the parallel ones start several processes.
+# Two processes of one thread: the tests are small, and the parallel ones start several processes. A file stays together.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(VENV)/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(VENV)/ruff check

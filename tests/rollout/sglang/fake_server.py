@@ -28,18 +28,22 @@ class FakeServer:
         asyncio.set_event_loop(self._loop)
         app = web.Application()
         app.router.add_post("/generate", self._generate)
-        app.router.add_get("/health", lambda request: web.Response())
-        runner = web.AppRunner(app)
+        app.router.add_get("/health", self._health)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
         self._loop.run_until_complete(runner.setup())
         site = web.TCPSite(runner, "127.0.0.1", 0)
         self._loop.run_until_complete(site.start())
         self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
         self._ready.set()
         self._loop.run_forever()
+        self._loop.run_until_complete(runner.cleanup())  # ends the requests that hang
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response()
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

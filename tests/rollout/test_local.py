@@ -326,7 +326,7 @@ def test_the_whole_context_can_be_used(tmp_path, model):
         ({"hidden_act": "gelu"}, "hidden_act 'gelu', required is 'silu'"),
         ({"mlp_bias": True}, "mlp_bias is true"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not 1"),
-        ({"num_key_value_heads": 3}, "4 heads, 3 key/value heads, head_dim 12; heads must be a multiple"),
+        ({"num_key_value_heads": 3}, "4 heads, 3 key/value heads, 12 rotated dimensions; heads must be a multiple"),
         ({"eos_token_id": None}, "no eos_token_id in generation_config.json or config.json"),
     ],
 )

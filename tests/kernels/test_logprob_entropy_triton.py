@@ -193,7 +193,7 @@ def test_no_spills_no_float64_and_wide_loads(compiled):
     # Vocabulary and stride are multiples of 16, as 129280 and 151936 are: the code does not depend on their values.
     for name, made in compiled.items():
         assert made.spill_free, name
-        # Four blocks of 256 threads fit a multiprocessor; three of the backward's as Triton 3.7 compiles it (3.9: four).
+        # Four blocks of 256 threads fit a multiprocessor; of the backward three, as Triton 3.7 compiles it (3.9: four).
         assert made.registers <= (85 if name.startswith("backward") else 64), (name, made.registers)
         assert ".f64" not in made.ptx, name
         assert made.count("LDG", "128") == 4, name

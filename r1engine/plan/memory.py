@@ -10,6 +10,7 @@ from r1engine.plan.layout import Layout
 from r1engine.plan.sizes import query_dim, rank_parameters, total_parameters, value_dim
 
 WEIGHT, GRADIENT, OPTIMIZER = 2, 4, 12  # bytes a parameter: bf16; fp32; fp32 master weight and two moments
+PHASE_TERMS = {"update": "training", "logprobs": "logprobs", "generate": "generating"}  # phase -> field of StageMemory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class StageMemory:
 
     def peak(self) -> tuple[str, float]:
         """The phase that needs most, and how much."""
-        phases = {"generate": self.generating, "logprobs": self.logprobs, "update": self.training}
+        phases = {phase: getattr(self, terms) for phase, terms in PHASE_TERMS.items()}
         return max(((name, sum(terms.values())) for name, terms in phases.items()), key=lambda item: item[1])
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from r1engine.architecture import Architecture
 from r1engine.plan.hardware import GIB, Assumed, Gpu
 from r1engine.plan.layout import Layout
-from r1engine.plan.memory import Job, StageMemory, host_bytes, stage_memory
+from r1engine.plan.memory import PHASE_TERMS, Job, StageMemory, host_bytes, stage_memory
 from r1engine.plan.phases import Phase, generator_slots, model_flops, phases
 from r1engine.plan.sizes import active_parameters, total_parameters
 
@@ -68,8 +68,7 @@ class Plan:
         found = []
         phase, gib = self.peak
         if gib > self.gpu.memory_gib:
-            terms = {"generate": "generating", "logprobs": "logprobs", "update": "training"}
-            largest = max(getattr(self.worst, terms[phase]).items(), key=lambda item: item[1])
+            largest = max(getattr(self.worst, PHASE_TERMS[phase]).items(), key=lambda item: item[1])
             found.append(
                 f"GPU memory in {phase}: {gib:.1f} GiB of {self.gpu.memory_gib} ({largest[0]} {largest[1]:.1f} GiB)"
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from r1engine.architecture import Architecture
 from r1engine.config import Config, ConfigError
-from r1engine.plan.hardware import GPUS, Assumed, Gpu
+from r1engine.plan.hardware import GIB, GPUS, Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import Job
 
@@ -97,6 +97,6 @@ def smallest_generator(arch: Architecture, job: Job, gpus: int, gpu: Gpu, assume
     from r1engine.plan.search import generator_sizes
     from r1engine.plan.sizes import total_parameters
 
-    weights = job.generator_bytes * total_parameters(arch) / 2**30
+    weights = job.generator_bytes * total_parameters(arch) / GIB
     sizes = generator_sizes(gpus)
     return next((size for size in sizes if weights / size <= 0.5 * assumed.kv_pool_share * gpu.memory_gib), sizes[-1])

@@ -7,10 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from r1engine.plan.memory import StageMemory
+from r1engine.plan.memory import PHASE_TERMS, StageMemory
 from r1engine.plan.planner import Plan, describe_model, knobs
-
-PHASE_TERMS = {"update": "training", "logprobs": "logprobs", "generate": "generating"}
 
 
 def to_json(plan: Plan) -> dict:

@@ -211,7 +211,7 @@ def read_state(folder: Path) -> dict:
 
 
 def check_same(state: dict, expected: dict) -> None:
-    """Checks that a checkpoint was made by the same kind of run (dataset, model, layout, seed).
+    """Checks that a checkpoint was made by the same kind of run (dataset, model, seed).
 
     Args:
         state:    what `read_state` returned.

@@ -239,8 +239,8 @@ class Run:
     # ------------------------------------------------------------------ checkpoints
 
     def _identity(self) -> dict:
-        """What must not change between a checkpoint and the run that goes on from it."""
-        cfg, world = self.cfg, self.world
+        """What must not change between a checkpoint and the run that goes on from it; the layout may."""
+        cfg = self.cfg
         folder = cfg.model.path
         sizes = sorted((f.name, f.stat().st_size) for f in folder.glob("*.safetensors"))
         model = hashlib.sha256((folder / "config.json").read_bytes() + json.dumps(sizes).encode()).hexdigest()
@@ -248,14 +248,7 @@ class Run:
             "seed": cfg.seed,
             "dataset": self.prompts.state()["sha256"],
             "model": model,
-            "layout": {
-                "tensor": world.tp_size,
-                "pipeline": world.pp_size,
-                "data": world.dp_size,
-                "expert": world.ep_size,
-                "expert_tensor": world.etp_size,
-            },
-            "distributed_optimizer": cfg.parallel.distributed_optimizer and world.dp_size > 1,
+            "dtype": str(self.parts.policy.dtype).removeprefix("torch."),
             "reference": cfg.grpo.kl_coef > 0,
         }
 

@@ -12,7 +12,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of Triton, which decides once and for all
 
-sys.path.insert(0, str(Path(__file__).parent))  # tests/model_folders.py
+# tests/model_folders.py, tests/parallel/reshard_worker.py
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "parallel")]
 
 
 @pytest.fixture(scope="session")

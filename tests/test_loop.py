@@ -111,6 +111,21 @@ def test_resume_after_a_kill_is_bit_exact(whole, tmp_path, world, ranks):
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
+def test_a_run_goes_on_in_another_layout(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    root = tmp_path / "run" / "checkpoints"
+    shutil.rmtree(root / "step_00000008")
+    (root / "latest").write_text("step_00000004\n")
+    done = run(tmp_path / "run", ranks=2, more=("parallel.tensor=2",))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed from step_00000004" in done.stdout
+    (expected, expected_samples), (found, samples) = logged(whole), logged(tmp_path / "run")
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    for row, wanted in zip(found, expected, strict=True):
+        assert row == pytest.approx(wanted, rel=1e-2, abs=1e-4)
+    assert [s["completion"] for s in samples] == [s["completion"] for s in expected_samples]
+
+
 def test_ctrl_c_exits_clean_and_leaves_nothing_half_written(whole, tmp_path):
     shutil.copytree(whole / "base", tmp_path / "run" / "base")
     done = run(tmp_path / "run", kill=signal.SIGINT, at=3)

@@ -1,4 +1,5 @@
-"""Model, optimizer and reference weights as a Megatron distributed checkpoint: every rank writes its shards."""
+"""Model, optimizer and reference weights as a Megatron distributed checkpoint: every rank writes its shards, and a run
+of another layout reads the parts of them that its ranks need."""
 
 from __future__ import annotations
 
@@ -10,15 +11,11 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
+from r1engine.model.optimizer_state import Shard, restore, step_count, wanted_shards, written_shards
 from r1engine.model.swap import lent_weights
-
-# The default sharding of the distributed optimizer cannot be saved in this Megatron version
-# ("flattened_range is not supported"); this one can, for an unchanged data-parallel size.
-METADATA = {"distrib_optim_sharding_type": "dp_reshardable"}
 
 
 @dataclass(frozen=True)
@@ -30,9 +27,7 @@ class Model:
 
     def sharded(self, prefix: str = "") -> dict[str, Any]:
         """Megatron's description of the shards, chunk by chunk."""
-        return {
-            str(i): chunk.sharded_state_dict(prefix=prefix, metadata=METADATA) for i, chunk in enumerate(self.chunks)
-        }
+        return {str(i): chunk.sharded_state_dict(prefix=prefix) for i, chunk in enumerate(self.chunks)}
 
     def load(self, tree: dict[str, Any], prefix: str = "") -> None:
         """Copy what was read for `sharded` into the weights."""
@@ -40,24 +35,22 @@ class Model:
             chunk.load_state_dict({key.removeprefix(prefix): entry for key, entry in tree[str(i)].items()})
 
 
-def _sharded(
-    model: Model, optimizer: MegatronOptimizer, snapshot: dict[str, torch.Tensor] | None, is_loading: bool
-) -> dict[str, Any]:
-    state = model.sharded()
-    tree = {"optimizer": optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=METADATA), "model": state}
-    if snapshot is not None:
-        tree["reference"] = _snapshot_shards(model, snapshot)
-    return tree
+def _shards(state: dict[str, Any]) -> dict[torch.Tensor, Shard]:
+    """Tensor of the model -> its description."""
+    return {
+        entry.data: entry
+        for chunk in state.values()
+        for entry in chunk.values()
+        if isinstance(getattr(entry, "data", None), torch.Tensor)
+    }
 
 
 def _snapshot_shards(model: Model, snapshot: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The snapshot's tensors, sharded as the parameters that they were copied from."""
     with lent_weights(model.local, snapshot):
         state = model.sharded("reference.")
-        for chunk in state.values():
-            for entry in chunk.values():
-                if isinstance(getattr(entry, "data", None), torch.Tensor):
-                    entry.data = entry.data.detach()  # what was lent, not the parameter that is restored at the exit
+        for entry in _shards(state).values():
+            entry.data = entry.data.detach()  # what was lent, not the parameter that is restored at the exit
     return state
 
 
@@ -67,11 +60,17 @@ def save(folder: Path, model: Model, optimizer: MegatronOptimizer, snapshot: dic
     Raises:
         RuntimeError: a write failed (disk full, quota); the folder is then of no use.
     """
+    step = step_count(optimizer)
+    tree: dict[str, Any] = {"model": model.sharded(), "step": step}
+    if step:
+        tree["optimizer"] = written_shards(optimizer, _shards(tree["model"]))
+    if snapshot is not None:
+        tree["reference"] = _snapshot_shards(model, snapshot)
     # Megatron would start a manager process to carry results back from an asynchronous save: seconds, and an endless
     # loop in scripts without a __main__ guard. This save is synchronous: its results never leave the process.
     filesystem_async._results_queue = queue.Queue()
     try:
-        dist_checkpointing.save(_sharded(model, optimizer, snapshot, is_loading=False), str(folder))
+        dist_checkpointing.save(tree, str(folder))
     except (CheckpointException, OSError) as error:  # the first is a BaseException; its last line says what failed
         reason = str(error).strip().splitlines()[-1]
         raise RuntimeError(
@@ -84,31 +83,19 @@ def load(
     folder: Path, model: Model, optimizer: MegatronOptimizer, snapshot: dict[str, torch.Tensor] | None
 ) -> dict[str, torch.Tensor] | None:
     """Read into the model, the optimizer and the tensors of `snapshot`; returns the latter. Collective."""
-    chain = optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
-    for part in chain:
-        if isinstance(part, DistributedOptimizer) and not part.optimizer.state:
-            # Before its first step PyTorch's AdamW has no state to load into, which this class takes for an error.
-            part._init_optimizer_states_with_dummy_values()
-    tree = dist_checkpointing.load(_sharded(model, optimizer, snapshot, is_loading=True), str(folder))
+    step = dist_checkpointing.load_common_state_dict(str(folder))["step"]
+    tree: dict[str, Any] = {"model": model.sharded()}
+    if step:
+        tree["optimizer"] = wanted_shards(optimizer, _shards(tree["model"]))
+    if snapshot is not None:
+        tree["reference"] = _snapshot_shards(model, snapshot)
+    # Not validated: together the ranks read less than all where a distributed optimizer leaves parts to each.
+    tree = dist_checkpointing.load(tree, str(folder), validate_access_integrity=False)
     model.load(tree["model"])
-    optimizer.load_state_dict(tree["optimizer"])
-    for part in chain:
-        if isinstance(part, DistributedOptimizer):
-            _restore_adam_steps(part.optimizer)
     if snapshot is not None:
         with lent_weights(model.local, snapshot):
             model.load(tree["reference"], "reference.")
+    optimizer.reload_model_params()  # the master weights, where the checkpoint has no better ones
+    if step:
+        restore(optimizer, tree["optimizer"], step)
     return snapshot
-
-
-def _restore_adam_steps(optimizer: torch.optim.Optimizer) -> None:
-    """Gives every parameter the step count of its group, which is the one in the checkpoint.
-
-    Megatron hands PyTorch's AdamW one tensor for all parameters, each of which would count it up, and then writes
-    this process's own count over it, that of the dummy step. (Transformer Engine's Adam counts in the group.)
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = optimizer.state.get(parameter, {})  # none where the shard is empty
-            if "step" in state:
-                state["step"] = torch.full_like(state["step"], float(group["step"]))

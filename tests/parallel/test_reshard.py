@@ -1,0 +1,91 @@
+"""A checkpoint is resumed in another layout: every tensor of it bit for bit, and the next update as in the old one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from megatron.core import dist_checkpointing
+from model_folders import save_model
+from ranks import torchrun
+from reshard_worker import run
+from safetensors.torch import load_file
+
+from r1engine.model.cpu import on_cpu
+
+VOCABULARY = 97  # two ranks fill it up to 98 rows
+FLOAT16 = {"model": {"dtype": "bfloat16"}}
+MOE = {"model": {"expert_bias_rate": 0.01}}
+
+
+def layout(**sizes: int) -> dict:
+    return {"parallel": sizes}
+
+
+# name -> (family, settings, the case whose checkpoint it goes on from)
+FIRST = {  # one rank
+    "odd-one": ("odd", {}, None),
+    "bf16-one": ("odd", FLOAT16, None),
+    "moe-one": ("deepseek", MOE, None),
+}
+THEN = {  # two ranks
+    "odd-tp2": ("odd", layout(tensor=2), "odd-one"),
+    "odd-pp2": ("odd", layout(pipeline=2), "odd-tp2"),
+    "odd-dp2": ("odd", {}, "odd-pp2"),
+    "bf16-dp2": ("odd", FLOAT16, "bf16-one"),
+    "bf16-tp2": ("odd", FLOAT16 | layout(tensor=2), "bf16-dp2"),
+    "moe-tp2-ep2": ("deepseek", MOE | layout(tensor=2, expert=2), "moe-one"),
+    "moe-etp2": ("deepseek", MOE | layout(tensor=2, expert_tensor=2), "moe-tp2-ep2"),
+    "moe-ep2": ("deepseek", MOE | layout(expert=2), "moe-etp2"),
+    "moe-pp2": ("deepseek", MOE | layout(pipeline=2), "moe-ep2"),
+}
+AT_LAST = {  # one rank
+    "odd-from-dp2": ("odd", {}, "odd-dp2"),
+    "moe-from-ep2": ("deepseek", MOE, "moe-ep2"),
+    "moe-from-pp2": ("deepseek", MOE, "moe-pp2"),
+}
+RESUMED = [(name, source) for name, (_, _, source) in (THEN | AT_LAST).items()]
+
+
+@pytest.fixture(scope="module")
+def out(world, folders, tmp_path_factory):
+    """The folder that every case wrote into."""
+    models, out = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("reshard")
+    save_model(models / "odd", "qwen2-tied", vocab_size=VOCABULARY)
+    (models / "deepseek").symlink_to(folders["deepseek"][0])
+    for name, (family, settings, _) in FIRST.items():
+        run(models / family, settings, None, out / name)
+    done = torchrun(2, Path(__file__).with_name("reshard_worker.py"), json.dumps(THEN), models, out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, (family, settings, source) in AT_LAST.items():
+        run(models / family, settings, out / source, out / name)
+    return out
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, whole; of a padded vocabulary, the tokens."""
+    with on_cpu():
+        found = dist_checkpointing.load_plain_tensors(str(folder / "checkpoint"))
+    found = {name: x for name, x in found.items() if isinstance(x, torch.Tensor)}
+    return {name: x[:VOCABULARY] if x.shape[:1] == (VOCABULARY + 1,) else x for name, x in found.items()}
+
+
+@pytest.mark.parametrize(("name", "source"), RESUMED)
+def test_every_tensor_of_the_checkpoint_survives_a_change_of_layout(out, world, name, source):
+    expected, found = tensors(out / source), tensors(out / name)
+    assert {n.split(".")[1] for n in expected if n.startswith("optimizer.")} >= {"exp_avg", "exp_avg_sq"}
+    assert any(n.startswith("reference.") for n in expected)
+    assert found.keys() == expected.keys()
+    assert [n for n in expected if not torch.equal(found[n], expected[n])] == []
+
+
+@pytest.mark.parametrize(("name", "source"), [case for case in RESUMED if "bf16" not in case[0]])
+def test_the_next_update_is_that_of_the_old_layout(out, name, source):
+    first = source
+    while first in dict(RESUMED):
+        first = dict(RESUMED)[first]
+    found, expected = (json.loads((out / case / "next.json").read_text()) for case in (name, first))
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    weights = load_file(out / first / "next" / "model.safetensors")
+    for tensor_name, tensor in load_file(out / name / "next" / "model.safetensors").items():
+        torch.testing.assert_close(tensor, weights[tensor_name], atol=1e-6, rtol=1e-5)

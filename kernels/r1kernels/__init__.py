@@ -3,8 +3,10 @@
 from r1kernels.fp8_cast import Fp8, fp8_dequantize, fp8_quantize
 from r1kernels.group_advantage import GroupAdvantage, group_advantage
 from r1kernels.grpo_loss import GrpoMetrics, GrpoObjective, grpo_loss
-from r1kernels.linear_grpo_loss import LinearGrpo, linear_grpo_loss
+from r1kernels.grpo_loss.slopes import FusedGrpo
+from r1kernels.linear_grpo_loss import linear_grpo_loss
 from r1kernels.linear_logprob import linear_logprob
+from r1kernels.logits_grpo_loss import logits_grpo_loss
 from r1kernels.logprob_entropy import LogProb, logprob_entropy
 from r1kernels.moe_combine import moe_combine, moe_combine_backward_quant
 from r1kernels.moe_experts import moe_experts
@@ -22,11 +24,11 @@ from r1kernels.moe_swiglu_quant import SwigluGrad, moe_swiglu, moe_swiglu_quant,
 __all__ = [
     "Fp8",
     "Fp8Rows",
+    "FusedGrpo",
     "Gate",
     "GroupAdvantage",
     "GrpoMetrics",
     "GrpoObjective",
-    "LinearGrpo",
     "LogProb",
     "Plan",
     "SwigluGrad",
@@ -36,6 +38,7 @@ __all__ = [
     "grpo_loss",
     "linear_grpo_loss",
     "linear_logprob",
+    "logits_grpo_loss",
     "logprob_entropy",
     "moe_balance_loss",
     "moe_combine",

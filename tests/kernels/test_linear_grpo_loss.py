@@ -140,6 +140,7 @@ SEQUENCES = "needs the log-probabilities of whole sequences before the first gra
             f"ratio_level='token' with tis_level='sequence' {SEQUENCES}",
         ),
         ({"ref_logp": None}, GrpoObjective(kl_coef=0.1), "kl_coef=0.1 needs ref_logp, got None"),
+        ({"labels": torch.full((N,), -100)}, None, "labels must be in [0, 96), got -100 .. -100"),
         ({"advantage": torch.zeros(3)}, None, "advantage is (3,) on cpu, but logp is (37,) on cpu"),
         (
             {"weight": torch.zeros(8, 3)},

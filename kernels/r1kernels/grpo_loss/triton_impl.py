@@ -181,21 +181,20 @@ def counter(device: torch.device) -> torch.Tensor:
     return _counter(device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
 
 
-def scalars(objective: GrpoObjective) -> tuple[float, ...]:
-    """The runtime arguments clip_low .. tis_high of `token_loss`."""
+def scalars(objective: GrpoObjective) -> dict[str, float]:
+    """The run-time arguments clip_low .. tis_high of `token_loss`."""
     o = objective
-    dual_clip = MAX_FLOAT if o.dual_clip is None else o.dual_clip
-    return (
-        o.clip_eps,
-        o.clip_high,
-        dual_clip,
-        o.sapo_tau,
-        o.sapo_tau_negative,
-        o.kl_coef,
-        o.entropy_coef,
-        o.tis_low,
-        o.tis_high,
-    )
+    return {
+        "clip_low": o.clip_eps,
+        "clip_high": o.clip_high,
+        "dual_clip": MAX_FLOAT if o.dual_clip is None else o.dual_clip,
+        "sapo_tau": o.sapo_tau,
+        "sapo_tau_negative": o.sapo_tau_negative,
+        "kl_coef": o.kl_coef,
+        "entropy_coef": o.entropy_coef,
+        "tis_low": o.tis_low,
+        "tis_high": o.tis_high,
+    }
 
 
 def launch(
@@ -236,7 +235,7 @@ def launch(
         loss,
         metrics,
         num_tokens,
-        *scalars(o),
+        **scalars(o),
         LOSS=o.loss,
         RATIO_LEVEL=o.ratio_level,
         KL="off" if ref_logp is None else o.kl,

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from r1kernels.dispatch import Impl
-from r1kernels.grpo_loss import GrpoMetrics, check_tensors
+from r1kernels.grpo_loss import GrpoMetrics
 from r1kernels.grpo_loss.objective import GrpoObjective
-from r1kernels.grpo_loss.slopes import loss_and_slopes
-from r1kernels.linear_logprob import implementation_of
+from r1kernels.grpo_loss.slopes import NO_LABEL, FusedGrpo, check_tokens
 from r1kernels.linear_logprob.head import Head, HeadGradients, check_head
-
-
-class LinearGrpo(NamedTuple):
-    """What `linear_grpo_loss` returns."""
-
-    loss: torch.Tensor  # scalar, differentiable
-    metrics: GrpoMetrics  # as grpo_loss reports them
-    logp: torch.Tensor  # [...] float32, log-probability of each label: the next update's old_logp; no gradient
-    entropy: torch.Tensor  # [...] float32 (nats); no gradient
+from r1kernels.logits_grpo_loss import implementation_of
 
 
 def linear_grpo_loss(
@@ -46,7 +36,7 @@ def linear_grpo_loss(
     sequence_parallel: bool = False,
     chunk_tokens: int | None = None,
     impl: Impl | None = None,
-) -> LinearGrpo:
+) -> FusedGrpo:
     """`grpo_loss` of `linear_logprob`, value and gradient at once: 6*T*H*V operations instead of 8*T*H*V.
 
     A token-level loss depends on the other tokens only through loss_weight, which is known beforehand. So as soon as a
@@ -64,7 +54,7 @@ def linear_grpo_loss(
         impl:      force an implementation; None picks one.
 
     Returns:
-        LinearGrpo(loss, metrics, logp, entropy); logp and entropy are 0 where loss_weight is 0.
+        FusedGrpo(loss, metrics, logp, entropy); logp and entropy are 0 where loss_weight is 0.
 
     Raises:
         ValueError: as linear_logprob and grpo_loss; or the objective needs whole sequences (GSPO, eq. 1 as printed,
@@ -74,16 +64,16 @@ def linear_grpo_loss(
     """
     op = "linear_grpo_loss"
     o = GrpoObjective() if objective is None else objective
-    if o.needs_sequences:
-        raise ValueError(
-            f"{op}: ratio_level={o.ratio_level!r} with tis_level={o.tis_level!r} needs the log-probabilities of whole "
-            "sequences before the first gradient; use grpo_loss(linear_logprob(...).logp, ...)"
-        )
-    given = {"old_logp": old_logp, "ref_logp": ref_logp, "rollout_logp": rollout_logp}
-    given |= {"advantage": advantage, "loss_weight": loss_weight}
-    tensors = {name: None if x is None else x.detach().reshape(-1).contiguous() for name, x in given.items()}
-    weights = tensors["loss_weight"]
-    check_tensors(op, o, weights, entropy=weights if o.entropy_coef else None, **tensors)
+    tensors = check_tokens(
+        op,
+        o,
+        "grpo_loss(linear_logprob(...).logp, ...)",
+        old_logp=old_logp,
+        advantage=advantage,
+        loss_weight=loss_weight,
+        ref_logp=ref_logp,
+        rollout_logp=rollout_logp,
+    )
     head = check_head(
         op,
         hidden,
@@ -93,7 +83,7 @@ def linear_grpo_loss(
         temperature=temperature,
         logit_scale=logit_scale,
         softcap=softcap,
-        ignore_index=-100,
+        ignore_index=NO_LABEL,
         row_mask=(loss_weight != 0).view(labels.shape),
         tp_group=tp_group,
         sequence_parallel=sequence_parallel,
@@ -102,12 +92,12 @@ def linear_grpo_loss(
     )
     call = _Call(implementation_of(op, impl, hidden), o, tensors)
     loss, metrics, logp, entropy = _LinearGrpo.apply(hidden.reshape(-1, hidden.shape[-1]), weight, bias, head, call)
-    return LinearGrpo(loss, GrpoMetrics(*metrics.unbind()), logp.view(labels.shape), entropy.view(labels.shape))
+    return FusedGrpo(loss, GrpoMetrics(*metrics.unbind()), logp.view(labels.shape), entropy.view(labels.shape))
 
 
 @dataclass(frozen=True)
 class _Call:
-    implementation: ModuleType  # of logprob_entropy
+    implementation: ModuleType  # of logits_grpo_loss
     objective: GrpoObjective
     tensors: dict[str, torch.Tensor | None]  # [N] each
 
@@ -144,11 +134,9 @@ def _chunk(
     head: Head, call: _Call, chunk, gradients: HeadGradients, logp: torch.Tensor, entropy: torch.Tensor
 ) -> torch.Tensor:
     """Loss and metrics [1 + metrics] of a chunk; its gradients are added, its rows of logp and entropy are set."""
-    problem, o = chunk.problem, call.objective
-    part = call.implementation.partials(problem, entropy=True, squares=False)
-    rows = call.implementation.merge(problem, problem.gather(part))
-    logp[chunk.flat], entropy[chunk.flat] = rows.logp, rows.entropy
-    sums, to_logp, to_entropy = loss_and_slopes(rows.logp, rows.entropy, o, **call.of_rows(chunk.flat))
-    call.implementation.gradient(problem, rows, to_logp, to_entropy, problem.logits)
+    problem = chunk.problem
+    sums, logp[chunk.flat], entropy[chunk.flat] = call.implementation.loss_and_gradient(
+        problem, call.objective, call.of_rows(chunk.flat), problem.logits
+    )
     gradients.add(chunk, chunk.logits)
     return sums

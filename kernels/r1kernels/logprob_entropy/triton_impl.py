@@ -18,7 +18,8 @@ def partials(problem: Problem, *, entropy: bool, squares: bool) -> torch.Tensor:
     out = torch.empty(5, num_rows, dtype=torch.float32, device=problem.logits.device)
     if num_rows:
         kernels.partials_kernel[(num_rows,)](
-            **_row_arguments(problem),
+            **row_arguments(problem),
+            **_selection(problem),
             out_ptr=out,
             num_rows=num_rows,
             ENTROPY=entropy,
@@ -58,16 +59,19 @@ def gradient(
     num_rows = len(problem.labels)
     if not num_rows:
         return
-    arguments = _row_arguments(problem) | {
-        "top_ptr": sums.top,
-        "log_total_ptr": sums.log_total,
-        "entropy_ptr": None if grad_entropy is None else sums.entropy,
-        "grad_logp_ptr": None if grad_logp is None else grad_logp.contiguous(),
-        "grad_entropy_ptr": None if grad_entropy is None else grad_entropy.contiguous(),
-    }
+    arguments = (
+        row_arguments(problem)
+        | _selection(problem)
+        | {
+            "top_ptr": sums.top,
+            "log_total_ptr": sums.log_total,
+            "entropy_ptr": None if grad_entropy is None else sums.entropy,
+            "grad_logp_ptr": None if grad_logp is None else grad_logp.contiguous(),
+            "grad_entropy_ptr": None if grad_entropy is None else grad_entropy.contiguous(),
+        }
+    )
     if problem.keep_ids is None:
-        strides = dict(zip(("out_outer", "out_inner", "out_column"), _strides(out), strict=True))
-        kernels.gradient_kernel[(num_rows,)](**arguments, out_ptr=out, **strides, **_launch(problem))
+        kernels.gradient_kernel[(num_rows,)](**arguments, out_ptr=out, **strides(out, "out"), **_launch(problem))
     else:
         # The kept logits are read before they may be overwritten by zeros.
         kept = torch.empty(len(problem.keep_ids), dtype=torch.float32, device=out.device)
@@ -79,43 +83,47 @@ def gradient(
             problem.keep_ids,
             problem.keep_offsets,
             out,
-            *_strides(out),
-            out.shape[1],
-            problem.vocab_start,
-            out.shape[2],
+            **strides(out, "out"),
+            num_inner=out.shape[1],
+            vocab_start=problem.vocab_start,
+            vocab=out.shape[2],
             BLOCK=1024,
         )
     torch.autograd.graph.increment_version(out)
 
 
-def _strides(rows: torch.Tensor) -> tuple[int, int, int]:
+def strides(rows: torch.Tensor, prefix: str) -> dict[str, int]:
     """Strides of [outer, inner, V], without the one that no row is told by: it would grow with the number of rows."""
     outer, inner, column = rows.stride()
-    return (inner if rows.shape[0] == 1 else outer), inner, column
+    if rows.shape[0] == 1:
+        outer = inner
+    return {f"{prefix}_outer": outer, f"{prefix}_inner": inner, f"{prefix}_column": column}
 
 
-def _row_arguments(problem: Problem) -> dict[str, object]:
+def row_arguments(problem: Problem) -> dict[str, object]:
     """What the kernels that read logits are told about them."""
-    outer, inner, column = _strides(problem.logits)
     per_row = isinstance(problem.temperature, torch.Tensor)
-    return {
+    return strides(problem.logits, "stride") | {
         "logits_ptr": problem.logits,
-        "stride_outer": outer,
-        "stride_inner": inner,
-        "stride_column": column,
         "num_inner": problem.logits.shape[1],
         "vocab": problem.logits.shape[2],
         "labels_ptr": problem.labels,
-        "mask_ptr": problem.row_mask,
-        "ignore_index": problem.ignore_index,
         "temperature_ptr": problem.temperature if per_row else None,
         "scale": (1.0 if problem.softcap else problem.logit_scale) / (1.0 if per_row else problem.temperature),
         "softcap": 0.0 if problem.softcap is None else problem.softcap,
         "pre_scale": 0.0 if problem.softcap is None else problem.logit_scale / problem.softcap,
+        "SOFTCAP": problem.softcap is not None,
+    }
+
+
+def _selection(problem: Problem) -> dict[str, object]:
+    """Which rows and columns count."""
+    return {
+        "mask_ptr": problem.row_mask,
+        "ignore_index": problem.ignore_index,
         "keep_ids_ptr": problem.keep_ids,
         "keep_offsets_ptr": problem.keep_offsets,
         "vocab_start": problem.vocab_start,
-        "SOFTCAP": problem.softcap is not None,
     }
 
 

@@ -1,8 +1,6 @@
 """logprob_entropy in Triton: one program a row; every thread sums up its own columns, so no barrier stops the loads.
 
-A thread holds WIDTH neighbouring columns of each 128-bit load; blocks are reshaped to [REPEAT, THREADS, WIDTH] and
-reduced inside the threads, which meet once, after the last block. One exponential an element, and one a thread and
-block for the running maximum. Rows of a shared-memory cluster would read no less: two bytes an element is the floor.
+Rows of a shared-memory cluster would read no less: two bytes an element is the floor.
 """
 
 from __future__ import annotations
@@ -10,69 +8,22 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from r1kernels.triton_cast import round_to
+from r1kernels.logprob_entropy.triton_rows import (
+    FORBIDDEN,
+    LOG2_E,
+    columns,
+    far,
+    is_used,
+    label_logit,
+    load_logits,
+    local_label,
+    row_gradient,
+    row_scale,
+    row_sums,
+    store_row,
+)
 
-FORBIDDEN = tl.constexpr(-1e30)  # stands for -inf, where -inf * 0 would be NaN
-LOG2_E = tl.constexpr(1.4426950408889634)
 LENGTHS = ["num_inner", "num_rows", "ignore_index", "vocab_start"]  # no kernel of its own for a kind of value
-
-
-@triton.jit
-def _is_used(labels_ptr, mask_ptr, ignore_index, row):
-    used = tl.load(labels_ptr + row) != ignore_index
-    if mask_ptr is not None:
-        used = used & (tl.load(mask_ptr + row) != 0)
-    return used
-
-
-@triton.jit
-def _local_label(labels_ptr, row, vocab_start, vocab):
-    """Column of the label in this slice, -1 where it has none; 32 bits, as it is compared with every column."""
-    label = tl.load(labels_ptr + row) - vocab_start
-    return tl.where((label >= 0) & (label < vocab), label, -1).to(tl.int32)
-
-
-@triton.jit
-def _row_scale(temperature_ptr, scale, row):
-    """Factor from (capped) logits to z."""
-    if temperature_ptr is not None:
-        scale = scale / tl.load(temperature_ptr + row)
-    return scale
-
-
-@triton.jit
-def _columns(keep_ids_ptr, begin, index, count, vocab_start, vocab):
-    """Columns of this slice and whether they are there; in a keep set, or all."""
-    if keep_ids_ptr is None:
-        return index, index < vocab  # not count, whose divisibility is unknown: the loads would be narrow
-    else:
-        inside = index < count
-        column = tl.load(keep_ids_ptr + begin + index, mask=inside, other=-1) - vocab_start
-        return column, inside & (column >= 0) & (column < vocab)
-
-
-@triton.jit
-def _far(column, stride):
-    """Offset of a column; 64 bits where columns are not neighbours."""
-    if stride == 1:
-        return column
-    else:
-        return column.to(tl.int64) * stride
-
-
-@triton.jit
-def _load_logits(row_ptr, column, inside, stride_column, pre_scale, softcap, SOFTCAP: tl.constexpr):
-    """Float32 logits, capped; -inf where there is none, and FORBIDDEN for that."""
-    x = tl.load(row_ptr + _far(column, stride_column), mask=inside, other=float("-inf")).to(tl.float32)
-    if SOFTCAP:
-        x = tl.where(inside, softcap * _tanh(x * pre_scale), FORBIDDEN)
-    # NaN is kept: tl.maximum alone would drop it.
-    return tl.maximum(x, FORBIDDEN, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _tanh(x):
-    return 1.0 - 2.0 / (1.0 + tl.exp2(x * (2.0 * LOG2_E)))
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -102,62 +53,43 @@ def partials_kernel(
     THREADS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    BLOCK: tl.constexpr = REPEAT * THREADS * WIDTH
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + (row // num_inner) * stride_outer + (row % num_inner) * stride_inner
-    used = _is_used(labels_ptr, mask_ptr, ignore_index, row)
-    label = _local_label(labels_ptr, row, vocab_start, vocab)
-    scale = _row_scale(temperature_ptr, scale, row)
-    to_log2 = scale * LOG2_E
+    used = is_used(labels_ptr, mask_ptr, ignore_index, row)
+    label = local_label(labels_ptr, row, vocab_start, vocab)
+    scale = row_scale(temperature_ptr, scale, row)
     begin = tl.zeros((), tl.int64)
     count = tl.zeros((), tl.int32) + vocab
-    is_kept = used
     if keep_ids_ptr is not None:
         begin = tl.load(keep_offsets_ptr + row)
         count = (tl.load(keep_offsets_ptr + row + 1) - begin).to(tl.int32)
-        is_kept = used & False
-    count = tl.where(used, count, 0)
-
-    top = tl.full((THREADS,), FORBIDDEN, tl.float32)
-    total = tl.zeros((THREADS,), tl.float32)  # sum of e = exp(z - top)
-    weighted = tl.zeros((THREADS,), tl.float32)  # sum of e * (x - top)
-    squared = tl.zeros((THREADS,), tl.float32)  # sum of e^2
-    for start in range(0, count, BLOCK):
-        column, inside = _columns(keep_ids_ptr, begin, start + tl.arange(0, BLOCK), count, vocab_start, vocab)
-        if keep_ids_ptr is not None:
-            is_kept = is_kept | (tl.max((inside & (column == label)).to(tl.int32), 0) != 0)
-        x = _load_logits(row_ptr, column, inside, stride_column, pre_scale, softcap, SOFTCAP)
-        x = tl.reshape(x, (REPEAT, THREADS, WIDTH))
-        higher = tl.maximum(top, tl.max(tl.max(x, 2), 0))
-        lift = top - higher
-        rescale = tl.exp2(lift * to_log2)
-        # Of differences, as they are exact beside a large common offset.
-        t = x - higher[None, :, None]
-        e = tl.exp2(t * to_log2)
-        if ENTROPY:
-            weighted = (weighted + lift * total) * rescale + tl.sum(tl.sum(e * t, 2), 0)
-        if SQUARES:
-            squared = squared * rescale * rescale + tl.sum(tl.sum(e * e, 2), 0)
-        total = total * rescale + tl.sum(tl.sum(e, 2), 0)
-        top = higher
-
-    highest = tl.max(top, 0)
-    lift = top - highest
-    rescale = tl.exp2(lift * to_log2)
-    weighted = tl.sum((weighted + lift * total) * rescale, 0) * scale
-    squared = tl.sum(squared * rescale * rescale, 0)
-    total = tl.sum(total * rescale, 0)
-
+    top, total, weighted, squared, is_kept = row_sums(
+        row_ptr,
+        stride_column,
+        vocab,
+        label,
+        tl.where(used, count, 0),
+        scale,
+        softcap,
+        pre_scale,
+        keep_ids_ptr,
+        begin,
+        vocab_start,
+        SOFTCAP,
+        ENTROPY,
+        SQUARES,
+        REPEAT,
+        THREADS,
+        WIDTH,
+        "",
+    )
     is_here = used & (label >= 0)
-    picked = tl.load(row_ptr + label.to(tl.int64) * stride_column, mask=is_here, other=0.0).to(tl.float32)
-    if SOFTCAP:
-        picked = softcap * _tanh(picked * pre_scale)
-    picked = tl.where(is_here, tl.where(is_kept, picked * scale, float("-inf")), 0.0)
-    tl.store(out_ptr + row, tl.where(highest > FORBIDDEN, highest * scale, FORBIDDEN))
+    picked = label_logit(row_ptr, label, stride_column, is_here, pre_scale, softcap, SOFTCAP) * scale
+    tl.store(out_ptr + row, tl.where(top > FORBIDDEN, top * scale, FORBIDDEN))
     tl.store(out_ptr + num_rows + row, total)
     tl.store(out_ptr + 2 * num_rows + row, weighted)
     tl.store(out_ptr + 3 * num_rows + row, squared)
-    tl.store(out_ptr + 4 * num_rows + row, picked)
+    tl.store(out_ptr + 4 * num_rows + row, tl.where(is_here, tl.where(is_kept, picked, float("-inf")), 0.0))
 
 
 @triton.jit(do_not_specialize=["num_rows", "ignore_index"])
@@ -242,9 +174,9 @@ def gradient_kernel(
     BLOCK: tl.constexpr = REPEAT * THREADS * WIDTH
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + (row // num_inner) * stride_outer + (row % num_inner) * stride_inner
-    used = _is_used(labels_ptr, mask_ptr, ignore_index, row)
-    label = _local_label(labels_ptr, row, vocab_start, vocab)
-    scale = _row_scale(temperature_ptr, scale, row)
+    used = is_used(labels_ptr, mask_ptr, ignore_index, row)
+    label = local_label(labels_ptr, row, vocab_start, vocab)
+    scale = row_scale(temperature_ptr, scale, row)
     top = tl.load(top_ptr + row)
     log_total = tl.load(log_total_ptr + row)
     to_logp = tl.zeros((), tl.float32)
@@ -266,28 +198,34 @@ def gradient_kernel(
     num_read = tl.where(used, count, 0)
     for start in range(0, num_read, BLOCK):
         index = start + tl.arange(0, BLOCK)
-        column, inside = _columns(keep_ids_ptr, begin, index, count, vocab_start, vocab)
-        x = _load_logits(row_ptr, column, inside, stride_column, pre_scale, softcap, SOFTCAP)
-        t = x * scale - top
-        p = tl.exp2((t - log_total) * LOG2_E)
-        grad = p * of_p
-        if grad_entropy_ptr is not None:
-            grad -= p * t * to_entropy
-        grad = tl.where(column == label, grad + to_logp, grad)
-        if SOFTCAP:
-            part = x / softcap
-            grad *= (1.0 - part * part) * (pre_scale * softcap)
+        column, inside = columns(keep_ids_ptr, begin, index, count, vocab_start, vocab)
+        x = load_logits(row_ptr, column, inside, stride_column, pre_scale, softcap, SOFTCAP, "")
+        grad = row_gradient(
+            x,
+            column,
+            label,
+            scale,
+            softcap,
+            pre_scale,
+            top,
+            log_total,
+            to_logp,
+            of_p,
+            to_entropy,
+            SOFTCAP,
+            grad_entropy_ptr is not None,
+        )
         if keep_ids_ptr is not None:
             tl.store(out_ptr + index, tl.where(inside, grad, 0.0), mask=index < count)
         else:
-            tl.store(out_ptr + _far(column, out_column), round_to(grad, out_ptr.dtype.element_ty), mask=inside)
+            store_row(out_ptr, column, out_column, grad, inside)
     for start in range(num_read, count, BLOCK):  # a row that is ignored, which is not read
         index = start + tl.arange(0, BLOCK)
         zero = tl.zeros((BLOCK,), out_ptr.dtype.element_ty)
         if keep_ids_ptr is not None:
             tl.store(out_ptr + index, zero, mask=index < count)
         else:
-            tl.store(out_ptr + _far(index, out_column), zero, mask=index < vocab)
+            tl.store(out_ptr + far(index, out_column), zero, mask=index < vocab)
 
 
 @triton.jit(do_not_specialize=["num_inner", "vocab_start"])
@@ -310,6 +248,6 @@ def scatter_kernel(
     count = (tl.load(keep_offsets_ptr + row + 1) - begin).to(tl.int32)
     for start in range(0, count, BLOCK):
         index = start + tl.arange(0, BLOCK)
-        column, inside = _columns(keep_ids_ptr, begin, index, count, vocab_start, vocab)
+        column, inside = columns(keep_ids_ptr, begin, index, count, vocab_start, vocab)
         grad = tl.load(kept_ptr + begin + index, mask=index < count, other=0.0)
-        tl.store(out_ptr + _far(column, out_column), round_to(grad, out_ptr.dtype.element_ty), mask=inside)
+        store_row(out_ptr, column, out_column, grad, inside)

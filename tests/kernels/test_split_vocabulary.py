@@ -1,0 +1,102 @@
+"""logprob_entropy and logits_grpo_loss over a vocabulary split over 2 and 4 processes: what the whole one gives."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from r1kernels import GrpoObjective, logits_grpo_loss, logprob_entropy
+
+INF = float("inf")
+OBJECTIVE = GrpoObjective(clip_eps=0.2, kl_coef=0.1, entropy_coef=0.1)
+
+
+def split_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(9, 128, generator=generator)
+    labels = torch.randint(128, (9,), generator=generator)
+    logits[3, :64] = -INF  # all of the first rank's slice, or of the first two
+    labels[3] = 100
+    logits[4, 64:] = 500.0  # the ranks' largest logits lie far apart
+    labels[:2] = torch.tensor([63, 64])  # either side of the border
+    return logits, labels, torch.linspace(-1.0, 2.0, 9)
+
+
+def oracle(
+    logits: torch.Tensor, labels: torch.Tensor, temperature: float, grad_logp: torch.Tensor
+) -> list[torch.Tensor]:
+    """Log-probability, entropy and gradient of the weighted log-probabilities, in float64."""
+    x = logits.double().requires_grad_()
+    log_p = torch.log_softmax(x / temperature, dim=-1)
+    logp = log_p.gather(-1, labels[:, None])[:, 0]
+    (grad,) = torch.autograd.grad((logp * grad_logp.double()).sum(), x)
+    return [logp.detach(), -torch.where(log_p == -INF, 0.0, log_p.exp() * log_p).sum(-1).detach(), grad]
+
+
+def at_temperature(
+    logits: torch.Tensor, labels: torch.Tensor, temperature: float, grad_logp: torch.Tensor, group: dist.ProcessGroup
+) -> list[torch.Tensor]:
+    x = logits.clone().requires_grad_()
+    logp, entropy, *_ = logprob_entropy(x, labels, temperature=temperature, tp_group=group)
+    logp.backward(grad_logp)
+    return [logp.detach(), entropy, x.grad]
+
+
+def with_entropy(logits: torch.Tensor, labels: torch.Tensor, group: dist.ProcessGroup | None) -> list[torch.Tensor]:
+    x = logits.double().requires_grad_()
+    found = logprob_entropy(x, labels, entropy_grad=True, return_sum_pi_sq=True, tp_group=group)
+    (found.entropy.sum() + found.logp.sum()).backward()
+    return [*(value.detach() for value in found), x.grad]
+
+
+def grpo(logits: torch.Tensor, labels: torch.Tensor, group: dist.ProcessGroup | None) -> list[torch.Tensor]:
+    advantage, weight = torch.linspace(-1.0, 2.0, 9).double(), torch.full((9,), 1 / 8).double()
+    weight[7] = 0
+    x = logits.double().requires_grad_()
+    old = logprob_entropy(x.detach(), labels, tp_group=group).logp + 0.1
+    tensors = {"old_logp": old, "ref_logp": old - 0.3, "advantage": advantage, "loss_weight": weight}
+    found = logits_grpo_loss(x, labels, **tensors, objective=OBJECTIVE, tp_group=group, inplace=False)
+    found.loss.backward()
+    return [found.loss.detach(), *found.metrics, found.logp, found.entropy, x.grad]
+
+
+def rank_main(rank: int, ranks: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+    logits, labels, grad_logp = split_case()
+    part, group = logits.chunk(ranks, dim=1)[rank], dist.group.WORLD
+    found = at_temperature(part, labels, 0.6, grad_logp, group), with_entropy(part, labels, group)
+    torch.save((*found, grpo(part, labels, group)), f"{folder}/{rank}.pt")
+    try:
+        logprob_entropy(part, labels + 128, tp_group=group)
+    except ValueError as error:
+        torch.save(str(error), f"{folder}/{rank}.error")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_split_vocabulary_gives_what_the_whole_gives(tmp_path, ranks):
+    command = [sys.executable, __file__]
+    processes = [subprocess.Popen([*command, str(rank), str(ranks), str(tmp_path)]) for rank in range(ranks)]
+    assert [process.wait(timeout=280) for process in processes] == [0] * ranks
+    logits, labels, grad_logp = split_case()
+    exact = oracle(logits, labels, 0.6, grad_logp)
+    wholes = with_entropy(logits, labels, None), grpo(logits, labels, None)
+    for rank in range(ranks):
+        found, *others = torch.load(tmp_path / f"{rank}.pt")
+        for x, y in zip(found, (*exact[:2], exact[2].chunk(ranks, dim=1)[rank]), strict=True):
+            torch.testing.assert_close(x.double(), y, rtol=1e-5, atol=1e-5)
+        for parts, whole in zip(others, wholes, strict=True):
+            for x, y in zip(parts, (*whole[:-1], whole[-1].chunk(ranks, dim=1)[rank]), strict=True):
+                torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
+        message = torch.load(tmp_path / f"{rank}.error")
+        assert message.startswith("logprob_entropy: labels must be in [0, 128), got")
+
+
+if __name__ == "__main__":
+    rank_main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -26,6 +26,7 @@ from r1engine.model.precision import export_folder
 from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.buckets import buckets, payload
 from r1engine.rollout.sglang.client import Client
+from r1engine.rollout.sglang.digest import CpuDigest
 from r1engine.rollout.sglang.refresh import Refresher
 from r1engine.rollout.sglang.router import Endpoint
 
@@ -115,14 +116,14 @@ def refreshes(client: Client, folder: Path, tensors: dict, route: str, rounds: i
         route=route,
         bucket_bytes=BUCKET,
         folder=folder / "weights",
-        verify=True,
+        digest=CpuDigest,
     )
     sent, verified = [], []
     for round_number in range(-1, rounds):
         changed = {n: t + 0.001 * round_number for n, t in tensors.items()}
         report = refresher.refresh(
             iter(changed.items()),
-            f"{route}{round_number}",
+            round_number + 2,
             write_folder=lambda weights, target: export_folder(weights, target, source=folder / "model"),
         )
         if round_number >= 0:

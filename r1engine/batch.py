@@ -36,7 +36,7 @@ class Completion:
     logp: list[float]  # log-probability of each under the generator, at the sampling temperature (nats)
     text: str  # decoded, special tokens skipped
     truncated: bool  # stopped by the token limit, not by a stop token
-    weight_version: int = 0  # refresh count of the weights it was drawn from
+    versions: tuple[tuple[int, int], ...] = ()  # (refresh count of weights, tokens drawn from them), in order
     # [T - 1, layers with experts, k] int16, the experts of prompt and completion; the last token was never run
     experts: torch.Tensor | None = None
 
@@ -60,6 +60,7 @@ class Sequence:
     advantage: float = 1.0
     logp: list[float] | None = None  # under the generator, one a weighted token
     experts: torch.Tensor | None = None  # as in Completion
+    num_stale: int = 0  # the first so many weighted tokens were drawn from older weights than the policy's
 
 
 @dataclass
@@ -77,6 +78,7 @@ class PackedBatch:
     ref_logp: torch.Tensor | None = None  # [T] float32, under the reference policy
     # [T, layers with experts, k] int16, the generator's choice, to be replayed; -1 where it made none
     experts: torch.Tensor | None = None
+    stale: torch.Tensor | None = None  # [T] bool: drawn from older weights than the policy's; None: none is
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same row on another device."""
@@ -95,6 +97,7 @@ def pack(
     constant_tokens: int = 1,
     skip_zero_advantage: bool = False,
     replays_experts: bool = True,
+    version: int | None = None,
 ) -> list[list[PackedBatch]]:
     """Pack the samples of one mini-batch into rows, dealt to data-parallel shards.
 
@@ -118,6 +121,7 @@ def pack(
         skip_zero_advantage: leave out samples whose advantage is 0; they still count in N and in the tokens, so the
             loss and its gradient are the same where nothing but the advantage drives them (no KL term).
         replays_experts: hand on the experts that the generator chose.
+        version:         of the policy's weights, if completions may be of older ones.
 
     Returns:
         Rows of each shard; every shard has equally many, at least one.
@@ -143,6 +147,9 @@ def pack(
             advantage=s.advantage,
             logp=s.completion.logp,
             experts=s.completion.experts if replays_experts else None,
+            num_stale=0
+            if version is None
+            else sum(n for drawn_from, n in s.completion.versions if drawn_from < version),
         )
         for s in used
         if s.advantage or not skip_zero_advantage
@@ -212,6 +219,9 @@ def _row(items: list[Sequence], multiple: int) -> PackedBatch:
         row.loss_weight[weighted], row.advantage[weighted] = s.weight, s.advantage
         if s.logp is not None:
             row.rollout_logp[weighted] = torch.tensor(s.logp)
+        if s.num_stale:
+            row.stale = torch.zeros(total, dtype=torch.bool) if row.stale is None else row.stale
+            row.stale[weighted.start : weighted.start + s.num_stale] = True
         if s.experts is not None:
             if row.experts is None:
                 row.experts = torch.full((total, *s.experts.shape[1:]), -1, dtype=torch.int16)

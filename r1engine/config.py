@@ -111,6 +111,10 @@ class Rollout(Section):
     top_k: Annotated[int, Field(ge=0)] = 0  # 0: off
     max_tokens: Positive | dict[int, Positive] = {0: 32_768, 8_200: 65_536}  # v2: from step 8,200 on 65,536
     slots: Positive = 64  # sequences decoded at once by the embedded generator
+    # Versions of the weights that a token may be behind when it is trained on. 0: on-policy, as the paper; from 1 on,
+    # the next rollout is drawn while the trainer works on this one (rollout/ahead.py).
+    max_staleness: Annotated[int, Field(ge=0)] = 0
+    oversample: Annotated[float, Field(ge=1, le=2)] = 1.0  # questions on their way for each that a rollout takes
     sglang: Sglang = Sglang()
 
 

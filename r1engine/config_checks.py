@@ -47,6 +47,12 @@ def batch_problems(cfg: Config) -> list[str]:
         )
     if cfg.optimizer.warmup_steps > cfg.steps:
         problems.append(f"optimizer.warmup_steps: found {cfg.optimizer.warmup_steps}, required <= steps = {cfg.steps}")
+    if cfg.rollout.oversample > 1 and cfg.rollout.max_staleness < 2:
+        problems.append(
+            f"rollout.oversample: found {cfg.rollout.oversample:g} with max_staleness {cfg.rollout.max_staleness}, "
+            "required max_staleness >= 2: what is not finished is carried over, and dropping it would favour short "
+            "completions"
+        )
     if not any(cfg.rewards.weights.values()):
         problems.append(f"rewards: all of {', '.join(cfg.rewards.weights)} weigh 0, required one other than 0")
     return problems

@@ -97,6 +97,10 @@ def objective(
     A row without `old_logp` is in the first and only update of its rollout: the policy that it was drawn from is
     the present one, and its log-probabilities are those of this very forward pass; they are kept in the row.
 
+    The policy that drew a `stale` token is an older one: its ratio is against the generator's own log-probability
+    (the behaviour policy), and truncated importance sampling, which corrects what separates the generator from
+    `old_logp`, has nothing left to correct there.
+
     Args:
         logp:    [T] float32, of the policy, differentiable.
         entropy: [T] float32.
@@ -108,9 +112,10 @@ def objective(
     """
     if row.old_logp is None:
         row.old_logp = logp.detach()
+    old_logp = row.old_logp if row.stale is None else torch.where(row.stale, row.rollout_logp, row.old_logp)
     loss, metrics = grpo_loss(
         logp,
-        row.old_logp,
+        old_logp,
         row.advantage,
         row.loss_weight,
         GrpoObjective(

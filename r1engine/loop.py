@@ -35,6 +35,7 @@ from r1engine.rewards import Record, Scorer
 from r1engine.rewards.accuracy import MathPolicy
 from r1engine.rewards.record import NEED_TESTS
 from r1engine.rewards.sandbox import probe
+from r1engine.rollout.ahead import Ahead
 from r1engine.rollout.local import LocalGenerator
 from r1engine.rollout.sglang.generator import SglangGenerator
 from r1engine.step import Iteration, Parts, iterate, refresh
@@ -102,6 +103,8 @@ class Run:
         self._note_unusable(self.prompts.prompts)
         if cfg.grpo.kl_coef > 0:
             self.parts.reference = policy.snapshot()
+        if cfg.rollout.max_staleness:
+            self.parts.ahead = Ahead(generator, self.prompts, cfg, rank=world.rank, size=world.size)
         if resume_from is not None:
             self._resume(resume_from)
         refresh(self.parts)
@@ -172,7 +175,8 @@ class Run:
         self.progress.start(self.step)
         while self.step < cfg.steps:
             before = self.step
-            result = iterate(self.parts, self.prompts.next(cfg.grpo.questions), self.step)
+            prompts = self.prompts.next(cfg.grpo.questions) if self.parts.ahead is None else None
+            result = iterate(self.parts, prompts, self.step)
             self.step += cfg.steps_per_rollout
             if self.parts.reference is not None and _passed(before, self.step, cfg.grpo.reference_every):
                 self.parts.reference = self.parts.policy.snapshot()
@@ -250,6 +254,7 @@ class Run:
             "model": model,
             "dtype": str(self.parts.policy.dtype).removeprefix("torch."),
             "reference": cfg.grpo.kl_coef > 0,
+            "ahead": cfg.rollout.max_staleness > 0,
         }
 
     def _save(self) -> None:
@@ -264,6 +269,8 @@ class Run:
         self._broadcast(name)
         with policy.awake():
             policy.save(Path(name[0]) / "model", self.parts.reference)
+        if self.parts.ahead is not None:
+            self.parts.ahead.save(Path(name[0]))
         self._barrier()
         if self.world.is_first:
             state = self._identity() | {"step": self.step, "prompts": self.prompts.state()}
@@ -290,6 +297,8 @@ class Run:
         checkpoint.check_same(state, self._identity())
         self.prompts.restore(state["prompts"])
         self.step = state["step"]
+        if self.parts.ahead is not None:
+            self.parts.ahead.load(folder)
         policy = self.parts.policy
         with policy.awake():
             self.parts.reference = policy.load(folder / "model", has_snapshot=self.parts.reference is not None)

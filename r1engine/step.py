@@ -9,8 +9,10 @@ tensor / pipeline / data layout.
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -24,11 +26,13 @@ from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
 from r1engine.rewards import Score, Scorer
 from r1engine.rewards.shaping import shape
+from r1engine.rollout.ahead import Ahead
 from r1engine.rollout.local import LocalGenerator
 from r1engine.rollout.sglang.generator import SglangGenerator
 from r1engine.rollout.spread import spread
 
 Graded = tuple[Completion, Score]
+RATIO_EDGES = (0.5, 0.8, 0.9, 0.99, 1.01, 1.1, 1.25, 2.0)  # bins of pi_trainer / pi_generator in the metrics
 
 
 @dataclass
@@ -43,6 +47,7 @@ class Parts:
     progress: Progress
     scorer: Scorer
     reference: dict[str, torch.Tensor] | None = None  # frozen weights; None when kl_coef is 0
+    ahead: Ahead | None = None  # draws the next rollout during the updates; None: on-policy
 
 
 @dataclass(frozen=True)
@@ -54,18 +59,18 @@ class Iteration:
     samples: list[Sample]
 
 
-def iterate(parts: Parts, prompts: list[Prompt], step: int) -> Iteration:
+def iterate(parts: Parts, prompts: list[Prompt] | None, step: int) -> Iteration:
     """One rollout of `prompts` and the optimizer steps made from it (R1 eq. 1-3).
 
     Args:
         parts:   model, generator and their company.
-        prompts: the questions, the same on every rank.
+        prompts: the questions, the same on every rank; None: those that `parts.ahead` has.
         step:    optimizer steps done before.
 
     Returns:
         Metrics over the whole rollout (the same on every rank), the graded completions and their samples.
     """
-    cfg, phases = parts.cfg, parts.phases
+    cfg = parts.cfg
     graded = rollout(parts, prompts, step)
     rewards = total_rewards(graded, cfg.grpo, cfg.rewards)
     samples = to_samples([c for c, _ in graded], rewards, cfg.grpo)
@@ -76,51 +81,69 @@ def iterate(parts: Parts, prompts: list[Prompt], step: int) -> Iteration:
     rows = [row for minibatch in minibatches for row in minibatch]
 
     with parts.policy.awake():
-        with phases("logprobs"):
-            if parts.reference is not None:
-                for row, logp in zip(rows, parts.policy.reference_logprobs(parts.reference, rows), strict=True):
-                    row.ref_logp = logp
-            if cfg.steps_per_rollout > 1:  # before the first update moves the policy
-                for row, logp in zip(rows, parts.policy.logprobs(rows), strict=True):
-                    row.old_logp = logp
-        with phases("update"):
-            stats = []
-            for minibatch in minibatches * cfg.grpo.inner_epochs:
-                lr = learning_rate(step + len(stats), cfg.steps, cfg.optimizer)
-                stats.append(parts.policy.update(minibatch, partial(objective, cfg=cfg.grpo), lr) | {"lr": lr})
+        with parts.ahead.drawing() if parts.ahead is not None else nullcontext():
+            stats = update(parts, minibatches, step)
         refresh(parts)
 
     metrics = rollout_metrics(graded, rewards) | update_metrics(stats) | mismatch(rows, parts.world)
+    if parts.ahead is not None:
+        metrics |= parts.ahead.metrics([c for c, _ in graded])
     metrics |= parts.generator.metrics()
     return Iteration(metrics, graded, samples)
 
 
-def rollout(parts: Parts, prompts: list[Prompt], step: int) -> list[Graded]:
-    """G completions of each prompt, graded; group after group, the same on every rank."""
-    cfg, phases, size = parts.cfg, parts.phases, parts.cfg.grpo.group_size
+def update(parts: Parts, minibatches: list[list[PackedBatch]], step: int) -> list[dict[str, float]]:
+    """The optimizer steps made from one rollout; the statistics of each."""
+    cfg, phases, rows = parts.cfg, parts.phases, [row for minibatch in minibatches for row in minibatch]
+    with phases("logprobs"):
+        if parts.reference is not None:
+            for row, logp in zip(rows, parts.policy.reference_logprobs(parts.reference, rows), strict=True):
+                row.ref_logp = logp
+        if cfg.steps_per_rollout > 1:  # before the first update moves the policy
+            for row, logp in zip(rows, parts.policy.logprobs(rows), strict=True):
+                row.old_logp = logp
+    with phases("update"):
+        stats: list[dict[str, float]] = []
+        for minibatch in minibatches * cfg.grpo.inner_epochs:
+            lr = learning_rate(step + len(stats), cfg.steps, cfg.optimizer)
+            stats.append(parts.policy.update(minibatch, partial(objective, cfg=cfg.grpo), lr) | {"lr": lr})
+    return stats
 
-    def sample_and_grade(own: list[Prompt]) -> list[list[Graded]]:
+
+def rollout(parts: Parts, prompts: list[Prompt] | None, step: int) -> list[Graded]:
+    """G completions of each prompt, graded; group after group, the same on every rank."""
+    cfg, phases, size, advance = parts.cfg, parts.phases, parts.cfg.grpo.group_size, parts.progress.advance
+
+    def sample_and_grade(own: list[Prompt] | list[None]) -> list[list[Graded]]:
         parts.progress.phase("generate")  # counts tokens, of which nobody knows how many there will be
-        with phases("generate"), parts.generator.awake():
-            completions = parts.generator.generate(
-                own,
-                num_samples=size,
-                step=step,
-                max_tokens=cfg.max_tokens_at(step),
-                temperature=cfg.rollout.temperature,
-                top_p=cfg.rollout.top_p,
-                top_k=cfg.rollout.top_k,
-                on_tokens=parts.progress.advance,
-            )
+        with phases("generate"):
+            completions = sample(parts, own, step) if parts.ahead is None else parts.ahead.take(step, advance)
         with phases("score"):
             scores = parts.scorer.score(record_of(completion) for completion in completions)
             groups = [slice(i, i + size) for i in range(0, len(completions), size)]
             shaped = [shape_group(completions[group], scores[group], cfg, step) for group in groups]
         return [list(zip(completions[group], done, strict=True)) for group, done in zip(groups, shaped, strict=True)]
 
-    groups = spread(prompts, parts.world.rank, parts.world.size, sample_and_grade)
+    places = [None] * cfg.grpo.questions if prompts is None else prompts
+    groups = spread(places, parts.world.rank, parts.world.size, sample_and_grade)
     parts.progress.phase("train")
     return [pair for group in groups for pair in group]
+
+
+def sample(parts: Parts, prompts: list[Prompt], step: int) -> list[Completion]:
+    """G completions of each of this rank's prompts, by the present weights."""
+    cfg = parts.cfg
+    with parts.generator.awake():
+        return parts.generator.generate(
+            prompts,
+            num_samples=cfg.grpo.group_size,
+            step=step,
+            max_tokens=cfg.max_tokens_at(step),
+            temperature=cfg.rollout.temperature,
+            top_p=cfg.rollout.top_p,
+            top_k=cfg.rollout.top_k,
+            on_tokens=parts.progress.advance,
+        )
 
 
 def refresh(parts: Parts) -> None:
@@ -161,6 +184,7 @@ def pack_rows(parts: Parts, samples: list[Sample], step: int) -> list[PackedBatc
         # Without a KL term a sample of advantage 0 adds exactly nothing: neither loss nor gradient.
         skip_zero_advantage=cfg.grpo.kl_coef == 0,
         replays_experts=cfg.model.routing_replay,
+        version=parts.generator.weight_version if parts.ahead is not None else None,
     )
     return [row.to(world.device) for row in shards[world.dp_rank]]
 
@@ -196,20 +220,35 @@ def update_metrics(stats: list[dict[str, float]]) -> dict[str, float]:
 
 
 def mismatch(rows: list[PackedBatch], world: World) -> dict[str, float]:
-    """Mean and largest |log-probability of the trainer - of the generator| over the sampled tokens of all ranks.
+    """How far the trainer's log-probabilities are from the generator's, over the sampled tokens of all ranks.
 
-    Both are of the weights that the rollout was drawn from. What separates them is rounding and, if it grows, a
-    bug: stale weights, another temperature, another tokenization.
+    Both are of the weights that the rollout was drawn from; tokens that were drawn from older ones are left out. What
+    separates them is rounding and, if it grows, a bug: stale weights, another temperature, another tokenization.
+
+    Returns:
+        With d = log pi_trainer - log pi_generator (nats): logp_diff/mean and /max of |d|; logp_diff/kl, the mean of
+        exp(d) - 1 - d, which estimates KL(generator || trainer) without bias (k3); and logp_ratio/<bin>, the shares of
+        tokens whose exp(d) lies in each bin. Nothing if there are no such tokens.
     """
-    sums, largest = torch.zeros(2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    edges = torch.tensor(RATIO_EDGES, dtype=torch.float64, device=world.device)
+    sums = torch.zeros(3 + len(edges) + 1, dtype=torch.float64, device=world.device)  # tokens, |d|, k3, bins
+    largest = torch.zeros(1, dtype=torch.float64, device=world.device)
     for row in rows:
-        if row.old_logp is not None:  # only the last pipeline stage has it when there is a single update
-            difference = (row.old_logp - row.rollout_logp)[row.loss_weight != 0].abs().double()
-            if len(difference):
-                sums += torch.stack([difference.sum().cpu(), torch.tensor(len(difference), dtype=torch.float64)])
-                largest = torch.maximum(largest, difference.max().cpu())
+        if row.old_logp is None:  # only the last pipeline stage has it when there is a single update
+            continue
+        chosen = row.loss_weight != 0 if row.stale is None else (row.loss_weight != 0) & ~row.stale
+        difference = (row.old_logp - row.rollout_logp)[chosen].double()
+        if len(difference):
+            bins = torch.bincount(torch.bucketize(difference.exp(), edges), minlength=len(edges) + 1)
+            moments = [torch.ones_like(difference), difference.abs(), difference.expm1() - difference]
+            sums += torch.cat([torch.stack([m.sum() for m in moments]), bins.double()])
+            largest = torch.maximum(largest, difference.abs().max())
     if world.size > 1:
-        sums, largest = sums.to(world.device), largest.to(world.device)
         dist.all_reduce(sums)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return {"logp_diff/mean": float(sums[0] / sums[1].clamp(min=1)), "logp_diff/max": float(largest)}
+    tokens, *values = sums.tolist()
+    if not tokens:
+        return {}
+    names = [f"{low:g}-{high:g}" for low, high in pairwise((0.0, *RATIO_EDGES, float("inf")))]
+    means = dict(zip(["logp_diff/mean", "logp_diff/kl", *(f"logp_ratio/{n}" for n in names)], values, strict=True))
+    return {name: value / tokens for name, value in means.items()} | {"logp_diff/max": float(largest)}

@@ -198,6 +198,7 @@ def test_broken_override_value_is_refused(write):
         ("run_dir: 3", "run_dir: found 3, required a path"),
         ("run_dir: null", "run_dir: found null, required a path"),
         ("checkpoint: {resume: 'yes'}", "checkpoint.resume: found 'yes', required true or false"),
+        ("rollout: {oversample: 3}", "rollout.oversample: found 3, required a number >= 1 and <= 2"),
         ("rollout: {top_p: 0}", "rollout.top_p: found 0, required a number > 0 and <= 1"),
         ("optimizer: {lr: .inf}", "optimizer.lr: found inf, required a number > 0"),
         ("optimizer: {beta1: 1}", "optimizer.beta1: found 1, required a number >= 0.0 and < 1.0"),
@@ -269,6 +270,11 @@ def test_values_are_read_only():
             ["max_row_tokens=100", "rollout.max_tokens=90", "data.max_prompt_tokens=11"],
             "max_row_tokens: found 100, required >= 101 = data.max_prompt_tokens 11 + rollout.max_tokens 90 "
             "(a sequence is never split)",
+        ),
+        (
+            ["rollout.oversample=1.5", "rollout.max_staleness=1"],
+            "rollout.oversample: found 1.5 with max_staleness 1, required max_staleness >= 2: what is not finished is "
+            "carried over, and dropping it would favour short completions",
         ),
         (["base.heads=3", "base.hidden_size=96"], "base.heads: found 3, required a multiple of base.kv_heads = 2"),
         (

@@ -141,6 +141,7 @@ def test_ctrl_c_exits_clean_and_leaves_nothing_half_written(whole, tmp_path):
         ("seed=5", "was made with"),
         ("checkpoint.resume=false", "holds checkpoints up to step_00000008"),
         ("grpo.kl_coef=0", "reference was True when it was made, this run has False"),
+        ("rollout.max_staleness=1", "ahead was False when it was made, this run has True"),
         ("data.max_prompt_tokens=3", "required at most max_prompt_tokens = 3"),
     ],
 )
@@ -155,3 +156,25 @@ def test_layout_that_does_not_fit_the_processes_is_refused(tmp_path):
     done = run(tmp_path, more=("parallel.tensor=2",))
     assert done.returncode == 2
     assert "tensor 2 x pipeline 1 = 2 does not divide the world size 1" in done.stderr
+
+
+AHEAD = ("rollout.max_staleness=2", "rollout.oversample=1.5")
+
+
+def test_a_run_one_step_ahead_loses_and_doubles_no_question_when_it_is_killed(whole, tmp_path):
+    shutil.copytree(whole / "base", tmp_path / "base")
+    killed = run(tmp_path, ranks=2, kill=signal.SIGKILL, at=3, more=AHEAD)
+    assert killed.returncode != 0
+    resumed = run(tmp_path, ranks=2, more=AHEAD)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "resumed from step_00000004" in resumed.stdout
+    rows = [row for row in logged(tmp_path)[0] if "loss" in row]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    for iteration, row in enumerate(rows, start=1):
+        assert row["questions/consumed"] == 4 * iteration
+        dropped = row.get("questions/dropped_end_of_run", 0)
+        assert row["questions/issued"] == row["questions/consumed"] + row["questions/carried"] + dropped
+        assert row["staleness/max"] <= 2
+    assert sum(row["tokens_ahead"] for row in rows) > 0
+    state = json.loads((tmp_path / "checkpoints" / "step_00000008" / "state.json").read_text())["prompts"]
+    assert state["epoch"] * state["count"] + state["position"] == rows[-1]["questions/issued"]

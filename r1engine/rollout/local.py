@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 from r1engine.architecture import load_tokenizer, read_architecture, read_json
 from r1engine.batch import Completion, Prompt
 from r1engine.rollout.decoder import Decoder
-from r1engine.rollout.rows import Job, Rows, Sampling
+from r1engine.rollout.draft import Draft, check_prompts, completions, new_drafts
+from r1engine.rollout.rows import Rows, Sampling
 from r1engine.rollout.sampling import stream_key
 
 
@@ -60,7 +61,6 @@ class LocalGenerator:
         self._decoder.weights.load(weights)
         self.weight_version += 1
 
-    @torch.inference_mode()
     def generate(
         self,
         prompts: list[Prompt],
@@ -93,28 +93,55 @@ class LocalGenerator:
             ValueError: an argument is out of range, or a prompt is empty, too long or has unknown tokens.
             RuntimeError: no complete set of weights was loaded.
         """
-        sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k)
-        if num_samples < 1:
-            raise ValueError(f"generate: num_samples is {num_samples}, required is at least 1")
+        drafts = new_drafts(prompts, num_samples=num_samples, step=step, max_tokens=max_tokens)
+        self.draw(drafts, temperature=temperature, top_p=top_p, top_k=top_k, on_tokens=on_tokens)
+        return self.completions(drafts)
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        drafts: list[Draft],
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        on_tokens: Callable[[int], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """Goes on with every draft from the tokens it has, to its end or until `should_stop`; otherwise as `generate`.
+
+        A draft that was interrupted is what it would have been without, up to rounding, if the weights are the same.
+
+        Args:
+            drafts:      filled in place; samples of one question follow each other.
+            should_stop: asked after each decode step.
+        """
+        sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
         if not self._decoder.weights.is_complete:
             raise RuntimeError("generate: the weights are incomplete, required is a load_weights that succeeded")
-        for prompt in prompts:
-            self._check_prompt(prompt, max_tokens)
-        if not prompts:
-            return []
-        jobs = self._jobs(prompts, num_samples, step)
+        check_prompts(drafts, self._decoder.arch)
+        drafts = [draft for draft in drafts if not draft.finish]
+        if not drafts:
+            return
         rows = Rows(
             self._decoder,
-            jobs,
-            num_samples=num_samples,
+            drafts,
+            keys=[stream_key(self._seed, draft.step, draft.prompt.id, draft.stream) for draft in drafts],
             slots=self._slots,
             sampling=sampling,
             stop_tokens=self._stop_tokens,
+            version=self.weight_version,
         )
         for num_tokens in rows.run():
             if on_tokens is not None:
                 on_tokens(num_tokens)
-        return self._completions(jobs)
+            if should_stop is not None and should_stop():
+                rows.interrupt()
+                return
+
+    def completions(self, drafts: list[Draft]) -> list[Completion]:
+        """Ended drafts as completions, in order."""
+        return completions(drafts, self._tokenizer)
 
     def metrics(self) -> dict[str, float]:
         """None of its own: a refresh in this process is a copy."""
@@ -135,47 +162,6 @@ class LocalGenerator:
         finally:
             if self._decoder.device.type == "cuda":
                 torch.cuda.empty_cache()
-
-    def _check_prompt(self, prompt: Prompt, max_tokens: int) -> None:
-        arch, length = self._decoder.arch, len(prompt.tokens)
-        if not prompt.tokens:
-            raise ValueError(f"generate: prompt {prompt.id} has no tokens, required is at least 1")
-        if length + max_tokens > arch.max_positions:
-            raise ValueError(
-                f"generate: prompt {prompt.id} has {length} tokens, with max_tokens={max_tokens} that is "
-                f"{length + max_tokens}; the model has max_position_embeddings={arch.max_positions}"
-            )
-        if min(prompt.tokens) < 0 or max(prompt.tokens) >= arch.vocab_size:
-            found = f"tokens {min(prompt.tokens)} to {max(prompt.tokens)}"
-            raise ValueError(f"generate: prompt {prompt.id} has {found}, required is 0 to {arch.vocab_size - 1}")
-
-    def _jobs(self, prompts: list[Prompt], num_samples: int, step: int) -> list[Job]:
-        occurrences: dict[int, int] = {}
-        jobs = []
-        for prompt in prompts:
-            first = occurrences.get(prompt.id, 0) * num_samples
-            occurrences[prompt.id] = occurrences.get(prompt.id, 0) + 1
-            for sample in range(num_samples):
-                key = stream_key(self._seed, step, prompt.id, first + sample)
-                jobs.append(Job(prompt=prompt, sample=sample, key=key))
-        return jobs
-
-    def _completions(self, jobs: list[Job]) -> list[Completion]:
-        spoken = [job.tokens if job.is_truncated else job.tokens[:-1] for job in jobs]
-        texts = self._tokenizer.decode_batch(spoken, skip_special_tokens=True)
-        return [
-            Completion(
-                prompt=job.prompt,
-                sample=job.sample,
-                tokens=job.tokens,
-                logp=job.logp,
-                text=text,
-                truncated=job.is_truncated,
-                weight_version=self.weight_version,
-                experts=job.experts,
-            )
-            for job, text in zip(jobs, texts, strict=True)
-        ]
 
 
 def stop_tokens(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:

@@ -227,7 +227,7 @@ def test_a_refresh_replaces_the_weights_in_place(tmp_path, model):
     before = generator.generate([prompt], num_samples=1, step=0, max_tokens=10)[0]
     generator.load_weights((name, 0.5 * tensor) for name, tensor in model.state_dict().items())
     after = generator.generate([prompt], num_samples=1, step=0, max_tokens=10)[0]
-    assert (before.weight_version, after.weight_version) == (1, 2)
+    assert (before.versions, after.versions) == (((1, 10),), ((2, 10),))
     assert before.logp != after.logp
     assert places == [layer.attention.qkv.data_ptr() for layer in generator._decoder.weights.layers]
     generator.load_weights(model.state_dict().items())

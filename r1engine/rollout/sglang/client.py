@@ -17,12 +17,13 @@ class ServerError(RuntimeError):
 
 @dataclass
 class Drawn:
-    """What has been drawn of one sample so far."""
+    """What one request has brought so far."""
 
     tokens: list[int] = field(default_factory=list)
     logp: list[float] = field(default_factory=list)
     finish: str | None = None  # "stop", "length" or "abort"
     versions: list[str] = field(default_factory=list)  # of the weights, in the order of their use
+    experts: str | None = None  # the server's `routed_experts`, which come with the last part
 
 
 class Client:
@@ -32,7 +33,7 @@ class Client:
         """
         Args:
             url:           http://host:port.
-            stall_seconds: an answer or the next part of a stream may take this long.
+            stall_seconds: an answer to a control call may take this long.
         """
         self.url = url.rstrip("/")
         self.stall_seconds = stall_seconds
@@ -80,9 +81,11 @@ class Client:
             The number of tokens of each part.
 
         Raises:
-            ServerError: as `post`; or the server stalls in the middle, or what it sends is not what was asked for.
+            ServerError: as `post`; or the stream breaks, or what it sends is not what was asked for.
         """
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.stall_seconds, sock_read=self.stall_seconds)
+        # No limit on silence here: a sample may wait its turn for minutes behind others. Whether the server as a whole
+        # stands still is the router's to see.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.stall_seconds, sock_read=None)
         try:
             async with session.post(self.url + "/generate", json=body, timeout=timeout) as response:
                 if response.status != 200:
@@ -113,6 +116,7 @@ class Client:
         for span in meta.get("weight_versions") or [{"version": meta.get("weight_version")}]:
             if not drawn.versions or drawn.versions[-1] != span["version"]:
                 drawn.versions.append(span["version"])
+        drawn.experts = meta.get("routed_experts") or drawn.experts
         if meta.get("finish_reason"):
             drawn.finish = meta["finish_reason"]["type"]
             if drawn.finish == "abort":

@@ -15,10 +15,12 @@ import torch.distributed as dist
 from r1engine.architecture import load_tokenizer, read_architecture
 from r1engine.batch import Completion, PackedBatch, Prompt, Sequence, pack_sequences
 from r1engine.config import Config
+from r1engine.rollout.draft import Draft, check_prompts, completions, new_drafts
 from r1engine.rollout.local import stop_tokens
+from r1engine.rollout.sglang.digest import CpuDigest, CudaDigest
 from r1engine.rollout.sglang.fleet import Fleet
 from r1engine.rollout.sglang.refresh import Refresher, Report
-from r1engine.rollout.sglang.router import Endpoint, Job, Router
+from r1engine.rollout.sglang.router import Endpoint, Router
 
 CANARY_PROMPT, CANARY_TOKENS, CANARIES = 24, 8, 4  # tokens of a fixed prompt, tokens drawn after it, how many prompts
 CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # nats; the largest of a few tokens, not a mean
@@ -53,28 +55,34 @@ class SglangGenerator:
             note:         shows a line to the user.
 
         Raises:
-            ValueError: no usable SGLang, a server of another model, version or context, an unreachable URL, or routing
-                replay of a mixture of experts.
+            ValueError: no usable SGLang, a server of another model, version or context, or an unreachable URL.
             RuntimeError: a server does not start; the last lines of its log are in the message.
         """
         assert cfg.model.path is not None
         self._cfg, self._rank, self._size, self._device, self._dtype = cfg, rank, world_size, device, dtype
+        if cfg.rollout.max_staleness and cfg.rollout.sglang.mode == "colocated" and device.type == "cuda":
+            raise ValueError(
+                f"rollout.max_staleness: found {cfg.rollout.max_staleness}, required 0 with rollout.sglang.mode "
+                "colocated: servers on the trainer's GPUs give their memory back while it trains"
+            )
         self._write_folder, self._note = write_folder, note
         self._arch = read_architecture(cfg.model.path)
-        if self._arch.moe is not None and cfg.model.routing_replay:
-            raise ValueError(
-                "model.routing_replay: found true, required false with rollout.engine sglang: the servers are not "
-                "asked for the experts that they chose"
-            )
         self._tokenizer = load_tokenizer(cfg.model.path)
         self._stop_tokens = sorted(stop_tokens(cfg.model.path, self._tokenizer))
         self._fleet = Fleet(cfg, rank=rank, world_size=world_size, device=device, dtype=dtype, note=note)
         self.endpoints = self._fleet.endpoints
         s = cfg.rollout.sglang
-        has_digests = device.type == "cpu" and self._arch.mla is None and self._arch.moe is None
-        if s.verify and not has_digests and rank == 0:
-            note("refresh: digests are computed for dense models on CPU servers; here the fixed prompts are the proof")
-        self._router = Router(self.endpoints, vocab_size=self._arch.vocab_size, stall_seconds=s.stall_seconds)
+        digest = CudaDigest if device.type == "cuda" else CpuDigest
+        if device.type == "cuda" and (self._arch.mla is not None or self._arch.moe is not None):
+            digest = None  # kernels for GPUs may want another layout of the experts than the one known here
+        if s.verify and digest is None and rank == 0:
+            note("refresh: digests of this model are computed for CPU servers; here the fixed prompts are the proof")
+        self._router = Router(
+            self.endpoints,
+            vocab_size=self._arch.vocab_size,
+            stall_seconds=s.stall_seconds,
+            replays=self._arch if self._arch.moe is not None and cfg.model.routing_replay else None,
+        )
         self._refresher = Refresher(
             self.endpoints,
             self._arch,
@@ -82,7 +90,7 @@ class SglangGenerator:
             route=s.route,
             bucket_bytes=s.bucket_mib * 2**20,
             folder=cfg.run_dir / "sglang" / "weights",
-            verify=s.verify and has_digests,
+            digest=digest if s.verify else None,
         )
         self.weight_version = 0
         self.report: Report | None = None  # of the last refresh; first rank only
@@ -98,7 +106,7 @@ class SglangGenerator:
         Raises:
             RuntimeError: a server holds other weights than were sent, naming the tensors; or none is left.
         """
-        version = str(self.weight_version + 1)
+        version = self.weight_version + 1
         self._fleet.recover()
         self._fleet.agree()
         self._fleet.wake(weights_only=True)
@@ -162,15 +170,12 @@ class SglangGenerator:
     def _draw_canaries(self, endpoint: Endpoint) -> list[Sequence]:
         """What one server draws after the fixed prompts, as sequences whose drawn tokens carry a weight."""
         router = Router([endpoint], vocab_size=self._arch.vocab_size, stall_seconds=self._router.stall_seconds)
-        jobs = [Job(i, prompt, CANARY_TOKENS) for i, prompt in enumerate(self._canary_prompts())]
-        router.run(jobs, self._sampling(1.0, 0), version=str(self.weight_version))
-        return [Sequence(job.prompt + job.drawn.tokens, len(job.prompt), 1.0, logp=job.drawn.logp) for job in jobs]
-
-    def _canary_prompts(self) -> list[list[int]]:
-        """Fixed token sequences spread over the vocabulary."""
         length = min(CANARY_PROMPT, self._arch.max_positions - CANARY_TOKENS - 1)
-        generator = torch.Generator().manual_seed(0)
-        return torch.randint(self._arch.vocab_size, (CANARIES, length), generator=generator).tolist()
+        fixed = torch.Generator().manual_seed(0)
+        prompts = torch.randint(self._arch.vocab_size, (CANARIES, length), generator=fixed).tolist()
+        drafts = [Draft(Prompt(i, tokens, "", "", ""), 0, -1, 0, CANARY_TOKENS) for i, tokens in enumerate(prompts)]
+        router.run(drafts, self._sampling(self._cfg.rollout.temperature, 1.0, 0), version=self.weight_version)
+        return [Sequence(d.prompt.tokens + d.tokens, len(d.prompt.tokens), 1.0, logp=d.logp) for d in drafts]
 
     # ------------------------------------------------------------------ generation
 
@@ -195,46 +200,53 @@ class SglangGenerator:
             ValueError: a prompt is too long for the servers.
             RuntimeError: no server with the current weights is left, or a sample failed again and again.
         """
+        drafts = new_drafts(prompts, num_samples=num_samples, step=step, max_tokens=max_tokens)
+        self.draw(drafts, temperature=temperature, top_p=top_p, top_k=top_k, on_tokens=on_tokens)
+        return self.completions(drafts)
+
+    def draw(
+        self,
+        drafts: list[Draft],
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        on_tokens: Callable[[int], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """Goes on with every draft from the tokens it has, to its end or until `should_stop`; otherwise as `generate`.
+
+        Not collective. What is interrupted keeps the tokens that have arrived, and the servers are told to drop it.
+
+        Args:
+            drafts:      filled in place.
+            should_stop: asked twenty times a second.
+        """
         if self.weight_version == 0:
             raise RuntimeError("generate: the servers hold no weights of this run, required is a load_weights")
-        for prompt in prompts:
-            total, most = len(prompt.tokens) + max_tokens, self._arch.max_positions
-            if total > most:
-                raise ValueError(
-                    f"generate: prompt {prompt.id} has {len(prompt.tokens)} tokens, with max_tokens={max_tokens} that "
-                    f"is {total}; the model has max_position_embeddings={most}"
-                )
-        jobs = [Job(i, prompt.tokens, max_tokens) for i, prompt in enumerate(prompts) for _ in range(num_samples)]
-        sampling = self._sampling(top_p, top_k) | {"temperature": temperature}
-        for incident in self._router.run(jobs, sampling, version=str(self.weight_version), on_tokens=on_tokens):
+        check_prompts(drafts, self._arch)
+        incidents = self._router.run(
+            drafts,
+            self._sampling(temperature, top_p, top_k),
+            version=self.weight_version,
+            on_tokens=on_tokens,
+            should_stop=should_stop,
+        )
+        for incident in incidents:
             self._note(incident)
         self._fleet.restart_failed()
-        return self._completions(prompts, jobs, num_samples)
 
-    def _sampling(self, top_p: float, top_k: int) -> dict:
+    def completions(self, drafts: list[Draft]) -> list[Completion]:
+        """Ended drafts as completions, in order."""
+        return completions(drafts, self._tokenizer)
+
+    def _sampling(self, temperature: float, top_p: float, top_k: int) -> dict:
         return {
-            "temperature": self._cfg.rollout.temperature,
+            "temperature": temperature,
             "top_p": top_p,
             "top_k": top_k or -1,  # SGLang's way to say all
             "stop_token_ids": self._stop_tokens,
         }
-
-    def _completions(self, prompts: list[Prompt], jobs: list[Job], num_samples: int) -> list[Completion]:
-        truncated = [job.drawn.finish == "length" for job in jobs]
-        spoken = [job.drawn.tokens if cut else job.drawn.tokens[:-1] for job, cut in zip(jobs, truncated, strict=True)]
-        texts = self._tokenizer.decode_batch(spoken, skip_special_tokens=True)
-        return [
-            Completion(
-                prompt=prompts[i // num_samples],
-                sample=i % num_samples,
-                tokens=job.drawn.tokens,
-                logp=job.drawn.logp,
-                text=texts[i],
-                truncated=truncated[i],
-                weight_version=self.weight_version,
-            )
-            for i, job in enumerate(jobs)
-        ]
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
@@ -263,4 +275,4 @@ class SglangGenerator:
         self._fleet.close()
 
     def _is_current(self, endpoint: Endpoint) -> bool:
-        return endpoint.is_usable and endpoint.version == str(self.weight_version)
+        return endpoint.is_usable and endpoint.version == self.weight_version

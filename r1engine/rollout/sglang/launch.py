@@ -34,6 +34,8 @@ def command(cfg: Config, *, host: str, port: int, dtype: str, on_gpu: bool) -> l
         options |= {"--grammar-backend": "none", "--max-total-tokens": s.cpu_tokens}
         options["--max-running-requests"] = cfg.rollout.slots
         flags.append("--sleep-on-idle")  # an idle scheduler spins a core without it
+    if cfg.model.routing_replay and read_architecture(cfg.model.path).moe is not None:
+        flags.append("--enable-return-routed-experts")
     if s.deterministic:
         flags.append("--enable-deterministic-inference")
     words = [str(word) for option in options.items() for word in option]

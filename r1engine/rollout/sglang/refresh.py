@@ -20,6 +20,7 @@ from r1engine.architecture import Architecture
 from r1engine.rollout.sglang.buckets import Bucket, buckets, flatten, order_by_alignment, payload
 from r1engine.rollout.sglang.checksum import Expected
 from r1engine.rollout.sglang.client import Client, ServerError
+from r1engine.rollout.sglang.digest import CpuDigest, CudaDigest
 from r1engine.rollout.sglang.group import BroadcastGroup
 from r1engine.rollout.sglang.router import Endpoint
 
@@ -30,7 +31,7 @@ CONTROL_SECONDS = 300.0  # of one control call: a bucket, a checksum of all weig
 class Report:
     """What a refresh took."""
 
-    version: str
+    version: int
     num_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)  # gather and send, verify
     canary_difference: float = 0.0  # largest |log-probability difference| of the canaries (generator.py)
@@ -49,7 +50,7 @@ class Refresher:
         route: str,
         bucket_bytes: int,
         folder: Path,
-        verify: bool,
+        digest: type[CpuDigest] | type[CudaDigest] | None,
     ) -> None:
         """
         Args:
@@ -60,16 +61,16 @@ class Refresher:
                               or gloo; "disk": safetensors in `folder`, which the servers must see.
             bucket_bytes:     sent at once.
             folder:           for the disk route.
-            verify:       compare the checksums of all tensors after each refresh.
+            digest:           the servers' hash of a tensor, to compare all of them after each refresh; None: do not.
         """
         self.endpoints, self.arch, self.ranks, self.route = endpoints, arch, ranks, route
-        self.bucket_bytes, self.folder, self.verify = bucket_bytes, folder, verify
+        self.bucket_bytes, self.folder, self.digest = bucket_bytes, folder, digest
         self._group: BroadcastGroup | None = None
 
     def refresh(
         self,
         weights: Iterable[tuple[str, torch.Tensor]],
-        version: str,
+        version: int,
         *,
         write_folder: Callable[..., None] | None = None,
     ) -> Report:
@@ -77,7 +78,7 @@ class Refresher:
 
         Args:
             weights:      full tensors under their Hugging Face names, consumed to the end whatever happens.
-            version:      name of these weights.
+            version:      number of these weights.
             write_folder: (weights, target=folder) writes a Hugging Face folder; needed by the disk route.
 
         Raises:
@@ -85,7 +86,7 @@ class Refresher:
         """
         report = Report(version)
         started = time.monotonic()
-        expected = Expected(self.arch, self.ranks) if self.verify else None
+        expected = Expected(self.arch, self.ranks, self.digest) if self.digest is not None else None
         tensors = self._noting(weights, expected, report)
         live = [endpoint for endpoint in self.endpoints if endpoint.is_usable]
         for endpoint in live:
@@ -129,7 +130,7 @@ class Refresher:
             report.num_bytes += tensor.numel() * tensor.element_size()
             yield name, tensor
 
-    def _stream(self, live: list[Endpoint], tensors: Iterable, version: str, report: Report) -> None:
+    def _stream(self, live: list[Endpoint], tensors: Iterable, version: int, report: Report) -> None:
         def begin(endpoint: Endpoint) -> None:
             client = endpoint.client
             client.post("/pause_generation", {"mode": "retract"}, seconds=CONTROL_SECONDS)
@@ -155,7 +156,7 @@ class Refresher:
                     "serialized_named_tensors": [payload(bucket)] * self.ranks,
                     "load_format": "flattened_bucket",
                     "flush_cache": False,
-                    "weight_version": version,
+                    "weight_version": str(version),
                 }
                 self._post_each(usable, "/update_weights_from_tensor", body, report)
         self._each([e for e in live if e.is_usable], end, report)
@@ -167,7 +168,7 @@ class Refresher:
         if self._group is None and clients:
             self._group = BroadcastGroup(clients, self.ranks)
 
-    def _broadcast(self, usable: list[Endpoint], bucket: Bucket, version: str, report: Report) -> None:
+    def _broadcast(self, usable: list[Endpoint], bucket: Bucket, version: int, report: Report) -> None:
         assert self._group is not None
         bucket = order_by_alignment(bucket)
         body = {
@@ -177,16 +178,16 @@ class Refresher:
             "group_name": self._group.name,
             "load_format": "flattened_bucket",
             "flush_cache": False,
-            "weight_version": version,
+            "weight_version": str(version),
         }
         with ThreadPoolExecutor(1) as pool:
             sending = pool.submit(self._group.broadcast, flatten(bucket))
             self._post_each(usable, "/update_weights_from_distributed", body, report)
             sending.result()
 
-    def _from_disk(self, client: Client, version: str) -> None:
+    def _from_disk(self, client: Client, version: int) -> None:
         client.post("/pause_generation", {"mode": "retract"}, seconds=CONTROL_SECONDS)
-        body = {"model_path": str(self.folder.resolve()), "weight_version": version, "flush_cache": True}
+        body = {"model_path": str(self.folder.resolve()), "weight_version": str(version), "flush_cache": True}
         client.post("/update_weights_from_disk", body, seconds=CONTROL_SECONDS)
         client.post("/continue_generation", {}, seconds=CONTROL_SECONDS)
 
@@ -211,12 +212,13 @@ class Refresher:
 
     def expect(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Expected:
         """What every rank of a server must report of these weights."""
-        expected = Expected(self.arch, self.ranks)
+        assert self.digest is not None
+        expected = Expected(self.arch, self.ranks, self.digest)
         for name, tensor in weights:
             expected.add(name, tensor)
         return expected
 
-    def verify_server(self, client: Client, expected: Expected, version: str) -> None:
+    def verify_server(self, client: Client, expected: Expected, version: int) -> None:
         """Compare the checksums of all tensors.
 
         Raises:

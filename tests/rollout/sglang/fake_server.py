@@ -16,9 +16,11 @@ class FakeServer:
     The logp of a token is -token / 100. `fault(request_number, tokens_sent)` may return a word for what goes wrong.
     """
 
-    def __init__(self, fault: Callable[[int, int], str | None] = lambda number, sent: None) -> None:
-        self.fault, self.requests, self.version = fault, [], "1"
-        self._loop = asyncio.new_event_loop()
+    def __init__(
+        self, fault: Callable[[int, int], str | None] = lambda number, sent: None, *, slots: int = 100
+    ) -> None:
+        self.fault, self.requests, self.aborted, self.version = fault, [], [], "1"
+        self._loop, self._slots = asyncio.new_event_loop(), asyncio.Semaphore(slots)
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -29,6 +31,7 @@ class FakeServer:
         app = web.Application()
         app.router.add_post("/generate", self._generate)
         app.router.add_get("/health", self._health)
+        app.router.add_post("/abort_request", self._abort)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         self._loop.run_until_complete(runner.setup())
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -45,7 +48,15 @@ class FakeServer:
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response()
 
+    async def _abort(self, request: web.Request) -> web.Response:
+        self.aborted.append((await request.json())["rid"])
+        return web.Response()
+
     async def _generate(self, request: web.Request) -> web.StreamResponse:
+        async with self._slots:  # the others wait in silence
+            return await self._draw(request)
+
+    async def _draw(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         number = len(self.requests)
         self.requests.append(body)
@@ -56,6 +67,8 @@ class FakeServer:
         last, limit = body["input_ids"][-1], body["sampling_params"]["max_new_tokens"]
         for sent in range(limit):
             what = self.fault(number, sent)
+            if what == "slow":
+                await asyncio.sleep(0.1)
             if what == "hang":
                 await asyncio.sleep(3600)
             if what == "cut":

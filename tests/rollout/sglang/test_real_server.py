@@ -122,7 +122,7 @@ def test_after_a_refresh_the_servers_are_the_policy(model, servers, tmp_path, ro
     assert engine.check_canaries(oracle(module), row_multiple=1) < 1e-4
     completions = engine.generate(prompts(4), num_samples=4, step=0, max_tokens=24)
     assert difference(module, completions) < 1e-4
-    assert {c.weight_version for c in completions} == {1}
+    assert {c.versions for c in completions} == {((1, len(c.tokens)),) for c in completions}
     greedy = engine.generate(prompts(2), num_samples=1, step=0, max_tokens=12, top_k=1)
     for c in greedy:
         tokens = torch.tensor([c.prompt.tokens])
@@ -148,11 +148,11 @@ def test_a_damaged_and_a_missing_tensor_are_named(model, servers, tmp_path):
     with pytest.raises(
         RuntimeError, match=r"1 tensors are wrong: model\.layers\.2\.self_attn\.qkv_proj\.weight: differs"
     ):
-        engine._refresher.verify_server(client, expected, "1")
+        engine._refresher.verify_server(client, expected, 1)
     later = dict(weights) | {"model.layers.1.mlp.down_proj.weight": weights["model.layers.1.mlp.down_proj.weight"] + 1}
     expected = engine._refresher.expect(iter(later.items()))  # as if this tensor had never been sent
     with pytest.raises(RuntimeError, match=r"model\.layers\.1\.mlp\.down_proj\.weight: differs"):
-        engine._refresher.verify_server(client, expected, "1")
+        engine._refresher.verify_server(client, expected, 1)
 
 
 def test_a_stale_cache_is_caught_by_the_fixed_prompts(model, servers, tmp_path):

@@ -5,6 +5,7 @@ It acts when the package it concerns is first imported:
 - sglang, where no triton is installed: sglang ships a stand-in for triton for its macOS build, installed here.
 - sglang's DeepSeek attention: the torch_native backend has no rule for multi-head latent attention, and what it falls
   back to reads the wrong cache; the rule is registered here (a GPU server has its own).
+- sglang's host buffers: they are registered with CUDA also where there is none; here that does nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import platform
 import sys
 
 HANDLER = "sglang.srt.models.deepseek_common.attention_backend_handler"
+HOST_BUFFERS = "sglang.srt.mem_cache.pool_host.common"
 
 
 class _Hook(importlib.abc.MetaPathFinder):
@@ -31,10 +33,11 @@ class _Hook(importlib.abc.MetaPathFinder):
         elif name == "sglang":
             self.seen.add(name)
             _install_triton_stand_in()
-        elif name == HANDLER:
+        elif name in (HANDLER, HOST_BUFFERS):
             self.seen.add(name)
             spec = importlib.util.find_spec(name)
-            spec.loader.exec_module = _and_then_register(spec.loader.exec_module)
+            then = _register_latent_attention if name == HANDLER else _register_no_buffers
+            spec.loader.exec_module = _and_then(spec.loader.exec_module, then)
             return spec
         return None
 
@@ -68,13 +71,21 @@ def _install_triton_stand_in() -> None:
         sys.platform, platform.machine, torch.backends.mps.is_available = machine
 
 
-def _and_then_register(exec_module):
+def _and_then(exec_module, then):
     def run(module) -> None:
         exec_module(module)
-        latent = module.AttnForwardMethod.MLA
-        module.AttentionBackendRegistry.register("torch_native", lambda attention, forward_batch: latent)
+        then(module)
 
     return run
+
+
+def _register_latent_attention(module) -> None:
+    latent = module.AttnForwardMethod.MLA
+    module.AttentionBackendRegistry.register("torch_native", lambda attention, forward_batch: latent)
+
+
+def _register_no_buffers(module) -> None:
+    module._cuda_host_register = lambda *args, **kwargs: None
 
 
 sys.meta_path.insert(0, _Hook())

@@ -1,0 +1,99 @@
+"""A completion on its way: what both generators fill, may stop in the middle of, and go on from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from tokenizers import Tokenizer
+
+from r1engine.architecture import Architecture
+from r1engine.batch import Completion, Prompt
+
+
+@dataclass
+class Draft:
+    """One sample of a question. A generator goes on from the tokens that are there, with the weights that it has."""
+
+    prompt: Prompt
+    sample: int  # index inside the group
+    step: int  # of the run, and
+    stream: int  # the question's n-th sample of that step: address of the embedded generator's random numbers
+    max_tokens: int
+    tokens: list[int] = field(default_factory=list)
+    logp: list[float] = field(default_factory=list)  # of each token, when it was drawn
+    versions: list[tuple[int, int]] = field(default_factory=list)  # (weights, tokens drawn from them), in order
+    finish: Literal["", "stop", "length"] = ""  # "": not ended
+    # [T - 1, layers with experts, k] int16, by the weights that ran each token last; only of an ended draft
+    experts: torch.Tensor | None = None
+
+    def add(self, tokens: list[int], logp: list[float], version: int) -> None:
+        """Take tokens drawn from one version of the weights."""
+        if not tokens:
+            return
+        self.tokens += tokens
+        self.logp += logp
+        if self.versions and self.versions[-1][0] == version:
+            self.versions[-1] = (version, self.versions[-1][1] + len(tokens))
+        else:
+            self.versions.append((version, len(tokens)))
+
+
+def new_drafts(prompts: list[Prompt], *, num_samples: int, step: int, max_tokens: int) -> list[Draft]:
+    """Empty drafts, group after group; a question that occurs again draws other samples than before.
+
+    Raises:
+        ValueError: a number is below 1.
+    """
+    for name, value in (("num_samples", num_samples), ("max_tokens", max_tokens)):
+        if value < 1:
+            raise ValueError(f"generate: {name} is {value}, required is at least 1")
+    occurrences: Counter[int] = Counter()
+    drafts = []
+    for prompt in prompts:
+        first = occurrences[prompt.id] * num_samples
+        occurrences[prompt.id] += 1
+        drafts += [Draft(prompt, sample, step, first + sample, max_tokens) for sample in range(num_samples)]
+    return drafts
+
+
+def check_prompts(drafts: list[Draft], arch: Architecture) -> None:
+    """That the model can run these prompts to their token limits.
+
+    Raises:
+        ValueError: a prompt is empty, too long or has unknown tokens.
+    """
+    for prompt, max_tokens in {(id(d.prompt), d.max_tokens): (d.prompt, d.max_tokens) for d in drafts}.values():
+        length = len(prompt.tokens)
+        if not prompt.tokens:
+            raise ValueError(f"generate: prompt {prompt.id} has no tokens, required is at least 1")
+        if length + max_tokens > arch.max_positions:
+            raise ValueError(
+                f"generate: prompt {prompt.id} has {length} tokens, with max_tokens={max_tokens} that is "
+                f"{length + max_tokens}; the model has max_position_embeddings={arch.max_positions}"
+            )
+        if min(prompt.tokens) < 0 or max(prompt.tokens) >= arch.vocab_size:
+            found = f"tokens {min(prompt.tokens)} to {max(prompt.tokens)}"
+            raise ValueError(f"generate: prompt {prompt.id} has {found}, required is 0 to {arch.vocab_size - 1}")
+
+
+def completions(drafts: list[Draft], tokenizer: Tokenizer) -> list[Completion]:
+    """Ended drafts as completions, in order."""
+    assert all(draft.finish for draft in drafts)
+    spoken = [draft.tokens if draft.finish == "length" else draft.tokens[:-1] for draft in drafts]
+    texts = tokenizer.decode_batch(spoken, skip_special_tokens=True)
+    return [
+        Completion(
+            prompt=draft.prompt,
+            sample=draft.sample,
+            tokens=draft.tokens,
+            logp=draft.logp,
+            text=text,
+            truncated=draft.finish == "length",
+            versions=tuple(draft.versions),
+            experts=draft.experts,
+        )
+        for draft, text in zip(drafts, texts, strict=True)
+    ]

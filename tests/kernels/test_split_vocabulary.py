@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from r1kernels import GrpoObjective, logits_grpo_loss, logprob_entropy
+from r1kernels.integrations import linear_cross_entropy
 
 INF = float("inf")
 OBJECTIVE = GrpoObjective(clip_eps=0.2, kl_coef=0.1, entropy_coef=0.1)
@@ -64,6 +65,16 @@ def grpo(logits: torch.Tensor, labels: torch.Tensor, group: dist.ProcessGroup | 
     return [found.loss.detach(), *found.metrics, found.logp, found.entropy, x.grad]
 
 
+def verl(ranks: int, rank: int, group: dist.ProcessGroup | None) -> list[torch.Tensor]:
+    """Values and gradients of the drop-in for verl's linear_cross_entropy: weight's, then hidden states'."""
+    generator = torch.Generator().manual_seed(1)
+    hidden, weight = torch.randn(9, 8, generator=generator).double(), torch.randn(128, 8, generator=generator).double()
+    hidden, part = hidden.requires_grad_(), weight.chunk(ranks)[rank].requires_grad_()
+    logp, entropy = linear_cross_entropy(hidden, part, split_case()[1], 0.7, "none", group)
+    (logp * torch.linspace(-1.0, 2.0, 9) + entropy).sum().backward()
+    return [logp.detach(), entropy.detach(), part.grad, hidden.grad]
+
+
 def rank_main(rank: int, ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", ranks)
@@ -72,6 +83,7 @@ def rank_main(rank: int, ranks: int, folder: str) -> None:
     part, group = logits.chunk(ranks, dim=1)[rank], dist.group.WORLD
     found = at_temperature(part, labels, 0.6, grad_logp, group), with_entropy(part, labels, group)
     torch.save((*found, grpo(part, labels, group)), f"{folder}/{rank}.pt")
+    torch.save(verl(ranks, rank, group), f"{folder}/{rank}.verl")
     try:
         logprob_entropy(part, labels + 128, tp_group=group)
     except ValueError as error:
@@ -96,6 +108,11 @@ def test_a_split_vocabulary_gives_what_the_whole_gives(tmp_path, ranks):
                 torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
         message = torch.load(tmp_path / f"{rank}.error")
         assert message.startswith("logprob_entropy: labels must be in [0, 128), got")
+    logp, entropy, weight, hidden = verl(1, 0, None)
+    parts = [torch.load(tmp_path / f"{rank}.verl") for rank in range(ranks)]
+    for part, of_weight in zip(parts, weight.chunk(ranks), strict=True):
+        torch.testing.assert_close(part[:3], [logp, entropy, of_weight], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(sum(part[3] for part in parts), hidden, rtol=1e-10, atol=1e-10)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ in the same sequence). The first token of a sequence has logp 0 and weight 0. No
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -84,6 +84,20 @@ class PackedBatch:
         """The same row on another device."""
         moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in vars(self).items()}
         return PackedBatch(**moved)
+
+    def padded(self, num_tokens: int) -> PackedBatch:
+        """The same row, filled up to `num_tokens` by a sequence of zeros with weight 0."""
+        missing = num_tokens - len(self.tokens)
+        if missing == 0:
+            return self
+        row = replace(self, max_seqlen=max(self.max_seqlen, missing))
+        for name in ("tokens", "advantage", "loss_weight", "rollout_logp", "old_logp", "ref_logp", "experts"):
+            if (values := getattr(self, name)) is not None:
+                filling = values.new_full((missing, *values.shape[1:]), -1 if name == "experts" else 0)
+                setattr(row, name, torch.cat([values, filling]))
+        row.positions = torch.cat([self.positions, torch.arange(missing, device=self.positions.device)])
+        row.cu_seqlens = torch.cat([self.cu_seqlens, self.cu_seqlens.new_tensor([num_tokens])])
+        return row
 
 
 def pack(

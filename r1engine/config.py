@@ -71,7 +71,7 @@ class Data(Section):
 class Parallel(Section):
     tensor: Positive = 1
     pipeline: Positive = 1
-    virtual: Positive = 1  # chunks of layers a pipeline stage holds; more than 1 is refused
+    virtual: Positive = 1  # chunks of layers a pipeline stage holds (interleaved schedule)
     first_stage_layers: Positive | None = None  # layers of the first pipeline stage; null: as many as the others
     last_stage_layers: Positive | None = None
     expert: Positive = 1  # ranks that the routed experts are dealt to

@@ -204,6 +204,17 @@ def test_padding_is_a_sequence_of_its_own_with_weight_zero():
     assert row.max_seqlen == 5
 
 
+def test_a_row_filled_up_is_the_row_with_another_sequence_of_weight_zero():
+    (row,) = pack_sequences(of_lengths(5), max_tokens=5)[0]
+    row.old_logp, row.experts = torch.ones(5), torch.zeros(5, 2, 1, dtype=torch.int16)
+    filled = row.padded(12)
+    assert sequences_of(filled)[:1] == sequences_of(row)
+    assert sequences_of(filled)[1] == ([0] * 7, [0] * 7, [0] * 7, [0] * 7)
+    assert filled.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]
+    assert (filled.max_seqlen, filled.old_logp.sum(), filled.experts[5:].unique().tolist()) == (7, 5, [-1])
+    assert row.padded(5) is row
+
+
 @pytest.mark.parametrize("multiple", [1, 4])
 def test_every_shard_has_as_many_rows_as_the_fullest(multiple):
     shards = pack_sequences(of_lengths(8, 8, 8, 8, 8), max_tokens=8, shards=3, multiple=multiple)

@@ -55,12 +55,15 @@ def _layout(par: Parallel) -> dict[str, Any]:
         "num_layers_in_first_pipeline_stage": par.first_stage_layers,
         "num_layers_in_last_pipeline_stage": par.last_stage_layers,
         "sequence_parallel": has_sequence_parallelism(par),
+        # Between interleaved stages the shape messages of rows of different lengths cross each other (Megatron 0.16),
+        # and two stages in a batch of messages mistake a gradient for an activation.
+        "variable_seq_lengths": par.virtual == 1,
+        "batch_p2p_comm": par.virtual == 1,
     }
 
 
 def _running(dtype: torch.dtype, *, on_cpu: bool) -> dict[str, Any]:
     return {
-        "variable_seq_lengths": True,
         "moe_token_dispatcher_type": "alltoall",  # required by variable_seq_lengths, for dense models too
         "calculate_per_token_loss": True,  # gradients are summed over rows and ranks, never averaged
         "params_dtype": dtype,

@@ -99,7 +99,8 @@ class Router(router.Router):
             replay_ids=None if recorded is None else recorded.int().contiguous(),
         )
         if self.enable_expert_bias and torch.is_grad_enabled():  # not in the pass that recomputation repeats
-            self.local_tokens_per_expert += gate.counts
+            chosen = torch.zeros(len(gate.ids), self.num_experts, dtype=torch.bool, device=gate.ids.device)
+            self.local_tokens_per_expert += self.count(chosen.scatter_(1, gate.ids.long(), True))
         return gate.ids, gate.weights
 
 

@@ -139,10 +139,8 @@ def _check_experts(arch: Architecture, layout: Parallel) -> None:
 
 
 def _check_stages(num_layers: int, layout: Parallel) -> None:
-    if layout.virtual > 1:
-        # With rows of different lengths Megatron 0.16 mixes up what two stages send each other, and with four it waits
-        # for ever (gloo).
-        raise ValueError(f"parallel.virtual: found {layout.virtual}, required 1: interleaved stages do not work yet")
+    if layout.virtual > 1 and layout.pipeline == 1:
+        raise ValueError(f"parallel.virtual: found {layout.virtual}, required 1 with pipeline = 1")
     ends = [n for n in (layout.first_stage_layers, layout.last_stage_layers) if n is not None]
     if ends and layout.pipeline == 1:
         raise ValueError("parallel.first_stage_layers, last_stage_layers: required null with pipeline = 1")

@@ -120,6 +120,7 @@ class Policy:
         results = self._run(rows, _take_logp, forward_only=True)
         if self.world.pp_size == 1:
             return results
+        results = [logp[: len(row.tokens)].contiguous() for logp, row in zip(results, rows, strict=False)]
         if not results:
             results = [torch.empty(len(row.tokens), device=self.world.device) for row in rows]
         for logp in results:
@@ -151,6 +152,10 @@ class Policy:
     def _run(self, rows: list[PackedBatch], finish: Callable, forward_only: bool) -> list:
         """Megatron's schedule over the rows; what `finish` makes of each row, on the last stage."""
 
+        longest = max(len(row.tokens) for row in rows)
+        if len(self.chunks) > 1:  # interleaved stages send tensors of one shape
+            rows = [row.padded(longest) for row in rows]
+
         def forward_step(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable]:
             row = next(iterator)
             return model(row), partial(finish, row=row)
@@ -160,7 +165,7 @@ class Policy:
             data_iterator=[iter(rows) for _ in self.chunks] if len(self.chunks) > 1 else iter(rows),
             model=self.chunks,
             num_microbatches=len(rows),
-            seq_length=max(len(row.tokens) for row in rows),
+            seq_length=longest,
             micro_batch_size=1,
             forward_only=forward_only,
             collect_non_loss_data=forward_only,

@@ -63,10 +63,17 @@ class Router(TopKRouter):
         ranks = self.tp_group.size() if self.config.sequence_parallel else 1
         return of_row if ranks == 1 else of_row.chunk(ranks)[self.tp_group.rank()]
 
+    def count(self, routing_map: torch.Tensor) -> torch.Tensor:
+        """[E] choices of each expert by the tokens that are not padding, out of [T local, E] bool."""
+        if self.layout is None:
+            return routing_map.sum(dim=0)
+        is_sample = self._local((self.layout.sequence_weight > 0)[self.layout.sequence_of_token])
+        return (routing_map & is_sample[:, None]).sum(dim=0)
+
     def _apply_expert_bias(self, routing_map: torch.Tensor, padding_mask: None = None) -> None:
         """Counts the load; Megatron's own is compiled, which costs seconds."""
         if self.enable_expert_bias and torch.is_grad_enabled():
-            self.local_tokens_per_expert += routing_map.sum(dim=0)
+            self.local_tokens_per_expert += self.count(routing_map)
 
     def _apply_seq_aux_loss(
         self,

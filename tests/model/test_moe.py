@@ -79,6 +79,12 @@ def test_fp8_needs_whole_blocks():
     assert moe_layer_spec(config()) is MoE
 
 
+def row_of(experts: torch.Tensor | None, padding: int = 0) -> SimpleNamespace:
+    """What a router reads of a row of 20 tokens, the last ones padding."""
+    sequence = (torch.arange(20) >= 20 - padding).long()
+    return SimpleNamespace(experts=experts, sequence_of_token=sequence, sequence_weight=torch.tensor([1.0, 0.0]))
+
+
 def test_weights_have_megatrons_names(layer):
     experts = [f"experts.local_experts.{e}.linear_fc{i}.weight" for e in range(E) for i in (1, 2)]
     assert [name for name, _ in layer.named_parameters()] == ["router.weight", *experts]
@@ -89,24 +95,28 @@ def test_replay_takes_the_recorded_experts_and_keeps_the_routers_gradient(layer)
     x = torch.randn(20, 1, D)
     free = layer(x)[0]
     ids, _ = layer.router(x)
-    layer.router.enter(SimpleNamespace(experts=torch.stack([ids * 0, ids], 1).long()), 1)
+    layer.router.enter(row_of(torch.stack([ids * 0, ids], 1).long()), 1)
     assert torch.equal(layer(x)[0], free)
     other = (ids.long() + 1) % E
     other[3] = -1  # not recorded: chosen freely
-    layer.router.enter(SimpleNamespace(experts=other[:, None]), 0)
+    layer.router.enter(row_of(other[:, None]), 0)
     replayed, weights = layer.router(x)
     assert torch.equal(replayed[3], ids[3]) and torch.equal(replayed[:3].long(), other[:3])
     weights[:3].square().sum().backward()  # the sum alone is the constant 2.5
     assert layer.router.weight.grad.abs().sum() > 0
 
 
-def test_load_is_counted_where_gradients_are_wanted(layer):
+def test_load_is_counted_where_gradients_are_wanted_and_not_of_padding(layer):
     x = torch.randn(20, 1, D)
     with torch.no_grad():
         layer(x)
     assert not layer.router.local_tokens_per_expert.any()
     layer(x)
     assert layer.router.local_tokens_per_expert.sum() == 20 * K
+    layer.router.local_tokens_per_expert.zero_()
+    layer.router.enter(row_of(None, padding=5), 0)
+    layer(x)
+    assert layer.router.local_tokens_per_expert.sum() == 15 * K
 
 
 def test_recomputation_changes_no_gradient(layer):

@@ -1,5 +1,6 @@
-"""Every parallel layout equals one rank: log-probabilities, losses, gradient norms and exported weights after three
-updates (float32, gloo). One torchrun a number of ranks: importing Megatron costs more than a case."""
+"""Every parallel layout equals one rank: the bytes of an export of what was loaded, and log-probabilities, losses,
+gradient norms and exported weights of three updates (float32, gloo). One torchrun a number of ranks: importing Megatron
+costs more than a case."""
 
 import json
 from pathlib import Path
@@ -36,6 +37,7 @@ def cases(ranks: int) -> dict[str, tuple[str, dict]]:
         add("tp2", (*DENSE, "deepseek", "moonlight"), tensor=2)
         add("pp2", ("qwen2-tied", "deepseek"), pipeline=2)
         add("pp2-uneven", ("deepseek",), pipeline=2, first_stage_layers=1, last_stage_layers=3)
+        add("pp2-vp2", ("qwen2-tied", "deepseek", "moonlight"), pipeline=2, virtual=2)
         add("dp2", ("qwen2",), data=2)
         add("ep2", ("deepseek",), expert=2)
         add("tp2-ep2", ("deepseek", "qwen3-moe"), tensor=2, expert=2)
@@ -44,6 +46,7 @@ def cases(ranks: int) -> dict[str, tuple[str, dict]]:
         add("tp2-dp2", ("qwen3",), tensor=2, data=2)
         add("ep4", ("deepseek",), expert=4)
         add("pp2-ep2", ("moonlight",), pipeline=2, expert=2)
+        add("tp2-pp2-vp2", ("deepseek",), tensor=2, pipeline=2, virtual=2)
         # Not expert_tensor=2 with expert=2: Megatron gathers uneven parts there, which NCCL can and gloo cannot.
         add("tp2-pp2-ep2", ("deepseek",), tensor=2, pipeline=2, expert=2)
     return found
@@ -78,3 +81,5 @@ def test_layout_equals_one_rank(results, ranks, name):
     weights = load_file(one / f"{family}-one" / "model.safetensors")
     for tensor_name, tensor in load_file(out / name / "model.safetensors").items():
         torch.testing.assert_close(tensor, weights[tensor_name], atol=1e-6, rtol=1e-5)
+    files = [(folder / "loaded" / "model.safetensors") for folder in (out / name, one / f"{family}-one")]
+    assert files[0].read_bytes() == files[1].read_bytes()

@@ -1,7 +1,7 @@
 """What every rank of tests/parallel/test_layouts.py runs: three GRPO updates for each case (a family in a layout).
 
 worker.py CASES FOLDERS OUT: CASES is JSON, {name: [family, settings]}; reads FOLDERS/<family>, writes
-OUT/<name>.json, and the exported folder OUT/<name>.
+OUT/<name>.json, and the exported folders OUT/<name> (at the end) and OUT/<name>/loaded.
 """
 
 import itertools
@@ -60,6 +60,7 @@ def run(folder: Path, settings: dict, out: Path) -> None:
     world = join(cfg.parallel)
     policy = Policy(cfg, world)
     reference = policy.snapshot()
+    policy.export(out / "loaded")
     stats, logps = [], []
     for _ in range(3):
         shards = pack(

@@ -41,6 +41,8 @@ class Model(Section):
     experts: Literal["megatron", "fused", "fused_fp8"] = "megatron"
     expert_bias_rate: Annotated[float, Field(ge=0)] = 0.0  # step of the balancing bias; DeepSeek-V3: 0.001, at last 0
     balance_loss: Annotated[float, Field(ge=0)] = 0.0  # weight of the sequence-wise loss; DeepSeek-V3: 0.0001
+    # Weight of the MTP modules' loss (DeepSeek-V3: 0.3, then 0.1), which moves nothing but them; 0: they are kept.
+    mtp_loss_weight: Annotated[float, Field(ge=0)] = 0.0
     routing_replay: bool = True  # the trainer takes the experts that the generator took (R3)
 
 

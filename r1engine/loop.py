@@ -253,6 +253,7 @@ class Run:
             "dataset": self.prompts.state()["sha256"],
             "model": model,
             "dtype": str(self.parts.policy.dtype).removeprefix("torch."),
+            "mtp": self.parts.policy.trains_mtp,
             "reference": cfg.grpo.kl_coef > 0,
             "ahead": cfg.rollout.max_staleness > 0,
         }

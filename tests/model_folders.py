@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
 SIZES = {
@@ -79,6 +80,7 @@ FAMILIES = {
     "qwen3-moe": ("Qwen3Moe", QWEN3_MOE),
     "deepseek": ("DeepseekV3", DEEPSEEK),
     "moonlight": ("DeepseekV3", MOONLIGHT),
+    "deepseek-mtp": ("DeepseekV3", DEEPSEEK | {"num_nextn_predict_layers": 1}),
 }
 
 
@@ -96,7 +98,23 @@ def save_model(folder: Path, family: str, **changes: object) -> torch.nn.Module:
             if parameter.dim() == 1:  # norms start as ones and biases as zeros, which would hide a swap
                 torch.nn.init.normal_(parameter, mean=0.5, std=0.2)
     model.save_pretrained(folder)
+    if getattr(config, "num_nextn_predict_layers", 0):
+        _add_mtp(folder)
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(config.vocab_size)}, unk_token="w0"))
     tokenizer.add_special_tokens(["w0", "w1"])
     tokenizer.save(str(folder / "tokenizer.json"))
     return model
+
+
+def _add_mtp(folder: Path) -> None:
+    """The MTP modules, which transformers does not write; they share embedding and output matrix, as DeepSeek's do."""
+    from r1engine.architecture import read_architecture
+    from r1engine.model.hf_weights import mtp_copies, mtp_shapes
+
+    tensors, arch = load_file(folder / "model.safetensors"), read_architecture(folder)
+    random = torch.Generator().manual_seed(1)
+    for name, shape in mtp_shapes(arch).items():
+        tensors[name] = 0.2 * torch.randn(shape, generator=random) + (0.5 if len(shape) == 1 else 0.0)
+    for name, copies in mtp_copies(arch).items():
+        tensors |= {copy: tensors[name].clone() for copy in copies}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})

@@ -63,6 +63,28 @@ def rules(model: Architecture) -> dict[str, Rule]:
     return table
 
 
+def mtp_rules(model: Architecture) -> dict[str, Rule]:
+    """The same for the MTP modules, without their copies of embedding and output matrix."""
+    table: dict[str, Rule] = {}
+    for depth in range(model.num_mtp_layers):
+        layer = model.num_layers + depth
+        ours, hf = f"drafts.{depth}", f"model.layers.{layer}"
+        table |= {f"{ours}.{name}.weight": Rule((f"{hf}.{name}.weight",)) for name in ("enorm", "hnorm")}
+        table[f"{ours}.eh_proj.weight"] = Rule((f"{hf}.eh_proj.weight",), 0)
+        table |= _layer(model, layer, f"{ours}.layer", hf)
+        table[f"{ours}.norm.weight"] = Rule((f"{hf}.shared_head.norm.weight",))
+    return table
+
+
+def mtp_copies(model: Architecture) -> dict[str, list[str]]:
+    """Name of a matrix of the main model -> names of its copies in the MTP modules."""
+    behind = range(model.num_layers, model.num_layers + model.num_mtp_layers)
+    return {
+        "model.embed_tokens.weight": [f"model.layers.{i}.embed_tokens.weight" for i in behind],
+        "lm_head.weight": [f"model.layers.{i}.shared_head.head.weight" for i in behind],
+    }
+
+
 def _layer(model: Architecture, layer: int, ours: str, hf: str) -> dict[str, Rule]:
     table = {f"{ours}.input_layernorm.weight": Rule((f"{hf}.input_layernorm.weight",))}
     table |= (_latent_attention if model.mla else _attention)(model, f"{ours}.self_attention", f"{hf}.self_attn")

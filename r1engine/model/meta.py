@@ -40,8 +40,12 @@ def stage_parameters(arch: Architecture, cfg: Config, world_size: int) -> list[d
         with _stand_in_groups(cfg, rank=stage * per_stage, world_size=world_size), on_cpu(), torch.device("meta"):
             config = transformer_config(arch, cfg, dtype=torch.bfloat16, on_cpu=True)
             config.perform_initialization = False  # nothing to fill
-            model = build(arch, config, 1.0, stage=stage)
-            found.append({name: p.numel() for name, p in model.named_parameters()})
+            names: dict[str, int] = {}
+            for chunk in range(cfg.parallel.virtual):
+                with_mtp = cfg.model.mtp_loss_weight > 0
+                model = build(arch, config, 1.0, with_mtp=with_mtp, stage=stage, chunk=chunk)
+                names |= {f"{chunk}.{name}": p.numel() for name, p in model.named_parameters()}
+            found.append(names)
     return found
 
 
@@ -57,6 +61,7 @@ def _stand_in_groups(cfg: Config, *, rank: int, world_size: int) -> Iterator[Non
         ps.initialize_model_parallel(
             tensor_model_parallel_size=par.tensor,
             pipeline_model_parallel_size=par.pipeline,
+            virtual_pipeline_model_parallel_size=par.virtual if par.virtual > 1 else None,
             expert_model_parallel_size=par.expert,
             expert_tensor_parallel_size=par.expert_tensor,
             create_gloo_process_groups=False,

@@ -23,6 +23,7 @@ from r1engine.config import Config
 from r1engine.model import dist_checkpoint
 from r1engine.model.cpu import runs_on_cpu
 from r1engine.model.hf_folder import Folder
+from r1engine.model.hf_weights import mtp_copies, mtp_shapes
 from r1engine.model.megatron_config import transformer_config
 from r1engine.model.offload import Offloader
 from r1engine.model.parallel import World, check_layout
@@ -53,10 +54,21 @@ class Policy:
         check_layout(self.shape, cfg.parallel)
         self._source = Folder(self.folder, self.shape)
         self.dtype = model_dtype(cfg, world)
+        self._mtp_weight = cfg.model.mtp_loss_weight
+        if self.trains_mtp and not self._source.mtp_names:
+            raise ValueError(
+                f"model.mtp_loss_weight: found {self._mtp_weight}, required 0: {self.folder} has no MTP module"
+            )
         self._build(cfg)
-        self._weights = ShardedWeights([chunk.module for chunk in self.chunks], self.shape, world)
+        modules = [chunk.module for chunk in self.chunks]
+        self._weights = ShardedWeights(modules, self.shape, world, with_mtp=self.trains_mtp)
         self._load()
         self._offloader = Offloader(self._storages, is_on=cfg.parallel.offload and world.device.type == "cuda")
+
+    @property
+    def trains_mtp(self) -> bool:
+        """Whether the multi-token-prediction modules learn; else they are kept as they are in the folder."""
+        return self._mtp_weight > 0
 
     @runs_on_cpu
     def _build(self, cfg: Config) -> None:
@@ -95,7 +107,8 @@ class Policy:
 
     def _chunk(self, config: TransformerConfig, cfg: Config, chunk: int) -> torch.nn.Module:
         where = {"stage": self.world.pp_rank, "chunk": chunk}
-        return build(self.shape, config, cfg.rollout.temperature, experts=cfg.model.experts, **where)
+        options = {"experts": cfg.model.experts, "with_mtp": self.trains_mtp}
+        return build(self.shape, config, cfg.rollout.temperature, **options, **where)
 
     @runs_on_cpu
     @torch.no_grad()
@@ -137,13 +150,16 @@ class Policy:
             lr:      learning rate of this step.
 
         Returns:
-            Sums over all rows of `loss` and of what loss_fn reports, and `grad_norm` before clipping.
+            Sums over all rows of `loss` and of what loss_fn reports, `mtp_loss` (nats a token, before its weight)
+            where MTP modules are trained, and `grad_norm` before clipping.
         """
         self._set_training(True)
+        if self.trains_mtp:
+            self._bring_embedding()
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        sums = self._run(rows, partial(_loss, loss_fn), forward_only=False)
+        sums = self._run(rows, partial(_loss, loss_fn, self._mtp_weight), forward_only=False)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         _, grad_norm, _ = self.optimizer.step()
@@ -171,6 +187,19 @@ class Policy:
             collect_non_loss_data=forward_only,
         )
 
+    @torch.no_grad()
+    def _bring_embedding(self) -> None:
+        """From the first pipeline stage to the last, whose MTP modules read it."""
+        if self.world.pp_size == 1:
+            return
+        group = ps.get_pipeline_model_parallel_group()
+        if self.world.pp_rank == 0:
+            matrix = self.chunks[0].module.embedding.word_embeddings.weight
+            dist.send(matrix.detach(), ps.get_pipeline_model_parallel_last_rank(), group=group)
+        elif self.world.pp_rank == self.world.pp_size - 1:
+            matrix = self.chunks[-1].module.mtp_embedding
+            dist.recv(matrix, ps.get_pipeline_model_parallel_first_rank(), group=group)
+
     def _set_training(self, is_training: bool) -> None:
         for chunk in self.chunks:
             chunk.train(is_training)
@@ -193,8 +222,11 @@ class Policy:
     @runs_on_cpu
     @torch.no_grad()
     def weights(self, skip: Collection[str] = ()) -> Iterator[tuple[str, torch.Tensor]]:
-        """Full parameters under their Hugging Face names, one at a time, on every rank; see `ShardedWeights.full`."""
-        yield from self._weights.full(skip)
+        """Full parameters under their Hugging Face names, one at a time, on every rank; see `ShardedWeights.full`.
+
+        MTP modules are left out.
+        """
+        yield from self._weights.full({*skip, *mtp_shapes(self.shape)})
 
     def export(
         self,
@@ -219,11 +251,24 @@ class Policy:
         message = [done]
         if self.world.size > 1:
             dist.broadcast_object_list(message, src=0)
-        for name, tensor in self.weights(skip=message[0]):
+        for name, tensor in self._exported(message[0]):
             if export is not None:
                 put(export, store(name, tensor, precision), on_bytes)
         if export is not None:
-            finish_export(export, self._source, precision, on_bytes)
+            finish_export(export, self._source, precision, on_bytes, copies_mtp=not self.trains_mtp)
+
+    @runs_on_cpu
+    @torch.no_grad()
+    def _exported(self, done: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """What a folder holds, but for the tensors in `done` and for MTP modules that are not trained."""
+        if not self.trains_mtp:
+            yield from self.weights(done)
+            return
+        copies = mtp_copies(self.shape)
+        needed = {name for name, others in copies.items() if not {name, *others} <= {*done}}
+        for name, tensor in self._weights.full({*done} - needed):
+            for stored_name in (name, *copies.get(name, ())):
+                yield stored_name, tensor
 
     # ------------------------------------------------------------------ reference, memory, checkpoints
 
@@ -288,11 +333,16 @@ def _take_logp(out: torch.Tensor, row: PackedBatch, non_loss_data: bool) -> torc
 
 
 def _loss(
-    loss_fn: LossFn, out: torch.Tensor, row: PackedBatch
+    loss_fn: LossFn, mtp_weight: float, out: torch.Tensor, row: PackedBatch
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """In Megatron's triple form. A token count of 0 says: the loss is a sum already, divide by nothing."""
     loss, metrics = loss_fn(out[0], out[1].detach(), row)
-    return loss, torch.zeros([], dtype=torch.int, device=loss.device), {"loss": loss.detach(), **metrics}
+    metrics = {"loss": loss.detach(), **metrics}
+    if mtp_weight > 0:  # DeepSeek-V3, eq. 24-25
+        mtp_loss = -(out[2] * row.loss_weight).sum()
+        metrics["mtp_loss"] = mtp_loss.detach()
+        loss = loss + mtp_weight * mtp_loss
+    return loss, torch.zeros([], dtype=torch.int, device=loss.device), metrics
 
 
 def model_dtype(cfg: Config, world: World) -> torch.dtype:

@@ -86,10 +86,15 @@ def put(
 
 
 def finish_export(
-    export: Export, source: Folder, precision: Precision, on_bytes: Callable[[int], None] | None = None
+    export: Export,
+    source: Folder,
+    precision: Precision,
+    on_bytes: Callable[[int], None] | None = None,
+    *,
+    copies_mtp: bool = True,
 ) -> None:
-    """Copy the MTP modules, which are not trained, from the source; then the index and the other files."""
-    for name in source.mtp_names:
+    """Copy the MTP modules from the source, where they were not trained; then the index and the other files."""
+    for name in source.mtp_names if copies_mtp else ():
         if precision == "fp8" and source.dtype(name) == torch.float8_e4m3fn:
             put(export, source.stored(name), on_bytes)  # the very bytes
         else:

@@ -12,7 +12,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 
 from r1engine.architecture import Architecture
 from r1engine.model.hf_folder import Folder
-from r1engine.model.hf_weights import Rule, hf_shapes, rules
+from r1engine.model.hf_weights import Rule, hf_shapes, mtp_rules, mtp_shapes, rules
 from r1engine.model.parallel import World
 
 
@@ -23,10 +23,10 @@ class ShardedWeights:
         local: name with global layer and expert numbers -> this rank's tensor.
     """
 
-    def __init__(self, chunks: list[Any], model: Architecture, world: World) -> None:
+    def __init__(self, chunks: list[Any], model: Architecture, world: World, *, with_mtp: bool) -> None:
         self.model, self.world = model, world
-        self._rules = rules(model)
-        self._shapes = hf_shapes(model)
+        self._rules = rules(model) | (mtp_rules(model) if with_mtp else {})
+        self._shapes = hf_shapes(model) | (mtp_shapes(model) if with_mtp else {})
         self.local: dict[str, torch.Tensor] = {}
         for chunk in chunks:
             self.local |= {self._global(name, chunk): tensor for name, tensor in _tensors(chunk)}

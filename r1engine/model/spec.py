@@ -29,8 +29,9 @@ from r1engine.batch import PackedBatch
 from r1engine.model.attention import RowLayout, packed_attention, rotate, row_layout
 from r1engine.model.fused import rms_norm, swiglu
 from r1engine.model.latent import latent_attention_spec
+from r1engine.model.mtp import Mtp
 from r1engine.model.router import ExpertsLayer, Router
-from r1kernels import linear_logprob
+from r1kernels import LogProb, linear_logprob
 
 LINEARS = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
 
@@ -102,17 +103,22 @@ class PackedAttention(torch.nn.Module):
 class PackedGPT(GPTModel):
     """A GPTModel whose last stage returns log-probabilities; the logits never leave it."""
 
-    def __init__(self, model: Architecture, temperature: float, **kwargs: Any) -> None:
+    def __init__(self, model: Architecture, temperature: float, mtp: list[ModuleSpec], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.model, self.temperature = model, temperature
         self.frequencies = rotary_frequencies(model).to(torch.cuda.current_device())
+        self.drafts = Mtp(self.config, mtp, RMSNorm, self.vp_stage, self.pg_collection) if mtp else None
+        if mtp and not self.pre_process:  # the first stage's matrix, brought here before each update
+            matrix = torch.empty_like(self.output_layer.weight, requires_grad=False)
+            self.register_buffer("mtp_embedding", matrix, persistent=False)
 
     def forward(self, row: PackedBatch) -> torch.Tensor:
         """One packed row through this pipeline stage.
 
         Returns:
             Last stage: [2, T] float32, log-probability and entropy of each token given those before it in its
-            sequence (nats, at the sampling temperature; 0 on the first token). Others: hidden states.
+            sequence (nats, at the sampling temperature; 0 on the first token); where MTP modules are trained, a third
+            row, the log-probability under them. Others: hidden states.
         """
         layout = row_layout(row, self.frequencies, self.config.params_dtype, magnitude=self.model.rope_magnitude)
         hidden = self.embedding(row.tokens[None], row.positions[None]) if self.pre_process else None
@@ -121,22 +127,37 @@ class PackedGPT(GPTModel):
             return hidden
         is_tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if is_tied else self.output_layer.weight
+        predicted = self._predict(hidden, weight, row.tokens.roll(-1))
+        # Position t predicts token t+1; entry t of the result belongs to token t.
+        out = torch.stack([predicted.logp, predicted.entropy]).roll(1, dims=1)
+        out = out.masked_fill(row.positions == 0, 0.0)
+        if self.drafts is None or not self.training:
+            return out
+        matrix = self.embedding.word_embeddings.weight if self.pre_process else self.mtp_embedding
+        logp = self.drafts(
+            hidden,
+            row.tokens,
+            row.positions,
+            matrix.detach(),
+            layout,
+            lambda further, labels: self._predict(further, weight.detach(), labels).logp,
+        )
+        return torch.cat([out, logp[None]])
+
+    def _predict(self, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> LogProb:
         bias = None
         if padding := self._padding_rows():
             bias = weight.new_zeros(len(weight))
             bias[-padding:] = -1e30
-        predicted = linear_logprob(
+        return linear_logprob(
             hidden.squeeze(1),
             weight,
-            row.tokens.roll(-1),
+            labels,
             bias=bias,
             temperature=self.temperature,
             tp_group=self.pg_collection.tp if self.pg_collection.tp.size() > 1 else None,
             sequence_parallel=self.config.sequence_parallel,
         )
-        # Position t predicts token t+1; entry t of the result belongs to token t.
-        out = torch.stack([predicted.logp, predicted.entropy]).roll(1, dims=1)
-        return out.masked_fill(row.positions == 0, 0.0)
 
     def _padding_rows(self) -> int:
         """How many rows of this rank's part of the output matrix are no tokens."""
@@ -151,6 +172,7 @@ def build(
     temperature: float,
     *,
     experts: Literal["megatron", "fused", "fused_fp8"] = "megatron",
+    with_mtp: bool = False,
     stage: int = 0,
     chunk: int = 0,
 ) -> PackedGPT:
@@ -161,6 +183,7 @@ def build(
         config:      of `transformer_config`.
         temperature: divides the logits.
         experts:     who computes the layers with experts: Megatron's MoELayer, or model/moe.py.
+        with_mtp:    whether the last stage has the MTP modules, to be trained.
         stage:       pipeline stage of this rank.
         chunk:       which of the stage's chunks (0 without virtual pipelining).
     """
@@ -170,15 +193,18 @@ def build(
     count = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=stage)
     mlps = {False: GatedMLP, True: _experts_spec(config, experts) if model.moe is not None else None}
     layers = [_layer_spec(model, mlps[model.has_experts(i)], model.has_experts(i)) for i in range(first, first + count)]
+    post_process = stage == pp - 1 and chunk == chunks - 1
+    behind = range(model.num_layers, model.num_layers + model.num_mtp_layers if with_mtp and post_process else 0)
     gpt = PackedGPT(
         model,
         temperature,
+        [_layer_spec(model, mlps[model.has_experts(i)], model.has_experts(i)) for i in behind],
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm),
         vocab_size=padded_vocabulary(model.vocab_size, config.tensor_model_parallel_size),
         max_sequence_length=model.max_positions,
         pre_process=stage == 0 and chunk == 0,
-        post_process=stage == pp - 1 and chunk == chunks - 1,
+        post_process=post_process,
         share_embeddings_and_output_weights=model.is_tied,
         position_embedding_type="none",  # the rotary embedding is part of the attention
         vp_stage=vp_stage,

@@ -74,7 +74,7 @@ def _check_against_model(arch: Architecture, cfg: Config, plan: Plan) -> None:
 
     built = stage_parameters(arch, _with_layout(cfg, plan.layout), plan.layout.gpus)
     for stage, names in enumerate(built):
-        expected = sum(rank_parameters(arch, plan.layout, stage).values())
+        expected = sum(rank_parameters(arch, plan.layout, stage, with_mtp=plan.job.with_mtp).values())
         assert sum(names.values()) == expected, f"stage {stage}: Megatron builds {sum(names.values())}, not {expected}"
 
 
@@ -83,6 +83,7 @@ def _with_layout(cfg: Config, layout: Layout) -> Config:
         update={
             "tensor": layout.tensor,
             "pipeline": layout.pipeline,
+            "virtual": layout.virtual,
             "expert": layout.expert,
             "expert_tensor": layout.expert_tensor,
             "first_stage_layers": layout.first_stage,

@@ -19,6 +19,7 @@ class Layout:
     gpus: int
     tensor: int = 1
     pipeline: int = 1
+    virtual: int = 1  # chunks of layers a stage holds
     expert: int = 1
     expert_tensor: int = 1
     context: int = 1  # other engines' recipes only
@@ -38,17 +39,19 @@ class Layout:
         """Ranks that hold the same experts."""
         return self.gpus // (self.expert * self.expert_tensor * self.pipeline)
 
-    def stage_layers(self, num_layers: int) -> list[range]:
-        """The decoder layers of each pipeline stage."""
+    def stage_layers(self, num_layers: int) -> list[list[int]]:
+        """The decoder layers of each pipeline stage; with chunks, every stage's first chunk comes before all second."""
         fixed = {0: self.first_stage, self.pipeline - 1: self.last_stage}
         fixed = {stage: count for stage, count in fixed.items() if count is not None}
         rest = self.pipeline - len(fixed)
         share = (num_layers - sum(fixed.values())) // rest if rest else 0
-        layers, start = [], 0
-        for stage in range(self.pipeline):
-            count = fixed.get(stage, share)
-            layers.append(range(start, start + count))
-            start += count
+        layers: list[list[int]] = [[] for _ in range(self.pipeline)]
+        start = 0
+        for _ in range(self.virtual):
+            for stage in range(self.pipeline):
+                count = fixed.get(stage, share) // self.virtual
+                layers[stage] += range(start, start + count)
+                start += count
         return layers
 
     def problem(self, arch: Architecture) -> str | None:
@@ -59,6 +62,7 @@ class Layout:
         parallel = Parallel(
             tensor=self.tensor,
             pipeline=self.pipeline,
+            virtual=self.virtual,
             expert=self.expert,
             expert_tensor=self.expert_tensor,
             first_stage_layers=self.first_stage,
@@ -73,7 +77,13 @@ class Layout:
 
     def describe(self) -> str:
         """In the field's short form: TP8 PP4 EP32 CP4 DP1."""
-        parts = [("TP", self.tensor), ("PP", self.pipeline), ("EP", self.expert), ("ETP", self.expert_tensor)]
+        parts = [
+            ("TP", self.tensor),
+            ("PP", self.pipeline),
+            ("VP", self.virtual),
+            ("EP", self.expert),
+            ("ETP", self.expert_tensor),
+        ]
         parts += [("CP", self.context), ("DP", self.data)]
         shown = [f"{name}{size}" for name, size in parts if size > 1 or name == "TP"]
         if self.first_stage is not None or self.last_stage is not None:

@@ -68,6 +68,8 @@ def stage_memory(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed
     parameters = rank_parameters(arch, layout, stage, with_mtp=job.with_mtp)
     count = sum(parameters.values())
     weights = {"weights": WEIGHT * count / GIB, "runtime": assumed.runtime_gib}
+    if job.with_mtp and 0 < stage == layout.pipeline - 1:  # the last stage embeds the tokens that follow
+        weights["MTP embedding"] = WEIGHT * arch.vocab_size * arch.hidden_size / layout.tensor / GIB
     forward = {
         "logits": _logits(arch, layout, job, stage) / GIB,
         "MoE buffers": _dispatch(arch, layout, job, assumed) / GIB,
@@ -138,8 +140,13 @@ def _one_layer(arch: Architecture, layout: Layout, job: Job, assumed: Assumed) -
 
 
 def _activations(arch: Architecture, layout: Layout, job: Job, assumed: Assumed, stage: int) -> float:
-    """Held for the backward pass: 1F1B keeps pipeline - stage micro-batches of a stage alive."""
-    in_flight = min(layout.pipeline - stage, job.rows(layout.data))
+    """Held for the backward pass: 1F1B keeps pipeline - stage micro-batches alive, interleaved stages more."""
+    rows, virtual = job.rows(layout.data), layout.virtual
+    in_flight: float = min(layout.pipeline - stage, rows)
+    if virtual > 1:  # counted in chunks: the warm-up of the interleaved schedule, and one
+        in_flight = (
+            min(2 * (layout.pipeline - stage - 1) + (virtual - 1) * layout.pipeline + 1, rows * virtual) / virtual
+        )
     layers = layout.stage_layers(arch.num_layers)[stage]
     if layout.recompute == "full":
         held = 2 * arch.hidden_size * _row_share(layout, job) * len(layers)

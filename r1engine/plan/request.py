@@ -50,6 +50,7 @@ def layout_of(cfg: Config, gpus: int) -> Layout:
         gpus=gpus,
         tensor=par.tensor,
         pipeline=par.pipeline,
+        virtual=par.virtual,
         expert=par.expert,
         expert_tensor=par.expert_tensor,
         first_stage=par.first_stage_layers,
@@ -83,6 +84,7 @@ def job_of(cfg: Config, assumed: Assumed, *, generator_gpus: int, mean_tokens: i
         logits_chunk=None,
         generator_tensor=generator_gpus,
         generator_bytes=1 if is_fp8(cfg.model.path) else 2,
+        with_mtp=cfg.model.mtp_loss_weight > 0,
     )
 
 

@@ -86,8 +86,6 @@ def rank_parameters(arch: Architecture, layout: Layout, stage: int, *, with_mtp:
             for _ in range(arch.num_mtp_layers):
                 add(layer_parameters(arch, arch.num_layers, layout))
                 add({"mtp projection": 2 * arch.hidden_size**2 // layout.tensor, "norms": 3 * arch.hidden_size})
-            if arch.num_mtp_layers and not is_first:
-                add({"embedding": matrix})  # the last stage embeds the shifted tokens
     return total
 
 

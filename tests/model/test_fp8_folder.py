@@ -39,7 +39,6 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fp8")
     save_model(folder, "deepseek", **SIZES, num_nextn_predict_layers=1)
     tensors = load_file(folder / "model.safetensors")
-    assert not [name for name in tensors if name.startswith("model.layers.2.")]  # transformers writes no MTP module
     arch = read_architecture(folder)
     for name, shape in mtp_shapes(arch).items():
         tensors[name] = torch.randn(shape, generator=torch.Generator().manual_seed(len(name)))

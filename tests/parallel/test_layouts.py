@@ -28,25 +28,25 @@ def cases(ranks: int) -> dict[str, tuple[str, dict]]:
         for family in families:
             settings = layout(**sizes)
             if family not in DENSE:
-                settings["model"] = MOE
+                settings["model"] = MOE | ({"mtp_loss_weight": 0.3} if family.endswith("mtp") else {})
             found[f"{family}-{name}"] = (family, settings)
 
     if ranks == 1:
-        add("one", (*DENSE, "deepseek", "qwen3-moe", "moonlight"))
+        add("one", (*DENSE, "deepseek", "qwen3-moe", "moonlight", "deepseek-mtp"))
     if ranks == 2:
         add("tp2", (*DENSE, "deepseek", "moonlight"), tensor=2)
-        add("pp2", ("qwen2-tied", "deepseek"), pipeline=2)
+        add("pp2", ("qwen2-tied", "deepseek-mtp"), pipeline=2)
         add("pp2-uneven", ("deepseek",), pipeline=2, first_stage_layers=1, last_stage_layers=3)
         add("pp2-vp2", ("qwen2-tied", "deepseek", "moonlight"), pipeline=2, virtual=2)
         add("dp2", ("qwen2",), data=2)
         add("ep2", ("deepseek",), expert=2)
-        add("tp2-ep2", ("deepseek", "qwen3-moe"), tensor=2, expert=2)
+        add("tp2-ep2", ("deepseek-mtp", "qwen3-moe"), tensor=2, expert=2)
         add("tp2-etp2", ("deepseek",), tensor=2, expert_tensor=2)
     if ranks == 4:
         add("tp2-dp2", ("qwen3",), tensor=2, data=2)
         add("ep4", ("deepseek",), expert=4)
         add("pp2-ep2", ("moonlight",), pipeline=2, expert=2)
-        add("tp2-pp2-vp2", ("deepseek",), tensor=2, pipeline=2, virtual=2)
+        add("tp2-pp2-vp2", ("deepseek-mtp",), tensor=2, pipeline=2, virtual=2)
         # Not expert_tensor=2 with expert=2: Megatron gathers uneven parts there, which NCCL can and gloo cannot.
         add("tp2-pp2-ep2", ("deepseek",), tensor=2, pipeline=2, expert=2)
     return found

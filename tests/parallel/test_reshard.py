@@ -15,7 +15,7 @@ from r1engine.model.cpu import on_cpu
 
 VOCABULARY = 97  # two ranks fill it up to 98 rows
 FLOAT16 = {"model": {"dtype": "bfloat16"}}
-MOE = {"model": {"expert_bias_rate": 0.01}}
+MOE = {"model": {"expert_bias_rate": 0.01, "mtp_loss_weight": 0.3}}
 
 
 def layout(**sizes: int) -> dict:
@@ -26,7 +26,7 @@ def layout(**sizes: int) -> dict:
 FIRST = {  # one rank
     "odd-one": ("odd", {}, None),
     "bf16-one": ("odd", FLOAT16, None),
-    "moe-one": ("deepseek", MOE, None),
+    "moe-one": ("deepseek-mtp", MOE, None),
 }
 THEN = {  # two ranks
     "odd-tp2": ("odd", layout(tensor=2), "odd-one"),
@@ -34,15 +34,15 @@ THEN = {  # two ranks
     "odd-dp2": ("odd", {}, "odd-pp2"),
     "bf16-dp2": ("odd", FLOAT16, "bf16-one"),
     "bf16-tp2": ("odd", FLOAT16 | layout(tensor=2), "bf16-dp2"),
-    "moe-tp2-ep2": ("deepseek", MOE | layout(tensor=2, expert=2), "moe-one"),
-    "moe-etp2": ("deepseek", MOE | layout(tensor=2, expert_tensor=2), "moe-tp2-ep2"),
-    "moe-ep2": ("deepseek", MOE | layout(expert=2), "moe-etp2"),
-    "moe-pp2": ("deepseek", MOE | layout(pipeline=2), "moe-ep2"),
+    "moe-tp2-ep2": ("deepseek-mtp", MOE | layout(tensor=2, expert=2), "moe-one"),
+    "moe-etp2": ("deepseek-mtp", MOE | layout(tensor=2, expert_tensor=2), "moe-tp2-ep2"),
+    "moe-ep2": ("deepseek-mtp", MOE | layout(expert=2), "moe-etp2"),
+    "moe-pp2": ("deepseek-mtp", MOE | layout(pipeline=2), "moe-ep2"),
 }
 AT_LAST = {  # one rank
     "odd-from-dp2": ("odd", {}, "odd-dp2"),
-    "moe-from-ep2": ("deepseek", MOE, "moe-ep2"),
-    "moe-from-pp2": ("deepseek", MOE, "moe-pp2"),
+    "moe-from-ep2": ("deepseek-mtp", MOE, "moe-ep2"),
+    "moe-from-pp2": ("deepseek-mtp", MOE, "moe-pp2"),
 }
 RESUMED = [(name, source) for name, (_, _, source) in (THEN | AT_LAST).items()]
 
@@ -52,7 +52,7 @@ def out(world, folders, tmp_path_factory):
     """The folder that every case wrote into."""
     models, out = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("reshard")
     save_model(models / "odd", "qwen2-tied", vocab_size=VOCABULARY)
-    (models / "deepseek").symlink_to(folders["deepseek"][0])
+    (models / "deepseek-mtp").symlink_to(folders["deepseek-mtp"][0])
     for name, (family, settings, _) in FIRST.items():
         run(models / family, settings, None, out / name)
     done = torchrun(2, Path(__file__).with_name("reshard_worker.py"), json.dumps(THEN), models, out)

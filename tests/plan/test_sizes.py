@@ -72,17 +72,17 @@ BUILD = """
 import json, sys
 from pathlib import Path
 from r1engine.architecture import read_architecture
-from r1engine.config import Config, Parallel
+from r1engine.config import Config, Model, Parallel
 from r1engine.model.meta import stage_parameters
 arch = read_architecture(Path(sys.argv[1]))
-cfg = Config(parallel=Parallel(**json.loads(sys.argv[2])))
+cfg = Config(parallel=Parallel(**json.loads(sys.argv[2])), model=Model(mtp_loss_weight=float(sys.argv[4])))
 print(json.dumps([sum(names.values()) for names in stage_parameters(arch, cfg, int(sys.argv[3]))]))
 """
 
 
-def built(folder: Path, parallel: dict, gpus: int) -> list[int]:
+def built(folder: Path, parallel: dict, gpus: int, mtp_weight: float = 0.0) -> list[int]:
     """Parameters of each stage of the true Megatron model; in a process of its own, as it needs its own groups."""
-    command = [sys.executable, "-c", BUILD, str(folder), json.dumps(parallel), str(gpus)]
+    command = [sys.executable, "-c", BUILD, str(folder), json.dumps(parallel), str(gpus), str(mtp_weight)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -94,6 +94,16 @@ def test_the_closed_forms_are_megatrons_modules_at_full_size():
     arch = read_architecture(V3)
     expected = [sum(rank_parameters(arch, layout, stage).values()) for stage in range(16)]
     assert built(V3, parallel, 512) == expected
+
+
+@pytest.mark.slow
+def test_the_closed_forms_are_megatrons_modules_of_chunks_and_with_mtp(tmp_path):
+    arch = architecture(tmp_path, json.loads((V3 / "config.json").read_text()) | {"num_hidden_layers": 16})
+    layout = Layout(gpus=32, tensor=8, pipeline=4, virtual=2, expert=8)
+    assert layout.stage_layers(16)[1] == [2, 3, 10, 11]
+    expected = [sum(rank_parameters(arch, layout, stage, with_mtp=True).values()) for stage in range(4)]
+    parallel = {"tensor": 8, "pipeline": 4, "virtual": 2, "expert": 8}
+    assert built(tmp_path, parallel, 32, mtp_weight=0.3) == expected
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""FP8 block casts of activations and of the experts' down projections, against plain PyTorch and torch.compile.
+"""FP8 block casts of activations and of the experts' down projections, against PyTorch, torch.compile and SGLang.
 
 python benchmarks/bench_fp8_cast.py --device cuda
 """
@@ -30,7 +30,11 @@ def cast_calls(x: torch.Tensor, block: tuple[int, int]) -> memory_bound.Calls:
 
 def calls(case: Problem) -> memory_bound.Calls:
     activations, weights = case.randn(case.tokens, case.hidden), case.matrices()[1]
-    return cast_calls(activations, (1, 128)) | cast_calls(weights, (128, 128))
+    out = cast_calls(activations, (1, 128)) | cast_calls(weights, (128, 128))
+    op = memory_bound.sglang_op("quantization.fp8_kernel", "sglang_per_token_group_quant_fp8", case.device)
+    if op is not None:
+        out["quantize 1x128, SGLang"] = (lambda: op(activations, 128), out["quantize 1x128"][1])
+    return out
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The router of 256 experts, forward and backward, against PyTorch, torch.compile, Megatron and Transformer Engine.
+"""The router of 256 experts, forward and backward, against PyTorch, torch.compile, Megatron, TE and SGLang.
 
 python benchmarks/bench_moe_gate_topk.py --device cuda
 """
@@ -43,6 +43,10 @@ def calls(case: Problem) -> memory_bound.Calls:
         out["forward, Megatron"] = (lambda: megatron(False), forward)
         if moe_utils.HAVE_TE and case.device.type == "cuda":
             out["forward, Transformer Engine"] = (lambda: megatron(True), forward)
+    if sglang_gate := memory_bound.sglang_op("moe.moe_fused_gate", "moe_fused_gate", case.device):
+        groups = {"num_expert_group": 8, "topk_group": 4}
+        scaled = {"routed_scaling_factor": 2.5, "apply_routed_scaling_factor_on_output": True}
+        out["forward, SGLang"] = (lambda: sglang_gate(x, bias, 8, **groups, **scaled), forward)
     return out | memory_bound.compiled("forward", plain, forward, case.device)
 
 

@@ -13,17 +13,19 @@ import importlib.util
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from r1engine.model import router
 from r1engine.model.expert_parallel import AllToAll
-from r1kernels import Fp8, fp8_quantize, moe_gate_topk
+from r1kernels import Fp8, fp8_quantize, moe_balance_loss, moe_gate_topk
 from r1kernels.moe_experts.layer import Precision, experts_backward, experts_forward
 
 
@@ -46,7 +48,6 @@ def check_config(config: TransformerConfig, is_fp8: bool) -> None:
     topk, groups = config.moe_router_topk, config.moe_router_num_groups or 1
     best = config.moe_router_group_topk or 1
     required = [
-        ("moe_router_load_balancing_type", config.moe_router_load_balancing_type, "none"),
         ("expert_tensor_parallel_size", config.expert_tensor_parallel_size, 1),
         ("gated_linear_unit", config.gated_linear_unit, True),
         ("activation_func", config.activation_func, torch.nn.functional.silu),
@@ -63,6 +64,9 @@ def check_config(config: TransformerConfig, is_fp8: bool) -> None:
     for name, found, wanted in required:
         if found != wanted:
             raise ValueError(f"moe: {name} is {found}, {wanted} is required")
+    if config.moe_router_load_balancing_type not in ("none", "seq_aux_loss"):
+        found = config.moe_router_load_balancing_type
+        raise ValueError(f"moe: moe_router_load_balancing_type is {found}, none or seq_aux_loss is required")
     if groups > 1 and topk // best != 2:
         raise ValueError(
             f"moe: moe_router_topk={topk} and moe_router_group_topk={best}: a ratio of 2 is required with groups, "
@@ -86,8 +90,9 @@ class Router(router.Router):
         self._maintain_float32_expert_bias()
         cfg, recorded = self.config, self.router_replay.experts
         has_groups = bool(cfg.moe_router_num_groups)
+        logits = torch.nn.functional.linear(x.flatten(0, 1).float(), self.weight.float())
         gate = moe_gate_topk(
-            torch.nn.functional.linear(x.flatten(0, 1).float(), self.weight.float()),
+            logits,
             self.expert_bias,
             topk=cfg.moe_router_topk,
             n_group=cfg.moe_router_num_groups if has_groups else 1,
@@ -98,10 +103,28 @@ class Router(router.Router):
             scale=cfg.moe_router_topk_scaling_factor or 1.0,
             replay_ids=None if recorded is None else recorded.int().contiguous(),
         )
-        if self.enable_expert_bias and torch.is_grad_enabled():  # not in the pass that recomputation repeats
+        if not torch.is_grad_enabled():  # also in the first of the two passes of recomputation
+            return gate.ids, gate.weights
+        if self.enable_expert_bias:
             chosen = torch.zeros(len(gate.ids), self.num_experts, dtype=torch.bool, device=gate.ids.device)
             self.local_tokens_per_expert += self.count(chosen.scatter_(1, gate.ids.long(), True))
-        return gate.ids, gate.weights
+        if cfg.moe_router_load_balancing_type == "none":
+            return gate.ids, gate.weights
+        return gate.ids, MoEAuxLossAutoScaler.apply(gate.weights, self._balance_loss(logits))
+
+    def _balance_loss(self, logits: torch.Tensor) -> torch.Tensor:
+        """The loss that the class above attaches. Equation 18 counts by score alone: no bias, no groups, no replay."""
+        cfg, layout = self.config, self.layout
+        assert layout is not None
+        start = self.tp_group.rank() * len(logits) if cfg.sequence_parallel else 0
+        borders = (layout.cu_seqlens - start).clamp(0, len(logits))
+        gate = moe_gate_topk(
+            logits, topk=cfg.moe_router_topk, n_group=1, topk_group=1, score=self.score_function, cu_seqlens=borders
+        )
+        if cfg.sequence_parallel and self.tp_group.size() > 1:
+            dist.all_reduce(gate.sequence_counts, group=self.tp_group)
+        of_sequences = moe_balance_loss(gate, layout.cu_seqlens)
+        return cfg.moe_aux_loss_coeff * (layout.sequence_weight * of_sequences).sum()
 
 
 class MoE(MoELayer):

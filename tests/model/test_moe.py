@@ -59,7 +59,7 @@ def layer(world, monkeypatch):
     [
         (
             {"moe_router_load_balancing_type": "aux_loss"},
-            "moe_router_load_balancing_type is aux_loss, none is required",
+            "moe_router_load_balancing_type is aux_loss, none or seq_aux_loss is required",
         ),
         ({"moe_expert_capacity_factor": 1.0, "moe_router_load_balancing_type": "none"}, "capacity_factor is 1.0, None"),
         ({"moe_shared_expert_gate": True}, "moe: moe_shared_expert_gate is True, False is required"),

@@ -86,7 +86,9 @@ def moe_balance_loss(gate: Gate, cu_seqlens: torch.Tensor) -> torch.Tensor:
         loss = sum_i f_i P_i,  f_i = E / (K t) * count_i,  P_i = (sum of s_i / sum_j s_j) / t,  t tokens
 
     Args:
-        gate:       of `moe_gate_topk` with the same cu_seqlens.
+        gate:       of `moe_gate_topk` with the same cu_seqlens. Equation 18 counts the experts with the highest scores,
+                    whoever is chosen in the end: for that, of a call without bias, groups (n_group=1, topk_group=1)
+                    and replay.
         cu_seqlens: [S + 1] int32, borders of the sequences.
 
     Returns:

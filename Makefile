@@ -8,7 +8,7 @@ VENV = .venv/bin
 STAMP = .venv/.installed
 BUILD_INPUTS = CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: demo demo-moe test lint format gpu clean sglang-cpu test-sglang demo-sglang
+.PHONY: demo demo-moe test lint format gpu clean sglang-cpu test-sglang test-sglang-faults demo-sglang
 SGLANG = .venv-sglang
 
 demo: $(STAMP)
@@ -46,13 +46,20 @@ $(SGLANG)/.installed: $(wildcard tests/rollout/sglang/cpu_env/*)
 	PYTHON=$(PYTHON) bash tests/rollout/sglang/cpu_env/build.sh $(SGLANG)
 	touch $@
 
+# CI runs the quick ones: make test-sglang SELECT='sglang and not slow'.
+test-sglang: SELECT = sglang
 test-sglang: $(STAMP) sglang-cpu
-	OMP_NUM_THREADS=1 R1_SGLANG_PYTHON=$(CURDIR)/$(SGLANG)/bin/python $(VENV)/python -m pytest -m sglang
+	OMP_NUM_THREADS=1 R1_SGLANG_PYTHON=$(CURDIR)/$(SGLANG)/bin/python $(VENV)/python -m pytest -m '$(SELECT)'
+
+# Twenty kills and stops at random moments.
+test-sglang-faults: $(STAMP) sglang-cpu
+	OMP_NUM_THREADS=1 R1_FAULT_TRIALS=20 R1_SGLANG_PYTHON=$(CURDIR)/$(SGLANG)/bin/python \
+		$(VENV)/python -m pytest -s -m sglang tests/rollout/sglang/test_real_faults.py
 
 demo-sglang: $(STAMP) sglang-cpu
 	rm -rf runs/demo-sglang
 	$(VENV)/r1engine train configs/tiny_r1_zero.yaml run_dir=runs/demo-sglang rollout.engine=sglang \
-		rollout.sglang.python=$(SGLANG)/bin/python
+		rollout.sglang.python=$(SGLANG)/bin/python rollout.sglang.stall_seconds=120  # on a busy machine a CPU server is slow
 
 # On a GPU machine: build csrc/, run the GPU tests, run every benchmark. Uses the Python it is given and what
 # is installed there (`make gpu PYTHON=python3`); needs no network and makes no environment.

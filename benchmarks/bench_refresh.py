@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from r1engine.architecture import read_architecture
 from r1engine.config import Config, Model, Rollout, Sglang
-from r1engine.model.precision import export_folder
 from r1engine.rollout.sglang import launch
-from r1engine.rollout.sglang.buckets import buckets, payload
+from r1engine.rollout.sglang.buckets import buckets, flatten, payload
 from r1engine.rollout.sglang.client import Client
 from r1engine.rollout.sglang.digest import CpuDigest
+from r1engine.rollout.sglang.disk import WeightFolder
 from r1engine.rollout.sglang.refresh import Refresher
 from r1engine.rollout.sglang.router import Endpoint
 
@@ -65,7 +65,7 @@ def measure(name: str, shape: Shape, folder: Path, python: Path | None, rounds: 
 
     def pickle_all() -> None:
         for bucket in buckets(iter(tensors.items()), BUCKET):
-            payload(bucket)
+            payload(bucket, flatten(bucket))
 
     def row(what: str, values: list[float], **more: float) -> None:
         stats = timing.summary(values)
@@ -115,7 +115,7 @@ def refreshes(client: Client, folder: Path, tensors: dict, route: str, rounds: i
         ranks=1,
         route=route,
         bucket_bytes=BUCKET,
-        folder=folder / "weights",
+        folder=WeightFolder(folder / "weights", folder / "model"),
         digest=CpuDigest,
     )
     sent, verified = [], []
@@ -124,7 +124,6 @@ def refreshes(client: Client, folder: Path, tensors: dict, route: str, rounds: i
         report = refresher.refresh(
             iter(changed.items()),
             round_number + 2,
-            write_folder=lambda weights, target: export_folder(weights, target, source=folder / "model"),
         )
         if round_number >= 0:
             sent.append(report.seconds["send"])

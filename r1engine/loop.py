@@ -25,7 +25,7 @@ from r1engine.model import parallel
 from r1engine.model.cpu import keep_freed_memory
 from r1engine.model.parallel import World
 from r1engine.model.policy import Policy, model_dtype
-from r1engine.model.precision import export_folder
+from r1engine.model.precision import is_fp8_folder, store
 from r1engine.observe.metrics import MetricsLog, Phases, device_telemetry, peak_rss_gb
 from r1engine.observe.progress import Progress
 from r1engine.observe.report import write_report
@@ -236,7 +236,7 @@ class Run:
             world_size=world.size,
             device=world.device,
             dtype=dtype,
-            write_folder=partial(export_folder, source=cfg.model.path),
+            store=partial(store, precision="fp8") if is_fp8_folder(cfg.model.path) else None,
             note=self.progress.note,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -102,19 +101,6 @@ def finish_export(
     export.finish(config_json(read_json(source.path / "config.json"), precision))
 
 
-def export_folder(weights: Iterable[tuple[str, torch.Tensor]], target: Path, *, source: Path) -> None:
-    """Write full weights as a Hugging Face folder in the dtype they come in.
-
-    Args:
-        weights: (Hugging Face name, full tensor) of the whole model, MTP modules left out.
-        target:  folder to write.
-        source:  folder whose config, tokenizer and MTP modules are taken over.
-    """
-    model = read_architecture(source)
-    folder, weights = Folder(source, model), iter(weights)
-    first = next(weights)
-    precision = "bfloat16" if first[1].dtype == torch.bfloat16 else "float32"
-    export, _ = begin_export(folder, model, target, precision, None)
-    for name, tensor in itertools.chain([first], weights):
-        put(export, store(name, tensor, precision))
-    finish_export(export, folder, precision)
+def is_fp8_folder(folder: Path) -> bool:
+    """Whether a Hugging Face folder has its matrices in FP8."""
+    return Folder(folder, read_architecture(folder)).is_fp8

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 # SGLang rebuilds something from all the tensors of a latent-attention block when it gets one of them, and drops an
-# orphan of its fused pairs without a word: these never part.
-_ATTENTION = re.compile(r"(.*\.self_attn)\.(q_a_proj|kv_a_proj_with_mqa|kv_b_proj)\.")
+# orphan of its fused pairs without a word: the tensors of a block never part.
+ATTENTION_BLOCK = re.compile(r"(.*\.self_attn)\.")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def buckets(weights: Iterable[tuple[str, torch.Tensor]], limit: int) -> Iterator
     tensors: list[torch.Tensor] = []
     size, last_block = 0, None
     for name, tensor in weights:
-        block = match[1] if (match := _ATTENTION.match(name)) else None
+        block = match[1] if (match := ATTENTION_BLOCK.match(name)) else None
         need = tensor.numel() * tensor.element_size()
         if names and size + need > limit and (block is None or block != last_block):
             yield Bucket(names, tensors)
@@ -88,18 +88,18 @@ class _Pickler(pickle._Pickler):
     dispatch = pickle._Pickler.dispatch | {type: save_global, type(lambda: None): save_global}
 
 
-def payload(bucket: Bucket) -> str:
+def payload(bucket: Bucket, flat: torch.Tensor) -> str:
     """The bucket as SGLang's `serialized_named_tensors` takes it: base64 of a pickled flattened bucket.
 
-    On a CPU the bytes travel inside. On a GPU the pickle holds a CUDA IPC handle, and the bucket must live until the
-    server has answered.
+    Args:
+        bucket: of `order_by_alignment`.
+        flat:   of `flatten`. On a CPU its bytes travel inside. On a GPU the pickle holds a CUDA IPC handle, and `flat`
+                must live until the server has answered.
     """
-    ordered = order_by_alignment(bucket)
     metadata, start = [], 0
-    for name, tensor in zip(ordered.names, ordered.tensors, strict=True):
+    for name, tensor in zip(bucket.names, bucket.tensors, strict=True):
         metadata.append(_Metadata(name, tensor, start))
         start += tensor.numel() * tensor.element_size()
-    flat = flatten(ordered)
     buffer = io.BytesIO()
     pickler = _Pickler(buffer, protocol=4)
     if flat.is_cuda:

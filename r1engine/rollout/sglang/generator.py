@@ -18,14 +18,16 @@ from r1engine.config import Config
 from r1engine.rollout.draft import Draft, check_prompts, completions, new_drafts
 from r1engine.rollout.local import stop_tokens
 from r1engine.rollout.sglang.digest import CpuDigest, CudaDigest
+from r1engine.rollout.sglang.disk import WeightFolder
 from r1engine.rollout.sglang.fleet import Fleet
 from r1engine.rollout.sglang.refresh import Refresher, Report
 from r1engine.rollout.sglang.router import Endpoint, Router
 
 CANARY_PROMPT, CANARY_TOKENS, CANARIES = 24, 8, 4  # tokens of a fixed prompt, tokens drawn after it, how many prompts
 CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # nats; the largest of a few tokens, not a mean
+CANARY_TOLERANCE_FP8 = 1.0  # the servers' matrices are rounded to FP8, the policy's are not
 
-WriteFolder = Callable[..., None]  # (weights, target=folder)
+Store = Callable[[str, torch.Tensor], Iterable[tuple[str, torch.Tensor]]]
 Logprobs = Callable[[list[PackedBatch]], list[torch.Tensor]]
 
 
@@ -40,7 +42,7 @@ class SglangGenerator:
         world_size: int,
         device: torch.device,
         dtype: torch.dtype,
-        write_folder: WriteFolder,
+        store: Store | None = None,
         note: Callable[[str], None],
     ) -> None:
         """Starts or meets the servers and checks that they serve this model.
@@ -51,7 +53,8 @@ class SglangGenerator:
             world_size:   number of processes.
             device:       of this process.
             dtype:        of the servers' weights.
-            write_folder: writes weights as a Hugging Face folder, on the first rank (route disk).
+            store:        makes of a tensor those that are in the model's folder, if that is another number format
+                          (FP8 and scales); the servers get these.
             note:         shows a line to the user.
 
         Raises:
@@ -65,7 +68,7 @@ class SglangGenerator:
                 f"rollout.max_staleness: found {cfg.rollout.max_staleness}, required 0 with rollout.sglang.mode "
                 "colocated: servers on the trainer's GPUs give their memory back while it trains"
             )
-        self._write_folder, self._note = write_folder, note
+        self._store, self._note = store, note
         self._arch = read_architecture(cfg.model.path)
         self._tokenizer = load_tokenizer(cfg.model.path)
         self._stop_tokens = sorted(stop_tokens(cfg.model.path, self._tokenizer))
@@ -75,8 +78,10 @@ class SglangGenerator:
         digest = CudaDigest if device.type == "cuda" else CpuDigest
         if device.type == "cuda" and (self._arch.mla is not None or self._arch.moe is not None):
             digest = None  # kernels for GPUs may want another layout of the experts than the one known here
+        if store is not None:
+            digest = None  # SGLang hashes FP8 matrices dequantized
         if s.verify and digest is None and rank == 0:
-            note("refresh: digests of this model are computed for CPU servers; here the fixed prompts are the proof")
+            note("refresh: the digests of this model's tensors are not known; the fixed prompts are the proof")
         self._router = Router(
             self.endpoints,
             vocab_size=self._arch.vocab_size,
@@ -89,7 +94,7 @@ class SglangGenerator:
             ranks=s.tensor,
             route=s.route,
             bucket_bytes=s.bucket_mib * 2**20,
-            folder=cfg.run_dir / "sglang" / "weights",
+            folder=WeightFolder(cfg.run_dir / "sglang" / "weights", cfg.model.path),
             digest=digest if s.verify else None,
         )
         self.weight_version = 0
@@ -113,7 +118,7 @@ class SglangGenerator:
         problem: list = [None]
         if self._rank == 0:
             try:
-                self.report = self._refresher.refresh(weights, version, write_folder=self._write_folder)
+                self.report = self._refresher.refresh(self._stored(weights), version)
             except RuntimeError as error:
                 problem = [str(error)]
         for _ in weights:  # the other ranks take part in the gathering; the first has no tensor left
@@ -126,6 +131,12 @@ class SglangGenerator:
         for url, reason in self._fleet.left_out():
             self._note(f"{url} left out: {reason}")
         self.weight_version += 1
+
+    def _stored(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterable[tuple[str, torch.Tensor]]:
+        """The tensors as the servers have them."""
+        if self._store is None:
+            return weights
+        return (pair for name, tensor in weights for pair in self._store(name, tensor))
 
     def check_canaries(self, logprobs: Logprobs, *, row_multiple: int) -> float:
         """Let every server continue fixed prompts, and compare its log-probabilities with the policy's. Collective.
@@ -159,10 +170,11 @@ class SglangGenerator:
                     worst, where = difference, url
         if self.report is not None:
             self.report.canary_difference = worst
-        if worst > CANARY_TOLERANCE[self._dtype]:
+        most = CANARY_TOLERANCE_FP8 if self._store is not None else CANARY_TOLERANCE[self._dtype]
+        if worst > most:
             raise RuntimeError(
                 f"refresh: {where} gives tokens after fixed prompts log-probabilities that are off by {worst:.2e}, at "
-                f"most {CANARY_TOLERANCE[self._dtype]:.0e} is rounding (weights {self.weight_version}; a stale cache, "
+                f"most {most:.0e} is rounding (weights {self.weight_version}; a stale cache, "
                 "or a model that is computed otherwise)"
             )
         return worst

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
@@ -21,6 +20,7 @@ from r1engine.rollout.sglang.buckets import Bucket, buckets, flatten, order_by_a
 from r1engine.rollout.sglang.checksum import Expected
 from r1engine.rollout.sglang.client import Client, ServerError
 from r1engine.rollout.sglang.digest import CpuDigest, CudaDigest
+from r1engine.rollout.sglang.disk import WeightFolder
 from r1engine.rollout.sglang.group import BroadcastGroup
 from r1engine.rollout.sglang.router import Endpoint
 
@@ -32,7 +32,7 @@ class Report:
     """What a refresh took."""
 
     version: int
-    num_bytes: int = 0
+    num_bytes: int = 0  # sent to each server
     seconds: dict[str, float] = field(default_factory=dict)  # gather and send, verify
     canary_difference: float = 0.0  # largest |log-probability difference| of the canaries (generator.py)
     failed: list[str] = field(default_factory=list)  # servers left out, with the reason
@@ -49,7 +49,7 @@ class Refresher:
         ranks: int,
         route: str,
         bucket_bytes: int,
-        folder: Path,
+        folder: WeightFolder,
         digest: type[CpuDigest] | type[CudaDigest] | None,
     ) -> None:
         """
@@ -58,9 +58,9 @@ class Refresher:
             arch:             of the model.
             ranks:            tensor-parallel size of each server.
             route:            "tensor": inside HTTP, or by CUDA IPC on a shared GPU; "distributed": broadcast by NCCL
-                              or gloo; "disk": safetensors in `folder`, which the servers must see.
+                              or gloo; "disk": safetensors in `folder`.
             bucket_bytes:     sent at once.
-            folder:           for the disk route.
+            folder:           for the disk route; the servers must see it.
             digest:           the servers' hash of a tensor, to compare all of them after each refresh; None: do not.
         """
         self.endpoints, self.arch, self.ranks, self.route = endpoints, arch, ranks, route
@@ -71,15 +71,12 @@ class Refresher:
         self,
         weights: Iterable[tuple[str, torch.Tensor]],
         version: int,
-        *,
-        write_folder: Callable[..., None] | None = None,
     ) -> Report:
         """Send all weights to all servers and verify them.
 
         Args:
-            weights:      full tensors under their Hugging Face names, consumed to the end whatever happens.
-            version:      number of these weights.
-            write_folder: (weights, target=folder) writes a Hugging Face folder; needed by the disk route.
+            weights: full tensors under their Hugging Face names, consumed to the end whatever happens.
+            version: number of these weights.
 
         Raises:
             RuntimeError: a server holds other weights than were sent, naming the tensors; or no server is left.
@@ -87,13 +84,13 @@ class Refresher:
         report = Report(version)
         started = time.monotonic()
         expected = Expected(self.arch, self.ranks, self.digest) if self.digest is not None else None
-        tensors = self._noting(weights, expected, report)
+        tensors = self._noting(weights, expected)
         live = [endpoint for endpoint in self.endpoints if endpoint.is_usable]
+        have_last = all(endpoint.version == version - 1 for endpoint in live)  # so what changed since then is enough
         for endpoint in live:
             endpoint.version = None
         if self.route == "disk":
-            assert write_folder is not None
-            write_folder(tensors, target=self.folder)
+            report.num_bytes = self.folder.write(tensors, limit=self.bucket_bytes, everything=not have_last)
             self._each(live, lambda e: self._from_disk(e.client, version), report)
         else:
             self._stream(live, tensors, version, report)
@@ -120,14 +117,11 @@ class Refresher:
 
     # ------------------------------------------------------------------ sending
 
-    def _noting(
-        self, weights: Iterable[tuple[str, torch.Tensor]], expected: Expected | None, report: Report
-    ) -> Iterator:
-        """The same tensors; their digests and bytes are noted on the way."""
+    def _noting(self, weights: Iterable[tuple[str, torch.Tensor]], expected: Expected | None) -> Iterator:
+        """The same tensors; their digests are noted on the way."""
         for name, tensor in weights:
             if expected is not None:
                 expected.add(name, tensor)
-            report.num_bytes += tensor.numel() * tensor.element_size()
             yield name, tensor
 
     def _stream(self, live: list[Endpoint], tensors: Iterable, version: int, report: Report) -> None:
@@ -145,20 +139,17 @@ class Refresher:
         self._each(live, begin, report)
         if self.route == "distributed":
             self._join_group([e for e in live if e.is_usable], report)
-        for bucket in buckets(tensors, self.bucket_bytes):
-            usable = [e for e in live if e.is_usable]
-            if not usable:
-                return
-            if self.route == "distributed":
-                self._broadcast(usable, bucket, version, report)
-            else:
-                body = {
-                    "serialized_named_tensors": [payload(bucket)] * self.ranks,
-                    "load_format": "flattened_bucket",
-                    "flush_cache": False,
-                    "weight_version": str(version),
-                }
-                self._post_each(usable, "/update_weights_from_tensor", body, report)
+        with ThreadPoolExecutor(1) as pool:
+            sending = None
+            for bucket in buckets(tensors, self.bucket_bytes):  # the next one is gathered while this one travels
+                report.num_bytes += bucket.num_bytes
+                if sending is not None:
+                    sending.result()
+                sending = pool.submit(self._send, [e for e in live if e.is_usable], bucket, version, report)
+                if self.route == "distributed":
+                    sending.result()  # two NCCL communicators at once on one GPU may wait for each other
+            if sending is not None:
+                sending.result()
         self._each([e for e in live if e.is_usable], end, report)
 
     def _join_group(self, usable: list[Endpoint], report: Report) -> None:
@@ -167,6 +158,25 @@ class Refresher:
             self.close()
         if self._group is None and clients:
             self._group = BroadcastGroup(clients, self.ranks)
+
+    def _send(self, usable: list[Endpoint], bucket: Bucket, version: int, report: Report) -> None:
+        """One bucket to all usable servers."""
+        if not usable:
+            return
+        if self.route == "distributed":
+            self._broadcast(usable, bucket, version, report)
+            return
+        bucket = order_by_alignment(bucket)
+        flat = flatten(bucket)  # lives until the servers have answered
+        # Over CUDA IPC every rank needs a handle of its own.
+        texts = [payload(bucket, flat) for _ in range(self.ranks if flat.is_cuda else 1)]
+        body = {
+            "serialized_named_tensors": texts if flat.is_cuda else texts * self.ranks,
+            "load_format": "flattened_bucket",
+            "flush_cache": False,
+            "weight_version": str(version),
+        }
+        self._post_each(usable, "/update_weights_from_tensor", body, report)
 
     def _broadcast(self, usable: list[Endpoint], bucket: Bucket, version: int, report: Report) -> None:
         assert self._group is not None
@@ -187,7 +197,7 @@ class Refresher:
 
     def _from_disk(self, client: Client, version: int) -> None:
         client.post("/pause_generation", {"mode": "retract"}, seconds=CONTROL_SECONDS)
-        body = {"model_path": str(self.folder.resolve()), "weight_version": str(version), "flush_cache": True}
+        body = {"model_path": str(self.folder.folder.resolve()), "weight_version": str(version), "flush_cache": True}
         client.post("/update_weights_from_disk", body, seconds=CONTROL_SECONDS)
         client.post("/continue_generation", {}, seconds=CONTROL_SECONDS)
 

@@ -10,7 +10,9 @@ import pickle
 import pytest
 import torch
 
+from r1engine.model.precision import store
 from r1engine.rollout.sglang.buckets import buckets, flatten, order_by_alignment, payload
+from r1kernels import fp8_quantize
 
 
 def tensors(*sizes: int, dtype: torch.dtype = torch.float32) -> list[tuple[str, torch.Tensor]]:
@@ -82,8 +84,8 @@ def test_the_payload_rebuilds_every_tensor(count):
         ("b", torch.randn(7)),
         ("c", torch.arange(5, dtype=torch.uint8)),
     ][:count]
-    (bucket,) = buckets(iter(sent), 10_000)
-    read = ServerSide(io.BytesIO(base64.b64decode(payload(bucket)))).load()
+    bucket = order_by_alignment(next(buckets(iter(sent), 10_000)))
+    read = ServerSide(io.BytesIO(base64.b64decode(payload(bucket, flatten(bucket))))).load()
     flat = read["flattened_tensor"]
     assert {m.name for m in read["metadata"]} == {name for name, _ in sent}
     for meta in read["metadata"]:
@@ -97,3 +99,17 @@ def test_wider_elements_come_first():
     ordered = order_by_alignment(bucket)
     assert ordered.names == ["wide", "odd"]
     assert torch.equal(flatten(ordered)[:8].view(torch.float32), torch.ones(2))
+
+
+def test_fp8_matrices_and_their_scales_travel_together(folders):
+    weights = folders["deepseek"][1].state_dict()
+    stored = (pair for name, tensor in weights.items() for pair in store(name, tensor, "fp8"))
+    found = list(buckets(stored, 1000))
+    name = "model.layers.1.self_attn.kv_b_proj.weight"
+    (bucket,) = [b for b in found if name in b.names]
+    assert name + "_scale_inv" in bucket.names and name.replace("kv_b", "q_a") in bucket.names
+    values, scale = fp8_quantize(weights[name], block=(128, 128))
+    assert torch.equal(bucket.tensors[bucket.names.index(name)].view(torch.uint8), values.view(torch.uint8))
+    assert torch.equal(bucket.tensors[bucket.names.index(name + "_scale_inv")], scale)
+    norms = [b.tensors[b.names.index("model.norm.weight")] for b in found if "model.norm.weight" in b.names]
+    assert norms[0].dtype == torch.bfloat16

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from model_folders import save_model
 
-from r1engine.batch import Prompt
-from r1engine.config import Config, Data, Model, Rollout, Sglang
-from r1engine.model.precision import export_folder
-from r1engine.rollout.sglang import launch
-from r1engine.rollout.sglang.buckets import buckets, payload
+sys.path.insert(0, str(Path(__file__).parent))
+import real
+from real import changed, difference, logp_of, prompts
+
+from r1engine.rollout.draft import new_drafts
+from r1engine.rollout.sglang.buckets import buckets, flatten, payload
+from r1engine.rollout.sglang.client import ServerError
 from r1engine.rollout.sglang.generator import SglangGenerator
 
 pytestmark = pytest.mark.sglang
@@ -32,52 +37,19 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def servers(model, tmp_path_factory):
     """Two servers of the model; the tests may kill the second."""
-    python = os.environ.get("R1_SGLANG_PYTHON")
-    assert python, "R1_SGLANG_PYTHON: required the Python of the environment that `make sglang-cpu` makes"
-    settings = Sglang(python=Path(python), cpu_tokens=4096, stream_interval=4)
-    cfg = Config(
-        run_dir=tmp_path_factory.mktemp("run"),
-        model=Model(path=model[0]),
-        rollout=Rollout(engine="sglang", sglang=settings),
-    )
-    started = [
-        launch.start(cfg, name=f"server{i}", host="127.0.0.1", port=None, devices=None, dtype="float32")
-        for i in range(2)
-    ]
-    for server in started:
-        server.wait_ready(600.0)
-    yield started
-    for server in started:
-        server.stop()
+    run_dir = tmp_path_factory.mktemp("run")
+    started = [real.serve(model[0], run_dir, f"server{i}") for i in range(2)]
+    try:
+        for server in started:
+            server.wait_ready(real.START_SECONDS)
+        yield started
+    finally:
+        for server in started:
+            server.stop()
 
 
-def generator(model, servers, tmp_path, **changes) -> SglangGenerator:
-    urls = [server.client.url for server in servers]
-    settings = Sglang(mode="remote", urls=urls, bucket_mib=1, **({"stall_seconds": 15.0} | changes))
-    cfg = Config(
-        run_dir=tmp_path,
-        model=Model(path=model[0]),
-        data=Data(max_prompt_tokens=32),
-        rollout=Rollout(engine="sglang", sglang=settings, max_tokens=64),
-    )
-    return SglangGenerator(
-        cfg,
-        rank=0,
-        world_size=1,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        write_folder=lambda weights, target: export_folder(weights, target, source=model[0]),
-        note=print,
-    )
-
-
-def changed(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
-    """Other weights for the model, set in `module` as well."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return {name: p.detach().clone() for name, p in module.named_parameters()}
+def generator(model, servers, tmp_path, **settings) -> SglangGenerator:
+    return real.generator(model[0], [server.client.url for server in servers], tmp_path, **settings)
 
 
 def oracle(module: torch.nn.Module):
@@ -98,19 +70,21 @@ def oracle(module: torch.nn.Module):
     return logprobs
 
 
-def prompts(count: int) -> list[Prompt]:
-    return [Prompt(i, [5 + i, 6, 7, 8 + i], "", "", "") for i in range(count)]
+def body_of(bucket) -> dict:
+    """Of a call that our refresh knows nothing of."""
+    text = payload(bucket, flatten(bucket))
+    return {"serialized_named_tensors": [text], "load_format": "flattened_bucket", "flush_cache": False}
 
 
-@torch.no_grad()
-def difference(module: torch.nn.Module, completions) -> float:
-    """Largest |logp - transformers' logp| of any sampled token."""
-    worst = 0.0
-    for c in completions:
-        tokens = torch.tensor([c.prompt.tokens + c.tokens])
-        logp = module(tokens).logits[0, :-1].log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
-        worst = max(worst, float((logp[-len(c.tokens) :] - torch.tensor(c.logp)).abs().max()))
-    return worst
+def flush_when_idle(client) -> None:
+    """SGLang refuses to flush while it works."""
+    end = time.monotonic() + 20.0
+    while True:
+        try:
+            client.post("/flush_cache", {})
+            return
+        except ServerError:
+            assert time.monotonic() < end, "the server still works on what nobody waits for"
 
 
 @pytest.mark.parametrize("route", ["tensor", "distributed", "disk"])
@@ -131,6 +105,20 @@ def test_after_a_refresh_the_servers_are_the_policy(model, servers, tmp_path, ro
     engine._refresher.close()
 
 
+def test_the_disk_route_sends_what_changed(model, servers, tmp_path):
+    engine = generator(model, servers[:1], tmp_path, route="disk")
+    weights = changed(model[1], seed=31)
+    engine.load_weights(iter(weights.items()))
+    everything = engine.report.num_bytes
+    with torch.no_grad():
+        model[1].model.layers[1].mlp.up_proj.weight.mul_(1.5)
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name] = model[1].state_dict()[name].clone()
+    engine.load_weights(iter(weights.items()))  # all digests are compared, also of what was not sent
+    assert engine.report.num_bytes == 4 * weights[name].numel() < everything / 10
+    assert difference(model[1], engine.generate(prompts(2), num_samples=2, step=0, max_tokens=12)) < 1e-4
+
+
 def test_a_damaged_and_a_missing_tensor_are_named(model, servers, tmp_path):
     engine = generator(model, servers[:1], tmp_path)
     weights = changed(model[1], seed=11)
@@ -141,7 +129,11 @@ def test_a_damaged_and_a_missing_tensor_are_named(model, servers, tmp_path):
     damaged[3, 5] += 1e-6
     (bucket,) = buckets(iter([(name, damaged)]), 2**20)
     client.post("/begin_weight_update", {"selector": "all"})
-    body = {"serialized_named_tensors": [payload(bucket)], "load_format": "flattened_bucket", "flush_cache": False}
+    body = {
+        "serialized_named_tensors": [payload(bucket, flatten(bucket))],
+        "load_format": "flattened_bucket",
+        "flush_cache": False,
+    }
     client.post("/update_weights_from_tensor", body)
     client.post("/end_weight_update", {})
     expected = engine._refresher.expect(iter(weights.items()))
@@ -163,13 +155,39 @@ def test_a_stale_cache_is_caught_by_the_fixed_prompts(model, servers, tmp_path):
     client = servers[0].client
     client.post("/begin_weight_update", {"selector": "all"})
     for bucket in buckets(iter(changed(module, seed=13).items()), 2**20):
-        body = {"serialized_named_tensors": [payload(bucket)], "load_format": "flattened_bucket", "flush_cache": False}
+        body = {
+            "serialized_named_tensors": [payload(bucket, flatten(bucket))],
+            "load_format": "flattened_bucket",
+            "flush_cache": False,
+        }
         client.post("/update_weights_from_tensor", body | {"weight_version": "1"})
     client.post("/end_weight_update", {})
     with pytest.raises(RuntimeError, match="a stale cache, or a model that is computed otherwise"):
         engine.check_canaries(oracle(module), row_multiple=1)
     client.post("/flush_cache", {})
     engine.check_canaries(oracle(module), row_multiple=1)
+
+
+def test_an_interrupted_sample_goes_on_with_the_new_weights(model, servers, tmp_path):
+    engine = generator(model, servers[:1], tmp_path, stall_seconds=60.0)
+    module = model[1]
+    engine.load_weights(iter(changed(module, seed=21).items()))
+    old = copy.deepcopy(module)
+    drafts = new_drafts(prompts(2), num_samples=4, step=0, max_tokens=400)
+    count: list[int] = []
+    engine.draw(drafts, on_tokens=count.append, should_stop=lambda: sum(count) >= 64)
+    assert any(draft.tokens and not draft.finish for draft in drafts)
+    flush_when_idle(servers[0].client)  # the server was told to abort them
+    engine.load_weights(iter(changed(module, seed=22).items()))
+    engine.draw(drafts)
+    crossed = [draft for draft in drafts if len(draft.versions) == 2]
+    assert crossed and all(draft.finish for draft in drafts)
+    for draft in crossed:
+        (first, before), (second, after) = draft.versions
+        assert (first, second) == (1, 2) and before + after == len(draft.tokens) == len(draft.logp)
+        found = torch.tensor(draft.logp)
+        assert (found - logp_of(old, draft))[:before].abs().max() < 1e-4
+        assert (found - logp_of(module, draft))[before:].abs().max() < 1e-4
 
 
 def test_a_server_that_is_stopped_or_killed_in_the_middle_loses_nothing(model, servers, tmp_path):

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # build.sh VENV: makes a virtual environment that runs an unmodified sglang server on CPUs. For tests only.
 set -euo pipefail
+trap 'echo "sglang-cpu: the environment in $1 could not be built (see above); it needs Python 3.11 and the packages of" \
+    "tests/rollout/sglang/cpu_env from a package index" >&2' ERR
 here=$(cd "$(dirname "$0")" && pwd)
 venv=$1
 test -x "$venv/bin/python" || "${PYTHON:-python3.11}" -m venv "$venv"

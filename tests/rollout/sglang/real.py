@@ -1,0 +1,69 @@
+"""Real SGLang servers on CPUs and generators that use them, for the tests beside this file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from r1engine.batch import Prompt
+from r1engine.config import Config, Data, Model, Rollout, Sglang
+from r1engine.rollout.sglang import launch
+from r1engine.rollout.sglang.generator import SglangGenerator
+from r1engine.rollout.sglang.server import Server
+
+START_SECONDS = 900.0
+
+
+def serve(model: Path, run_dir: Path, name: str = "server", port: int | None = None) -> Server:
+    """Begins to start a server of a model folder; `wait_ready(START_SECONDS)` waits for it."""
+    python = os.environ.get("R1_SGLANG_PYTHON")
+    assert python, "R1_SGLANG_PYTHON: required the Python of the environment that `make sglang-cpu` makes"
+    settings = Sglang(python=Path(python), cpu_tokens=4096, stream_interval=4)
+    cfg = Config(run_dir=run_dir, model=Model(path=model), rollout=Rollout(engine="sglang", sglang=settings))
+    return launch.start(cfg, name=name, host="127.0.0.1", port=port, devices=None, dtype="float32")
+
+
+def generator(model: Path, urls: list[str], run_dir: Path, **settings) -> SglangGenerator:
+    """A generator that uses these servers; `settings` of rollout.sglang."""
+    sglang = Sglang(mode="remote", urls=urls, bucket_mib=1, **({"stall_seconds": 15.0} | settings))
+    cfg = Config(
+        run_dir=run_dir,
+        model=Model(path=model),
+        data=Data(max_prompt_tokens=32),
+        rollout=Rollout(engine="sglang", sglang=sglang, max_tokens=64),
+    )
+    return SglangGenerator(
+        cfg,
+        rank=0,
+        world_size=1,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        note=print,
+    )
+
+
+def changed(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """Other weights for the model, set in `module` as well."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt(i, [5 + i, 6, 7, 8 + i], "", "", "") for i in range(count)]
+
+
+@torch.no_grad()
+def logp_of(module: torch.nn.Module, drawn) -> torch.Tensor:
+    """Of the sampled tokens of a draft or completion, by transformers."""
+    tokens = torch.tensor([drawn.prompt.tokens + drawn.tokens])
+    return module(tokens).logits[0, :-1].log_softmax(-1).gather(1, tokens[0, 1:, None])[-len(drawn.tokens) :, 0]
+
+
+def difference(module: torch.nn.Module, completions) -> float:
+    """Largest |logp - transformers' logp| of any sampled token."""
+    return max(float((logp_of(module, c) - torch.tensor(c.logp)).abs().max()) for c in completions)

@@ -1,0 +1,84 @@
+"""Mixtures of experts on real SGLang servers: digests, the experts that were chosen, trainers of several ranks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from model_folders import save_model
+from ranks import torchrun
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+import real
+
+from r1engine.architecture import read_architecture
+from r1engine.rollout.decoder import Decoder
+
+pytestmark = [pytest.mark.sglang, pytest.mark.slow]
+
+# A server on CPUs pads the intermediate size of experts to a multiple of 32, which every real one is.
+SIZES = {"hidden_size": 64, "vocab_size": 128, "max_position_embeddings": 512, "moe_intermediate_size": 32}
+# SGLang reads these from every DeepSeek config, and knows no mlp_only_layers of Qwen3-MoE.
+FAMILIES = {
+    "deepseek": {"moe_layer_freq": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "qwen3-moe": {"mlp_only_layers": []},
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def served(request, tmp_path_factory):
+    """(folder that the server was started from, its URL)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    save_model(folder, request.param, **SIZES, **FAMILIES[request.param])
+    server = real.serve(folder, tmp_path_factory.mktemp("run"))
+    try:
+        server.wait_ready(real.START_SECONDS)
+        yield folder, server.client.url
+    finally:
+        server.stop()
+
+
+def other_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Other weights than the server was started with."""
+    torch.manual_seed(5)
+    tensors = load_file(folder / "model.safetensors")
+    return {name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in tensors.items()}
+
+
+def test_experts_arrive_and_what_was_chosen_comes_back(served, tmp_path):
+    folder, url = served
+    engine = real.generator(folder, [url], tmp_path, stall_seconds=60.0)
+    weights = other_weights(folder)
+    engine.load_weights(iter(weights.items()))  # verified: every digest, w13 and w2 of the experts included
+    expected = engine._refresher.expect(iter(weights.items()))
+    name = "model.layers.2.mlp.experts.3.up_proj.weight"
+    damaged = engine._refresher.expect(iter((weights | {name: weights[name] + 1e-3}).items()))
+    engine._refresher.verify_server(engine.endpoints[0].client, expected, 1)
+    with pytest.raises(RuntimeError, match=r"1 tensors are wrong: model\.layers\.2\.mlp\.experts\.w13_weight: differs"):
+        engine._refresher.verify_server(engine.endpoints[0].client, damaged, 1)
+    arch = read_architecture(folder)
+    decoder = Decoder(arch, device=torch.device("cpu"), dtype=torch.float32)
+    decoder.weights.load(weights.items())
+    for c in engine.generate(real.prompts(3), num_samples=2, step=0, max_tokens=24):
+        tokens = c.prompt.tokens + c.tokens
+        with torch.inference_mode():
+            chosen = decoder.prefill([tokens[:-1]]).experts[0]
+        assert c.experts.shape == chosen.shape == (len(tokens) - 1, arch.moe.num_layers, arch.moe.top_k)
+        assert torch.equal(c.experts.long().sort(-1).values, chosen.sort(-1).values)
+
+
+@pytest.mark.parametrize("layout", ["tensor", "expert"])
+def test_a_trainer_of_two_ranks_refreshes_and_verifies(served, tmp_path, layout):
+    folder, url = served
+    trained = tmp_path / "trained"
+    shutil.copytree(folder, trained)
+    save_file(other_weights(folder), trained / "model.safetensors", {"format": "pt"})
+    done = torchrun(2, Path(__file__).with_name("two_ranks.py"), trained, url, layout, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["canary"] < 1e-4 and result["logp_diff"] < 1e-4 and result["samples"] == 12

@@ -1,0 +1,71 @@
+"""The order of a refresh. The server's side of the calls stands in for SGLang (edge of our code)."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from r1engine.architecture import read_architecture
+from r1engine.rollout.sglang.client import ServerError
+from r1engine.rollout.sglang.disk import WeightFolder
+from r1engine.rollout.sglang.refresh import Refresher
+from r1engine.rollout.sglang.router import Endpoint
+
+COUNT = 5
+
+
+class Calls:
+    """Notes the calls; a bucket is taken only when the trainer has begun to gather the next one."""
+
+    url = "http://a:1"
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        self.gathered = [threading.Event() for _ in range(COUNT + 1)]
+
+    def post(self, path: str, body: dict, *, seconds: float) -> dict:
+        self.paths.append(path)
+        if path == "/update_weights_from_tensor":
+            number = self.paths.count(path)
+            assert number == COUNT or self.gathered[number].wait(30.0), "nothing is gathered while a bucket travels"
+        return {}
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for number in range(COUNT):
+            self.gathered[number].set()
+            yield f"t{number}", torch.full((100,), float(number))
+
+
+def refresher(client, folders, tmp_path) -> Refresher:
+    folder = folders["qwen2"][0]
+    return Refresher(
+        [Endpoint(client)],
+        read_architecture(folder),
+        ranks=1,
+        route="tensor",
+        bucket_bytes=400,
+        folder=WeightFolder(tmp_path, folder),
+        digest=None,
+    )
+
+
+def test_a_bucket_is_gathered_while_another_travels(folders, tmp_path):
+    calls = Calls()
+    report = refresher(calls, folders, tmp_path).refresh(calls.weights(), 7)
+    assert report.num_bytes == COUNT * 400
+    begin, end = ["/pause_generation", "/begin_weight_update"], ["/end_weight_update", "/flush_cache"]
+    assert calls.paths == [*begin, *["/update_weights_from_tensor"] * COUNT, *end, "/continue_generation"]
+
+
+def test_a_server_that_fails_in_the_middle_is_left_out_and_gathering_goes_to_its_end(folders, tmp_path):
+    class Dies(Calls):
+        def post(self, path: str, body: dict, *, seconds: float) -> dict:
+            if self.paths.count("/update_weights_from_tensor") == 2:
+                raise ServerError("http://a:1: gone")
+            return super().post(path, body, seconds=seconds)
+
+    calls = Dies()
+    with pytest.raises(RuntimeError, match="no server took weights 7: http://a:1: gone"):
+        refresher(calls, folders, tmp_path).refresh(calls.weights(), 7)
+    assert calls.gathered[COUNT - 1].is_set()  # other ranks take part in the gathering

@@ -1,0 +1,70 @@
+"""What both ranks of a trainer run against a real server: export, refresh, verify, sample, compare.
+
+two_ranks.py FOLDER URL LAYOUT OUT: LAYOUT is the parallel size that is 2; writes OUT/result.json.
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+warnings.filterwarnings("ignore")
+
+from r1engine.batch import Prompt, Sample, pack  # noqa: E402
+from r1engine.config import Config  # noqa: E402
+from r1engine.model.parallel import join, leave  # noqa: E402
+from r1engine.model.policy import Policy  # noqa: E402
+from r1engine.rollout.sglang.generator import SglangGenerator  # noqa: E402
+from r1engine.rollout.spread import spread  # noqa: E402
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder, url, layout, out = Path(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4])
+    cfg = Config(
+        run_dir=out / "run",
+        model={"path": folder},
+        parallel={layout: 2},
+        data={"max_prompt_tokens": 32},
+        rollout={
+            "engine": "sglang",
+            "max_tokens": 64,
+            "sglang": {"mode": "remote", "urls": [url], "stall_seconds": 60.0, "bucket_mib": 1},
+        },
+    )
+    world = join(cfg.parallel)
+    policy = Policy(cfg, world)
+    engine = SglangGenerator(
+        cfg,
+        rank=world.rank,
+        world_size=world.size,
+        device=world.device,
+        dtype=torch.float32,
+        note=print,
+    )
+    engine.load_weights(policy.weights())  # raises if a digest differs
+    canary = engine.check_canaries(policy.logprobs, row_multiple=policy.row_multiple)
+    prompts = [Prompt(i, [5 + i, 6, 7, 8 + i], "", "", "") for i in range(4)]
+
+    def draw(own: list[Prompt]) -> list:
+        completions = engine.generate(own, num_samples=3, step=0, max_tokens=16)
+        return [completions[i : i + 3] for i in range(0, len(completions), 3)]
+
+    completions = [c for group in spread(prompts, world.rank, world.size, draw) for c in group]
+    samples = [Sample(c, 1.0) for c in completions]
+    rows = pack(samples, max_tokens=512, shards=world.dp_size, multiple=policy.row_multiple)[world.dp_rank]
+    largest = max(
+        float((logp - row.rollout_logp)[row.loss_weight != 0].abs().max())
+        for row, logp in zip(rows, policy.logprobs(rows), strict=True)
+    )
+    if world.is_first:
+        result = {"canary": canary, "logp_diff": largest, "samples": len(completions)}
+        (out / "result.json").write_text(json.dumps(result))
+    engine.close()
+    leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -82,12 +82,7 @@ class SglangGenerator:
             digest = None  # SGLang hashes FP8 matrices dequantized
         if s.verify and digest is None and rank == 0:
             note("refresh: the digests of this model's tensors are not known; the fixed prompts are the proof")
-        self._router = Router(
-            self.endpoints,
-            vocab_size=self._arch.vocab_size,
-            stall_seconds=s.stall_seconds,
-            replays=self._arch if self._arch.moe is not None and cfg.model.routing_replay else None,
-        )
+        self._router = self._new_router(self.endpoints)
         self._refresher = Refresher(
             self.endpoints,
             self._arch,
@@ -181,13 +176,25 @@ class SglangGenerator:
 
     def _draw_canaries(self, endpoint: Endpoint) -> list[Sequence]:
         """What one server draws after the fixed prompts, as sequences whose drawn tokens carry a weight."""
-        router = Router([endpoint], vocab_size=self._arch.vocab_size, stall_seconds=self._router.stall_seconds)
+        router = self._new_router([endpoint])
         length = min(CANARY_PROMPT, self._arch.max_positions - CANARY_TOKENS - 1)
         fixed = torch.Generator().manual_seed(0)
         prompts = torch.randint(self._arch.vocab_size, (CANARIES, length), generator=fixed).tolist()
         drafts = [Draft(Prompt(i, tokens, "", "", ""), 0, -1, 0, CANARY_TOKENS) for i, tokens in enumerate(prompts)]
         router.run(drafts, self._sampling(self._cfg.rollout.temperature, 1.0, 0), version=self.weight_version)
-        return [Sequence(d.prompt.tokens + d.tokens, len(d.prompt.tokens), 1.0, logp=d.logp) for d in drafts]
+        return [
+            Sequence(d.prompt.tokens + d.tokens, len(d.prompt.tokens), 1.0, logp=d.logp, experts=d.experts)
+            for d in drafts
+        ]
+
+    def _new_router(self, endpoints: list[Endpoint]) -> Router:
+        replays = self._arch.moe is not None and self._cfg.model.routing_replay
+        return Router(
+            endpoints,
+            vocab_size=self._arch.vocab_size,
+            stall_seconds=self._cfg.rollout.sglang.stall_seconds,
+            replays=self._arch if replays else None,
+        )
 
     # ------------------------------------------------------------------ generation
 

@@ -240,12 +240,22 @@ class Ahead:
         torch.save(state | {"weight_version": self._generator.weight_version}, folder / f"ahead_{self._rank}.pt")
 
     def load(self, folder: Path) -> None:
-        """Read back what `save` wrote; the generator's next weights get the number that they had."""
-        state = torch.load(folder / f"ahead_{self._rank}.pt", weights_only=True)
+        """Read back what every rank's `save` wrote, also of another number of ranks, and take this rank's share.
+
+        The generator's next weights get the number that they had.
+        """
+        states = [torch.load(file, weights_only=True) for file in sorted(folder.glob("ahead_*.pt"))]
         prompts = {prompt.id: prompt for prompt in self._prompts.prompts}
-        self.questions = [
+        everyone = [
             Question(q["number"], [Draft(prompts[q["prompt"]], **draft) for draft in q["drafts"]], q["carried"])
+            for state in states
             for q in state["questions"]
         ]
-        self._issued, self._counts = state["issued"], Counter(state["counts"])
-        self._generator.weight_version = state["weight_version"] - 1
+        self.questions = sorted(everyone, key=lambda question: question.number)[self._rank :: self._size]
+        self._counts = Counter(issued=len(self.questions))
+        if self._rank == 0:  # and what is past is on its account
+            for state in states:
+                self._counts.update(state["counts"])
+            self._counts["issued"] -= len(everyone)
+        self._issued = states[0]["issued"]
+        self._generator.weight_version = states[0]["weight_version"] - 1

@@ -177,6 +177,22 @@ def test_a_checkpoint_holds_every_question_and_token(model, tmp_path):
     assert again[1].metrics(third)["questions/consumed"] == 3 * QUESTIONS
 
 
+def test_a_checkpoint_goes_on_with_another_number_of_ranks(model, tmp_path):
+    cfg = config(2, 2.0)
+    generator, ahead = build(model, cfg)
+    first = ahead.take(0)
+    ahead.save(tmp_path)
+    shares = [Ahead(generator, stream(), cfg, rank=rank, size=2) for rank in range(2)]
+    for share in shares:
+        share.load(tmp_path)
+    assert sorted(q.number for share in shares for q in share.questions) == [q.number for q in ahead.questions]
+    assert [len(share.questions) for share in shares] == [QUESTIONS, QUESTIONS]
+    counts = shares[0]._counts + shares[1]._counts
+    assert counts == +ahead._counts and counts["consumed"] == len({c.prompt.id for c in first})
+    for share in shares:
+        share._check_accounts({-1 - i for i in range(share._quota)})
+
+
 def test_what_is_too_stale_after_the_bound_was_lowered_is_dropped_and_replaced(model, tmp_path):
     generator, ahead = build(model, config(2, 2.0))
     ahead.take(0)

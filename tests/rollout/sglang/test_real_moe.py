@@ -21,8 +21,9 @@ from r1engine.rollout.decoder import Decoder
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 
-# A server on CPUs pads the intermediate size of experts to a multiple of 32, which every real one is.
-SIZES = {"hidden_size": 64, "vocab_size": 128, "max_position_embeddings": 512, "moe_intermediate_size": 32}
+# A server on CPUs pads intermediate sizes to multiples of 32, which every real one is.
+SIZES = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32, "vocab_size": 128}
+SIZES["max_position_embeddings"] = 512
 # SGLang reads these from every DeepSeek config, and knows no mlp_only_layers of Qwen3-MoE.
 FAMILIES = {
     "deepseek": {"moe_layer_freq": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},

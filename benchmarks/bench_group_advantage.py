@@ -5,7 +5,6 @@ python benchmarks/bench_group_advantage.py --device cuda
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import defaultdict
 from functools import partial
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import timing
 import torch
-from bench_grpo_loss import launches
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 
@@ -61,26 +59,17 @@ def measure(samples: int, device: torch.device, rounds: int) -> None:
     }
     if samples <= 8192:
         calls["verl loop"] = partial(verl_loop, rewards, listed)
-    taken = {}
-    if device.type == "cuda":
-        for name, call in calls.items():
-            taken[name] = timing.cold_kernel_seconds(call, rounds=3 if name == "verl loop" else rounds, warmup=2)
-    else:
-        timed = {name: partial(timing.seconds, call, device) for name, call in calls.items()}
-        taken = timing.interleaved(timed, rounds=rounds, warmup=1)
+    taken = timing.compared(calls, device, rounds=rounds)
     for name, call in calls.items():
-        row = timing.summary(taken[name]) | {"samples": samples, "group_size": size, "launches": launches(call, device)}
+        row = timing.summary(taken[name]) | {"samples": samples, "group_size": size}
+        row["launches"] = timing.launches(call, device)
         timing.emit("group_advantage", name, device, row)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--smoke", action="store_true")
-    args = parser.parse_args()
-    device = timing.use_device(args.device)
+    args = timing.arguments(__doc__)
     for samples in [64] if args.smoke else [8192, 65_536]:
-        measure(samples, device, rounds=1 if args.smoke else 10)
+        measure(samples, args.device, rounds=1 if args.smoke else 10)
 
 
 if __name__ == "__main__":

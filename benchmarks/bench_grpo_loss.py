@@ -5,7 +5,6 @@ python benchmarks/bench_grpo_loss.py --device cuda
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -40,49 +39,29 @@ def ours(logp, old, advantage, weight, ref, rollout, impl=None):
     return grpo_loss(logp, old, advantage, weight, OBJECTIVE, ref_logp=ref, rollout_logp=rollout, impl=impl)
 
 
-def launches(run: Callable[[], object], device: torch.device) -> int:
-    """Kernels on a GPU, PyTorch operators on a CPU, of one call."""
-    activity = torch.profiler.ProfilerActivity.CUDA if device.type == "cuda" else torch.profiler.ProfilerActivity.CPU
-    with torch.profiler.profile(activities=[activity]) as profile:
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-    kind = torch.autograd.DeviceType.CUDA if device.type == "cuda" else torch.autograd.DeviceType.CPU
-    return sum(1 for e in profile.events() if e.device_type == kind and (kind.name == "CUDA" or e.cpu_parent is None))
-
-
 def measure(tokens: int, device: torch.device, rounds: int) -> None:
     logp, advantage = -torch.rand(tokens, device=device), torch.randn(tokens, device=device)
     old, ref, rollout = (logp + 0.1 * torch.randn(tokens, device=device) for _ in range(3))
     weight = torch.full((tokens,), 1 / tokens, device=device)
-    calls = {"ours": ours, "verl formula": verl_formula}
+    runs = {"ours": ours, "verl formula": verl_formula}
     if device.type == "cuda":
-        calls["torch.compile"] = torch.compile(verl_formula)
+        runs["torch.compile"] = torch.compile(verl_formula)
 
-    def step(call: Callable) -> None:
+    def step(run: Callable) -> None:
         x = logp.detach().requires_grad_()
-        call(x, old, advantage, weight, ref, rollout)[0].backward()
+        run(x, old, advantage, weight, ref, rollout)[0].backward()
 
-    taken = {}
-    if device.type == "cuda":
-        for name, call in calls.items():
-            taken[name] = timing.cold_kernel_seconds(partial(step, call), rounds=rounds, warmup=5)
-    else:
-        timed = {name: partial(timing.seconds, partial(step, call), device) for name, call in calls.items()}
-        taken = timing.interleaved(timed, rounds=rounds, warmup=1)
+    calls = {name: partial(step, run) for name, run in runs.items()}
+    taken = timing.compared(calls, device, rounds=rounds)
     for name, call in calls.items():
-        row = timing.summary(taken[name]) | {"tokens": tokens, "launches": launches(partial(step, call), device)}
+        row = timing.summary(taken[name]) | {"tokens": tokens, "launches": timing.launches(call, device)}
         timing.emit("grpo_loss", f"forward + backward: {name}", device, row)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--smoke", action="store_true")
-    args = parser.parse_args()
-    device = timing.use_device(args.device)
+    args = timing.arguments(__doc__)
     for tokens in [512] if args.smoke else [4096, 65_536]:
-        measure(tokens, device, rounds=1 if args.smoke else 20)
+        measure(tokens, args.device, rounds=1 if args.smoke else 20)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,19 @@
-"""linear_grpo_loss (three matrix products) against linear_logprob + grpo_loss (four) and whole logits.
+"""linear_grpo_loss (three matrix products) against linear_logprob + grpo_loss (four), others' four, and whole logits.
 
 python benchmarks/bench_linear_grpo_loss.py --device cpu
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import peers
 import timing
 import torch
-from bench_linear_logprob import peak_bytes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 
@@ -40,6 +39,11 @@ def whole_logits(hidden, weight, labels, old, advantage, loss_weight, *, ref_log
     return linear_grpo_loss_reference(*tensors, OBJECTIVE, ref_logp=ref_logp)[0]
 
 
+def theirs(op, hidden, weight, labels, old, advantage, loss_weight, *, ref_logp):
+    """Another project's log-probabilities, four products, and our loss."""
+    return grpo_loss(op(hidden, weight, labels).float(), old, advantage, loss_weight, OBJECTIVE, ref_logp=ref_logp)[0]
+
+
 def measure(shape: tuple[int, int, int], device: torch.device, rounds: int) -> None:
     tokens, size, vocab = shape
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -48,41 +52,31 @@ def measure(shape: tuple[int, int, int], device: torch.device, rounds: int) -> N
     labels = torch.randint(vocab, (tokens,), device=device)
     old = -10 - torch.rand(tokens, device=device)
     fixed = labels, old, torch.randn(tokens, device=device), torch.full((tokens,), 1 / tokens, device=device)
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
 
-    def step(call: Callable) -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = clock()
+    def step(call: Callable) -> None:
         inputs = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
         call(*inputs, *fixed, ref_logp=old).backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return clock() - start
 
-    calls = {"three products": three_products, "four products": four_products, "whole logits": whole_logits}
+    runs = {"three products": three_products, "four products": four_products, "whole logits": whole_logits}
     if device.type == "cuda":
-        calls["torch.compile"] = torch.compile(whole_logits)
-    taken = timing.interleaved({name: partial(step, c) for name, c in calls.items()}, rounds=rounds, warmup=1)
+        runs["torch.compile"] = torch.compile(whole_logits)
+    for name, op in peers.installed(peers.LINEAR_LOGP, device).items():
+        runs[name] = partial(theirs, op)
+    calls = peers.working({name: partial(step, run) for name, run in runs.items()}, peers.LINEAR_LOGP)
+    taken = timing.compared(calls, device, rounds=rounds, clock=time.process_time)
     for name, call in calls.items():
-        row = timing.summary(taken[name]) | {"peak_extra_mb": peak_bytes(partial(step, call), device) / 1e6}
+        row = timing.summary(taken[name]) | {"peak_extra_mb": timing.extra_bytes(call, device) / 1e6}
         row["tflops_of_three"] = 6 * tokens * size * vocab / row["median"] / 1e12
         row |= {"tokens": tokens, "hidden": size, "vocab": vocab, "dtype": str(dtype).removeprefix("torch.")}
-        row["clock"] = "wall seconds" if device.type == "cuda" else "CPU seconds of the process"
+        row["clock"] = "GPU seconds" if device.type == "cuda" else "CPU seconds of the process"
         timing.emit("linear_grpo_loss", name, device, row)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    args = parser.parse_args()
-    device = timing.use_device(args.device)
-    torch.set_num_threads(args.threads)
-    shapes = [(64, 32, 500)] if args.smoke else GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
+    args = timing.arguments(__doc__)
+    shapes = [(64, 32, 500)] if args.smoke else GPU_SHAPES if args.device.type == "cuda" else CPU_SHAPES
     for shape in shapes:
-        measure(shape, device, rounds=1 if args.smoke else 5)
+        measure(shape, args.device, rounds=1 if args.smoke else 5)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ python benchmarks/bench_linear_logprob.py --device cpu
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import peers
 import timing
 import torch
 
@@ -33,51 +33,13 @@ def ours(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, *, en
     return linear_logprob(hidden, weight, labels, return_entropy=entropy).logp
 
 
-def liger(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-
-    return -liger_fused_linear_cross_entropy(hidden, weight, labels, reduction="none")
-
-
-def cut_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    from cut_cross_entropy import linear_cross_entropy
-
-    return -linear_cross_entropy(hidden, weight, labels, reduction="none")
-
-
 def candidates(device: torch.device) -> dict[str, Callable[..., torch.Tensor]]:
-    """name -> logp [T] of (hidden, weight, labels); what is not installed is left out, and said so."""
+    """name -> logp [T] of (hidden, weight, labels)."""
     found = {"ours": partial(ours, entropy=False), "ours with entropy": partial(ours, entropy=True)}
     found["whole logits"] = whole_logits
-    if device.type == "cpu":
-        return found
-    found["torch.compile"] = torch.compile(whole_logits)
-    for name, call in (("liger_kernel", liger), ("cut_cross_entropy", cut_cross_entropy)):
-        try:
-            __import__(name)
-        except ImportError:
-            timing.note(f"bench_linear_logprob: {name} is not installed, left out")
-            continue
-        found[name] = call
-    return found
-
-
-def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """Bytes that `run` has allocated at most beyond what there was."""
     if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        run()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
+        found["torch.compile"] = torch.compile(whole_logits)
+    return found | peers.installed(peers.LINEAR_LOGP, device)
 
 
 def measure(shape: tuple[int, int, int], device: torch.device, rounds: int) -> None:
@@ -86,7 +48,7 @@ def measure(shape: tuple[int, int, int], device: torch.device, rounds: int) -> N
     hidden = torch.randn(tokens, size, device=device, dtype=dtype)
     weight = (torch.randn(vocab, size, device=device) * size**-0.5).to(dtype)
     labels = torch.randint(vocab, (tokens,), device=device)
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    runs = candidates(device)
 
     def forward(call: Callable) -> None:
         with torch.no_grad():
@@ -97,37 +59,23 @@ def measure(shape: tuple[int, int, int], device: torch.device, rounds: int) -> N
         call(*inputs, labels).sum().backward()
 
     for kind, run in (("forward", forward), ("forward + backward", both)):
-        calls = {name: partial(run, call) for name, call in candidates(device).items()}
-        out = torch.empty(tokens, vocab, device=device, dtype=dtype) if kind == "forward" else None
-        if out is not None:  # what no candidate can do without: one product, into memory that is there
+        calls = peers.working({name: partial(run, call) for name, call in runs.items()}, peers.LINEAR_LOGP)
+        if kind == "forward":  # what no candidate can do without: one product, into memory that is there
+            out = torch.empty(tokens, vocab, device=device, dtype=dtype)
             calls["product alone"] = lambda out=out: torch.mm(hidden, weight.t(), out=out)
-
-        def timed(call: Callable[[], object]) -> float:
-            if device.type == "cuda":
-                return timing.seconds(call, device)
-            start = clock()
-            call()
-            return clock() - start
-
-        taken = timing.interleaved({n: partial(timed, c) for n, c in calls.items()}, rounds=rounds, warmup=1)
+        taken = timing.compared(calls, device, rounds=rounds, clock=time.process_time)
         for name, call in calls.items():
-            row = timing.summary(taken[name]) | {"peak_extra_mb": peak_bytes(call, device) / 1e6}
+            row = timing.summary(taken[name]) | {"peak_extra_mb": timing.extra_bytes(call, device) / 1e6}
             row |= {"tokens": tokens, "hidden": size, "vocab": vocab, "dtype": str(dtype).removeprefix("torch.")}
-            row["clock"] = "wall seconds" if device.type == "cuda" else "CPU seconds of the process"
+            row["clock"] = "GPU seconds" if device.type == "cuda" else "CPU seconds of the process"
             timing.emit("linear_logprob", f"{kind}: {name}", device, row)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    args = parser.parse_args()
-    device = timing.use_device(args.device)
-    torch.set_num_threads(args.threads)
-    shapes = SMOKE_SHAPES if args.smoke else GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
+    args = timing.arguments(__doc__)
+    shapes = SMOKE_SHAPES if args.smoke else GPU_SHAPES if args.device.type == "cuda" else CPU_SHAPES
     for shape in shapes:
-        measure(shape, device, rounds=1 if args.smoke else 5)
+        measure(shape, args.device, rounds=1 if args.smoke else 5)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,17 @@ aim's shape. Peak extra memory is what a call needs beside the logits.
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import statistics
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
+import peers
 import timing
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 
 from r1kernels import logprob_entropy
 
@@ -32,22 +35,9 @@ def contestants(device: torch.device) -> dict[str, Run]:
         "ours, no entropy": lambda x, y: logprob_entropy(x, y, return_entropy=False, inplace_backward=True).logp,
         "torch eager": eager,
     }
-    if device.type == "cpu":
-        return runs
-    runs["torch.compile"] = torch.compile(eager, dynamic=True)
-    if importlib.util.find_spec("flash_attn"):
-        from flash_attn.ops.triton.cross_entropy import cross_entropy_loss
-
-        runs["flash-attn"] = lambda x, y: -cross_entropy_loss(x, y, inplace_backward=True)[0]
-    if importlib.util.find_spec("liger_kernel"):
-        from liger_kernel.transformers.functional import liger_cross_entropy
-
-        runs["liger"] = lambda x, y: -liger_cross_entropy(x, y, reduction="none")
-    if importlib.util.find_spec("quack"):
-        from quack.cross_entropy import cross_entropy
-
-        runs["quack"] = lambda x, y: -cross_entropy(x, y, reduction="none", inplace_backward=True)
-    return runs
+    if device.type == "cuda":
+        runs["torch.compile"] = torch.compile(eager, dynamic=True)
+    return runs | peers.installed(peers.LOGP, device)
 
 
 def step(run: Run, logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor, *, backward: bool) -> None:
@@ -60,23 +50,6 @@ def step(run: Run, logits: torch.Tensor, labels: torch.Tensor, weight: torch.Ten
     torch.autograd.grad(run(x, labels).float(), x, weight)
 
 
-def extra_bytes(call: Callable[[], None], device: torch.device) -> int:
-    """Most bytes that a call holds beyond what was there before."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        call()
-    held = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
-
-
 def measure(device: torch.device, shape: tuple[int, int], *, rounds: int) -> None:
     tokens, vocab = shape
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -84,22 +57,14 @@ def measure(device: torch.device, shape: tuple[int, int], *, rounds: int) -> Non
     labels = torch.randint(vocab, (tokens,), device=device)
     weight = torch.randn(tokens, device=device)
     size = logits.numel() * logits.element_size()
+    runs, scratch = contestants(device), logits.clone()
     spare = torch.empty_like(logits)
-
-    def copy() -> None:
-        spare.copy_(logits)
-
     for backward in (False, True):
-        calls: dict[str, Callable[[], None]] = {"copy": copy}
-        for name, run in contestants(device).items():
-            calls[name] = partial(step, run, logits.clone(), labels, weight, backward=backward)
-        if device.type == "cuda":
-            taken = {name: timing.cold_kernel_seconds(call, rounds=rounds, warmup=3) for name, call in calls.items()}
-        else:
-            timed = {name: partial(timing.seconds, call, device) for name, call in calls.items()}
-            taken = timing.interleaved(timed, rounds=rounds, warmup=1)
+        calls = {name: partial(step, run, scratch, labels, weight, backward=backward) for name, run in runs.items()}
+        calls = peers.working(calls, peers.LOGP)
+        taken = timing.compared(calls | {"copy": lambda: spare.copy_(logits)}, device, rounds=rounds)
         medians = {name: statistics.median(values) for name, values in taken.items()}
-        for name in contestants(device):
+        for name, call in calls.items():
             moved = size * (3 if backward else 1)  # the least: logits read in each pass, the gradient written
             row = timing.summary(taken[name]) | {
                 "tokens": tokens,
@@ -107,7 +72,7 @@ def measure(device: torch.device, shape: tuple[int, int], *, rounds: int) -> Non
                 "dtype": str(dtype),
                 "backward": backward,
                 "eager/this": medians["torch eager"] / medians[name],
-                "extra_mb": extra_bytes(calls[name], device) / 2**20,
+                "extra_mb": timing.extra_bytes(call, device) / 2**20,
                 "gb_per_s": moved / medians[name] / 1e9,
                 "of_copy": (moved / medians[name]) / (2 * size / medians["copy"]),
             }
@@ -115,14 +80,10 @@ def measure(device: torch.device, shape: tuple[int, int], *, rounds: int) -> Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--smoke", action="store_true", help="tiny shape, to see that it runs")
-    args = parser.parse_args()
-    device = timing.use_device(args.device)
-    shapes = [(2048, 32000)] if device.type == "cpu" else [(8192, 151936), (16384, 129280)]
+    args = timing.arguments(__doc__)
+    shapes = [(2048, 32000)] if args.device.type == "cpu" else [(8192, 151936), (16384, 129280)]
     for shape in [(8, 128)] if args.smoke else shapes:
-        measure(device, shape, rounds=2 if args.smoke else 5 if device.type == "cpu" else 20)
+        measure(args.device, shape, rounds=2 if args.smoke else 5 if args.device.type == "cpu" else 20)
 
 
 if __name__ == "__main__":

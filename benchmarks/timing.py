@@ -6,6 +6,7 @@ benchmark says goes to stderr.
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -15,11 +16,14 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 
 import torch
 
-PACKAGES = ("torch", "triton", "megatron-core", "transformers", "flash-attn", "transformer-engine")
+PACKAGES = (
+    *("torch", "triton", "megatron-core", "transformers", "flash-attn", "transformer-engine", "trl", "verl"),
+    *("liger-kernel", "cut-cross-entropy", "quack-kernels"),
+)
 L2_FLUSH_BYTES = 256 * 2**20  # several times the largest L2 cache (H200: 60 MB)
 
 
@@ -36,15 +40,73 @@ def use_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Wall seconds of one call, the device's queue included."""
+def arguments(description: str | None) -> argparse.Namespace:
+    """The command line of a benchmark of an op: `device` (a torch.device), `smoke`; sets the CPU threads."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--smoke", action="store_true", help="tiny shape, to see that it runs")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.device = use_device(args.device)
+    return args
+
+
+def seconds(run: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Wall seconds (or those of another clock) of one call, the device's queue included."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     run()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def compared(
+    calls: dict[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of each call's rounds: on a GPU by events on a cold L2 cache, on a CPU interleaved, by `clock`.
+
+    time.process_time counts the CPU seconds of this process: on one thread, what others do then counts less.
+    """
+    if device.type == "cuda":
+        return {name: cold_kernel_seconds(call, rounds=rounds, warmup=3) for name, call in calls.items()}
+    timed = {name: partial(seconds, call, device, clock) for name, call in calls.items()}
+    return interleaved(timed, rounds=rounds, warmup=1)
+
+
+def extra_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """Most bytes that a call holds beyond what was there before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def launches(call: Callable[[], object], device: torch.device) -> int:
+    """Kernels on a GPU, PyTorch operators on a CPU, of one call."""
+    activity = torch.profiler.ProfilerActivity.CUDA if device.type == "cuda" else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as profile:
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    kind = torch.autograd.DeviceType.CUDA if device.type == "cuda" else torch.autograd.DeviceType.CPU
+    return sum(1 for e in profile.events() if e.device_type == kind and (kind.name == "CUDA" or e.cpu_parent is None))
 
 
 def interleaved(candidates: dict[str, Callable[[], float]], *, rounds: int, warmup: int) -> dict[str, list[float]]:

@@ -1,0 +1,59 @@
+"""The configurations in configs/: they load, and on paper they fit the GPUs that they are written for."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from r1engine.architecture import read_architecture
+from r1engine.config import load
+from r1engine.plan.hardware import GPUS, Assumed
+from r1engine.plan.planner import make_plan
+from r1engine.plan.request import job_of, layout_of, smallest_generator
+from r1engine.plan.sizes import total_parameters
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = {
+    "r1_zero_671b": ("h800", 512),
+    "r1_zero_671b_256": ("h800", 256),
+    "r1_zero_671b_128": ("h200", 128),
+    "bases/qwen2.5_math_1.5b": ("h100", 8),
+    "bases/qwen2.5_math_7b": ("h100", 8),
+    "bases/llama_3.1_8b": ("h100", 8),
+    "bases/qwen2.5_14b": ("h100", 16),
+    "bases/qwen2.5_32b": ("h100", 32),
+    "bases/llama_3.3_70b": ("h100", 64),
+}
+PUBLISHED = {  # parameters of the checkpoints
+    "DeepSeek-V3": 671_026_404_352,
+    "Qwen2.5-Math-1.5B": 1_543_714_304,
+    "Qwen2.5-Math-7B": 7_615_616_512,
+    "Llama-3.1-8B": 8_030_261_248,
+    "Qwen2.5-14B": 14_770_033_664,
+    "Qwen2.5-32B": 32_763_876_352,
+    "Llama-3.3-70B-Instruct": 70_553_706_496,
+}
+
+
+def test_every_configuration_of_a_real_model_is_here():
+    found = {str(f.relative_to(ROOT / "configs").with_suffix("")) for f in (ROOT / "configs").rglob("*.yaml")}
+    assert found - CONFIGS.keys() == {"r1_zero", "tiny_r1_zero", "tiny_moe_r1_zero"}
+    assert {folder.name for folder in (ROOT / "configs" / "models").iterdir()} == PUBLISHED.keys()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_fits_its_gpus(monkeypatch, name):
+    monkeypatch.chdir(ROOT)
+    (gpu, gpus), cfg, assumed = CONFIGS[name], load(ROOT / "configs" / f"{name}.yaml", []), Assumed()
+    arch = read_architecture(cfg.model.path)
+    job = job_of(cfg, assumed, generator_gpus=1, mean_tokens=None)
+    job = replace(job, generator_tensor=smallest_generator(arch, job, gpus, GPUS[gpu], assumed))
+    plan = make_plan(arch, layout_of(cfg, gpus), job, GPUS[gpu], assumed)
+    assert plan.limits() == []
+    longest = cfg.data.max_prompt_tokens + cfg.longest_completion
+    assert longest <= arch.max_positions
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_the_published_number(name):
+    assert total_parameters(read_architecture(ROOT / "configs" / "models" / name)) == PUBLISHED[name]

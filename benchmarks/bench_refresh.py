@@ -133,15 +133,16 @@ def refreshes(client: Client, folder: Path, tensors: dict, route: str, rounds: i
 
 
 def on_paper(device: torch.device) -> None:
-    """671B in bfloat16 with the planner's formula, beside what others publish (their hardware, not ours)."""
-    parameters, per_node, network = 671.03e9, 8, 50.0 * 0.7
-    gather = 2 * parameters / 1e9 / per_node / network
+    """671B, what a network card allows (docs/sglang.md), beside what others publish (their hardware, not ours)."""
+    gigabytes, network, cards = 2 * 671.03, 50.0 * 0.7, 8  # GB/s of a card at 70 %, cards of a node
     timing.emit(
         "refresh",
         "671B on paper",
         device,
         {
-            "seconds_gather_over_network": gather,
+            "seconds_first_rank_sends_bf16": gigabytes / network,
+            "seconds_first_rank_sends_fp8": gigabytes / 2 / network,
+            "seconds_a_node_gathers_its_eighth_bf16": gigabytes / cards / network,
             "published_nemo_rl_nccl_reshard_671b_disaggregated": [2.39, 2.83],
             "published_slime_355b_colocated_bf16": 48.0,
             "published_slime_355b_colocated_fp8": 100.0,

@@ -55,7 +55,7 @@ class Question:
 
 
 class Ahead:
-    """This rank's questions on their way. All methods but `state` are collective."""
+    """This rank's questions on their way. `take` and `metrics` are collective."""
 
     def __init__(
         self, generator: LocalGenerator | SglangGenerator, prompts: PromptStream, cfg: Config, *, rank: int, size: int

@@ -59,6 +59,7 @@ class LatentCoreAttention(torch.nn.Module):
         *,
         packed_seq_params: RowLayout,
         attn_mask_type: AttnMaskType,
+        attention_bias: None = None,  # given by selective recomputation only
     ) -> torch.Tensor:
         # The flash kernels of PyTorch (CPU) and flash-attn 2 want values as wide as keys.
         wide = pad(v, (0, q.shape[-1] - v.shape[-1]))

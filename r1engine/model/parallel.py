@@ -37,6 +37,11 @@ class World:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def expert_dp_size(self) -> int:
+        """Ranks that hold the same experts."""
+        return self.size // (self.ep_size * self.etp_size * self.pp_size)
+
 
 def join(layout: Parallel) -> World:
     """Start torch.distributed (NCCL on GPUs, gloo on CPUs) and Megatron's process groups.

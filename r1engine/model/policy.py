@@ -81,7 +81,8 @@ class Policy:
         # The interleaved schedule takes micro-batches in rounds of one a stage.
         self.num_rows_multiple = par.pipeline if par.virtual > 1 else 1
         config.finalize_model_grads_func = finalize_model_grads
-        use_distributed = par.distributed_optimizer and self.world.dp_size > 1
+        replicas = max(self.world.dp_size, self.world.expert_dp_size if self.shape.moe is not None else 1)
+        use_distributed = par.distributed_optimizer and replicas > 1
         ddp = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
             check_for_nan_in_grad=True,  # stops with the rank's name before the weights are touched
@@ -308,8 +309,15 @@ class Policy:
             yield from (x for x in state.values() if isinstance(x, torch.Tensor))
 
     def state_bytes(self) -> int:
-        """Upper bound of the bytes that `save` writes for this rank (weights, fp32 master and moments, reference)."""
-        return sum(p.numel() * (2 * p.element_size() + 12) for p in self._weights.local.values()) + 2**20
+        """Upper bound of the bytes that `save` writes for this rank (weights, fp32 master and moments, reference).
+
+        Ranks with the same parameters share the writing.
+        """
+        total = 0.0
+        for name, p in self._weights.local.items():
+            copies = self.world.expert_dp_size if ".local_experts." in name else self.world.dp_size
+            total += p.numel() * (2 * p.element_size() + 12) / copies
+        return int(total) + 2**20
 
     def _model(self) -> dist_checkpoint.Model:
         return dist_checkpoint.Model([chunk.module for chunk in self.chunks], self._weights.local)

@@ -1,5 +1,6 @@
 """Checkpoints in DeepSeek-V3's FP8 format: read, trained on, written again; MTP modules kept; damage named."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -116,6 +117,20 @@ def test_convert_goes_on_where_it_stopped(made, tmp_path, monkeypatch):
     assert all(torch.equal(plain[name].float(), tensor) for name, tensor in exact.items())
     with pytest.raises(ValueError, match="required two folders"):
         convert(folder, folder, "bfloat16")
+
+
+def test_convert_writes_every_family_with_its_hashes(folders, tmp_path):
+    for family, (source, _) in folders.items():
+        target = tmp_path / family
+        convert(source, target, "float32")
+        found, expected = (load_file(folder / "model.safetensors") for folder in (target, source))
+        if read_architecture(source).is_tied:
+            expected.pop("lm_head.weight", None)
+        assert found.keys() == expected.keys(), family
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items()), family
+        digest = hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
+        assert (target / hf_export.HASHES).read_text() == f"{digest}  model.safetensors\n"
+        assert (target / "tokenizer.json").is_file()
 
 
 @pytest.mark.parametrize("index", [(), (slice(100, 140),), (slice(0, 144), slice(130, 140)), (slice(140, 140),)])

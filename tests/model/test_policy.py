@@ -111,11 +111,19 @@ def test_loss_and_gradients_do_not_depend_on_packing(world, folders, multiple):
         torch.testing.assert_close(weights_a[name], weights_b[name], atol=2e-6, rtol=1e-5)
 
 
-def test_recompute_changes_nothing(world, folders):
-    folder, _ = folders["qwen2"]
-    plain, recomputed = (Policy(Config(model={"path": folder, "recompute": r}), world) for r in (False, True))
-    a, b = (p.update(rows_of(sequences()), cross_entropy, 1e-3) for p in (plain, recomputed))
-    assert a == pytest.approx(b, rel=1e-6)
+@pytest.mark.parametrize("family", ["qwen2", "deepseek"])
+@pytest.mark.parametrize("recompute", [True, "selective"])
+def test_recompute_changes_nothing(world, folders, family, recompute):
+    results = []
+    for choice in (False, recompute):
+        model = {"path": folders[family][0], "recompute": choice}
+        policy = Policy(Config(model=model, optimizer={"eps": 1e-3}), world)
+        stats = policy.update(rows_of(sequences()), cross_entropy, 1e-3)
+        results.append((stats, {name: tensor.clone() for name, tensor in policy.weights()}))
+    (expected, weights), (found, others) = results
+    assert found == pytest.approx(expected, rel=1e-6)
+    for name in weights:
+        torch.testing.assert_close(others[name], weights[name], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

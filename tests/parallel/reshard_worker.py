@@ -2,7 +2,8 @@
 checkpoint, and one more update.
 
 reshard_worker.py CASES MODELS OUT: CASES is JSON, {name: [family, settings, case to go on from]};
-writes OUT/<name>/checkpoint, OUT/<name>/next.json and the exported folder OUT/<name>/next.
+writes OUT/<name>/checkpoint, OUT/<name>/asked.json (bytes of space that it asks for, all ranks together),
+OUT/<name>/next.json and the exported folder OUT/<name>/next.
 """
 
 import json
@@ -55,10 +56,13 @@ def run(model: Path, settings: dict, source: Path | None, out: Path) -> None:
         (out / "checkpoint").mkdir(parents=True)
     dist.barrier()
     policy.save(out / "checkpoint", reference)
+    asked = torch.tensor(policy.state_bytes() - 2**20)
+    dist.all_reduce(asked)
     stats = update()
     policy.export(out / "next")
     if world.is_first:
         (out / "next.json").write_text(json.dumps(stats))
+        (out / "asked.json").write_text(str(asked.item()))
     dist.barrier()
 
 

@@ -89,3 +89,9 @@ def test_the_next_update_is_that_of_the_old_layout(out, name, source):
     weights = load_file(out / first / "next" / "model.safetensors")
     for tensor_name, tensor in load_file(out / name / "next" / "model.safetensors").items():
         torch.testing.assert_close(tensor, weights[tensor_name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*FIRST, *THEN])
+def test_the_space_asked_for_is_that_of_the_tensors(out, name):
+    size = sum(x.nbytes for x in tensors(out / name).values())
+    assert size <= json.loads((out / name / "asked.json").read_text()) <= 1.5 * size

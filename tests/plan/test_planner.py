@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from r1engine.architecture import read_architecture
 from r1engine.cli import app
+from r1engine.plan.command import _print_least
 from r1engine.plan.hardware import GIB, GPUS, Assumed
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import Job, optimizer_bytes, stage_memory
@@ -126,6 +129,13 @@ def test_the_least_number_of_gpus_fits_and_half_of_it_does_not():
     assert not any(plan.fits for plan in search(V3, JOB, least.layout.gpus // 2, GPUS["h800"], Assumed()))
 
 
+def test_too_few_gpus_are_told_the_least_number_that_fits():
+    console = Console(record=True, width=200)
+    _print_least(V3, JOB, GPUS["h800"], Assumed(), console)
+    least = least_gpus(V3, JOB, GPUS["h800"], Assumed())
+    assert f"the least number of H800s that fits is {least.layout.gpus}: TP" in console.export_text()
+
+
 def test_more_of_anything_costs_more():
     plan = make_plan(V3, R1, JOB, GPUS["h800"], Assumed())
     longer = make_plan(V3, R1, dataclasses.replace(JOB, mean_tokens=16_000), GPUS["h800"], Assumed())
@@ -152,6 +162,7 @@ def test_the_command_prints_json_and_a_page(config, tmp_path):
     command = [sys.executable, "-c", "from r1engine.cli import main; main()", *arguments]  # needs groups of its own
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 8e6  # kB, of the largest child process
     plan = json.loads(done.stdout)
     assert plan["parameters_total"] == 671_026_404_352 and plan["fits"] and plan["ranks"] == 512
     assert {"weights", "gradients", "optimizer", "activations"} <= plan["memory_gib"]["update"].keys()

@@ -18,6 +18,10 @@ from r1kernels.logprob_entropy.triton_rows import (
     store_row,
 )
 
+# Of these a program reads or writes one number a row: whether they are aligned is no matter.
+ROWS = ["labels_ptr", "temperature_ptr", "old_logp_ptr", "advantage_ptr", "weight_ptr", "ref_logp_ptr"]
+ROWS += ["rollout_logp_ptr", "logp_ptr", "entropy_ptr"]
+
 
 @triton.jit
 def _of_row(ptr, row, used):
@@ -28,7 +32,7 @@ def _of_row(ptr, row, used):
         return tl.load(ptr + row, mask=used, other=0.0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["num_inner", "num_rows"])
+@triton.jit(do_not_specialize=["num_inner", "num_rows"], do_not_specialize_on_alignment=ROWS)
 def logits_grpo_kernel(
     logits_ptr,  # [outer, inner, V] bf16, f16 or f32
     stride_outer,

@@ -24,9 +24,12 @@ from r1kernels.logprob_entropy.triton_rows import (
 )
 
 LENGTHS = ["num_inner", "num_rows", "ignore_index", "vocab_start"]  # no kernel of its own for a kind of value
+# Of these a program reads one number: whether they are aligned, which may depend on the number of rows, is no matter.
+ROWS = ["labels_ptr", "mask_ptr", "temperature_ptr", "keep_ids_ptr", "keep_offsets_ptr"]
+SUMS = ["top_ptr", "log_total_ptr", "entropy_ptr", "grad_logp_ptr", "grad_entropy_ptr"]
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=ROWS)
 def partials_kernel(
     logits_ptr,  # [outer, inner, V_local] bf16, f16 or f32
     stride_outer,
@@ -92,7 +95,7 @@ def partials_kernel(
     tl.store(out_ptr + 4 * num_rows + row, tl.where(is_here, tl.where(is_kept, picked, float("-inf")), 0.0))
 
 
-@triton.jit(do_not_specialize=["num_rows", "ignore_index"])
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=ROWS)
 def merge_kernel(
     parts_ptr,  # [ranks, 5, N] f32
     labels_ptr,  # [N] i64
@@ -139,7 +142,7 @@ def merge_kernel(
     tl.store(out_ptr + 5 * num_rows, log_total, mask=inside)
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=[*ROWS, *SUMS])
 def gradient_kernel(
     logits_ptr,  # [outer, inner, V_local] bf16, f16 or f32
     stride_outer,

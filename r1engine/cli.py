@@ -40,6 +40,9 @@ def train(
         cfg = load(config, overrides or [])
         check_files(cfg)
         check_world(cfg, int(os.environ.get("WORLD_SIZE", "1")))
+        from r1engine.rewards.configured import check_rewards
+
+        check_rewards(cfg.rewards)
         if dry_run:
             typer.echo(to_yaml(cfg), nl=False)
             return
@@ -144,24 +147,31 @@ def serve(
 def reward(
     file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="One record a line: reward, completion, answer.")],
     out: Annotated[Path, typer.Option("--out", metavar="OUT.jsonl", help="One verdict a line, in the same order.")],
-    workers: Annotated[int | None, typer.Option(min=1, help="Grading processes; by default one a core.")] = None,
-    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds for one record; then it is undecided.")] = 5.0,
-    unsafe: Annotated[bool, typer.Option("--unsafe", help="Run code even where too little protects from it.")] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Of section `rewards`, e.g. deadline_seconds=60 interval_may_be_inequality=true unsafe=true "
+            "'judge={urls: [http://host:30000/v1], model: NAME}'",
+        ),
+    ] = None,
 ) -> None:
-    """Score a file of completions offline, without a model.
+    """Score a file of completions offline, without a model, as a run would.
 
     A record is {"id", "reward", "prompt", "completion", "answer" or "tests", "language"}.
     """
     from rich.console import Console
 
-    from r1engine.rewards import Scorer
+    from r1engine.config import load_rewards
+    from r1engine.rewards.configured import make_scorer
     from r1engine.rewards.offline import score_file
 
     try:
-        with Scorer(workers=workers, deadline_seconds=deadline, unsafe=unsafe) as scorer:
+        with make_scorer(load_rewards(settings or [])) as scorer:
+            scorer.check_servers()
             score_file(file, out, scorer, Console())
     except (ValueError, RuntimeError) as error:
-        _fail(ConfigError(str(error)))
+        _fail(error if isinstance(error, ConfigError) else ConfigError(str(error)))
 
 
 @app.command()

@@ -12,14 +12,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from r1engine.config_checks import base_problems, batch_problems, schedule_problems, source_problems, split_problems
-from r1engine.config_file import ConfigError, read_source, validate, write_yaml
+from r1engine.config_checks import (
+    base_problems,
+    batch_problems,
+    reward_problems,
+    schedule_problems,
+    server_problems,
+    source_problems,
+    split_problems,
+)
+from r1engine.config_file import ConfigError, read_overrides, read_source, validate, write_yaml
 
 __all__ = ["Config", "ConfigError", "check_files", "check_world", "dump", "load", "to_yaml"]
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+PLAIN_REWARDS = ("accuracy", "format", "language", "length", "overlong", "repetition")  # whose weight is a number
+RATED_REWARDS = ("helpfulness", "harmlessness")  # whose weight may change with the step
 # Not strict: a path is written as text. A leading ~ is the home folder.
 LocalPath = Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)]
 
@@ -153,6 +163,31 @@ class Optimizer(Section):
     clip_grad: Annotated[float, Field(ge=0)] = 1.0  # global norm; 0: off
 
 
+class GradingServer(Section):
+    """Servers of one model that grades; a request that fails at one goes to the next."""
+
+    urls: Annotated[list[str], Field(min_length=1)]  # http://host:port of each; of the judge http://host:port/v1
+    model: str  # its name there
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0  # of one try
+    tries: Positive = 3  # of one request
+    parallel: Positive = 16  # requests at once, of each rank
+    key_variable: str = ""  # environment variable that holds the API key; "": none is sent
+
+
+class Judge(GradingServer):
+    """A language model behind an OpenAI-compatible endpoint that compares answer and reference (section 2.3.3)."""
+
+    max_tokens: Positive = 2048  # of a reply; a reasoning model thinks before its word
+    canaries: Positive = 2  # surely wrong answers among 64; if one is taken, none of these verdicts counts
+
+
+class RewardModel(GradingServer):
+    """A reward model behind SGLang's /classify (section 2.3.4)."""
+
+    template: str  # the conversation as the model was trained on it, with {prompt} and {response}
+    batch_size: Positive = 32  # texts of a request
+
+
 class Rewards(Section):
     accuracy: float = 1.0  # weights; v2: accuracy and format "combined with the same weight"
     format: float = 1.0
@@ -160,6 +195,14 @@ class Rewards(Section):
     length: float = 0.0  # Kimi k1.5's length reward; the paper has none of these three
     overlong: float = 0.0  # DAPO's soft overlong punishment
     repetition: float = 0.0  # minus the share of repeated n-grams
+    # What a reward model says of the records of reward "preference", from each optimizer step on: v2 adds it "only
+    # in the final 400 training steps" of 1,700, {0: 0.0, 1300: 1.0}.
+    helpfulness: float | dict[int, float] = 0.0  # sees the summary only; a number, or weights from steps on
+    harmlessness: float | dict[int, float] = 0.0  # sees the whole response
+    judge: Judge | None = None  # for records of reward "judge"
+    helpfulness_model: RewardModel | None = None
+    harmlessness_model: RewardModel | None = None
+    alarm_window: Annotated[int, Field(ge=8)] = 40  # rollouts compared to tell that a reward model is being hacked
     blank_think_allowed: bool = False  # whether a blank think block keeps the format
     percent_may_be_missing: bool = False  # whether 10% and 10 are the same answer; else undecided
     interval_may_be_inequality: bool = False  # whether (3, oo) and x > 3 are; else undecided
@@ -171,11 +214,24 @@ class Rewards(Section):
     code_deadline_seconds: Annotated[float, Field(gt=0)] = 600.0  # of all tests of one program
     unsafe: bool = False  # run model-written code even without namespaces or Landlock
 
+    def weights_at(self, step: int) -> dict[str, float]:
+        """Weight of each component of the reward at an optimizer step."""
+        weights = {}
+        for name in (*PLAIN_REWARDS, *RATED_REWARDS):
+            weight = getattr(self, name)
+            weights[name] = weight[max(s for s in weight if s <= step)] if isinstance(weight, dict) else weight
+        return weights
+
     @property
-    def weights(self) -> dict[str, float]:
-        """Weight of each component of the reward."""
-        names = ("accuracy", "format", "language", "length", "overlong", "repetition")
-        return {name: getattr(self, name) for name in names}
+    def reward_models(self) -> dict[str, RewardModel]:
+        """The reward models there are, by the component that they give."""
+        models = {name: getattr(self, f"{name}_model") for name in RATED_REWARDS}
+        return {name: model for name, model in models.items() if model is not None}
+
+    def is_rated_at(self, step: int) -> bool:
+        """Whether a reward model counts at an optimizer step; it is not asked where not."""
+        weights = self.weights_at(step)
+        return any(weights[name] for name in RATED_REWARDS)
 
 
 class Evaluation(Section):
@@ -241,6 +297,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _cross_field(self) -> Config:
         problems = [*batch_problems(self), *base_problems(self.base), *schedule_problems(self)]
+        problems += reward_problems(self.rewards)
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -260,6 +317,19 @@ def load(path: Path, overrides: list[str]) -> Config:
     if problems := source_problems(cfg):
         raise ConfigError([f"{path}: {problem}" for problem in problems])
     return cfg
+
+
+def load_rewards(overrides: list[str]) -> Rewards:
+    """Section `rewards` with `key.sub=value` overrides of its keys, for scoring outside of a run.
+
+    Raises:
+        ConfigError: an override is none, or names no key or value of the section.
+    """
+    # A model that is named is meant to be asked: its weight is of no matter here.
+    rewards = validate(Rewards, read_overrides(overrides))
+    if problems := server_problems(rewards):
+        raise ConfigError(problems)
+    return rewards
 
 
 def to_yaml(cfg: Config) -> str:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from r1engine.config import Base, Config
+    from r1engine.config import Base, Config, Rewards
 
 
 def split_problems(cfg: Config, dp: int) -> list[str]:
@@ -53,8 +53,38 @@ def batch_problems(cfg: Config) -> list[str]:
             "required max_staleness >= 2: what is not finished is carried over, and dropping it would favour short "
             "completions"
         )
-    if not any(cfg.rewards.weights.values()):
-        problems.append(f"rewards: all of {', '.join(cfg.rewards.weights)} weigh 0, required one other than 0")
+    return problems
+
+
+def reward_problems(rewards: Rewards) -> list[str]:
+    """What does not fit together in section `rewards`."""
+    problems = []
+    schedules = {name: getattr(rewards, name) for name in ("helpfulness", "harmlessness")}
+    for name, weight in schedules.items():
+        if isinstance(weight, dict) and (0 not in weight or min(weight) < 0):
+            return [f"rewards.{name}: found the steps {sorted(weight)}, required 0 and any later ones"]
+        is_used = any(weight.values()) if isinstance(weight, dict) else weight != 0
+        if is_used and name not in rewards.reward_models:
+            problems.append(f"rewards.{name}_model: found null, required a reward model, as rewards.{name} is not 0")
+        if not is_used and name in rewards.reward_models:
+            problems.append(f"rewards.{name}: found 0 at every step, required another weight, as it has a model")
+    problems += server_problems(rewards)
+    weights = rewards.weights_at(0)
+    if not any(weights.values()) and not rewards.reward_models:
+        problems.append(f"rewards: all of {', '.join(weights)} weigh 0, required one other than 0")
+    return problems
+
+
+def server_problems(rewards: Rewards) -> list[str]:
+    """What is wrong with the servers that section `rewards` names."""
+    problems = []
+    servers = rewards.reward_models | ({"judge": rewards.judge} if rewards.judge is not None else {})
+    for name, server in servers.items():
+        key = "rewards.judge" if name == "judge" else f"rewards.{name}_model"
+        bad = [url for url in server.urls if not url.startswith(("http://", "https://"))]
+        problems += [f"{key}.urls: found {url}, required http://host:port or https://..." for url in bad]
+        if name != "judge" and any(server.template.count(part) != 1 for part in ("{prompt}", "{response}")):
+            problems.append(f"{key}.template: found {server.template!r:.60}, required one {{prompt}}, one {{response}}")
     return problems
 
 

@@ -70,6 +70,18 @@ def read_source(path: Path, overrides: list[str]) -> Source:
     return source
 
 
+def read_overrides(overrides: list[str]) -> Source:
+    """Values of `key.sub=value` overrides alone.
+
+    Raises:
+        ConfigError: one is malformed.
+    """
+    source = Source({}, {})
+    for override in overrides:
+        _apply_override(source, override)
+    return source
+
+
 def validate(model: type[ModelT], source: Source) -> ModelT:
     """The values as an instance of `model`.
 
@@ -102,13 +114,16 @@ def commented_defaults(model: type[BaseModel]) -> str:
 
 
 def _default_lines(model: type[BaseModel]) -> list[str]:
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(model), re.MULTILINE))
+    bases = [kind for kind in reversed(model.__mro__) if issubclass(kind, BaseModel) and kind is not BaseModel]
+    sources = "".join(map(inspect.getsource, bases))
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", sources, re.MULTILINE))
     lines = []
     for name, field in model.model_fields.items():
         section = section_of(field)
         if section is None:
             value = str(field.default) if isinstance(field.default, Path) else field.default
-            lines.append(f"{name}: {_show(value)}" + (f"  # {comments[name]}" if name in comments else ""))
+            shown = "(required)" if field.is_required() else _show(value)
+            lines.append(f"{name}: {shown}" + (f"  # {comments[name]}" if name in comments else ""))
             continue
         about = f"  # {inspect.cleandoc(section.__doc__)}" if "__doc__" in section.__dict__ and section.__doc__ else ""
         # An optional section is off by default: its keys are shown, but as comments.
@@ -245,6 +260,8 @@ def _words(kind: Any, metadata: list[Any]) -> str:
         return ("one of " if len(args) > 1 else "") + ", ".join(_show(value) for value in args)
     if origin in (Union, types.UnionType):
         return " or ".join(_words(arg, []) for arg in args)
+    if origin is list:
+        return f"a list, each {_words(args[0], [])}"
     if origin is dict:
         return f"a mapping from {_words(args[0], [])} to {_words(args[1], [])}"
     if isinstance(kind, type) and issubclass(kind, BaseModel):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from r1engine.batch import Completion, PackedBatch, Sample
-from r1engine.config import Grpo, Optimizer, Rewards
+from r1engine.config import Grpo, Optimizer
 from r1engine.rewards import Record, Score
 from r1kernels import GrpoObjective, group_advantage, grpo_loss
 
@@ -30,20 +30,24 @@ def record_of(completion: Completion) -> Record:
     )
 
 
-def total_rewards(graded: Sequence[tuple[Completion, Score]], cfg: Grpo, weights: Rewards) -> list[float | None]:
+def total_rewards(
+    graded: Sequence[tuple[Completion, Score]], cfg: Grpo, weights: Mapping[str, float]
+) -> list[float | None]:
     """Weighted sum of the reward components of each completion, or None where there is no reward to speak of.
 
     A truncated completion gets 0 and its overlong punishment (`truncated: zero`: it gave no answer within the
-    limit) or None (`truncated: mask`: what it would have answered is unknown). An undecided score is None: unknown
+    limit) or None (`truncated: mask`: what it would have answered is unknown). A reward model's scores may all be
+    below 0: there it gets no more than the worst completion of its question. An undecided score is None: unknown
     is not 0. A component that a decided score lacks, such as the language of thoughts without words, is neutral: it
     counts as the mean over the completions of the same question that have it.
 
     Args:
         graded: every completion of a rollout with its score.
         cfg: section `grpo`.
-        weights: section `rewards`.
+        weights: of each component, at this step.
     """
     totals: list[float | None] = []
+    worst: dict[int, float] = {}  # of the questions that reward models rate
     known: dict[tuple[int, str], list[float]] = defaultdict(list)
     for completion, score in graded:
         if score.verdict != "undecided" and not completion.truncated:
@@ -51,18 +55,23 @@ def total_rewards(graded: Sequence[tuple[Completion, Score]], cfg: Grpo, weights
                 known[completion.prompt.id, name].append(value)
     for completion, score in graded:
         if completion.truncated:
-            overlong = weights.overlong * score.components.get("overlong", 0.0)
+            overlong = weights["overlong"] * score.components.get("overlong", 0.0)
             totals.append(overlong if cfg.truncated == "zero" else None)
         elif score.verdict == "undecided":
             totals.append(None)
         else:
             total = 0.0
-            for name, weight in weights.weights.items():
+            for name, weight in weights.items():
                 others = known[completion.prompt.id, name]
                 neutral = sum(others) / len(others) if others else 0.0
                 total += weight * score.components.get(name, neutral)
             totals.append(total)
-    return totals
+            if completion.prompt.reward == "preference":
+                worst[completion.prompt.id] = min(total, worst.get(completion.prompt.id, 0.0))
+    return [
+        min(total, worst.get(completion.prompt.id, total)) if total is not None and completion.truncated else total
+        for total, (completion, _) in zip(totals, graded, strict=True)
+    ]
 
 
 def to_samples(completions: Sequence[Completion], rewards: Sequence[float | None], cfg: Grpo) -> list[Sample]:

@@ -32,7 +32,8 @@ from r1engine.observe.report import write_report
 from r1engine.observe.summary import print_summary
 from r1engine.prompts import PromptStream, file_digest, load_prompts
 from r1engine.rewards import Record, Scorer
-from r1engine.rewards.accuracy import MathPolicy
+from r1engine.rewards.configured import make_scorer
+from r1engine.rewards.preference import Alarms
 from r1engine.rewards.record import NEED_TESTS
 from r1engine.rewards.sandbox import probe
 from r1engine.rollout.ahead import Ahead
@@ -52,22 +53,24 @@ def train(cfg: Config) -> None:
     started = time.time()
     config.check_world(cfg, int(os.environ.get("WORLD_SIZE", "1")))
     config.check_files(cfg)
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    scorer = make_scorer(cfg.rewards, workers=max(1, len(os.sched_getaffinity(0)) // ranks_here))
     set_up_torch(cfg)
     world = parallel.join(cfg.parallel)
     try:
         with Progress(cfg.steps, cfg.run_dir.name, enabled=world.is_first) as progress:
             try:
-                run = Run(cfg, world, progress)
+                run = Run(cfg, world, progress, scorer)
             except ValueError as error:  # every input is checked while the parts are built
                 raise ConfigError(str(error)) from error
             try:
                 run.loop()
             finally:
                 run.parts.generator.close()
-                run.parts.scorer.close()
         if world.is_first:
             run.finish(time.time() - started)
     finally:
+        scorer.close()
         parallel.leave()
 
 
@@ -86,7 +89,7 @@ def set_up_torch(cfg: Config) -> None:
 class Run:
     """The parts of one training run and its position."""
 
-    def __init__(self, cfg: Config, world: World, progress: Progress) -> None:
+    def __init__(self, cfg: Config, world: World, progress: Progress, scorer: Scorer) -> None:
         self.world, self.progress, self.step = world, progress, 0
         resume_from = self._find_checkpoint(cfg)
         if world.is_first:
@@ -95,11 +98,11 @@ class Run:
         self.cfg = cfg = with_base_model(cfg, world, progress) if cfg.base is not None else cfg
         progress.phase("load")
         self.prompts, self.heldout = self._load_data()
+        self._check_rewards({prompt.reward for prompt in [*self.prompts.prompts, *self.heldout]})
         generator = self._generator()
         policy = Policy(cfg, world)
         synchronize = torch.cuda.synchronize if world.device.type == "cuda" else None
-        self.parts = Parts(cfg, world, policy, generator, Phases(synchronize), progress, self._make_scorer())
-        self._check_sandbox({prompt.reward for prompt in [*self.prompts.prompts, *self.heldout]})
+        self.parts = Parts(cfg, world, policy, generator, Phases(synchronize), progress, scorer)
         self._note_unusable(self.prompts.prompts)
         if cfg.grpo.kl_coef > 0:
             self.parts.reference = policy.snapshot()
@@ -117,9 +120,26 @@ class Run:
                 config=cfg.model_dump(mode="json"),
                 resume_step=self.step if resume_from is not None else None,
             )
+        self.alarms = Alarms(list(cfg.rewards.reward_models), window=cfg.rewards.alarm_window)
+        if resume_from is not None and world.is_first:
+            for line in (cfg.run_dir / "metrics.jsonl").read_text().splitlines():
+                self.alarms.update(json.loads(line))
 
-    def _check_sandbox(self, rewards: set[str]) -> None:
-        """Tells what protects from the code that the rewards run; refuses them where too little does."""
+    def _check_rewards(self, rewards: set[str]) -> None:
+        """Tells what protects from the code that the rewards run; refuses them where too little does, and those
+        that a server must grade where there is none."""
+        section = self.cfg.rewards
+        for reward, key, is_there in (
+            ("judge", "judge", section.judge is not None),
+            ("preference", "helpfulness_model or rewards.harmlessness_model", bool(section.reward_models)),
+        ):
+            if reward in rewards and not is_there:
+                raise ConfigError(f"rewards.{key}: found null, required by the questions of reward '{reward}'")
+        if section.reward_models:
+            if "preference" not in rewards:
+                raise ConfigError("rewards: found a reward model, required questions of reward 'preference' for it")
+            if rewards <= {"preference", "format", "language"}:
+                self.progress.note("no question has a verifiable reward: nothing tells if a reward model is hacked")
         if rewards & set(NEED_TESTS):
             try:
                 probe().require(unsafe=self.cfg.rewards.unsafe)
@@ -138,19 +158,6 @@ class Run:
             self.progress.note(
                 f"{len(unusable)} of {len(prompts)} references are undecided whatever the answer: {examples}"
             )
-
-    def _make_scorer(self) -> Scorer:
-        rewards, ranks_here = self.cfg.rewards, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return Scorer(
-            workers=rewards.workers or max(1, len(os.sched_getaffinity(0)) // ranks_here),
-            deadline_seconds=rewards.deadline_seconds,
-            with_language=rewards.language != 0,
-            detector=rewards.language_detector,
-            blank_think_allowed=rewards.blank_think_allowed,
-            policy=MathPolicy(rewards.percent_may_be_missing, rewards.interval_may_be_inequality),
-            code_deadline_seconds=rewards.code_deadline_seconds,
-            unsafe=rewards.unsafe,
-        )
 
     def _load_data(self) -> tuple[PromptStream, list[Prompt]]:
         cfg = self.cfg
@@ -193,7 +200,11 @@ class Run:
     def _log_iteration(self, result: Iteration) -> None:
         row = result.metrics | self.parts.phases.take() | device_telemetry()
         row["tokens_per_second"] = row["tokens_generated"] / row["seconds/total"]
+        warnings = self.alarms.update(row)
+        row |= {f"alarm/{name}": float(name in warnings) for name in self.cfg.rewards.reward_models}
         self.progress.step(self.step, row)
+        for name, warning in warnings.items():
+            self.progress.note(f"step {self.step}: {name}: {warning}")
         if self.log is None:
             return
         self.log.log(self.step, row)

@@ -72,7 +72,7 @@ def iterate(parts: Parts, prompts: list[Prompt] | None, step: int) -> Iteration:
     """
     cfg = parts.cfg
     graded = rollout(parts, prompts, step)
-    rewards = total_rewards(graded, cfg.grpo, cfg.rewards)
+    rewards = total_rewards(graded, cfg.grpo, cfg.rewards.weights_at(step))
     samples = to_samples([c for c, _ in graded], rewards, cfg.grpo)
     minibatches = [
         pack_rows(parts, part, step)
@@ -119,7 +119,8 @@ def rollout(parts: Parts, prompts: list[Prompt] | None, step: int) -> list[Grade
         with phases("generate"):
             completions = sample(parts, own, step) if parts.ahead is None else parts.ahead.take(step, advance)
         with phases("score"):
-            scores = parts.scorer.score(record_of(completion) for completion in completions)
+            records = (record_of(completion) for completion in completions)
+            scores = parts.scorer.score(records, are_rated=cfg.rewards.is_rated_at(step))
             groups = [slice(i, i + size) for i in range(0, len(completions), size)]
             shaped = [shape_group(completions[group], scores[group], cfg, step) for group in groups]
         return [list(zip(completions[group], done, strict=True)) for group, done in zip(groups, shaped, strict=True)]
@@ -156,7 +157,7 @@ def refresh(parts: Parts) -> None:
 
 def shape_group(completions: list[Completion], scores: list[Score], cfg: Config, step: int) -> list[Score]:
     """The scores of one question with the shaping terms that the config gives a weight; none by default."""
-    terms = frozenset(name for name in ("length", "overlong", "repetition") if cfg.rewards.weights[name])
+    terms = frozenset(name for name in ("length", "overlong", "repetition") if getattr(cfg.rewards, name))
     if not terms:
         return scores
     return shape(
@@ -190,7 +191,10 @@ def pack_rows(parts: Parts, samples: list[Sample], step: int) -> list[PackedBatc
 
 
 def rollout_metrics(graded: list[Graded], rewards: list[float | None]) -> dict[str, float]:
-    """Means over the rollout: reward, each component, lengths (tokens), shares truncated and undecided."""
+    """Means over the rollout: reward, each component, lengths (tokens), shares truncated and undecided.
+
+    A mean of nothing, such as the reward where all is undecided, is left out: it is not 0.
+    """
     known = [r for r in rewards if r is not None]
     decided = [s for _, s in graded if s.verdict != "undecided"]
     lengths = [len(c.tokens) for c, _ in graded]
@@ -199,7 +203,7 @@ def rollout_metrics(graded: list[Graded], rewards: list[float | None]) -> dict[s
         for name, value in score.components.items():
             values[name].append(value)
     return {
-        "reward/mean": sum(known) / max(1, len(known)),
+        **({"reward/mean": sum(known) / len(known)} if known else {}),
         **{f"reward/{name}": sum(found) / len(found) for name, found in sorted(values.items())},
         "reward/undecided": 1 - len(decided) / len(graded),
         "completion/length_mean": sum(lengths) / len(lengths),

@@ -263,8 +263,8 @@ def test_values_are_read_only():
         (["optimizer.warmup_steps=99", "steps=16"], "optimizer.warmup_steps: found 99, required <= steps = 16"),
         (
             ["rewards.accuracy=0", "rewards.format=0"],
-            "rewards: all of accuracy, format, language, length, overlong, repetition weigh 0, "
-            "required one other than 0",
+            "rewards: all of accuracy, format, language, length, overlong, repetition, helpfulness, harmlessness "
+            "weigh 0, required one other than 0",
         ),
         (
             ["max_row_tokens=100", "rollout.max_tokens=90", "data.max_prompt_tokens=11"],

@@ -30,7 +30,7 @@ UNDECIDED = Score("undecided", {"format": 1.0}, "")
 
 
 def total(score: Score, weights: Rewards, cfg: Grpo, *, truncated: bool = False) -> float | None:
-    return total_rewards([(completion(truncated=truncated), score)], cfg, weights)[0]
+    return total_rewards([(completion(truncated=truncated), score)], cfg, weights.weights_at(0))[0]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,17 @@ def test_a_truncated_completion_keeps_its_overlong_punishment():
     assert total(score, Rewards(overlong=0.5), Grpo(truncated="zero"), truncated=True) == -0.5
 
 
+def test_a_truncated_completion_is_worth_no_more_than_what_a_reward_model_likes_least():
+    question = Prompt(0, [1], "", "", "", reward="preference")
+    graded = [
+        (Completion(question, i, [3], [-0.5], "", cut), Score("right", {"helpfulness": score}, ""))
+        for i, (score, cut) in enumerate([(-3.0, False), (-5.0, False), (2.0, True)])
+    ]
+    weights = Rewards(helpfulness=0.5).weights_at(0)
+    assert total_rewards(graded, Grpo(truncated="zero"), weights) == [-1.5, -2.5, -2.5]
+    assert total_rewards(graded, Grpo(truncated="mask"), weights) == [-1.5, -2.5, None]
+
+
 @pytest.mark.parametrize("truncated", ["zero", "mask"])
 def test_undecided_is_no_reward_rather_than_zero(truncated):
     assert total(UNDECIDED, Rewards(), Grpo(truncated=truncated)) is None
@@ -80,7 +91,7 @@ def test_a_component_without_a_value_counts_as_the_mean_of_its_group():
         (completion(1, 0), without),  # nobody of this question has one
     ]
     weights = Rewards(format=0, language=1)
-    assert total_rewards(graded, Grpo(), weights) == [2.0, 1.5, 1.75, None, 1.0]
+    assert total_rewards(graded, Grpo(), weights.weights_at(0)) == [2.0, 1.5, 1.75, None, 1.0]
 
 
 # ---- advantages ------------------------------------------------------------------------------------------------

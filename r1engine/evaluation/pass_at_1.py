@@ -51,7 +51,7 @@ def pass_at_1(
                 top_p=cfg.evaluation.top_p,
                 on_tokens=on_tokens,
             )
-        scores = scorer.score(record_of(c) for c in completions)
+        scores = scorer.score((record_of(c) for c in completions), are_rated=False)
         graded = list(zip(completions, scores, strict=True))
         return [graded[i : i + k] for i in range(0, len(graded), k)]
 

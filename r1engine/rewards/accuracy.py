@@ -29,6 +29,7 @@ _ELLIPSIS = re.compile(r"\\[cl]?dots|\.\.\.|\u2026")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,50}")
 _BASED = re.compile(r"([0-9A-Za-z]+)_\{?(\d+)\}?")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'.-]+(?:\s+[A-Za-z'.-]+)*")
+_SENTENCE = re.compile(r"[A-Za-z]+(?: [A-Za-z]+)+|[A-Za-z]{5,}")
 _CHOICE = re.compile(r"\(?([A-J])[.):]?")
 _EMPTY = re.compile(
     r"\\emptyset|\\varnothing|\\\{\s*\\\}|(?:there (?:is|are) )?no (?:real |such |integer |valid )?"
@@ -140,6 +141,8 @@ class _Judge:
             return "right", "same text"
         if answer.number is not None and reference.number is not None:
             return _numbers(answer, reference)
+        if reference.number is not None and _SENTENCE.fullmatch(answer.text):
+            return "wrong", "words, required a number"  # Math-Verify takes them for a product of letters
         for rule in (_as_text, _bases):
             if (decided := rule(answer.text, reference.text)) is not None:
                 return decided

@@ -1,17 +1,17 @@
 """The generative judge with ground truth (paper, section 2.3.3): a language model compares answer and reference.
 
-For curating data; for reinforcement learning use rules, which cannot be talked to. The judge sees the extracted
-final answer and the reference, nothing of the thoughts, and is asked in both orders. Every batch holds answers
-that are surely wrong: a judge that takes one of them has its whole batch thrown away.
+For data that no rule can grade: rules cannot be talked to. The judge sees the extracted final answer and the reference,
+nothing of the thoughts, and is asked in both orders. Every batch holds answers that are surely wrong: a judge that
+takes one of them has its whole batch thrown away.
 """
 
 from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool  # its threads are daemons: no silent server delays the end of the program
 from typing import Literal
 
 from r1engine.rewards.endpoint import Endpoint, EndpointError
@@ -51,6 +51,7 @@ class GenerativeJudge:
     canaries: int = 2  # a batch
     max_characters: int = 2000  # of an answer, and of a reference
     max_tokens: int = 2048  # of a reply; a reasoning model thinks before its word
+    _traps: Iterator[str] = field(default_factory=lambda: itertools.cycle(CANARIES), repr=False, compare=False)
 
     def judge(self, pairs: Sequence[Pair]) -> list[tuple[Verdict, str]]:
         """(verdict, reason in one line) of each pair, in order.
@@ -60,11 +61,10 @@ class GenerativeJudge:
         - A batch with a canary that is not found wrong is undecided.
         """
         results: list[tuple[Verdict, str]] = []
-        wrongs = itertools.cycle(CANARIES)
-        with ThreadPoolExecutor(self.parallel, thread_name_prefix="judge") as threads:
+        with ThreadPool(self.parallel) as threads:
             for start in range(0, len(pairs), self.batch_size):
                 batch = pairs[start : start + self.batch_size]
-                traps = list(itertools.islice(wrongs, self.canaries))
+                traps = list(itertools.islice(self._traps, self.canaries))
                 results += self._judge_batch(batch, traps, threads)
         return results
 
@@ -78,12 +78,12 @@ class GenerativeJudge:
             verdict, reason = self.judge([pair])[0]
             if verdict != required:
                 raise RuntimeError(
-                    f"judge {self.model} at {self.endpoint.url}: found {verdict} ({reason}), required {required} for "
+                    f"judge {self.model} at {self.endpoint.urls}: found {verdict} ({reason}), required {required} for "
                     f"{pair.answer!r} against {pair.reference!r}"
                 )
 
     def _judge_batch(
-        self, batch: Sequence[Pair], traps: Iterable[str], threads: ThreadPoolExecutor
+        self, batch: Sequence[Pair], traps: Iterable[str], threads: ThreadPool
     ) -> list[tuple[Verdict, str]]:
         known = [self._without_asking(pair) for pair in batch]
         asked = [pair for pair, result in zip(batch, known, strict=True) if result is None]
@@ -91,12 +91,12 @@ class GenerativeJudge:
             return [result for result in known if result is not None]
         canaries = [Pair(trap, asked[i % len(asked)].reference) for i, trap in enumerate(traps)]
         questions = [(pair, order) for pair in [*asked, *canaries] for order in (0, 1)]
-        replies = list(threads.map(lambda question: self._ask(*question), questions))
+        replies = threads.starmap(self._ask, questions, chunksize=1)
         verdicts = [_combine(*both) for both in zip(replies[::2], replies[1::2], strict=True)]
         for canary, (verdict, reason) in zip(canaries, verdicts[len(asked) :], strict=True):
             if verdict != "wrong":
                 told = f"the judge says {verdict} to the canary {canary.answer!r} ({reason})"
-                verdicts = [("undecided", told)] * len(verdicts)
+                verdicts = [found if found[0] == "undecided" else ("undecided", told) for found in verdicts]
                 break
         judged = iter(verdicts)
         return [next(judged) if result is None else result for result in known]

@@ -17,7 +17,7 @@ from r1engine.rewards.sandbox import probe
 from r1engine.rewards.scorer import Scorer
 
 SHOWN = 20  # undecided records that are listed; all are in the output file
-_PRIMARY = {"format": "format", "language": "language"}  # else "accuracy"
+_PRIMARY = {"format": "format", "language": "language", "preference": "format"}  # else "accuracy"
 
 
 def score_file(source: Path, out: Path, scorer: Scorer, console: Console) -> None:

@@ -1,91 +1,112 @@
-"""Preference rewards (paper, section 2.3.4): what each reward model sees, when it counts, and when to stop it."""
+"""Preference rewards (paper, section 2.3.4): what each reward model sees, its scores, and when to distrust them."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool  # its threads are daemons: no silent server delays the end of the program
+from typing import Any
 
 from r1engine.rewards.endpoint import Endpoint, EndpointError
 
-# Scores of (prompt, text) pairs, higher is better; None where there is none.
-ScoreTexts = Callable[[Sequence[tuple[str, str]]], list[float | None]]
+Rating = tuple[float | None, str]  # a score, higher is better, or None and why there is none
+_MARKER = re.compile(r"<[^<>\s]+>|\[/?INST\]")  # of a chat template
 
 
 def summary(completion: str, *, think_prefilled: bool = False) -> str:
-    """What follows the thoughts: the part that the user reads, without `<answer>` tags; "" if they never end."""
+    """What follows the thoughts, up to thoughts that begin again: what the user reads, without `<answer>` tags; "" if
+    the thoughts never end."""
     closed = completion.rfind("</think>")
     if closed < 0 and (think_prefilled or "<think>" in completion):
         return ""
     text = completion[closed + len("</think>") :] if closed >= 0 else completion
+    text = text.partition("<think>")[0]
     return text.replace("<answer>", "").replace("</answer>", "").strip()
 
 
-def preference_components(
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    *,
-    helpfulness: ScoreTexts | None,
-    harmlessness: ScoreTexts | None,
-    think_prefilled: bool = False,
-) -> list[dict[str, float]]:
-    """Components "helpfulness" and "harmlessness" of each completion; one without a score is left out, not 0.
+def rated_text(name: str, completion: str, *, think_prefilled: bool = False) -> str:
+    """What the reward model `name` sees of a completion.
 
     "For helpfulness, we focus exclusively on the final summary"; "for harmlessness, we evaluate the entire response".
     """
-    components: list[dict[str, float]] = [{} for _ in completions]
-    summaries = [summary(text, think_prefilled=think_prefilled) for text in completions]
-    for name, model, texts in (
-        ("helpfulness", helpfulness, summaries),
-        ("harmlessness", harmlessness, completions),
-    ):
-        if model is None:
-            continue
-        scores = model(list(zip(prompts, texts, strict=True)))
-        if len(scores) != len(texts):
-            raise ValueError(f"{name}: the reward model gave {len(scores)} scores for {len(texts)} texts")
-        for found, score in zip(components, scores, strict=True):
-            if score is not None and math.isfinite(score):
-                found[name] = score
-    return components
+    return summary(completion, think_prefilled=think_prefilled) if name == "helpfulness" else completion
 
 
 @dataclass(frozen=True)
 class RewardModel:
-    """A reward model behind SGLang's /classify; a `ScoreTexts`."""
+    """A reward model behind SGLang's /classify; usable from any thread."""
 
     endpoint: Endpoint
     model: str
-    render: Callable[[str, str], str]  # (prompt, text) -> the conversation as the model was trained on it
-    batch_size: int = 32
+    template: str  # of the conversation as the model was trained on it, with {prompt} and {response}
+    batch_size: int = 32  # texts of a request
+    parallel: int = 16  # requests at once
 
-    def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
-        """Scores of all pairs; None for a batch that the server does not score."""
-        scores: list[float | None] = []
-        for start in range(0, len(pairs), self.batch_size):
-            texts = [self.render(*pair) for pair in pairs[start : start + self.batch_size]]
-            try:
-                reply = self.endpoint.post("/classify", {"model": self.model, "text": texts})
-                found = [float(item["embedding"][0]) for item in reply]
-            except (EndpointError, KeyError, IndexError, TypeError, ValueError):
-                found = []
-            scores += found if len(found) == len(texts) else [None] * len(texts)
-        return scores
+    def __post_init__(self) -> None:
+        if self.template.count("{prompt}") != 1 or self.template.count("{response}") != 1:
+            raise ValueError(
+                f"reward model {self.model}: found the template {self.template!r:.80}, "
+                "required one {prompt} and one {response} in it"
+            )
+
+    def rate(self, pairs: Sequence[tuple[str, str]]) -> list[Rating]:
+        """Scores of (prompt, response) pairs, in order.
+
+        There is none where the server gives none or one that is no finite number, and for a text that holds a
+        marker of the template, such as <|im_end|>: it could end its own turn and praise itself.
+        """
+        ratings: list[Rating] = [self._forgery(pair) for pair in pairs]
+        asked = [i for i, (_, problem) in enumerate(ratings) if not problem]
+        batches = [asked[i : i + self.batch_size] for i in range(0, len(asked), self.batch_size)]
+        if batches:
+            with ThreadPool(min(self.parallel, len(batches))) as threads:
+                texts = [[self._render(*pairs[i]) for i in batch] for batch in batches]
+                found = threads.map(self._rate_batch, texts, chunksize=1)
+            for i, rating in zip(asked, [rating for batch in found for rating in batch], strict=True):
+                ratings[i] = rating
+        return ratings
+
+    def check(self) -> None:
+        """Asks for a score.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        score, problem = self.rate([("What is 1 + 1?", "1 + 1 is 2.")])[0]
+        if score is None:
+            raise RuntimeError(f"reward model {self.model} at {self.endpoint.urls}: found no score ({problem})")
+
+    def _rate_batch(self, texts: list[str]) -> list[Rating]:
+        try:
+            reply = self.endpoint.post("/classify", {"model": self.model, "text": texts})
+        except EndpointError as error:
+            if error.is_refusal and len(texts) > 1:  # of one text, perhaps, such as one that is too long
+                return [self._rate_batch([text])[0] for text in texts]
+            return [(None, f"no reply from {error}")] * len(texts)
+        if not isinstance(reply, list) or len(reply) != len(texts):
+            return [(None, f"the reply holds no list of {len(texts)} scores")] * len(texts)
+        return [_rating(item) for item in reply]
+
+    def _forgery(self, pair: tuple[str, str]) -> Rating:
+        for marker in _MARKER.findall(self.template):
+            if any(marker in text for text in pair):
+                return None, f"the text holds {marker}, which the reward model's template uses"
+        return None, ""
+
+    def _render(self, prompt: str, response: str) -> str:
+        texts = {"{prompt}": prompt, "{response}": response}
+        return re.sub(r"\{prompt\}|\{response\}", lambda match: texts[match[0]], self.template)
 
 
-def weight_at(schedule: dict[int, float], step: int) -> float:
-    """Weight of a reward in a step: that of the largest key not above it.
-
-    The paper's later version trains 1,700 steps and "preference-based rewards are introduced only in the final 400":
-    {0: 0.0, 1300: 1.0}.
-
-    Raises:
-        ValueError: the schedule does not start at step 0.
-    """
-    if 0 not in schedule:
-        raise ValueError(f"preference schedule: found the steps {sorted(schedule)}, required one from step 0 on")
-    return schedule[max(start for start in schedule if start <= step)]
+def _rating(item: Any) -> Rating:
+    try:
+        score = float(item["embedding"][0])
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None, f"the reply holds no score but {item!r:.60}"
+    return (score, "") if math.isfinite(score) else (None, f"the score is {score}")
 
 
 class HackingAlarm:
@@ -123,6 +144,22 @@ class HackingAlarm:
             f"reward hacking? in the last {len(self._model)} steps the reward model's score changed by {up[0]:+.3g}, "
             f"the verifiable reward by {down[0]:+.3g}"
         )
+
+
+class Alarms:
+    """A `HackingAlarm` for each reward model of a run, fed with the metrics of its rollouts."""
+
+    def __init__(self, names: Sequence[str], *, window: int) -> None:
+        self._alarms = {name: HackingAlarm(window=window) for name in names}
+
+    def update(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """Takes a rollout's `reward/<name>` and `reward/accuracy`, if it has both; the warnings by name."""
+        warnings = {}
+        for name, alarm in self._alarms.items():
+            model, verifiable = metrics.get(f"reward/{name}"), metrics.get("reward/accuracy")
+            if model is not None and verifiable is not None and (warning := alarm.update(model, verifiable)):
+                warnings[name] = warning
+        return warnings
 
 
 def _change(values: deque[float]) -> tuple[float, float]:

@@ -12,8 +12,9 @@ from r1engine.rewards.language import check_language
 
 Verdict = Literal["right", "wrong", "undecided"]
 
-REWARDS = ("math", "choice", "exact", "format", "language", "code", "gym")  # what a record may name
-NEED_ANSWER = ("math", "choice", "exact")
+# What a record may name.
+REWARDS = ("math", "choice", "exact", "format", "language", "code", "gym", "judge", "preference")
+NEED_ANSWER = ("math", "choice", "exact", "judge")
 NEED_TESTS = ("code", "gym")
 
 
@@ -43,7 +44,7 @@ class Score:
     verdict: Verdict  # "undecided": a rule could not be computed, which is no reward of 0
     components: dict[str, float]  # each rule's value, unweighted; a rule that could not be computed is not in it
     reason: str  # one line
-    seconds: float = 0.0  # spent on it
+    seconds: float = 0.0  # spent on it, with waiting for the servers that were asked
 
 
 def check_reward(reward: str, answer: str, where: str, tests: Any = None) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from r1engine.rewards.accuracy import STRICT, MathPolicy, judge_at_once, reference_problem_at_once
@@ -17,8 +19,11 @@ from r1engine.rewards.code import final_code
 from r1engine.rewards.code_problems import tests_problem
 from r1engine.rewards.extract import final_answer, thoughts
 from r1engine.rewards.format import format_problem
+from r1engine.rewards.gather import Gatherer
+from r1engine.rewards.generative import GenerativeJudge, Pair
 from r1engine.rewards.language import Detector
 from r1engine.rewards.pool import Outcome, WorkerPool, in_order
+from r1engine.rewards.preference import RewardModel, rated_text
 from r1engine.rewards.record import NEED_TESTS, REWARDS, Record, Score, Verdict
 from r1engine.rewards.sandbox import probe
 
@@ -37,13 +42,16 @@ class _Begun:
     components: dict[str, float] = field(default_factory=dict)
     note: str = ""  # what the reason is to say besides
     work: dict[str, Any] = field(default_factory=dict)  # for r1engine.rewards.work
+    asked: dict[str, Any] = field(default_factory=dict)  # server -> what it is asked
 
 
 class Scorer:
-    """Scores completions. Rules that take microseconds run here, all that computes runs in killable workers.
+    """Scores completions. Rules that take microseconds run here, all that computes runs in killable workers, and what
+    a language model judges is asked of its servers.
 
-    The components of a score are "format", "accuracy" where the record has a reference, and "language" where asked
-    for. Usable from any thread; `run` from asyncio. The workers start when the first record needs one.
+    The components of a score are "format", "accuracy" where the record has a reference, "language" where asked for,
+    and "helpfulness" and "harmlessness" for reward "preference". Usable from any thread; `run` from asyncio. The
+    workers start when the first record needs one.
     """
 
     def __init__(
@@ -57,6 +65,8 @@ class Scorer:
         policy: MathPolicy = STRICT,
         code_deadline_seconds: float = 600.0,
         unsafe: bool = False,
+        judge: GenerativeJudge | None = None,
+        reward_models: Mapping[str, RewardModel] | None = None,
     ) -> None:
         """
         Args:
@@ -68,6 +78,8 @@ class Scorer:
             policy: of the math rule, see `accuracy.MathPolicy`.
             code_deadline_seconds: of all tests of one program together; each test has limits of its own.
             unsafe: run code even where too little protects the machine from it, see `sandbox.Protection`.
+            judge: for records of reward "judge".
+            reward_models: for records of reward "preference", by what they rate: "helpfulness", "harmlessness".
 
         Raises:
             ValueError: the detector is not installed, or a number is not positive.
@@ -82,35 +94,69 @@ class Scorer:
             "r1engine.rewards.code_work:work", workers=count, deadline_seconds=code_deadline_seconds
         )
         self._unsafe = unsafe
+        self._judge, self._reward_models = judge, dict(reward_models or {})
+        self._servers: dict[str, Gatherer[Any, tuple[Any, str]]] = {
+            name: Gatherer(model.rate, most=model.batch_size * model.parallel)
+            for name, model in self._reward_models.items()
+        }
+        if judge is not None:
+            self._servers["judge"] = Gatherer(judge.judge, most=judge.batch_size)
 
-    def submit(self, record: Record) -> Future[Score]:
-        """The score of one record, to come. Blocks while many are under way.
+    def check_servers(self) -> None:
+        """Asks the judge and each reward model something simple.
 
         Raises:
-            ValueError: there is no such reward.
+            RuntimeError: one does not answer, or not as it should; see `GenerativeJudge.check`, `RewardModel.check`.
+        """
+        for server in [self._judge, *self._reward_models.values()]:
+            if server is not None:
+                server.check()
+
+    def submit(self, record: Record, *, is_rated: bool = True) -> Future[Score]:
+        """The score of one record, to come. Blocks while many are under way.
+
+        Args:
+            record: what to score.
+            is_rated: ask the reward models, where the record is of reward "preference".
+
+        Raises:
+            ValueError: there is no such reward, or it needs a judge or a reward model and there is none.
             RuntimeError: the scorer is closed, or the record needs code to be run and too little protects here.
         """
         started = time.perf_counter()
-        begun = self._begin(record)
+        begun = self._begin(record, is_rated)
         spent = time.perf_counter() - started
         done: Future[Score] = Future()
-        if not begun.work:
+        if not begun.work and not begun.asked:
             done.set_result(_conclude(begun, spent))
             return done
+        computed: Future[Outcome] | None = None
+        if begun.work:
+            pool = self._code_pool if begun.work.keys() & set(NEED_TESTS) else self._pool
+            computed = pool.submit(begun.work)
+        asked = {name: self._servers[name].submit(item) for name, item in begun.asked.items()}
+        futures = [*asked.values(), *([computed] if computed is not None else [])]
+        left = itertools.count(len(futures) - 1, -1)  # counting is atomic
 
-        def finish(computed: Future[Outcome]) -> None:
-            if error := computed.exception():
+        def finish(_: Future) -> None:
+            if next(left):
+                return
+            seconds = time.perf_counter() - started if asked else spent
+            try:
+                replies = {name: future.result() for name, future in asked.items()}
+                done.set_result(_conclude(begun, seconds, computed and computed.result(), replies))
+            except Exception as error:  # whoever waits for the score gets it
                 done.set_exception(error)
-            else:
-                done.set_result(_conclude(begun, spent, computed.result()))
 
-        pool = self._code_pool if begun.work.keys() & set(NEED_TESTS) else self._pool
-        pool.submit(begun.work).add_done_callback(finish)
+        for future in futures:
+            future.add_done_callback(finish)
         return done
 
-    def score(self, records: Iterable[Record], on_done: Callable[[Score], None] | None = None) -> list[Score]:
-        """Scores of all records, in their order; `on_done` is called with each."""
-        return in_order(self.submit, records, on_done)
+    def score(
+        self, records: Iterable[Record], on_done: Callable[[Score], None] | None = None, *, are_rated: bool = True
+    ) -> list[Score]:
+        """Scores of all records, in their order; `on_done` is called with each. `are_rated`: see `submit`."""
+        return in_order(partial(self.submit, is_rated=are_rated), records, on_done)
 
     def unusable_references(self, records: Sequence[Record]) -> list[tuple[Record, str]]:
         """Records of reward "math", "choice" or "code" whose reference no rule can use, with why; whatever is answered
@@ -149,9 +195,11 @@ class Scorer:
         return await asyncio.wrap_future(await asyncio.to_thread(self.submit, record))
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Ends the workers, and what waits for a server."""
         self._pool.close()
         self._code_pool.close()
+        for gatherer in self._servers.values():
+            gatherer.close()
 
     def __enter__(self) -> Scorer:
         return self
@@ -159,7 +207,7 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _begin(self, record: Record) -> _Begun:
+    def _begin(self, record: Record, is_rated: bool) -> _Begun:
         """Runs the rules that are cheap whatever the completion is."""
         begun = _Begun(record.reward)
         if self._with_language or record.reward == "language":
@@ -172,8 +220,10 @@ class Scorer:
             record.completion, think_prefilled=record.think_prefilled, blank_think_allowed=self._blank_think
         )
         begun.components["format"] = 0.0 if problem else 1.0
-        if record.reward == "format":
+        if record.reward in ("format", "preference"):
             begun.decided = ("wrong", problem) if problem else ("right", "well-formed")
+            if record.reward == "preference" and is_rated:
+                begun.asked = self._questions(record)
             return begun
         begun.note = f"; format: {problem}" if problem else ""
         if record.reward in NEED_TESTS:
@@ -194,11 +244,29 @@ class Scorer:
             begun.decided = judge_choice(answer, record.answer)
         elif record.reward == "gym":
             begun.work["gym"] = [answer, record.tests, self._unsafe]
+        elif record.reward == "judge":
+            self._require("judge" in self._servers, "'judge'", "a judge (rewards.judge)")
+            begun.asked = {"judge": Pair(answer, record.answer)}
         elif record.reward == "exact":
             begun.decided = judge_exact(answer, record.answer)
         else:
             raise ValueError(f"Scorer: found reward '{record.reward}', required one of {', '.join(REWARDS)}")
         return begun
+
+    def _questions(self, record: Record) -> dict[str, Any]:
+        """What each reward model is asked about a record: prompt and response."""
+        self._require(bool(self._reward_models), "'preference'", "a reward model (rewards.helpfulness_model, ...)")
+        return {
+            name: (
+                record.question or record.prompt,
+                rated_text(name, record.completion, think_prefilled=record.think_prefilled),
+            )
+            for name in self._reward_models
+        }
+
+    def _require(self, is_there: bool, reward: str, what: str) -> None:
+        if not is_there:
+            raise ValueError(f"Scorer: found a record of reward {reward}, required {what}")
 
 
 def _program(record: Record) -> tuple[str | None, str]:
@@ -211,11 +279,20 @@ def _program(record: Record) -> tuple[str | None, str]:
     )
 
 
-def _conclude(begun: _Begun, seconds: float, outcome: Outcome | None = None) -> Score:
-    """The score, once the work is done or given up."""
+def _conclude(
+    begun: _Begun, seconds: float, outcome: Outcome | None = None, replies: dict[str, tuple[Any, str]] | None = None
+) -> Score:
+    """The score, once the work is done or given up and the servers have replied or failed."""
     decided, components = begun.decided, begun.components
+    for name, (found, problem) in (replies or {}).items():
+        if name == "judge":
+            decided = (found, problem)
+        elif found is not None:
+            components[name] = found
+        else:
+            decided = ("undecided", f"{name}: {problem}")
     if outcome is not None:
-        seconds += outcome.seconds
+        seconds += 0.0 if replies else outcome.seconds
         if outcome.problem:
             decided = decided or ("undecided", outcome.problem)
         elif "language" in outcome.value:
@@ -227,7 +304,7 @@ def _conclude(begun: _Begun, seconds: float, outcome: Outcome | None = None) -> 
         if decided is None:
             decided = tuple(outcome.value[begun.reward])
     verdict, reason = decided
-    if begun.reward not in ("format", "language") and verdict != "undecided":
+    if begun.reward not in ("format", "language", "preference") and verdict != "undecided":
         components["accuracy"] = 1.0 if verdict == "right" else 0.0
     return Score(verdict, components, reason + begun.note, seconds)
 

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, Literal
 
 from r1engine.rewards.structure import split_at
+from r1engine.rewards.values import decide_by_values
 
 MAX_CHARACTERS = 500  # of one expression
 MAX_DIGITS = 400  # of one literal
@@ -44,6 +45,8 @@ def compare_symbolically(answer: str, reference: str) -> tuple[Literal["right", 
 
     try:
         expected, found = _with_constants(expected), _with_constants(found)
+        if (decided := decide_by_values(expected, found, seed=f"{reference} {answer}")) is not None:
+            return decided
         is_equal = verify(expected, found, timeout_seconds=None, raise_on_error=True)
         if is_equal and not _is_close(expected, found):
             return "wrong", "another number"

@@ -128,7 +128,7 @@ def test_gym_record_is_scored_in_the_sandbox(scorer):
 def test_command_tells_what_protects_and_refuses_without(tmp_path, monkeypatch):
     file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     file.write_text(json.dumps({"reward": "code", "completion": answer("print(9)"), "tests": SQUARE[:1]}))
-    done = CliRunner().invoke(app, ["reward", str(file), "--out", str(out), "--workers", "1"])
+    done = CliRunner().invoke(app, ["reward", str(file), "--out", str(out), "workers=1"])
     assert done.exit_code == 0 and "code runs in a sandbox of:" in done.output and "seccomp: yes" in done.output
     assert json.loads(out.read_text())["verdict"] == "right"
     bare = replace(probe(), has_seccomp=False)

@@ -42,7 +42,7 @@ def test_file_is_scored_in_order_with_tables_and_the_undecided(tmp_path):
         {"reward": "math", "completion": "<think>\udcff", "answer": "5"},
     )
     out = tmp_path / "new" / "out.jsonl"
-    done = reward(source, "--out", out, "--workers", 1, "--deadline", 60)
+    done = reward(source, "--out", out, "workers=1", "deadline_seconds=60")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["id"], row["verdict"], row["score"]) for row in rows] == [

@@ -1,38 +1,17 @@
 """Preference rewards: what each reward model sees, its schedule, and the alarm."""
 
-import math
 import random
 
 import pytest
 
-from r1engine.rewards.preference import HackingAlarm, preference_components, summary, weight_at
+from r1engine.config import RewardModel, Rewards
+from r1engine.rewards.preference import Alarms, HackingAlarm, rated_text, summary
 
 
 def test_helpfulness_sees_the_summary_and_harmlessness_everything():
-    seen = {}
-
-    def model(name, score):
-        def scores(pairs):
-            seen[name] = list(pairs)
-            return [score] * len(pairs)
-
-        return scores
-
     text = "<think>secret plan</think> <answer>Hello.</answer>"
-    components = preference_components(
-        ["Hi"], [text], helpfulness=model("helpfulness", 0.5), harmlessness=model("harmlessness", 0.25)
-    )
-    assert seen == {"helpfulness": [("Hi", "Hello.")], "harmlessness": [("Hi", text)]}
-    assert components == [{"helpfulness": 0.5, "harmlessness": 0.25}]
-
-
-def test_missing_scores_are_left_out_and_not_zero():
-    components = preference_components(
-        ["a", "b"], ["x", "y"], helpfulness=lambda pairs: [None, math.nan], harmlessness=lambda pairs: [0.0, None]
-    )
-    assert components == [{"harmlessness": 0.0}, {}]
-    with pytest.raises(ValueError, match="helpfulness: the reward model gave 1 scores for 2 texts"):
-        preference_components(["a", "b"], ["x", "y"], helpfulness=lambda pairs: [1.0], harmlessness=None)
+    assert rated_text("helpfulness", text) == "Hello."
+    assert rated_text("harmlessness", text) == text
 
 
 @pytest.mark.parametrize(
@@ -44,6 +23,7 @@ def test_missing_scores_are_left_out_and_not_zero():
         ("<think>never ends", False, ""),
         ("never ends", True, ""),
         ("<think>a</think>b<think>c</think>d", False, "d"),
+        ("<think>a</think>b<think>c", False, "b"),
     ],
 )
 def test_summary_is_what_follows_the_thoughts(completion, prefilled, expected):
@@ -51,11 +31,10 @@ def test_summary_is_what_follows_the_thoughts(completion, prefilled, expected):
 
 
 def test_preference_rewards_count_in_the_last_400_of_1700_steps():
-    schedule = {0: 0.0, 1300: 1.0}
-    weights = [weight_at(schedule, step) for step in range(1700)]
-    assert weights == [0.0] * 1300 + [1.0] * 400
-    with pytest.raises(ValueError, match=r"found the steps \[5\], required one from step 0 on"):
-        weight_at({5: 1.0}, 7)
+    model = RewardModel(urls=["http://a"], model="m", template="{prompt}{response}")
+    rewards = Rewards(helpfulness={0: 0.0, 1300: 1.0}, helpfulness_model=model)
+    assert [rewards.weights_at(step)["helpfulness"] for step in range(1700)] == [0.0] * 1300 + [1.0] * 400
+    assert [rewards.is_rated_at(step) for step in (0, 1299, 1300, 1699)] == [False, False, True, True]
 
 
 def run(alarm, steps, model_slope, verifiable_slope, seed=0):
@@ -84,3 +63,12 @@ def test_alarm_works_without_noise_and_refuses_a_short_window():
     assert not any(alarm.update(1.0, 1.0) for _ in range(20))
     with pytest.raises(ValueError, match="found window 7, required at least 8"):
         HackingAlarm(window=7)
+
+
+def test_each_reward_model_of_a_run_has_an_alarm_of_its_own():
+    alarms = Alarms(["helpfulness", "harmlessness"], window=8)
+    for t in range(8):
+        row = {"reward/helpfulness": 0.1 * t, "reward/harmlessness": 1.0, "reward/accuracy": 1 - 0.1 * t}
+        warnings = alarms.update(row)
+        assert alarms.update({"reward/helpfulness": 9.0}) == {}  # without a verifiable reward it knows nothing
+    assert list(warnings) == ["helpfulness"]

@@ -31,7 +31,7 @@ def grade(scorer: Scorer, reward: str, completion: str, answer: str = "", **fiel
         ("math", boxed("5"), "5", "right", {"format": 1, "accuracy": 1}, "same number"),
         ("math", "\\boxed{5}", "5", "right", {"format": 0, "accuracy": 1}, "same number; format: found no <think>"),
         ("math", boxed("6"), "5", "wrong", {"format": 1, "accuracy": 0}, "6 is not 5"),
-        ("math", boxed("x+1"), "1+x", "right", {"format": 1, "accuracy": 1}, "equal by Math-Verify"),
+        ("math", boxed("x+1"), "1+x", "right", {"format": 1, "accuracy": 1}, "the same function"),
         ("math", boxed("9^{9^{9}}"), "5", "undecided", {"format": 1}, "the answer has a power in an exponent"),
         (
             "math",
@@ -119,11 +119,11 @@ def test_what_text_settles_starts_no_process():
 
 def test_missed_deadline_is_undecided_and_spares_the_others():
     # Within every size limit; SymPy alone takes longer to import. The others need no worker.
-    slow = "(x+y+z+w)^{49}(x+y+z)+w(x+y+z+w)^{48}(x+y+z+w)"
+    slow = "\\sin(x)^{20}\\cos(y)^{20}\\tan(x+y)^{13}"
     with Scorer(workers=1, deadline_seconds=0.05) as scorer:
         scores = scorer.score(
             [
-                Record("math", boxed(slow), "(x+y+z+w)^{50}"),
+                Record("math", boxed(slow), slow.replace("(x+y)", "(y+x)")),
                 Record("math", boxed("0.5"), "1/2"),
                 Record("math", boxed("5"), "5"),
             ]

@@ -59,6 +59,19 @@ def test_the_terms_of_a_middle_stage_by_hand():
     assert memory.training["activations"] * GIB > kept
 
 
+@pytest.mark.parametrize(("stage", "chunks"), [(0, 11), (3, 5)])  # 2 (3 - stage) + 4 of the warm-up, and one
+def test_interleaved_stages_hold_more_micro_batches(stage, chunks):
+    llama = read_architecture(ROOT / "configs" / "models" / "Llama-3.1-8B")
+    job = dataclasses.replace(JOB, minibatches=1)
+    plain, interleaved = (
+        stage_memory(llama, Layout(gpus=4, pipeline=4, virtual=v), job, GPUS["h100"], Assumed(), stage).training
+        for v in (1, 2)
+    )
+    of_a_micro_batch = 8 * 2 * 4096 * job.row_tokens / GIB  # the inputs of eight layers in bfloat16
+    more = chunks / 2 - (4 - stage)
+    assert interleaved["activations"] - plain["activations"] == pytest.approx(more * of_a_micro_batch)
+
+
 def test_logits_exist_on_the_last_stage_only():
     of = [stage_memory(V3, R1, JOB, GPUS["h800"], Assumed(), stage).training["logits"] for stage in (0, 15)]
     assert of == [0.0, pytest.approx(4 * 1024 * 129_280 / 8 / GIB)]

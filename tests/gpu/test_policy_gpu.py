@@ -54,3 +54,26 @@ def test_asleep_the_training_state_is_not_in_device_memory(world, policy):
     assert torch.cuda.memory_allocated() < awake
     with policy.awake():
         assert torch.equal(policy.logprobs(rows(world))[0], before)
+
+
+def test_a_policy_read_from_a_checkpoint_goes_on_bit_for_bit(world, folders, tmp_path):
+    whole, resumed = (Policy(Config(model={"path": folders["deepseek"][0]}), world) for _ in range(2))
+    for _ in range(2):
+        whole.update(rows(world), cross_entropy, 1e-3)
+    whole.save(tmp_path, None)
+    resumed.load(tmp_path, has_snapshot=False)  # bfloat16 weights, float32 master weights and moments
+    for _ in range(2):
+        assert whole.update(rows(world), cross_entropy, 1e-3) == resumed.update(rows(world), cross_entropy, 1e-3)
+    for (name, expected), (_, found) in zip(whole.weights(), resumed.weights(), strict=True):
+        assert torch.equal(expected, found), name
+
+
+def test_mtp_modules_learn_without_moving_the_policy(world, folders):
+    config = {"path": folders["deepseek-mtp"][0]}
+    plain, with_mtp = (Policy(Config(model=config | {"mtp_loss_weight": w}), world) for w in (0.0, 0.3))
+    stats = [with_mtp.update(rows(world), cross_entropy, 1e-3) for _ in range(3)]
+    for _ in range(3):
+        plain.update(rows(world), cross_entropy, 1e-3)
+    assert stats[-1]["mtp_loss"] < stats[0]["mtp_loss"]
+    for (name, expected), (_, found) in zip(plain.weights(), with_mtp.weights(), strict=True):
+        torch.testing.assert_close(found, expected, msg=name)

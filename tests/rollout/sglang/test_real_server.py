@@ -18,6 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import real
 from real import changed, difference, logp_of, prompts
 
+from r1engine.config import Config
+from r1engine.prompts import PromptStream
+from r1engine.rollout.ahead import Ahead
 from r1engine.rollout.draft import new_drafts
 from r1engine.rollout.sglang.buckets import buckets, flatten, payload
 from r1engine.rollout.sglang.client import ServerError
@@ -188,6 +191,33 @@ def test_an_interrupted_sample_goes_on_with_the_new_weights(model, servers, tmp_
         found = torch.tensor(draft.logp)
         assert (found - logp_of(old, draft))[:before].abs().max() < 1e-4
         assert (found - logp_of(module, draft))[before:].abs().max() < 1e-4
+
+
+def test_the_next_rollout_is_drawn_while_the_trainer_works(model, servers, tmp_path):
+    engine = generator(model, servers[:1], tmp_path, stall_seconds=60.0)
+    engine.load_weights(iter(changed(model[1], seed=41).items()))
+    cfg = Config(
+        steps=3,
+        rollout={"max_staleness": 1, "max_tokens": 400},
+        grpo={"questions": 4, "group_size": 2, "minibatches": 1},
+    )
+    ahead = Ahead(engine, PromptStream(prompts(20), seed=0, digest=""), cfg, rank=0, size=1)
+    old = copy.deepcopy(model[1])
+    first = ahead.take(0)
+    end = time.monotonic() + 60.0
+    with ahead.drawing():  # stands for the updates: tokens come before they are over
+        while not any(draft.tokens for question in ahead.questions for draft in question.drafts):
+            assert time.monotonic() < end, "nothing is drawn while the trainer works"
+            threading.Event().wait(0.05)
+    assert ahead.metrics(first)["tokens_ahead"] > 0
+    engine.load_weights(iter(changed(model[1], seed=42).items()))
+    second = ahead.take(1)
+    assert {c.prompt.id for c in first} & {c.prompt.id for c in second} == set()
+    assert any(len(c.versions) == 2 for c in second) and ahead.metrics(second)["staleness/max"] == 1
+    for c in second:
+        num_old = sum(number for version, number in c.versions if version == 1)
+        by_old, by_new, found = logp_of(old, c), logp_of(model[1], c), torch.tensor(c.logp)
+        assert (found - torch.cat([by_old[:num_old], by_new[num_old:]])).abs().max() < 1e-4
 
 
 def test_a_server_that_is_stopped_or_killed_in_the_middle_loses_nothing(model, servers, tmp_path):

@@ -12,7 +12,7 @@ import torch
 
 from r1kernels.logprob_entropy.problem import Problem, Rows
 
-BLOCK_ELEMENTS = 1 << 18  # logits a thread handles at once: 1 MiB of float32
+BLOCK_ELEMENTS = 1 << 17  # logits a thread handles at once: 0.5 MiB of float32, and as much for their softmax
 FORBIDDEN = -1e30  # stands for -inf where -inf * 0 would be NaN
 LIKELY = 1e-12  # least probability of the logit that a row is summed up relative to
 LARGE_LOGIT = 32.0  # from here on sum(p * z) would lose digits; then it is sum(p * (z - top))
@@ -68,21 +68,28 @@ def _sum_up(
     shift: bool,
 ) -> None:
     """Write out[:4] of some rows (None: all), with z at `column` as top."""
-    for z, at, scratch in _blocks(problem, rows):
-        p = torch.softmax(z, dim=1, out=scratch)
-        top, share = z.gather(1, column[at, None]), p.gather(1, column[at, None])[:, 0]
-        out[0, at], out[1, at] = top[:, 0], share
-        if squares:
-            out[3, at] = torch.linalg.vecdot(p, p)
-        if entropy and shift:
-            out[2, at] = p.mul_((z - top).clamp_(min=FORBIDDEN)).sum(1)
-        elif entropy:
-            out[2, at] = torch.linalg.vecdot(p, z)
     every = slice(None) if rows is None else rows
-    top, share, weighted, squared = out[:4, every].unbind()
+    columns = column[every, None]
+    sums = out.new_zeros(4, len(columns), 1)
+    end = 0
+    for z, _, scratch in _blocks(problem, rows):
+        # As few calls as can be: for a few rows at a time each of them counts.
+        start, end = end, end + len(z)
+        here = columns[start:end]
+        top, share, weighted, squared = sums[:, start:end].unbind()
+        p = torch.softmax(z, dim=1, out=scratch)
+        torch.gather(z, 1, here, out=top)
+        torch.gather(p, 1, here, out=share)
+        if squares:
+            torch.linalg.vecdot(p, p, out=squared[:, 0])
+        if entropy and shift:
+            torch.sum(p.mul_((z - top).clamp_(min=FORBIDDEN)), 1, keepdim=True, out=weighted)
+        elif entropy:
+            torch.linalg.vecdot(p, z, out=weighted[:, 0])
+    top, share, weighted, squared = sums[..., 0].unbind()
     if entropy and not shift:
         weighted = weighted - top
-    out[1:4, every] = torch.stack([1 / share, weighted / share, squared / share.square()])
+    out[:4, every] = torch.stack([top, 1 / share, weighted / share, squared / share.square()])
 
 
 def _blocks(problem: Problem, rows: torch.Tensor | None) -> Iterator[tuple[torch.Tensor, Place, torch.Tensor]]:
@@ -100,7 +107,9 @@ def _blocks(problem: Problem, rows: torch.Tensor | None) -> Iterator[tuple[torch
         for start in range(0, inner, step):
             x = problem.logits[i, start : start + step]
             at = slice(i * inner + start, i * inner + start + len(x))
-            yield _scaled(problem, x, at, scaled[: len(x)]), at, scratch[: len(x)]
+            is_full = len(x) == len(scratch)
+            room = (scaled, scratch) if is_full else (scaled[: len(x)], scratch[: len(x)])
+            yield _scaled(problem, x, at, room[0]), at, room[1]
 
 
 def _scaled(problem: Problem, x: torch.Tensor, at: Place, out: torch.Tensor) -> torch.Tensor:

@@ -16,23 +16,41 @@ MAX_FLOAT = torch.finfo(torch.float32).max  # unlike infinity, times an advantag
 
 
 @triton.jit
-def _load(ptr, offsets, used):
-    """f32 tile, 0 where not used and where there is no tensor: what lies at unused positions is never read."""
+def _load(ptr, offsets, end, is_full):
+    """f32 tile, 0 from `end` on and where there is no tensor. A full tile needs no mask, and gets 128-bit loads."""
     if ptr is None:
         return tl.zeros(offsets.shape, tl.float32)
     else:
-        return tl.load(ptr + offsets, mask=used, other=0.0).to(tl.float32)
+        if is_full:
+            x = tl.load(ptr + offsets)
+        else:
+            x = tl.load(ptr + offsets, mask=offsets < end, other=0.0)
+        return x.to(tl.float32)
 
 
 @triton.jit
-def _log_ratios(logp_ptr, old_logp_ptr, ref_logp_ptr, rollout_logp_ptr, offsets, used):
+def _load_used(ptr, offsets, end, is_full, used):
+    """`_load`, 0 where not used, whatever lies there."""
+    return tl.where(used, _load(ptr, offsets, end, is_full), 0.0)
+
+
+@triton.jit
+def _store(ptr, offsets, values, end, is_full):
+    if is_full:
+        tl.store(ptr + offsets, values)
+    else:
+        tl.store(ptr + offsets, values, mask=offsets < end)
+
+
+@triton.jit
+def _log_ratios(logp_ptr, old_logp_ptr, ref_logp_ptr, rollout_logp_ptr, offsets, end, is_full, used):
     """-> logp, logp - old_logp, ref_logp - logp, old_logp - rollout_logp; without old_logp it is logp itself."""
-    logp = _load(logp_ptr, offsets, used)
+    logp = _load_used(logp_ptr, offsets, end, is_full, used)
     old_logp = logp
     if old_logp_ptr is not None:
-        old_logp = _load(old_logp_ptr, offsets, used)
-    log_ref = _load(ref_logp_ptr, offsets, used) - logp
-    return logp, logp - old_logp, log_ref, old_logp - _load(rollout_logp_ptr, offsets, used)
+        old_logp = _load_used(old_logp_ptr, offsets, end, is_full, used)
+    log_ref = _load_used(ref_logp_ptr, offsets, end, is_full, used) - logp
+    return logp, logp - old_logp, log_ref, old_logp - _load_used(rollout_logp_ptr, offsets, end, is_full, used)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -84,9 +102,10 @@ def grpo_kernel(
         ratio_sum, ref_sum, tis_sum, used_sum = zero, zero, zero, zero
         for first in range(start, end, BLOCK):
             offsets = first + lanes
-            used = tl.load(weight_ptr + offsets, mask=offsets < end, other=0.0).to(tl.float32) != 0.0
+            is_full = first + BLOCK <= end
+            used = _load(weight_ptr, offsets, end, is_full) != 0.0
             _, log_ratio, log_ref, log_tis = _log_ratios(
-                logp_ptr, old_logp_ptr, ref_logp_ptr, rollout_logp_ptr, offsets, used
+                logp_ptr, old_logp_ptr, ref_logp_ptr, rollout_logp_ptr, offsets, end, is_full, used
             )
             ratio_sum += log_ratio
             ref_sum += log_ref
@@ -103,11 +122,11 @@ def grpo_kernel(
     t0, t1, t2, t3, t4, t5, t6, t7 = zero, zero, zero, zero, zero, zero, zero, zero
     for first in range(start, end, BLOCK):
         offsets = first + lanes
-        inside = offsets < end
-        weight = tl.load(weight_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        is_full = first + BLOCK <= end
+        weight = _load(weight_ptr, offsets, end, is_full)
         used = weight != 0.0
         logp, log_ratio, log_ref, log_tis = _log_ratios(
-            logp_ptr, old_logp_ptr, ref_logp_ptr, rollout_logp_ptr, offsets, used
+            logp_ptr, old_logp_ptr, ref_logp_ptr, rollout_logp_ptr, offsets, end, is_full, used
         )
         if RATIO_LEVEL != "token":
             log_ratio = zero + ratio_of_all
@@ -120,9 +139,9 @@ def grpo_kernel(
             log_ratio,
             log_ref,
             log_tis,
-            _load(advantage_ptr, offsets, used),
+            _load_used(advantage_ptr, offsets, end, is_full, used),
             weight,
-            _load(entropy_ptr, offsets, used),
+            _load_used(entropy_ptr, offsets, end, is_full, used),
             clip_low,
             clip_high,
             dual_clip,
@@ -150,9 +169,9 @@ def grpo_kernel(
             shared += kl_slope
         else:
             own += kl_slope
-        tl.store(grad_ptr + offsets, own, mask=inside)
+        _store(grad_ptr, offsets, own, end, is_full)
         if grad_entropy_ptr is not None:
-            tl.store(grad_entropy_ptr + offsets, -entropy_coef * weight, mask=inside)
+            _store(grad_entropy_ptr, offsets, -entropy_coef * weight, end, is_full)
         t0, t1, t2, t3 = t0 + u0, t1 + u1, t2 + u2, t3 + u3
         t4, t5, t6, t7 = t4 + u4, t5 + u5, t6 + u6, t7 + u7
 

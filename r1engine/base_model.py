@@ -53,7 +53,12 @@ def with_base_model(cfg: Config, world: World, progress: Progress) -> Config:
     if world.size > 1:
         dist.barrier()
     data = Data(**cfg.data.model_dump() | {"train": folder / "train.jsonl", "heldout": folder / "heldout.jsonl"})
-    return cfg.model_copy(update={"data": data, "model": Model(path=folder, dtype=cfg.model.dtype)})
+    return cfg.model_copy(update={"data": data, "model": _at(folder, cfg.model)})
+
+
+def _at(folder: Path, settings: Model) -> Model:
+    """The configured model, in a folder."""
+    return settings.model_copy(update={"path": folder})
 
 
 def _pretrain(cfg: Config, base: Base, folder: Path, world: World, progress: Progress) -> None:
@@ -66,9 +71,7 @@ def _pretrain(cfg: Config, base: Base, folder: Path, world: World, progress: Pro
         weight_decay=0.01,
     )
     start = folder / "start"
-    policy = Policy(
-        cfg.model_copy(update={"model": Model(path=start, dtype=cfg.model.dtype), "optimizer": optimizer}), world
-    )
+    policy = Policy(cfg.model_copy(update={"model": _at(start, cfg.model), "optimizer": optimizer}), world)
     tokenizer = load_tokenizer(start)
     eos = tokenizer.token_to_id(tiny.EOS)
     pairs, _ = tiny.task_pairs(base.heldout, seed=cfg.seed)

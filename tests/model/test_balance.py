@@ -3,11 +3,14 @@
 import itertools
 
 import torch
+from safetensors.torch import load_file
 
+from r1engine.base_model import with_base_model
 from r1engine.batch import PackedBatch, Sequence, pack_sequences
 from r1engine.config import Config
 from r1engine.model.attention import row_layout
 from r1engine.model.policy import Policy
+from r1engine.observe.progress import Progress
 from r1engine.sft import cross_entropy
 
 
@@ -68,3 +71,17 @@ def test_the_sequence_wise_loss_is_that_of_the_paper(world, folders):
         expected = expected + row.loss_weight[a:b].sum() * 0.3 * (f * p).sum()
     (slope,) = torch.autograd.grad(expected, logits)
     torch.testing.assert_close(found, slope, rtol=1e-5, atol=1e-8)
+
+
+def test_a_base_model_is_made_with_the_settings_of_the_model(world, tmp_path):
+    base = {"family": "deepseek_v3", "hidden_size": 32, "layers": 2, "kv_heads": 4, "intermediate_size": 64}
+    cfg = Config(
+        run_dir=tmp_path,
+        base=base | {"steps": 1, "texts_per_step": 8},
+        model={"expert_bias_rate": 0.5},
+        rollout={"max_tokens": 64},
+    )
+    made = with_base_model(cfg, world, Progress(1, "", enabled=False)).model
+    assert made.expert_bias_rate == 0.5
+    bias = load_file(made.path / "model.safetensors")["model.layers.1.mlp.gate.e_score_correction_bias"]
+    assert bias.unique().abs().tolist() in ([0.5, 0.5], [0.5, 0.0, 0.5])

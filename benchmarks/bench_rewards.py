@@ -22,8 +22,24 @@ from r1engine.rewards.work import warm_up, work
 
 CORPUS = Path(__file__).resolve().parents[1] / "tests" / "rewards" / "math_corpus.jsonl"
 DEADLINE = 1.0
-HOSTILE = ("(x+y+z+w)^{49}(x+y+z)+w(x+y+z+w)^{48}(x+y+z+w)", "(x+y+z+w)^{50}")
-EXACT = [("5", "5"), ("1,234", "1234"), ("\\frac{1}{2}", "0.5"), ("-7.5", "-7.25"), ("x=12", "12"), ("10 cm", "10")]
+# Equal and within every size limit; `simplify` does not end in time, and values alone do not settle it.
+HOSTILE = (
+    "\\sqrt{x+\\sqrt{y+\\sqrt{z+\\sin(x)^{20}}}}(x+y+z)^{20}",
+    "(z+y+x)^{19}(x+y+z)\\sqrt{x+\\sqrt{y+\\sqrt{z+(1-\\cos(x)^2)^{10}}}}",
+)
+EXACT = {
+    "integer": ("5", "5"),
+    "thousands": ("1,234", "1234"),
+    "fraction": ("\\frac{1}{2}", "0.5"),
+    "decimal": ("-7.5", "-7.25"),
+    "percent": ("50\\%", "0.5"),
+    "name": ("x=12", "12"),
+    "unit": ("10 cm", "10"),
+    "words": ("no solution", "No solution"),
+    "same text": ("x^2+1", "x^2+1"),
+    "tuple": ("(1,2)", "(1, 2)"),
+    "set": ("\\{1,2\\}", "\\{2,1\\}"),
+}
 
 
 def main() -> None:
@@ -40,11 +56,13 @@ def main() -> None:
 
 def exact_path(repeats: int) -> None:
     """Answers that text and exact numbers settle, in process."""
-    pairs = EXACT * repeats
-    start = time.perf_counter()
-    for answer, reference in pairs:
-        judge_at_once(answer, reference)
-    emit("exact, in process", {"items_per_second": len(pairs) / (time.perf_counter() - start), "items": len(pairs)})
+    for form, pair in EXACT.items():
+        assert judge_at_once(*pair) is not None
+        start = time.perf_counter()
+        for _ in range(repeats):
+            judge_at_once(*pair)
+        emit(f"exact, {form}", {"items_per_second": repeats / (time.perf_counter() - start), "items": repeats})
+    pairs = list(EXACT.values()) * (repeats // 2)
     records = [Record("math", f"<think>a</think><answer>{answer}</answer>", reference) for answer, reference in pairs]
     with Scorer(workers=1) as scorer:
         start = time.perf_counter()
@@ -56,7 +74,8 @@ def exact_path(repeats: int) -> None:
 def symbolic_path(count: int | None, rounds: int) -> None:
     """The pairs of the corpus that need algebra: through the pool, in process, and Math-Verify itself; milliseconds.
 
-    SymPy remembers results, so its cache is emptied before each call: whoever runs second would be faster.
+    SymPy remembers results, so its cache is emptied before each call; the parser's tables grow with what it has read,
+    so every pair is computed once by each before the clock runs.
     """
     from sympy.core.cache import clear_cache
 
@@ -74,13 +93,14 @@ def symbolic_path(count: int | None, rounds: int) -> None:
             "Math-Verify": lambda i: math_verify(*pairs[i]),
         }
         taken: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(rounds):
+        for turn in range(rounds + 1):
             for i in range(len(pairs)):
-                for name, way in ways.items():
+                for name, way in list(ways.items())[:: 1 if turn % 2 else -1]:
                     clear_cache()
                     start = time.perf_counter()
                     way(i)
-                    taken[name].append(1e3 * (time.perf_counter() - start))
+                    if turn:
+                        taken[name].append(1e3 * (time.perf_counter() - start))
     for name, values in taken.items():
         emit(f"symbolic, {name}", {"pairs": len(pairs), "mean_ms": statistics.fmean(values), **percentiles(values)})
 

@@ -59,6 +59,7 @@ def run(folder: Path, model: Path, rewards: list[str], *settings: str) -> subpro
     rows = [json.loads(line) for line in (model / "train.jsonl").read_text().splitlines()]
     for number, row in enumerate(rows):
         row["reward"] = rewards[number % len(rewards)]
+    rows.append({"question": "What is it?", "answer": "\\sqrt{", "reward": "math"})  # is not drawn in so few steps
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "run.yaml").write_text(f"model: {{path: {model}}}\ndata: {{train: {folder / 'train.jsonl'}}}\n")
     command = [sys.executable, "-m", "r1engine.train", str(folder / "run.yaml"), *SHORT, f"run_dir={folder / 'run'}"]
@@ -97,14 +98,17 @@ def test_run_learns_from_a_judge_and_a_reward_model(tmp_path, model, serve):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     rows, samples = logged(tmp_path, "metrics"), logged(tmp_path, "samples")
+    kinds = {row["question"]: row["reward"] for row in map(json.loads, (tmp_path / "train.jsonl").open())}
     assert sum(row["grad_norm"] > 0 for row in rows) >= 4  # a group may be of one mind
     assert logged(tmp_path, "undecided") == []
+    # A reference that no rule can read is told at load, before an answer to it is undecided.
+    told = f"1 of {len(kinds)} references are undecided whatever the answer: question {len(kinds) - 1} cannot be read"
+    assert told in " ".join(done.stdout.split())
     # The schedule: nobody asks the reward model in the first two steps, but for the check at the start.
     rated = [row.get("reward/helpfulness") for row in rows]
     assert rated[:2] == [None, None] and None not in rated[2:]
     assert all(row["alarm/helpfulness"] == 0 for row in rows)
     # What the judge says is the verdict.
-    kinds = {row["question"]: row["reward"] for row in map(json.loads, (tmp_path / "train.jsonl").open())}
     judged = [sample for sample in samples if kinds[sample["question"]] == "judge"]
     for sample in judged:
         answer, _ = final_answer(sample["completion"])

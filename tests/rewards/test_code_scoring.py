@@ -11,6 +11,7 @@ from r1engine.cli import app
 from r1engine.prompts import read_questions
 from r1engine.rewards import Record, Scorer, read_records
 from r1engine.rewards.sandbox import probe
+from r1engine.rewards.sandbox.protection import compiler
 
 SQUARE = [{"stdin": "3", "stdout": "9"}, {"stdin": "4", "stdout": "16"}]
 HUMAN_EVAL = {
@@ -48,6 +49,18 @@ def test_code_record_is_run_and_its_format_kept(scorer):
     assert (wrong.verdict, wrong.components) == ("wrong", {"format": 1, "accuracy": 0})
     assert wrong.reason == "test 2 of 2: line 1: found '9', required '16'"
     assert none.verdict == "wrong" and none.reason.startswith("no python code block; format:")
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+def test_cpp_record_is_compiled_run_and_compared(scorer):
+    program = "#include <iostream>\nint main() {{ long n; std::cin >> n; std::cout << n * {} << '\\n'; }}"
+    tests = {"language": "cpp", "tests": SQUARE}
+    texts = [answer(program.format(factor)).replace("```python", "```cpp") for factor in ("n", "3")]
+    texts.append(answer("int main() { return x; }").replace("```python", "```cpp"))
+    scores = scorer.score([Record("code", text, tests=tests) for text in texts])
+    assert [score.verdict for score in scores] == ["right", "wrong", "wrong"]
+    assert scores[1].reason == "test 2 of 2: line 1: found '12', required '16'"
+    assert "it does not compile" in scores[2].reason
 
 
 def test_lines_of_known_data_sets_need_no_tests_field(scorer, tmp_path):

@@ -12,7 +12,7 @@ import torch
 
 from r1kernels.logprob_entropy.problem import Problem, Rows
 
-BLOCK_ELEMENTS = 1 << 17  # logits a thread handles at once: 0.5 MiB of float32, and as much for their softmax
+BLOCK_ELEMENTS = 1 << 18  # logits a thread handles at once: 1 MiB of float32, and as much for their softmax
 FORBIDDEN = -1e30  # stands for -inf where -inf * 0 would be NaN
 LIKELY = 1e-12  # least probability of the logit that a row is summed up relative to
 LARGE_LOGIT = 32.0  # from here on sum(p * z) would lose digits; then it is sum(p * (z - top))

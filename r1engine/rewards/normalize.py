@@ -104,8 +104,10 @@ def unwrap(text: str) -> str:
 def _plain_latex(text: str) -> str:
     for variant in ("\\dfrac", "\\tfrac", "\\cfrac"):
         text = text.replace(variant, "\\frac")
-    text = re.sub(r"\\mathrm\s*\{?\s*e\s*\}?", "e", text)  # Math-Verify drops \mathrm{e}
-    text = re.sub(r"\\sqrt\s*(\d|[a-z](?![a-z]))", r"\\sqrt{\1}", text)
+    if "\\mathrm" in text:
+        text = re.sub(r"\\mathrm\s*\{?\s*e\s*\}?", "e", text)  # Math-Verify drops \mathrm{e}
+    if "\\sqrt" in text:
+        text = re.sub(r"\\sqrt\s*(\d|[a-z](?![a-z]))", r"\\sqrt{\1}", text)
     return _SPACING.sub(" ", text)
 
 

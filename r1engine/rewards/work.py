@@ -31,5 +31,12 @@ def work(item: dict[str, Any]) -> dict[str, Any]:
 
 def warm_up() -> None:
     """Loads what is slow to load, and lets ANTLR build its tables, before workers are forked."""
-    judge("\\frac{x+1}{2}", "\\frac{1+x}{2}")
+    for answer, reference in (  # by values, by numbers, by simplifying, as equations and as inequalities
+        ("\\frac{x+1}{2}", "\\frac{1+x}{2}"),
+        ("\\sqrt{2}+\\pi", "e^{2}"),
+        ("\\sin^2(x)+\\cos^2(x)", "1"),
+        ("y=2x+1", "2x-y+1=0"),
+        ("x<3", "3>x"),
+    ):
+        judge(answer, reference)
     language_of("what language is this sentence written in")

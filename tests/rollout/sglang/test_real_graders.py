@@ -1,0 +1,105 @@
+"""The reward model and the judge of `r1engine.rewards` behind real SGLang servers: what is asked and what comes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from model_folders import SIZES, save_model
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+sys.path.insert(0, str(Path(__file__).parent))
+import real
+
+from r1engine.rewards.endpoint import Endpoint
+from r1engine.rewards.generative import GenerativeJudge, Pair
+from r1engine.rewards.preference import RewardModel
+from r1engine.rollout.sglang.server import Server, free_port
+
+pytestmark = [pytest.mark.sglang, pytest.mark.slow]
+
+
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+MODEL = SIZES | {"vocab_size": len(BYTES), "max_position_embeddings": 2048}
+
+
+def add_tokenizer(folder: Path) -> Tokenizer:
+    """A token a byte. Of Qwen2's kind: SGLang takes the tokenizer's class from the model's."""
+    tokenizer = Tokenizer(models.BPE({byte: i for i, byte in enumerate(BYTES)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "eos_token": BYTES[1],
+        "chat_template": "{% for message in messages %}{{ message['content'] }} {% endfor %}",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return tokenizer
+
+
+@contextmanager
+def serving(folder: Path, log: Path, *flags: str) -> Iterator[str]:
+    """URL of a server of the folder with a tokenizer of its own, as users start one for grading."""
+    port = free_port("127.0.0.1")
+    options = "--device cpu --attention-backend torch_native --sampling-backend pytorch --grammar-backend none"
+    options += " --dtype float32 --max-total-tokens 4096 --sleep-on-idle --skip-server-warmup --host 127.0.0.1"
+    launcher = [os.environ["R1_SGLANG_PYTHON"], "-m", "sglang.launch_server", "--model-path", str(folder)]
+    server = Server(
+        [*launcher, "--port", str(port), *options.split(), *flags],
+        {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"},
+        url=f"http://127.0.0.1:{port}",
+        log=log,
+        stall_seconds=60.0,
+    )
+    try:
+        server.wait_ready(real.START_SECONDS)
+        yield server.client.url
+    finally:
+        server.stop()
+
+
+def save_reward_model(folder: Path) -> torch.nn.Module:
+    config = transformers.Qwen2Config(**MODEL, num_labels=1)
+    torch.manual_seed(0)
+    model = transformers.Qwen2ForSequenceClassification(config).eval()
+    model.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["score.bias"] = torch.zeros(1)  # SGLang's head has one, transformers' has not
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return model
+
+
+def test_a_reward_models_scores_are_transformers(tmp_path):
+    model = save_reward_model(tmp_path / "model")
+    tokenizer = add_tokenizer(tmp_path / "model")
+    pairs = [("1 + 1?", "2"), ("Hello!", "Hello, what can I do?"), ("1 + 1?", "It is 3.")]
+    with serving(tmp_path / "model", tmp_path / "server.log", "--is-embedding") as url:
+        rater = RewardModel(Endpoint(url), "tiny", "U: {prompt} A: {response}.", batch_size=2)
+        rater.check()
+        ratings = rater.rate(pairs)
+    assert not any(problem for _, problem in ratings)
+    for (score, _), (prompt, response) in zip(ratings, pairs, strict=True):
+        with torch.no_grad():
+            tokens = tokenizer.encode(f"U: {prompt} A: {response}.").ids
+            assert score == pytest.approx(float(model(torch.tensor([tokens])).logits), abs=1e-4)
+
+
+def test_a_judge_that_talks_nonsense_decides_nothing(tmp_path):
+    save_model(tmp_path / "model", "qwen2", **MODEL)
+    add_tokenizer(tmp_path / "model")
+    with serving(tmp_path / "model", tmp_path / "server.log") as url:
+        judge = GenerativeJudge(Endpoint(f"{url}/v1"), "tiny", max_tokens=4)
+        verdicts = judge.judge([Pair("1/2", "0.5"), Pair("3", "4")])
+        with pytest.raises(RuntimeError, match=r"judge tiny at .* found undecided \(the judge replied"):
+            judge.check()
+    assert [verdict for verdict, _ in verdicts] == ["undecided"] * 2
+    assert all("the judge replied" in reason and "required SAME or DIFFERENT" in reason for _, reason in verdicts)

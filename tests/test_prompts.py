@@ -130,7 +130,7 @@ def test_parquet_null_is_a_missing_field(tmp_path):
         ({"question": "a", "answer": 1, "reward": 2}, "reward is 2, required a text"),
         (
             {"question": "a", "answer": 1, "reward": "mathz"},
-            "found reward 'mathz', required one of math, choice, exact, format, language, code, gym",
+            "found reward 'mathz', required one of math, choice, exact, format, language, code, gym, judge, preference",
         ),
     ],
 )

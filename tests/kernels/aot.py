@@ -34,6 +34,7 @@ class Kernel:
     arch: int = 90  # compute capability times ten: 80, 90 (is sm_90a), 100
     num_warps: int = 4
     num_stages: int = 3
+    max_registers: int | None = None  # a thread; None: as the compiler likes
     unaligned: tuple[str, ...] = ()  # pointers and integers not known to be multiples of 16; the others are
 
 
@@ -130,6 +131,7 @@ def _compile(kernel: Kernel) -> Compiled:
     source = ASTSource(fn, signature, kernel.constexprs, {i: [["tt.divisibility", 16]] for i in aligned})
     # Fused multiply-adds are asked for by name: Triton is about to change the default.
     options = {"num_warps": kernel.num_warps, "num_stages": kernel.num_stages, "enable_fp_fusion": True}
+    options["maxnreg"] = kernel.max_registers
     made = triton.compile(source, target=GPUTarget("cuda", kernel.arch, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])

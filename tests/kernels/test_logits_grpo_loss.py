@@ -14,6 +14,7 @@ import aot
 
 from r1kernels import GrpoObjective, grpo_loss, logits_grpo_loss, logprob_entropy
 from r1kernels.grpo_loss.reference import grpo_loss_reference
+from r1kernels.logits_grpo_loss.triton_impl import MAX_REGISTERS
 from r1kernels.logprob_entropy import reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -309,6 +310,7 @@ def kernel(arch: int, entropy: bool = False, dtype: str = "bf16", num_warps: int
         constexprs,
         arch,
         num_warps=num_warps,
+        max_registers=MAX_REGISTERS,
         unaligned=("num_inner", "num_rows", "counter_ptr", "metrics_ptr"),
     )
 
@@ -319,7 +321,7 @@ def test_compiled_kernels_are_lean():
     for name, made in zip(cases, aot.compile_triton(list(cases.values())), strict=True):
         elements = 16 if name == "fp32" else 32  # of a thread in a block
         assert made.spill_free, name
-        assert made.registers <= 128, (name, made.registers)  # 65,536 are enough for 512 threads, or twice 256
+        assert made.registers <= MAX_REGISTERS, (name, made.registers)
         assert ".f64" not in made.ptx, name
         assert made.count("LDG", "128") == 8, name  # four in each of the two passes
         assert made.count("STG", "128") == 8, name  # four, and four of zeros for a row that is not used

@@ -23,6 +23,7 @@ from r1kernels.logits_grpo_loss import triton_kernels as kernels
 from r1kernels.logprob_entropy import triton_impl as logprob
 from r1kernels.logprob_entropy.problem import Problem
 
+MAX_REGISTERS = 128  # 65,536 are enough for 512 threads, or twice 256; left alone, the assembler aims at 64 and spills
 REPEAT = 4  # 128-bit loads a thread has in flight
 NOWHERE = {"out_outer": 0, "out_inner": 0, "out_column": 0}
 
@@ -68,6 +69,7 @@ def loss_and_gradient(
         THREADS=32 * num_warps,
         WIDTH=16 // problem.logits.element_size(),
         num_warps=num_warps,
+        maxnreg=MAX_REGISTERS,
         enable_fp_fusion=True,
     )
     if out is not None:

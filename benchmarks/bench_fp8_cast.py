@@ -5,7 +5,10 @@ python benchmarks/bench_fp8_cast.py --device cuda
 
 from __future__ import annotations
 
+from functools import partial
+
 import memory_bound
+import peers
 import torch
 from moe_problem import Problem
 
@@ -31,9 +34,9 @@ def cast_calls(x: torch.Tensor, block: tuple[int, int]) -> memory_bound.Calls:
 def calls(case: Problem) -> memory_bound.Calls:
     activations, weights = case.randn(case.tokens, case.hidden), case.matrices()[1]
     out = cast_calls(activations, (1, 128)) | cast_calls(weights, (128, 128))
-    op = memory_bound.sglang_op("quantization.fp8_kernel", "sglang_per_token_group_quant_fp8", case.device)
-    if op is not None:
-        out["quantize 1x128, SGLang"] = (lambda: op(activations, 128), out["quantize 1x128"][1])
+    others = {n: partial(op, activations) for n, op in peers.installed(peers.QUANTIZE, case.device).items()}
+    for name, call in peers.working(others, peers.QUANTIZE).items():
+        out[f"quantize 1x128, {name}"] = (call, out["quantize 1x128"][1])
     return out
 
 

@@ -5,7 +5,10 @@ python benchmarks/bench_moe_gate_topk.py --device cuda
 
 from __future__ import annotations
 
+from functools import partial
+
 import memory_bound
+import peers
 import torch
 from moe_problem import Problem
 
@@ -43,10 +46,9 @@ def calls(case: Problem) -> memory_bound.Calls:
         out["forward, Megatron"] = (lambda: megatron(False), forward)
         if moe_utils.HAVE_TE and case.device.type == "cuda":
             out["forward, Transformer Engine"] = (lambda: megatron(True), forward)
-    if sglang_gate := memory_bound.sglang_op("moe.moe_fused_gate", "moe_fused_gate", case.device):
-        groups = {"num_expert_group": 8, "topk_group": 4}
-        scaled = {"routed_scaling_factor": 2.5, "apply_routed_scaling_factor_on_output": True}
-        out["forward, SGLang"] = (lambda: sglang_gate(x, bias, 8, **groups, **scaled), forward)
+    others = {n: partial(op, x, bias) for n, op in peers.installed(peers.GATE, case.device).items()}
+    for name, call in peers.working(others, peers.GATE).items():
+        out[f"forward, {name}"] = (call, forward)
     return out | memory_bound.compiled("forward", plain, forward, case.device)
 
 

@@ -6,8 +6,10 @@ python benchmarks/bench_moe_grouped_gemm.py --device cuda
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 
 import moe_problem
+import peers
 import timing
 import torch
 
@@ -58,6 +60,10 @@ def main() -> None:
                 lambda a=fp8, o=out, p=plan, f=direct: f(tuple(a[:2]), tuple(fp8_gate_up), o, p.expert_of),
                 2 * one,
             )
+        others = peers.installed(peers.GROUPED, case.device)
+        others = {name: partial(op, rows, gate_up, sizes) for name, op in others.items()}
+        for name, call in peers.working(others, peers.GROUPED).items():
+            calls[f"gate_up bf16, {name}"] = (call, 2 * one)
         for name, (call, flop) in calls.items():
             taken = timing.summary(timing.call_seconds(call, case.device, rounds=rounds, warmup=min(2, rounds)))
             speed = {"flop_per_s": flop / taken["median"], "of_bf16_matmul_rate": flop / taken["median"] / rate}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import moe_problem
@@ -32,17 +31,6 @@ def megatron_moe_utils() -> object | None:
     except ImportError:
         return None
     return moe_utils
-
-
-def sglang_op(module: str, name: str, device: torch.device) -> Callable[..., object] | None:
-    """sglang.kernels.ops.<module>.<name>; None on a CPU, where they do not run, and without SGLang."""
-    if device.type == "cpu":
-        return None
-    try:
-        return getattr(importlib.import_module(f"sglang.kernels.ops.{module}"), name)
-    except (ImportError, AttributeError) as error:
-        timing.note(f"no row of SGLang's {name}: {error}")
-        return None
 
 
 def compiled(name: str, function: Callable[[], object], num_bytes: float, device: torch.device) -> Calls:

@@ -93,12 +93,45 @@ def _liger_grpo() -> Op:
     return call
 
 
+def _sglang_gate() -> Op:
+    from sglang.kernels.ops.moe.moe_fused_gate import moe_fused_gate
+
+    scaled = {"routed_scaling_factor": 2.5, "apply_routed_scaling_factor_on_output": True}
+    return lambda x, bias: moe_fused_gate(x, bias, 8, num_expert_group=8, topk_group=4, **scaled)[0]
+
+
+def _sglang_quantize() -> Op:
+    from sglang.kernels.ops.quantization.fp8_kernel import sglang_per_token_group_quant_fp8
+
+    return lambda x: sglang_per_token_group_quant_fp8(x, 128)[0]
+
+
+def _transformer_engine_grouped() -> Op:
+    from transformer_engine.pytorch import GroupedLinear
+
+    layers: dict[tuple[int, ...], torch.nn.Module] = {}
+
+    def call(rows: torch.Tensor, weight: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+        """[R, H] rows of experts one after another, [E, I, H] weight (its shape counts), rows of each expert."""
+        if tuple(weight.shape) not in layers:
+            experts, inner, hidden = weight.shape
+            options = {"bias": False, "params_dtype": weight.dtype, "device": weight.device}
+            layers[tuple(weight.shape)] = GroupedLinear(experts, hidden, inner, **options)
+        with torch.no_grad():
+            return layers[tuple(weight.shape)](rows, sizes)
+
+    return call
+
+
 # From logits [T, V] and labels [T], or from hidden states [T, H], weight [V, H] and labels: log-probabilities [T].
 LOGP = {"flash-attn": _flash_attn, "Liger": _liger, "QuACK": _quack, "Transformer Engine": _transformer_engine}
 LOGP |= {"TRL": _trl}
 LINEAR_LOGP = {"Liger": _liger_linear, "Liger scaled": _liger_linear_scaled, "cut-cross-entropy": _cut_cross_entropy}
 LINEAR_LOGP |= {"QuACK": _quack_linear, "verl": _verl_linear, "TRL": _trl_linear}
 LOGITS_GRPO = {"Liger": _liger_grpo}
+GATE = {"SGLang": _sglang_gate}  # of DeepSeek-V3: logits [T, 256], bias [256] -> weights [T, 8]
+QUANTIZE = {"SGLang": _sglang_quantize}  # [T, H] -> float8 in blocks of 1x128
+GROUPED = {"Transformer Engine": _transformer_engine_grouped}
 ON_CPU = {"TRL"}
 
 

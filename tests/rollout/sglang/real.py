@@ -16,11 +16,16 @@ from r1engine.rollout.sglang.server import Server
 START_SECONDS = 900.0
 
 
+def python() -> Path:
+    """Of the environment that the servers run in."""
+    found = os.environ.get("R1_SGLANG_PYTHON")
+    assert found, "R1_SGLANG_PYTHON: required the Python of the environment that `make sglang-cpu` makes"
+    return Path(found)
+
+
 def serve(model: Path, run_dir: Path, name: str = "server", port: int | None = None) -> Server:
     """Begins to start a server of a model folder; `wait_ready(START_SECONDS)` waits for it."""
-    python = os.environ.get("R1_SGLANG_PYTHON")
-    assert python, "R1_SGLANG_PYTHON: required the Python of the environment that `make sglang-cpu` makes"
-    settings = Sglang(python=Path(python), cpu_tokens=4096, stream_interval=4)
+    settings = Sglang(python=python(), cpu_tokens=4096, stream_interval=4)
     cfg = Config(run_dir=run_dir, model=Model(path=model), rollout=Rollout(engine="sglang", sglang=settings))
     return launch.start(cfg, name=name, host="127.0.0.1", port=port, devices=None, dtype="float32")
 

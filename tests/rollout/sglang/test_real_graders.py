@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +18,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 sys.path.insert(0, str(Path(__file__).parent))
 import real
 
+from r1engine.config import Sglang
 from r1engine.rewards.endpoint import Endpoint
 from r1engine.rewards.generative import GenerativeJudge, Pair
 from r1engine.rewards.preference import RewardModel
+from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.server import Server, free_port
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
@@ -52,10 +53,10 @@ def serving(folder: Path, log: Path, *flags: str) -> Iterator[str]:
     port = free_port("127.0.0.1")
     options = "--device cpu --attention-backend torch_native --sampling-backend pytorch --grammar-backend none"
     options += " --dtype float32 --max-total-tokens 4096 --sleep-on-idle --skip-server-warmup --host 127.0.0.1"
-    launcher = [os.environ["R1_SGLANG_PYTHON"], "-m", "sglang.launch_server", "--model-path", str(folder)]
+    launcher = [str(real.python()), "-m", "sglang.launch_server", "--model-path", str(folder)]
     server = Server(
         [*launcher, "--port", str(port), *options.split(), *flags],
-        {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"},
+        launch.environment(Sglang(), devices=None),
         url=f"http://127.0.0.1:{port}",
         log=log,
         stall_seconds=60.0,

@@ -121,7 +121,7 @@ class Run:
                 resume_step=self.step if resume_from is not None else None,
             )
         self.alarms = Alarms(list(cfg.rewards.reward_models), window=cfg.rewards.alarm_window)
-        if resume_from is not None and world.is_first:
+        if resume_from is not None and world.is_first and cfg.rewards.reward_models:
             for line in (cfg.run_dir / "metrics.jsonl").read_text().splitlines():
                 self.alarms.update(json.loads(line))
 

@@ -49,6 +49,8 @@ class Model(Section):
     # Who computes the layers with experts: Megatron's own layer, or the fused ops (model/moe.py) in the model's
     # precision or in DeepSeek-V3's FP8.
     experts: Literal["megatron", "fused", "fused_fp8"] = "megatron"
+    # Linears of attention, dense MLPs and shared experts in DeepSeek-V3's FP8 (Transformer Engine, model/fp8.py).
+    fp8: bool = False
     expert_bias_rate: Annotated[float, Field(ge=0)] = 0.0  # step of the balancing bias; DeepSeek-V3: 0.001, at last 0
     balance_loss: Annotated[float, Field(ge=0)] = 0.0  # weight of the sequence-wise loss; DeepSeek-V3: 0.0001
     # Weight of the MTP modules' loss (DeepSeek-V3: 0.3, then 0.1), which moves nothing but them; 0: they are kept.

@@ -33,7 +33,7 @@ def facts() -> list[tuple[str, str]]:
     rows += [("GPUs", _devices()), ("CPU cores", str(len(os.sched_getaffinity(0)))), ("memory", _memory())]
     disk = shutil.disk_usage(os.getcwd())
     rows += [("free disk here", f"{disk.free / GB:.1f} of {disk.total / GB:.1f} GB")]
-    rows += [("compiled CUDA kernels", _cuda_library()), ("sandbox", _sandbox())]
+    rows += [("compiled CUDA kernels", _cuda_library()), ("model.fp8", _fp8()), ("sandbox", _sandbox())]
     return rows
 
 
@@ -53,6 +53,14 @@ def _devices() -> str:
         return "none"
     properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return "\n".join(f"{p.name}, {p.total_memory / GB:.1f} GB, sm_{p.major}{p.minor}" for p in properties)
+
+
+def _fp8() -> str:
+    if importlib.util.find_spec("torch") is None:
+        return "unknown without torch"
+    from r1engine.model.fp8 import machine_problem
+
+    return machine_problem() or "can run"
 
 
 def _sandbox() -> str:

@@ -21,7 +21,7 @@ from r1engine.batch import Prompt
 from r1engine.config import Config, ConfigError
 from r1engine.evaluation.pass_at_1 import pass_at_1, sample_row
 from r1engine.grpo import record_of
-from r1engine.model import parallel
+from r1engine.model import fp8, parallel
 from r1engine.model.cpu import keep_freed_memory
 from r1engine.model.parallel import World
 from r1engine.model.policy import Policy, model_dtype
@@ -53,6 +53,8 @@ def train(cfg: Config) -> None:
     started = time.time()
     config.check_world(cfg, int(os.environ.get("WORLD_SIZE", "1")))
     config.check_files(cfg)
+    if cfg.model.fp8:
+        fp8.check_machine()
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     scorer = make_scorer(cfg.rewards, workers=max(1, len(os.sched_getaffinity(0)) // ranks_here))
     set_up_torch(cfg)

@@ -112,7 +112,17 @@ def test_script_puts_the_root_on_the_path_and_not_the_package():
 def test_doctor_names_what_it_looked_for():
     done = r1engine("doctor")
     assert done.returncode == 0, done.stderr
-    for name in ("torch", "megatron-core", "sglang", "GPUs", "CPU cores", "memory", "free disk", "compiled CUDA"):
+    for name in (
+        "torch",
+        "megatron-core",
+        "sglang",
+        "GPUs",
+        "CPU cores",
+        "memory",
+        "free disk",
+        "compiled CUDA",
+        "model.fp8",
+    ):
         assert name in done.stdout
 
 

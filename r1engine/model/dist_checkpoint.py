@@ -27,7 +27,12 @@ class Model:
 
     def sharded(self, prefix: str = "") -> dict[str, Any]:
         """Megatron's description of the shards, chunk by chunk."""
-        return {str(i): chunk.sharded_state_dict(prefix=prefix) for i, chunk in enumerate(self.chunks)}
+        found = {str(i): chunk.sharded_state_dict(prefix=prefix) for i, chunk in enumerate(self.chunks)}
+        for chunk in found.values():
+            for name, entry in chunk.items():
+                if name.endswith("._extra_state"):  # what recipe Transformer Engine used; block scaling has no state
+                    entry.data = None
+        return found
 
     def load(self, tree: dict[str, Any], prefix: str = "") -> None:
         """Copy what was read for `sharded` into the weights."""

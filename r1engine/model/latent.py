@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
-    RowParallelLinear,
     copy_to_tensor_model_parallel_region,
     gather_from_tensor_model_parallel_region,
     scatter_to_sequence_parallel_region,
@@ -26,6 +25,7 @@ from torch.nn.functional import pad
 
 from r1engine.architecture import Architecture
 from r1engine.model.attention import RowLayout, packed_attention, rotate
+from r1engine.model.fp8 import Linears
 
 if find_spec("transformer_engine") is None:
     # Its names import as placeholders, which Megatron 0.16 takes for its presence.
@@ -118,20 +118,20 @@ def _halves(x: torch.Tensor) -> torch.Tensor:
     return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
 
 
-def latent_attention_spec(model: Architecture, norm: type) -> ModuleSpec:
+def latent_attention_spec(model: Architecture, linears: Linears, norm: type) -> ModuleSpec:
     """The layer's attention; `norm` is the class of the latents' norms."""
     assert model.mla is not None
     return ModuleSpec(
         LatentAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=MLASelfAttentionSubmodules(
-            linear_q_proj=ColumnParallelLinear,
-            linear_q_down_proj=ColumnParallelLinear,
-            linear_q_up_proj=ColumnParallelLinear,
-            linear_kv_down_proj=ColumnParallelLinear,
-            linear_kv_up_proj=ColumnParallelLinear,
+            linear_q_proj=linears.column,
+            linear_q_down_proj=linears.column,
+            linear_q_up_proj=linears.column,
+            linear_kv_down_proj=ColumnParallelLinear,  # never in FP8, see there
+            linear_kv_up_proj=linears.column,
             core_attention=LatentCoreAttention,
-            linear_proj=RowParallelLinear,
+            linear_proj=linears.row,
             q_layernorm=norm if model.mla.query_rank is not None else IdentityOp,
             kv_layernorm=norm,
         ),

@@ -21,6 +21,8 @@ def transformer_config(model: Architecture, cfg: Config, *, dtype: torch.dtype, 
         settings |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     if model.moe is not None:
         settings |= _expert_settings(model, cfg)
+    if cfg.model.fp8:
+        settings |= {"fp8": "e4m3", "fp8_recipe": "blockwise"}
     if model.mla is None:
         return TransformerConfig(**settings)
     return MLATransformerConfig(**settings | _latent_settings(model))

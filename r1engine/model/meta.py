@@ -35,6 +35,8 @@ def stage_parameters(arch: Architecture, cfg: Config, world_size: int) -> list[d
     from r1engine.model.spec import build
 
     found = []
+    # In FP8 the parameters are the same; Transformer Engine may not be here.
+    cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update={"fp8": False})})
     per_stage = world_size // cfg.parallel.pipeline
     for stage in range(cfg.parallel.pipeline):
         with _stand_in_groups(cfg, rank=stage * per_stage, world_size=world_size), on_cpu(), torch.device("meta"):

@@ -25,6 +25,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from r1engine.model import router
 from r1engine.model.expert_parallel import AllToAll
+from r1engine.model.fp8 import linears
 from r1kernels import Fp8, fp8_quantize, moe_balance_loss, moe_gate_topk
 from r1kernels.moe_experts.layer import Precision, experts_backward, experts_forward
 
@@ -134,9 +135,11 @@ class MoE(MoELayer):
 
     def __init__(self, config: TransformerConfig) -> None:
         check_config(config, self.is_fp8)
-        linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-        shared = ModuleSpec(SharedExpertMLP, submodules=linears)
-        experts = ModuleSpec(SequentialMLP, submodules=linears)
+        column, row = linears(config)
+        shared = ModuleSpec(SharedExpertMLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row))
+        # These hold the weights; forward computes with them.
+        plain = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        experts = ModuleSpec(SequentialMLP, submodules=plain)
         super().__init__(config, MoESubmodules(experts=experts, shared_experts=shared, router=Router))
         for expert in self.experts.local_experts:
             # Without expert parallelism Megatron takes experts for dense weights, whose gradients it does not sum over

@@ -20,7 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from r1engine.architecture import read_architecture
 from r1engine.batch import PackedBatch
 from r1engine.config import Config
-from r1engine.model import dist_checkpoint
+from r1engine.model import dist_checkpoint, fp8
 from r1engine.model.cpu import runs_on_cpu
 from r1engine.model.hf_folder import Folder
 from r1engine.model.hf_weights import mtp_copies, mtp_shapes
@@ -45,6 +45,7 @@ class Policy:
 
         Raises:
             ValueError: the folder is not a supported model, or the parallel sizes do not divide it.
+            ConfigError: `model.fp8` on a machine that cannot.
         """
         assert cfg.model.path is not None
         self.world, self.folder = world, cfg.model.path
@@ -52,6 +53,10 @@ class Policy:
         if self.shape.has_output_bias:
             raise ValueError(f"{self.folder}: attention_bias is true; the trainer computes o_proj without bias only")
         check_layout(self.shape, cfg.parallel)
+        if cfg.model.fp8:
+            fp8.check_machine()
+            if problem := fp8.model_problem(self.shape, cfg.parallel.tensor, cfg.model.experts):
+                raise ValueError(problem)
         self._source = Folder(self.folder, self.shape)
         self.dtype = model_dtype(cfg, world)
         self._mtp_weight = cfg.model.mtp_loss_weight
@@ -78,6 +83,7 @@ class Policy:
         on_cpu = self.world.device.type == "cpu"
         config = transformer_config(self.shape, cfg, dtype=self.dtype, on_cpu=on_cpu)
         self.row_multiple = self.world.tp_size if config.sequence_parallel else 1
+        self.row_multiple *= fp8.ROW_TOKENS if config.fp8 else 1
         # The interleaved schedule takes micro-batches in rounds of one a stage.
         self.num_rows_multiple = par.pipeline if par.virtual > 1 else 1
         config.finalize_model_grads_func = finalize_model_grads
@@ -177,7 +183,7 @@ class Policy:
             row = next(iterator)
             return model(row), partial(finish, row=row)
 
-        return self._schedule(
+        results = self._schedule(
             forward_step_func=forward_step,
             data_iterator=[iter(rows) for _ in self.chunks] if len(self.chunks) > 1 else iter(rows),
             model=self.chunks,
@@ -187,6 +193,8 @@ class Policy:
             forward_only=forward_only,
             collect_non_loss_data=forward_only,
         )
+        fp8.forget_copies(self.chunks)
+        return results
 
     @torch.no_grad()
     def _bring_embedding(self) -> None:

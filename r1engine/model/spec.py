@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -27,13 +26,12 @@ from megatron.core.transformer.transformer_layer import (
 from r1engine.architecture import Architecture, Mla, rotary_frequencies
 from r1engine.batch import PackedBatch
 from r1engine.model.attention import RowLayout, packed_attention, rotate, row_layout
+from r1engine.model.fp8 import linears
 from r1engine.model.fused import rms_norm, swiglu
 from r1engine.model.latent import latent_attention_spec
 from r1engine.model.mtp import Mtp
 from r1engine.model.router import ExpertsLayer, Router
 from r1kernels import LogProb, linear_logprob
-
-LINEARS = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
 
 
 class RMSNorm(torch.nn.Module):
@@ -54,7 +52,8 @@ class GatedMLP(MLP):
     """Megatron's MLP with one operation between its products. (Its own adds an offset of 0 to all of `up`.)"""
 
     def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(config, MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear))
+        column, row = linears(config)
+        super().__init__(config, MLPSubmodules(linear_fc1=column, linear_fc2=row))
 
     def forward(self, hidden_states: torch.Tensor, padding_mask: None = None) -> tuple[torch.Tensor, None]:
         gate_up, _ = self.linear_fc1(hidden_states)
@@ -192,13 +191,13 @@ def build(
     first = get_transformer_layer_offset(config, vp_stage=vp_stage, pp_rank=stage)
     count = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=stage)
     mlps = {False: GatedMLP, True: _experts_spec(config, experts) if model.moe is not None else None}
-    layers = [_layer_spec(model, mlps[model.has_experts(i)], model.has_experts(i)) for i in range(first, first + count)]
+    layers = [_layer_spec(model, config, mlps[model.has_experts(i)], i) for i in range(first, first + count)]
     post_process = stage == pp - 1 and chunk == chunks - 1
     behind = range(model.num_layers, model.num_layers + model.num_mtp_layers if with_mtp and post_process else 0)
     gpt = PackedGPT(
         model,
         temperature,
-        [_layer_spec(model, mlps[model.has_experts(i)], model.has_experts(i)) for i in behind],
+        [_layer_spec(model, config, mlps[model.has_experts(i)], i) for i in behind],
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm),
         vocab_size=padded_vocabulary(model.vocab_size, config.tensor_model_parallel_size),
@@ -227,31 +226,34 @@ def _experts_spec(config: TransformerConfig, experts: str) -> ModuleSpec | type:
         from r1engine.model.moe import moe_layer_spec
 
         return moe_layer_spec(config, is_fp8=experts == "fused_fp8")
+    column, row = linears(config)
+    mlp = MLPSubmodules(linear_fc1=column, linear_fc2=row)
     submodules = MoESubmodules(
         router=Router,
-        experts=ModuleSpec(SequentialMLP, submodules=LINEARS),
-        shared_experts=ModuleSpec(SharedExpertMLP, submodules=LINEARS),
+        experts=ModuleSpec(SequentialMLP, submodules=mlp),
+        shared_experts=ModuleSpec(SharedExpertMLP, submodules=mlp),
     )
     return ModuleSpec(MoELayer, submodules=submodules)
 
 
-def _layer_spec(model: Architecture, mlp: ModuleSpec | type, has_experts: bool) -> ModuleSpec:
+def _layer_spec(model: Architecture, config: TransformerConfig, mlp: ModuleSpec | type, layer: int) -> ModuleSpec:
+    column, row = linears(config)
     if model.mla is not None:
-        attention = latent_attention_spec(model, LatentNorm)
+        attention = latent_attention_spec(model, linears(config), LatentNorm)
     else:
         qk_norm = RMSNorm if model.has_qk_norm else IdentityOp
         attention = ModuleSpec(
             SelfAttention,
             params={"attn_mask_type": AttnMaskType.causal},
             submodules=SelfAttentionSubmodules(
-                linear_qkv=ColumnParallelLinear,
+                linear_qkv=column,
                 core_attention=PackedAttention,
-                linear_proj=RowParallelLinear,
+                linear_proj=row,
                 q_layernorm=qk_norm,
                 k_layernorm=qk_norm,
             ),
         )
-    layer = TransformerLayerSubmodules(
+    submodules = TransformerLayerSubmodules(
         input_layernorm=RMSNorm,
         self_attention=attention,
         self_attn_bda=get_bias_dropout_add,
@@ -259,4 +261,4 @@ def _layer_spec(model: Architecture, mlp: ModuleSpec | type, has_experts: bool) 
         mlp=mlp,
         mlp_bda=get_bias_dropout_add,
     )
-    return ModuleSpec(ExpertsLayer if has_experts else TransformerLayer, submodules=layer)
+    return ModuleSpec(ExpertsLayer if model.has_experts(layer) else TransformerLayer, submodules=submodules)

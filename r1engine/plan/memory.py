@@ -31,6 +31,7 @@ class Job:
     generator_bytes: int  # of a weight in the generator: 2 for bf16, 1 for fp8
     refresh_bucket_gib: float = 0.5
     with_mtp: bool = False
+    fp8: bool = False  # linears of attention, dense MLPs and shared experts
 
     @property
     def completions(self) -> int:
@@ -70,6 +71,9 @@ def stage_memory(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed
     weights = {"weights": WEIGHT * count / GIB, "runtime": assumed.runtime_gib}
     if job.with_mtp and 0 < stage == layout.pipeline - 1:  # the last stage embeds the tokens that follow
         weights["MTP embedding"] = WEIGHT * arch.vocab_size * arch.hidden_size / layout.tensor / GIB
+    if job.fp8:  # copies of the weights, one for each direction of the products
+        in_fp8 = sum(parameters.get(term, 0) for term in ("attention", "dense mlp", "shared experts"))
+        weights["FP8 copies"] = 2 * in_fp8 / GIB
     forward = {
         "logits": _logits(arch, layout, job, stage) / GIB,
         "MoE buffers": _dispatch(arch, layout, job, assumed) / GIB,

@@ -125,7 +125,8 @@ def _passes(
     context = _mean_context(job)
     tokens = count * job.tokens / layout.gpus * _bubble(layout, job)
     peak = gpu.bf16_tflops * 1e12 * _row_efficiency(layout, job, assumed)
-    dense = factor * tokens * (work.dense + work.attention_per_position * context)
+    saved = (1 - 1 / assumed.fp8_gain) * work.linears if job.fp8 else 0.0
+    dense = factor * tokens * (work.dense - saved + work.attention_per_position * context)
     experts = factor * tokens * work.experts * (assumed.expert_imbalance if layout.expert > 1 else 1.0)
     traffic = {
         kind: count * factor * job.tokens * per_token / 1e9 for kind, per_token in _traffic_bytes(arch, layout).items()

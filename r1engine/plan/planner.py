@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from r1engine.architecture import Architecture
+from r1engine.model.fp8 import model_problem
 from r1engine.plan.hardware import GIB, Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import PHASE_TERMS, Job, StageMemory, host_bytes, stage_memory
@@ -88,13 +89,19 @@ class Plan:
         return not self.limits()
 
 
+def layout_problem(arch: Architecture, layout: Layout, job: Job) -> str | None:
+    """What does not divide, or is no shard for FP8; None for a layout that can run."""
+    return layout.problem(arch) or (model_problem(arch, layout.tensor, "fused") if job.fp8 else None)
+
+
 def make_plan(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed: Assumed) -> Plan:
     """Put the parts together.
 
     Raises:
-        ValueError: the layout does not divide the model or the GPUs; every problem is named.
+        ValueError: the layout does not divide the model or the GPUs, or its shards are not for FP8; every problem is
+            named.
     """
-    if problem := layout.problem(arch):
+    if problem := layout_problem(arch, layout, job):
         raise ValueError(f"plan: {layout.describe()} on {layout.gpus} GPUs: {problem}")
     if layout.gpus % job.generator_tensor:
         raise ValueError(f"plan: generators of {job.generator_tensor} GPUs do not divide {layout.gpus} GPUs")
@@ -119,7 +126,7 @@ def knobs(plan: Plan) -> list[tuple[str, Plan]]:
     ]
     found = []
     for name, new_layout, new_job in changes:
-        if new_layout.problem(plan.arch) or new_layout.gpus % new_job.generator_tensor:
+        if layout_problem(plan.arch, new_layout, new_job) or new_layout.gpus % new_job.generator_tensor:
             continue
         if new_job.row_tokens < new_job.max_tokens + new_job.prompt_tokens:
             continue  # a sequence is never split

@@ -85,6 +85,7 @@ def job_of(cfg: Config, assumed: Assumed, *, generator_gpus: int, mean_tokens: i
         generator_tensor=generator_gpus,
         generator_bytes=1 if is_fp8(cfg.model.path) else 2,
         with_mtp=cfg.model.mtp_loss_weight > 0,
+        fp8=cfg.model.fp8,
     )
 
 

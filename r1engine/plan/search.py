@@ -11,7 +11,7 @@ from r1engine.plan.hardware import GIB, Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import Job
 from r1engine.plan.phases import generator_slots, phases
-from r1engine.plan.planner import Plan, make_plan
+from r1engine.plan.planner import Plan, layout_problem, make_plan
 from r1engine.plan.sizes import total_parameters
 
 MOST_GPUS = 8192  # where the search for the least number stops
@@ -63,7 +63,8 @@ def search(arch: Architecture, job: Job, gpus: int, gpu: Gpu, assumed: Assumed, 
     """The fastest plans that fit; without any, those nearest to fitting."""
     generator = _best_generator(arch, job, gpus, gpu, assumed)
     job = replace(job, generator_tensor=generator)
-    plans = [make_plan(arch, layout, job, gpu, assumed) for layout in layouts(arch, gpus, gpu)]
+    possible = [layout for layout in layouts(arch, gpus, gpu) if layout_problem(arch, layout, job) is None]
+    plans = [make_plan(arch, layout, job, gpu, assumed) for layout in possible]
     fitting = sorted((plan for plan in plans if plan.fits), key=lambda plan: plan.seconds)
     if fitting:
         return fitting[:keep]

@@ -106,7 +106,8 @@ def active_parameters(arch: Architecture) -> int:
 class Work:
     """Floating-point operations of one token's forward pass, whole model."""
 
-    dense: float  # projections, dense and shared MLPs, output matrix
+    dense: float  # projections, dense and shared MLPs, output matrix, router
+    linears: float  # of these, what model.fp8 takes to FP8
     experts: float
     attention_per_position: float  # of scores and values, for each token that is looked back at
 
@@ -117,15 +118,18 @@ class Work:
 def forward_work(arch: Architecture) -> Work:
     """2 operations for each matrix element and token; attention grows with the tokens before."""
     hidden, moe = arch.hidden_size, arch.moe
-    matrices = attention_parameters(arch, 1)["split"] * arch.num_layers + arch.vocab_size * hidden
+    linears = attention_parameters(arch, 1)["split"] * arch.num_layers
     dense_layers = arch.num_layers - (moe.num_layers if moe else 0)
-    matrices += dense_layers * 3 * hidden * arch.intermediate_size
-    experts = 0
+    linears += dense_layers * 3 * hidden * arch.intermediate_size
+    others, experts = arch.vocab_size * hidden, 0
     if moe is not None:
-        matrices += moe.num_layers * hidden * (moe.num_experts + 3 * moe.shared_size)
+        linears += moe.num_layers * hidden * 3 * moe.shared_size
+        others += moe.num_layers * hidden * moe.num_experts
         experts = moe.num_layers * moe.top_k * expert_parameters(arch)
+    kept = arch.num_layers * hidden * (arch.mla.kv_rank + arch.mla.rope_dim) if arch.mla else 0
     return Work(
-        dense=2.0 * matrices,
+        dense=2.0 * (linears + others),
+        linears=2.0 * (linears - kept),
         experts=2.0 * experts,
         attention_per_position=2.0 * arch.num_layers * arch.num_heads * (query_dim(arch) + value_dim(arch)),
     )

@@ -21,6 +21,7 @@ from r1engine.plan.layout import Layout
 from r1engine.plan.memory import Job, optimizer_bytes, stage_memory
 from r1engine.plan.planner import knobs, make_plan
 from r1engine.plan.search import least_gpus, search
+from r1engine.plan.sizes import forward_work
 
 ROOT = Path(__file__).resolve().parents[2]
 V3 = read_architecture(ROOT / "configs" / "models" / "DeepSeek-V3")
@@ -70,6 +71,34 @@ def test_interleaved_stages_hold_more_micro_batches(stage, chunks):
     of_a_micro_batch = 8 * 2 * 4096 * job.row_tokens / GIB  # the inputs of eight layers in bfloat16
     more = chunks / 2 - (4 - stage)
     assert interleaved["activations"] - plain["activations"] == pytest.approx(more * of_a_micro_batch)
+
+
+def test_fp8_linears_by_hand():
+    """Attention without its latent's projection, three dense MLPs and 58 shared experts: faster, and 2 bytes more."""
+    fp8 = dataclasses.replace(JOB, fp8=True)
+    attention = 7168 * 1536 + 1536 * 128 * 192 + 512 * 128 * 256 + 128 * 128 * 7168
+    linears = 61 * attention + 3 * 3 * 7168 * 18_432 + 58 * 3 * 7168 * 2048
+    assert forward_work(V3).linears == 2 * linears
+    update, quick = (
+        next(p for p in make_plan(V3, R1, job, GPUS["h800"], Assumed(fp8_gain=2.0)).phases if p.name == "update")
+        for job in (JOB, fp8)
+    )
+    flops = 4 * JOB.tokens / 512 * linears * (JOB.rows(R1.data) + 15) / JOB.rows(R1.data)  # half of 2 a weight
+    rate = 989e12 * 0.55 * 34_816 / (34_816 + 2048)
+    saved = update.seconds["matrix products"] - quick.seconds["matrix products"]
+    assert saved == pytest.approx(flops / rate)
+    terms = stage_memory(V3, R1, fp8, GPUS["h800"], Assumed(), 5)
+    in_fp8 = sum(terms.parameters[name] for name in ("attention", "shared experts"))
+    assert terms.training["FP8 copies"] == pytest.approx(2 * in_fp8 / GIB)
+
+
+def test_a_layout_whose_shards_fp8_cannot_take_is_refused_and_not_searched():
+    llama = read_architecture(ROOT / "configs" / "models" / "Qwen2.5-Math-1.5B")  # 1536 columns, 2 key/value heads
+    fp8 = dataclasses.replace(JOB, fp8=True, generator_tensor=1)
+    odd = dataclasses.replace(llama, intermediate_size=8960 + 8)
+    with pytest.raises(ValueError, match="the intermediate size is 8968 on the only tensor-parallel rank"):
+        make_plan(odd, Layout(gpus=1), fp8, GPUS["h100"], Assumed())
+    assert search(odd, fp8, 1, GPUS["h100"], Assumed()) == []
 
 
 def test_logits_exist_on_the_last_stage_only():

@@ -1,0 +1,1 @@
+"""FAKE, see the package."""

@@ -128,7 +128,7 @@ def pack(
         samples:         the mini-batch of all shards.
         max_tokens:      most tokens of a row.
         shards:          data-parallel size.
-        multiple:        rows are padded to a multiple of this (sequence parallelism needs the tensor-parallel size).
+        multiple:        rows are padded to a multiple of this (Policy.row_multiple).
         num_rows_multiple: each shard gets a multiple of this many rows (interleaved pipelines need their stages).
         weighting:       as above.
         constant_tokens: length that `constant` divides by: the completion limit (tokens).

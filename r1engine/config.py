@@ -30,6 +30,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 PLAIN_REWARDS = ("accuracy", "format", "language", "length", "overlong", "repetition")  # whose weight is a number
 RATED_REWARDS = ("helpfulness", "harmlessness")  # whose weight may change with the step
+FP8_ROW_TOKENS = 128  # of a row on each rank: whole blocks in the products, and sequence parallelism gathers FP8
 # Not strict: a path is written as text. A leading ~ is the home folder.
 LocalPath = Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)]
 
@@ -88,6 +89,7 @@ class Parallel(Section):
     virtual: Positive = 1  # chunks of layers a pipeline stage holds (interleaved schedule)
     first_stage_layers: Positive | None = None  # layers of the first pipeline stage; null: as many as the others
     last_stage_layers: Positive | None = None
+    context: Positive = 1  # ranks that the tokens of each row are dealt to, for rows too long for one
     expert: Positive = 1  # ranks that the routed experts are dealt to
     expert_tensor: Positive = 1  # ranks that each routed expert is split over
     data: Positive | None = None  # null: what is left of the world size
@@ -292,9 +294,17 @@ class Config(Section):
         return limit if isinstance(limit, int) else max(limit[s] for s in limit if s < self.steps)
 
     @property
+    def row_multiple(self) -> int:
+        """Rows are padded to a multiple of so many tokens: equal parts, and two chunks a context-parallel rank."""
+        par, fp8 = self.parallel, FP8_ROW_TOKENS if self.model.fp8 else 1
+        is_split = par.tensor > 1 if par.sequence is None else par.sequence
+        return fp8 * (2 * par.context if par.context > 1 else 1) * (par.tensor if is_split else 1)
+
+    @property
     def row_tokens(self) -> int:
-        """Tokens of a packed row: the configured number, or one longest sequence."""
-        return self.max_row_tokens or self.data.max_prompt_tokens + self.longest_completion
+        """Tokens of a packed row: the configured number, or one longest sequence with its padding."""
+        longest = self.data.max_prompt_tokens + self.longest_completion
+        return self.max_row_tokens or longest + -longest % self.row_multiple
 
     @model_validator(mode="after")
     def _cross_field(self) -> Config:
@@ -369,18 +379,14 @@ def check_world(cfg: Config, world_size: int) -> int:
         ConfigError: the parallel sizes do not make up the world, or the batch or the base model does not divide by
             them; every problem is listed.
     """
-    tensor, pipeline, data = cfg.parallel.tensor, cfg.parallel.pipeline, cfg.parallel.data
-    if world_size % (tensor * pipeline):
-        raise ConfigError(
-            f"parallel: tensor {tensor} x pipeline {pipeline} = {tensor * pipeline} does not divide "
-            f"the world size {world_size}"
-        )
-    dp = world_size // (tensor * pipeline)
+    tensor, pipeline, context = cfg.parallel.tensor, cfg.parallel.pipeline, cfg.parallel.context
+    ranks, data = tensor * pipeline * context, cfg.parallel.data
+    sizes = f"tensor {tensor} x pipeline {pipeline}" + (f" x context {context}" if context > 1 else "")
+    if world_size % ranks:
+        raise ConfigError(f"parallel: {sizes} = {ranks} does not divide the world size {world_size}")
+    dp = world_size // ranks
     if data not in (None, dp):
-        raise ConfigError(
-            f"parallel.data: found {data}, required {dp} = world size {world_size} / "
-            f"(tensor {tensor} x pipeline {pipeline})"
-        )
+        raise ConfigError(f"parallel.data: found {data}, required {dp} = world size {world_size} / ({sizes})")
     if problems := split_problems(cfg, dp):
         raise ConfigError(problems)
     return dp

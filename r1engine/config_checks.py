@@ -96,11 +96,13 @@ def schedule_problems(cfg: Config) -> list[str]:
             return ["rollout.max_tokens: a schedule needs an entry for step 0"]
         if min(limit) < 0:
             return [f"rollout.max_tokens: found step {min(limit)}, required steps >= 0"]
-    longest = cfg.data.max_prompt_tokens + cfg.longest_completion
-    if cfg.max_row_tokens is not None and cfg.max_row_tokens < longest:
+    longest, multiple = cfg.data.max_prompt_tokens + cfg.longest_completion, cfg.row_multiple
+    if cfg.max_row_tokens is not None and cfg.max_row_tokens - cfg.max_row_tokens % multiple < longest:
+        padded = longest + -longest % multiple
         return [
-            f"max_row_tokens: found {cfg.max_row_tokens}, required >= {longest} = data.max_prompt_tokens "
-            f"{cfg.data.max_prompt_tokens} + rollout.max_tokens {cfg.longest_completion} (a sequence is never split)"
+            f"max_row_tokens: found {cfg.max_row_tokens}, required >= {padded} = data.max_prompt_tokens "
+            f"{cfg.data.max_prompt_tokens} + rollout.max_tokens {cfg.longest_completion} (a sequence is never split"
+            + (f"; in this layout rows are of a multiple of {multiple} tokens)" if multiple > 1 else ")")
         ]
     return []
 

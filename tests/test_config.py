@@ -272,6 +272,11 @@ def test_values_are_read_only():
             "(a sequence is never split)",
         ),
         (
+            ["max_row_tokens=101", "rollout.max_tokens=90", "data.max_prompt_tokens=11", "parallel.context=4"],
+            "max_row_tokens: found 101, required >= 104 = data.max_prompt_tokens 11 + rollout.max_tokens 90 "
+            "(a sequence is never split; in this layout rows are of a multiple of 8 tokens)",
+        ),
+        (
             ["rollout.oversample=1.5", "rollout.max_staleness=1"],
             "rollout.oversample: found 1.5 with max_staleness 1, required max_staleness >= 2: what is not finished is "
             "carried over, and dropping it would favour short completions",
@@ -290,6 +295,15 @@ def test_numbers_that_do_not_fit_together_are_refused(write, overrides, message)
 
 def test_a_row_may_hold_exactly_the_longest_sequence(write):
     load(write("base: {}"), ["max_row_tokens=101", "rollout.max_tokens=90", "data.max_prompt_tokens=11"])
+
+
+def test_a_row_of_no_set_size_holds_the_longest_sequence_and_its_padding():
+    numbers = {"rollout": {"max_tokens": 90}, "data": {"max_prompt_tokens": 11}}
+    rows = {Config(parallel=par, **numbers).row_tokens for par in ({}, {"tensor": 2, "sequence": False})}
+    assert rows == {101}
+    assert Config(parallel={"context": 4}, **numbers).row_tokens == 104
+    assert Config(parallel={"context": 4, "tensor": 2}, **numbers).row_tokens == 112
+    assert Config(model={"fp8": True}, **numbers).row_tokens == 128
 
 
 def test_model_and_questions_must_come_from_somewhere(write):
@@ -327,6 +341,7 @@ def test_missing_input_files_are_all_named():
 def test_world_gives_the_data_parallel_size():
     assert check_world(Config(parallel={"tensor": 2, "pipeline": 2}), 16) == 4
     assert check_world(Config(parallel={"data": 4}), 4) == 4
+    assert check_world(Config(parallel={"tensor": 2, "context": 4}), 16) == 2
 
 
 def test_world_that_does_not_fit_is_refused_with_all_numbers():
@@ -334,6 +349,8 @@ def test_world_that_does_not_fit_is_refused_with_all_numbers():
         check_world(Config(parallel={"tensor": 2, "pipeline": 2}), 6)
     with pytest.raises(ConfigError, match=r"parallel.data: found 3, required 4 = world size 8 / \(tensor 2 x pipe"):
         check_world(Config(parallel={"tensor": 2, "data": 3}), 8)
+    with pytest.raises(ConfigError, match="tensor 2 x pipeline 1 x context 3 = 6 does not divide the world size 8"):
+        check_world(Config(parallel={"tensor": 2, "context": 3}), 8)
 
 
 def test_batch_must_divide_over_the_ranks():

@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from r1engine.batch import PackedBatch
+from r1engine.model.context import Chunk, Share
 
 PADDING_LIMIT = 1.25  # a padded block may hold at most this many times the tokens of its sequences
 
@@ -25,23 +26,49 @@ class Block:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """What the layers need to know of a packed row; stands in for Megatron's PackedSeqParams."""
+    """What the layers need to know of a packed row; stands in for Megatron's PackedSeqParams.
+
+    H of the row's T tokens are held here: all of them, but under context parallelism.
+    """
 
     cu_seqlens: torch.Tensor  # [S+1] int32
     max_seqlen: int
-    cos: torch.Tensor  # [T, 1, head_dim / 2]
+    cos: torch.Tensor  # [H, 1, head_dim / 2]
     sin: torch.Tensor
     blocks: list[Block]  # CPU only
     to_padded: torch.Tensor | None  # [P] token of each padded row; None: the layouts are the same
     to_packed: torch.Tensor | None  # [T] padded row of each token
-    sequence_of_token: torch.Tensor  # [T] int64
+    sequence_of_token: torch.Tensor  # [H] int64
     sequence_weight: torch.Tensor  # [S] float32, sum of the loss weights of its tokens
-    experts: torch.Tensor | None  # [T, layers with experts, k] int64, to be replayed
+    experts: torch.Tensor | None  # [H, layers with experts, k] int64, to be replayed
+    share: Share | None = None  # under context parallelism
     qkv_format: str = "thd"  # makes Megatron hand over [T, heads, head_dim]
+
+    def held(self, of_row: torch.Tensor) -> torch.Tensor:
+        """[H, ...] of the tokens here, from [T, ...]."""
+        return of_row if self.share is None else of_row[self.share.index]
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, ...] from [H, ...], with the sum of all ranks' gradients; see `Share`."""
+        return x if self.share is None else self.share.gather(x)
+
+    def whole(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., T] from [..., H], for what is computed alike on all ranks; see `Share`."""
+        return x if self.share is None else self.share.whole(x)
+
+    @property
+    def held_cu_seqlens(self) -> torch.Tensor:
+        """[S+1] int32: first of the tokens here in each sequence, then H."""
+        return self.cu_seqlens if self.share is None else self.share.cu_seqlens
 
 
 def row_layout(
-    row: PackedBatch, inverse_frequencies: torch.Tensor, dtype: torch.dtype, *, magnitude: float = 1.0
+    row: PackedBatch,
+    inverse_frequencies: torch.Tensor,
+    dtype: torch.dtype,
+    *,
+    magnitude: float = 1.0,
+    share: Share | None = None,
 ) -> RowLayout:
     """Prepare a row once for all layers.
 
@@ -50,14 +77,16 @@ def row_layout(
         inverse_frequencies: [rotated dimensions / 2] float32, rotary frequencies (rad/token).
         dtype:               of the activations.
         magnitude:           factor on the rotated dimensions.
+        share:               of this rank, under context parallelism.
     """
-    angle = row.positions[:, None, None].float() * inverse_frequencies
+    here = slice(None) if share is None else share.index
+    angle = row.positions[here, None, None].float() * inverse_frequencies
     lengths = row.cu_seqlens.diff()
     sequence_of_token = torch.arange(len(lengths), device=lengths.device).repeat_interleave(
         lengths, output_size=len(row.tokens)
     )
     on_gpu = row.tokens.is_cuda
-    blocks, to_padded, to_packed = ([], None, None) if on_gpu else _blocks(row.cu_seqlens)
+    blocks, to_padded, to_packed = ([], None, None) if on_gpu or share is not None else _blocks(row.cu_seqlens)
     return RowLayout(
         cu_seqlens=row.cu_seqlens,
         max_seqlen=row.max_seqlen,
@@ -66,9 +95,10 @@ def row_layout(
         blocks=blocks,
         to_padded=to_padded,
         to_packed=to_packed,
-        sequence_of_token=sequence_of_token,
+        sequence_of_token=sequence_of_token[here],
         sequence_weight=row.loss_weight.new_zeros(len(lengths)).index_add_(0, sequence_of_token, row.loss_weight),
-        experts=None if row.experts is None else row.experts.long(),
+        experts=None if row.experts is None else row.experts[here].long(),
+        share=share,
     )
 
 
@@ -163,14 +193,18 @@ def packed_attention(
     """Causal attention within each sequence.
 
     Args:
-        q:      [T, heads, head_dim], rotated.
-        k, v:   [T, kv_heads, head_dim].
+        q:      [H, heads, head_dim] of the tokens held here (see `RowLayout`), rotated.
+        k, v:   [T, kv_heads, head_dim] of the row.
         layout: of the row.
         scale:  factor on the product of a query and a key.
 
     Returns:
-        [T, heads, head_dim].
+        [H, heads, head_dim].
     """
+    if layout.share is not None:
+        attend = _chunk_flash if q.is_cuda else _chunk_sdpa
+        chunks = layout.share.chunks
+        return torch.cat([attend(q[c.tokens], k[c.keys], v[c.keys], c, scale) for c in chunks])
     if q.is_cuda:
         cu, longest = layout.cu_seqlens, layout.max_seqlen
         return flash_attn_varlen()(q, k, v, cu, cu, longest, longest, softmax_scale=scale, causal=True)
@@ -188,3 +222,22 @@ def _padded_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: RowL
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return out if layout.to_packed is None else _Select.apply(out, layout.to_packed, layout.to_padded)
+
+
+def _chunk_flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chunk: Chunk, scale: float) -> torch.Tensor:
+    """With fewer queries than keys, flash-attn (from 2.1 on) lets the last query see the last key."""
+    borders, longest = (chunk.cu_queries, chunk.cu_keys), (max(chunk.num_queries), max(chunk.num_keys))
+    return flash_attn_varlen()(q, k, v, *borders, *longest, softmax_scale=scale, causal=True)
+
+
+def _chunk_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chunk: Chunk, scale: float) -> torch.Tensor:
+    """Sequence by sequence; SDPA's own causal mask lets the first query see the first key only."""
+    outputs = []
+    parts = q.split(chunk.num_queries), k.split(chunk.num_keys), v.split(chunk.num_keys)
+    for sequence in zip(*parts, strict=True):
+        queries, keys = len(sequence[0]), len(sequence[1])
+        mask = q.new_ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+        batch = (x.transpose(0, 1)[None] for x in sequence)
+        out = scaled_dot_product_attention(*batch, attn_mask=mask, scale=scale, enable_gqa=True)
+        outputs.append(out[0].transpose(0, 1))
+    return torch.cat(outputs)

@@ -25,9 +25,6 @@ from r1engine.config_file import ConfigError
 
 NEEDED = "2.9"  # first version that Megatron-core 0.16 is tested with
 INSTALL = f"pip install 'r1engine[gpu]' (transformer-engine[pytorch]>={NEEDED},<2.12, built for CUDA 12.9 or later)"
-# Tokens of a row on each rank: blocks of the weight gradient's products are whole, and only so does Transformer Engine
-# gather a sequence-parallel input in FP8. Its products need 16.
-ROW_TOKENS = 128
 MATRIX_SIDE = 16  # both sides of a weight on each rank: 16-byte rows for the tensor cores (cuBLAS)
 
 

@@ -56,6 +56,7 @@ def _layout(par: Parallel) -> dict[str, Any]:
         "virtual_pipeline_model_parallel_size": par.virtual if par.virtual > 1 else None,
         "num_layers_in_first_pipeline_stage": par.first_stage_layers,
         "num_layers_in_last_pipeline_stage": par.last_stage_layers,
+        "context_parallel_size": par.context,
         "sequence_parallel": has_sequence_parallelism(par),
         # Between interleaved stages the shape messages of rows of different lengths cross each other (Megatron 0.16),
         # and two stages in a batch of messages mistake a gradient for an activation.

@@ -64,6 +64,7 @@ def _stand_in_groups(cfg: Config, *, rank: int, world_size: int) -> Iterator[Non
             tensor_model_parallel_size=par.tensor,
             pipeline_model_parallel_size=par.pipeline,
             virtual_pipeline_model_parallel_size=par.virtual if par.virtual > 1 else None,
+            context_parallel_size=par.context,
             expert_model_parallel_size=par.expert,
             expert_tensor_parallel_size=par.expert_tensor,
             create_gloo_process_groups=False,

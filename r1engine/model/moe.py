@@ -13,7 +13,6 @@ import importlib.util
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
@@ -118,12 +117,11 @@ class Router(router.Router):
         cfg, layout = self.config, self.layout
         assert layout is not None
         start = self.tp_group.rank() * len(logits) if cfg.sequence_parallel else 0
-        borders = (layout.cu_seqlens - start).clamp(0, len(logits))
+        borders = (layout.held_cu_seqlens - start).clamp(0, len(logits))
         gate = moe_gate_topk(
             logits, topk=cfg.moe_router_topk, n_group=1, topk_group=1, score=self.score_function, cu_seqlens=borders
         )
-        if cfg.sequence_parallel and self.tp_group.size() > 1:
-            dist.all_reduce(gate.sequence_counts, group=self.tp_group)
+        self._add_up(gate.sequence_counts)
         of_sequences = moe_balance_loss(gate, layout.cu_seqlens)
         return cfg.moe_aux_loss_coeff * (layout.sequence_weight * of_sequences).sum()
 

@@ -88,12 +88,12 @@ class Mtp(MegatronModule):
         """Log-probability of each token under the modules, their mean.
 
         Args:
-            hidden:    [T (/ tp), 1, D] of the main model, behind its last norm.
+            hidden:    [H (/ tp), 1, D] of the main model, behind its last norm, of the tokens held here.
             tokens:    [T] of the row.
             positions: [T] in their sequences.
             matrix:    [V / tp, D], this rank's part of the embedding.
             layout:    of the row.
-            predict:   (hidden, labels [T]) -> [T] log-probability of each label.
+            predict:   (hidden, labels [H]) -> [H] log-probability of each label.
 
         Returns:
             [T] float32; 0 for tokens that have too few before them.
@@ -101,9 +101,12 @@ class Mtp(MegatronModule):
         hidden, modules = hidden.detach(), list(self.children())
         total = torch.zeros(len(tokens), device=tokens.device)
         for depth, module in enumerate(modules):
-            # At a sequence's end these are tokens of the next one; what comes of them is dropped below.
-            hidden = module(hidden, self._embed(tokens.roll(-depth - 1), matrix), layout)
-            logp = predict(hidden, tokens.roll(-depth - 2)).roll(depth + 2)
+            # What comes of the end of a sequence is dropped below, but its router's balance counts: no token there may
+            # depend on the sequence that happens to lie behind in the row.
+            follows = positions.roll(-depth - 1) == positions + depth + 1
+            ahead = tokens.roll(-depth - 1).where(follows, 0)
+            hidden = module(hidden, self._embed(layout.held(ahead), matrix), layout)
+            logp = layout.whole(predict(hidden, layout.held(tokens.roll(-depth - 2)))).roll(depth + 2)
             total = total + logp.masked_fill(positions < depth + 2, 0.0)
         return total / len(modules)
 

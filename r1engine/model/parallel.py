@@ -1,7 +1,8 @@
-"""Process groups: torch.distributed and Megatron's tensor / pipeline / expert / data layout of the ranks."""
+"""Process groups: torch.distributed and Megatron's tensor / pipeline / context / expert / data layout of the ranks."""
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from dataclasses import dataclass
@@ -32,10 +33,17 @@ class World:
     ep_size: int = 1
     etp_rank: int = 0  # tensor parallelism inside an expert
     etp_size: int = 1
+    cp_rank: int = 0  # context parallelism: which tokens of a row
+    cp_size: int = 1
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same dense parameters."""
+        return self.dp_size * self.cp_size
 
     @property
     def expert_dp_size(self) -> int:
@@ -67,6 +75,7 @@ def join(layout: Parallel) -> World:
             tensor_model_parallel_size=layout.tensor,
             pipeline_model_parallel_size=layout.pipeline,
             virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
+            context_parallel_size=layout.context,
             expert_model_parallel_size=layout.expert,
             expert_tensor_parallel_size=layout.expert_tensor,
         )
@@ -84,23 +93,34 @@ def join(layout: Parallel) -> World:
         ep_size=layout.expert,
         etp_rank=ps.get_expert_tensor_parallel_rank(),
         etp_size=layout.expert_tensor,
+        cp_rank=ps.get_context_parallel_rank(),
+        cp_size=layout.context,
     )
 
 
 def check_sizes(world_size: int, layout: Parallel) -> None:
-    """Raises ValueError when tensor x pipeline (x data), or the experts' share, is not the number of processes."""
-    tensor, pipeline, data = layout.tensor, layout.pipeline, layout.data
-    if world_size % (tensor * pipeline) or (data is not None and tensor * pipeline * data != world_size):
-        wanted = f"tensor={tensor} x pipeline={pipeline}" + (f" x data={data}" if data is not None else "")
+    """Whether the sizes make up the processes.
+
+    Raises:
+        ValueError: tensor x pipeline x context (x data), or the experts' share, does not fit their number.
+    """
+    sizes = {"tensor": layout.tensor, "pipeline": layout.pipeline}
+    if layout.context > 1:
+        sizes["context"] = layout.context
+    if layout.data is not None:
+        sizes["data"] = layout.data
+    ranks = math.prod(sizes.values())
+    if world_size % ranks or (layout.data is not None and ranks != world_size):
+        wanted = " x ".join(f"{name}={size}" for name, size in sizes.items())
         raise ValueError(
             f"parallel: {wanted} does not fit {world_size} process{'es' * (world_size > 1)}; "
-            f"start with torchrun --nproc-per-node {tensor * pipeline * (data or 1)} or change the sizes"
+            f"start with torchrun --nproc-per-node {ranks} or change the sizes"
         )
-    experts = layout.expert * layout.expert_tensor
-    if world_size % (experts * pipeline):
+    experts = layout.expert * layout.expert_tensor * layout.pipeline
+    if world_size % experts:
         raise ValueError(
-            f"parallel: expert={layout.expert} x expert_tensor={layout.expert_tensor} x pipeline={pipeline} = "
-            f"{experts * pipeline} does not divide {world_size} process{'es' * (world_size > 1)}"
+            f"parallel: expert={layout.expert} x expert_tensor={layout.expert_tensor} x pipeline={layout.pipeline} = "
+            f"{experts} does not divide {world_size} process{'es' * (world_size > 1)}"
         )
 
 

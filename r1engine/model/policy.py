@@ -82,12 +82,11 @@ class Policy:
         par, opt = cfg.parallel, cfg.optimizer
         on_cpu = self.world.device.type == "cpu"
         config = transformer_config(self.shape, cfg, dtype=self.dtype, on_cpu=on_cpu)
-        self.row_multiple = self.world.tp_size if config.sequence_parallel else 1
-        self.row_multiple *= fp8.ROW_TOKENS if config.fp8 else 1
+        self.row_multiple = cfg.row_multiple
         # The interleaved schedule takes micro-batches in rounds of one a stage.
         self.num_rows_multiple = par.pipeline if par.virtual > 1 else 1
         config.finalize_model_grads_func = finalize_model_grads
-        replicas = max(self.world.dp_size, self.world.expert_dp_size if self.shape.moe is not None else 1)
+        replicas = max(self.world.replicas, self.world.expert_dp_size if self.shape.moe is not None else 1)
         use_distributed = par.distributed_optimizer and replicas > 1
         ddp = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
@@ -131,7 +130,7 @@ class Policy:
         """Log-probability of every token, at the sampling temperature.
 
         Args:
-            rows: of this data-parallel rank; all its tensor- and pipeline-parallel ranks pass the same.
+            rows: of this data-parallel rank; all its tensor-, context- and pipeline-parallel ranks pass the same.
 
         Returns:
             [T] float32 a row, on every rank of the model, without gradient.
@@ -323,7 +322,7 @@ class Policy:
         """
         total = 0.0
         for name, p in self._weights.local.items():
-            copies = self.world.expert_dp_size if ".local_experts." in name else self.world.dp_size
+            copies = self.world.expert_dp_size if ".local_experts." in name else self.world.replicas
             total += p.numel() * (2 * p.element_size() + 12) / copies
         return int(total) + 2**20
 

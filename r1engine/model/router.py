@@ -58,10 +58,17 @@ class Router(TopKRouter):
         recorded = layout.experts
         self.router_replay.experts = None if recorded is None else self._local(recorded[:, expert_layer])
 
-    def _local(self, of_row: torch.Tensor) -> torch.Tensor:
-        """This rank's part of a tensor over the tokens of the row."""
+    def _local(self, held: torch.Tensor) -> torch.Tensor:
+        """This tensor-parallel rank's part of a tensor over the tokens that the layout holds."""
         ranks = self.tp_group.size() if self.config.sequence_parallel else 1
-        return of_row if ranks == 1 else of_row.chunk(ranks)[self.tp_group.rank()]
+        return held if ranks == 1 else held.chunk(ranks)[self.tp_group.rank()]
+
+    def _add_up(self, counts: torch.Tensor) -> None:
+        """In place, over the ranks that hold the other parts of the row."""
+        if self.config.sequence_parallel and self.tp_group.size() > 1:
+            dist.all_reduce(counts, group=self.tp_group)
+        if self.cp_group.size() > 1:
+            dist.all_reduce(counts, group=self.cp_group)
 
     def count(self, routing_map: torch.Tensor) -> torch.Tensor:
         """[E] choices of each expert by the tokens that are not padding, out of [T local, E] bool."""
@@ -93,8 +100,7 @@ class Router(TopKRouter):
         lengths = self.layout.cu_seqlens.diff()
         shape = (len(lengths), self.num_experts)
         counts = probs.new_zeros(shape, dtype=torch.float32).index_add_(0, sequence, routing_map.float())
-        if self.config.sequence_parallel and self.tp_group.size() > 1:
-            dist.all_reduce(counts, group=self.tp_group)
+        self._add_up(counts)
         scores = torch.zeros_like(counts).index_add(0, sequence, scores_for_aux_loss.float())
         scale = self.layout.sequence_weight * self.num_experts / (self.topk * lengths.float().square())
         loss = self.config.moe_aux_loss_coeff * (scale[:, None] * counts * scores).sum()

@@ -26,6 +26,7 @@ from megatron.core.transformer.transformer_layer import (
 from r1engine.architecture import Architecture, Mla, rotary_frequencies
 from r1engine.batch import PackedBatch
 from r1engine.model.attention import RowLayout, packed_attention, rotate, row_layout
+from r1engine.model.context import share_of_row
 from r1engine.model.fp8 import linears
 from r1engine.model.fused import rms_norm, swiglu
 from r1engine.model.latent import latent_attention_spec
@@ -96,6 +97,8 @@ class PackedAttention(torch.nn.Module):
         packed_seq_params: RowLayout,
     ) -> torch.Tensor:
         q, k = rotate(q, packed_seq_params), rotate(k, packed_seq_params)
+        if packed_seq_params.share is not None:
+            k, v = packed_seq_params.gather(torch.cat([k, v], dim=-1)).chunk(2, dim=-1)
         return packed_attention(q, k, v, packed_seq_params, scale=self.softmax_scale).flatten(1)
 
 
@@ -119,16 +122,19 @@ class PackedGPT(GPTModel):
             sequence (nats, at the sampling temperature; 0 on the first token); where MTP modules are trained, a third
             row, the log-probability under them. Others: hidden states.
         """
-        layout = row_layout(row, self.frequencies, self.config.params_dtype, magnitude=self.model.rope_magnitude)
-        hidden = self.embedding(row.tokens[None], row.positions[None]) if self.pre_process else None
+        cp, dtype = self.pg_collection.cp, self.config.params_dtype
+        share = share_of_row(row.cu_seqlens, cp.rank(), cp.size(), cp) if cp.size() > 1 else None
+        layout = row_layout(row, self.frequencies, dtype, magnitude=self.model.rope_magnitude, share=share)
+        tokens, positions = layout.held(row.tokens), layout.held(row.positions)
+        hidden = self.embedding(tokens[None], positions[None]) if self.pre_process else None
         hidden = self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=layout)
         if not self.post_process:
             return hidden
         is_tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if is_tied else self.output_layer.weight
-        predicted = self._predict(hidden, weight, row.tokens.roll(-1))
+        predicted = self._predict(hidden, weight, layout.held(row.tokens.roll(-1)))
         # Position t predicts token t+1; entry t of the result belongs to token t.
-        out = torch.stack([predicted.logp, predicted.entropy]).roll(1, dims=1)
+        out = layout.whole(torch.stack([predicted.logp, predicted.entropy])).roll(1, dims=1)
         out = out.masked_fill(row.positions == 0, 0.0)
         if self.drafts is None or not self.training:
             return out

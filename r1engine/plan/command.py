@@ -84,6 +84,7 @@ def _with_layout(cfg: Config, layout: Layout) -> Config:
             "tensor": layout.tensor,
             "pipeline": layout.pipeline,
             "virtual": layout.virtual,
+            "context": layout.context,
             "expert": layout.expert,
             "expert_tensor": layout.expert_tensor,
             "first_stage_layers": layout.first_stage,

@@ -22,7 +22,7 @@ class Layout:
     virtual: int = 1  # chunks of layers a stage holds
     expert: int = 1
     expert_tensor: int = 1
-    context: int = 1  # other engines' recipes only
+    context: int = 1
     first_stage: int | None = None  # layers of the first pipeline stage; None: an even share
     last_stage: int | None = None
     recompute: Recompute = "full"
@@ -63,6 +63,7 @@ class Layout:
             tensor=self.tensor,
             pipeline=self.pipeline,
             virtual=self.virtual,
+            context=self.context,
             expert=self.expert,
             expert_tensor=self.expert_tensor,
             first_stage_layers=self.first_stage,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from r1engine.architecture import Architecture
 from r1engine.plan.hardware import GIB, Assumed, Gpu
 from r1engine.plan.layout import Layout
-from r1engine.plan.sizes import query_dim, rank_parameters, total_parameters, value_dim
+from r1engine.plan.sizes import key_value_dim, query_dim, rank_parameters, total_parameters, value_dim
 
 WEIGHT, GRADIENT, OPTIMIZER = 2, 4, 12  # bytes a parameter: bf16; fp32; fp32 master weight and two moments
 PHASE_TERMS = {"update": "training", "logprobs": "logprobs", "generate": "generating"}  # phase -> field of StageMemory
@@ -129,6 +129,9 @@ def _layer_bytes(arch: Architecture, layout: Layout, job: Job, assumed: Assumed,
         attention += arch.num_heads * 2 * (query_dim(arch) + value_dim(arch))
     else:
         attention = 2 * (arch.num_heads + arch.num_kv_heads) * arch.head_dim
+    if layout.context > 1:  # every rank holds the keys and values of the whole row, and its latents
+        attention += (layout.context - 1) * key_value_dim(arch)
+        attention += layout.context * layout.tensor * (mla.kv_rank + mla.rope_dim) if mla else 0
     width = 6 * hidden + attention  # inputs and outputs of two norms, residuals
     if is_dense or moe is None:
         return 2 * tokens * (width + 3 * arch.intermediate_size)

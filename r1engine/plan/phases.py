@@ -9,7 +9,14 @@ from r1engine.architecture import Architecture
 from r1engine.plan.hardware import GIB, Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import GRADIENT, WEIGHT, Job, optimizer_bytes
-from r1engine.plan.sizes import expert_parameters, forward_work, kv_bytes, rank_parameters, total_parameters
+from r1engine.plan.sizes import (
+    expert_parameters,
+    forward_work,
+    kv_bytes,
+    latent_work,
+    rank_parameters,
+    total_parameters,
+)
 
 
 @dataclass(frozen=True)
@@ -125,8 +132,10 @@ def _passes(
     context = _mean_context(job)
     tokens = count * job.tokens / layout.gpus * _bubble(layout, job)
     peak = gpu.bf16_tflops * 1e12 * _row_efficiency(layout, job, assumed)
-    saved = (1 - 1 / assumed.fp8_gain) * work.linears if job.fp8 else 0.0
-    dense = factor * tokens * (work.dense - saved + work.attention_per_position * context)
+    # Latent attention makes the keys and values of the whole row on every context-parallel rank.
+    repeated = (layout.context - 1) * latent_work(arch)
+    saved = (1 - 1 / assumed.fp8_gain) * (work.linears + repeated) if job.fp8 else 0.0
+    dense = factor * tokens * (work.dense + repeated - saved + work.attention_per_position * context)
     experts = factor * tokens * work.experts * (assumed.expert_imbalance if layout.expert > 1 else 1.0)
     traffic = {
         kind: count * factor * job.tokens * per_token / 1e9 for kind, per_token in _traffic_bytes(arch, layout).items()
@@ -176,7 +185,7 @@ def _traffic_bytes(arch: Architecture, layout: Layout) -> dict[str, float]:
         found["EP"] = 2 * rows * moe_layers * arch.hidden_size * WEIGHT
     if layout.pipeline > 1:
         found["PP"] = owned / layout.tensor * arch.hidden_size * WEIGHT
-    if layout.context > 1:  # keys and values once around
+    if layout.context > 1:  # keys and values, or latents, to all other ranks of the row
         width = kv_bytes(arch) / arch.num_layers / (1 if arch.mla else layout.tensor)
         found["CP"] = owned * (layout.context - 1) * per_stage * width
     return found

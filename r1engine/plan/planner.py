@@ -116,6 +116,7 @@ def knobs(plan: Plan) -> list[tuple[str, Plan]]:
         ("parallel.distributed_optimizer=true", replace(layout, distributed_optimizer=True), job),
         (f"max_row_tokens={job.row_tokens // 2}", layout, replace(job, row_tokens=job.row_tokens // 2)),
         (f"parallel.expert={2 * layout.expert}", replace(layout, expert=2 * layout.expert), job),
+        (f"parallel.context={2 * layout.context}", replace(layout, context=2 * layout.context), job),
         (f"parallel.tensor={2 * layout.tensor}", replace(layout, tensor=2 * layout.tensor), job),
         (
             f"parallel.pipeline={2 * layout.pipeline}",

@@ -51,6 +51,7 @@ def layout_of(cfg: Config, gpus: int) -> Layout:
         tensor=par.tensor,
         pipeline=par.pipeline,
         virtual=par.virtual,
+        context=par.context,
         expert=par.expert,
         expert_tensor=par.expert_tensor,
         first_stage=par.first_stage_layers,

@@ -22,8 +22,9 @@ def layouts(arch: Architecture, gpus: int, gpu: Gpu) -> Iterator[Layout]:
     tensors = [t for t in (1, 2, 4, 8) if t <= min(gpu.per_node, gpus)]
     pipelines = [p for p in (1, 2, 4, 8, 16, 32) if p <= min(gpus, arch.num_layers)]
     most_experts = arch.moe.num_experts if arch.moe else 1
+    contexts = [c for c in (1, 2, 4, 8) if c <= gpus]
     experts = [e for e in (1, 2, 4, 8, 16, 32, 64, 128, 256) if e <= min(gpus, most_experts)]
-    for tensor, pipeline, expert in product(tensors, pipelines, experts):
+    for tensor, pipeline, context, expert in product(tensors, pipelines, contexts, experts):
         ends = _ends(arch.num_layers, pipeline)
         if ends is None:
             continue
@@ -32,6 +33,7 @@ def layouts(arch: Architecture, gpus: int, gpu: Gpu) -> Iterator[Layout]:
                 gpus=gpus,
                 tensor=tensor,
                 pipeline=pipeline,
+                context=context,
                 expert=expert,
                 first_stage=ends[0],
                 last_stage=ends[1],

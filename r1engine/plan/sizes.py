@@ -29,6 +29,13 @@ def kv_bytes(arch: Architecture) -> int:
     return 2 * width * arch.num_layers
 
 
+def key_value_dim(arch: Architecture) -> int:
+    """Numbers in the keys and values of a token that one layer's attention reads, of all heads."""
+    if arch.mla:
+        return arch.num_heads * (query_dim(arch) + value_dim(arch))
+    return 2 * arch.num_kv_heads * arch.head_dim
+
+
 def expert_parameters(arch: Architecture) -> int:
     """Of one routed expert; 0 for a dense model."""
     return 3 * arch.hidden_size * arch.moe.intermediate_size if arch.moe else 0
@@ -133,3 +140,10 @@ def forward_work(arch: Architecture) -> Work:
         experts=2.0 * experts,
         attention_per_position=2.0 * arch.num_layers * arch.num_heads * (query_dim(arch) + value_dim(arch)),
     )
+
+
+def latent_work(arch: Architecture) -> float:
+    """Operations of a token's forward pass that make keys and values out of its latents; 0 without latents."""
+    if arch.mla is None:
+        return 0.0
+    return 2.0 * arch.num_layers * arch.mla.kv_rank * arch.num_heads * (arch.mla.nope_dim + arch.mla.value_dim)

@@ -100,6 +100,8 @@ def test_sizes_that_do_not_fit_the_world_are_refused():
         check_sizes(3, Parallel(tensor=2))
     with pytest.raises(ValueError, match=r"x data=2 does not fit 8 processes"):
         check_sizes(8, Parallel(tensor=2, data=2))
+    with pytest.raises(ValueError, match=r"tensor=2 x pipeline=1 x context=3 does not fit 8 .* --nproc-per-node 6 or"):
+        check_sizes(8, Parallel(tensor=2, context=3))
     with pytest.raises(ValueError, match=r"expert=8 x expert_tensor=1 x pipeline=2 = 16 does not divide 8 processes"):
         check_sizes(8, Parallel(pipeline=2, expert=8))
     check_sizes(8, Parallel(tensor=2, pipeline=2, data=2, expert=4))

@@ -44,6 +44,9 @@ def cases(ranks: int) -> dict[str, tuple[str, dict]]:
         add("pp2-uneven", ("deepseek",), pipeline=2, first_stage_layers=1, last_stage_layers=3)
         add("pp2-vp2", ("qwen2-tied", "deepseek", "moonlight"), pipeline=2, virtual=2)
         add("dp2", ("qwen2",), data=2)
+        add("cp2", ("qwen2-tied", "deepseek-mtp"), context=2)
+        add("cp2-ep2", ("qwen3-moe",), context=2, expert=2)
+        add("cp2-ep2-fused", ("deepseek",), "fused", context=2, expert=2)
         add("ep2", ("deepseek",), expert=2)
         add("tp2-ep2", ("deepseek-mtp", "qwen3-moe"), tensor=2, expert=2)
         add("tp2-etp2", ("deepseek",), tensor=2, expert_tensor=2)
@@ -53,6 +56,12 @@ def cases(ranks: int) -> dict[str, tuple[str, dict]]:
     if ranks == 4:
         add("tp2-dp2", ("qwen3",), tensor=2, data=2)
         add("ep4", ("deepseek",), expert=4)
+        add("cp4", ("qwen3",), context=4)
+        add("tp2-cp2", ("qwen2-tied",), tensor=2, context=2)
+        add("tp2-cp2-ep2", ("deepseek-mtp",), tensor=2, context=2, expert=2)
+        add("pp2-vp2-cp2", ("moonlight",), pipeline=2, virtual=2, context=2)
+        add("pp2-cp2", ("qwen2-tied",), pipeline=2, context=2)
+        add("cp2-dp2", ("qwen3",), context=2, data=2)
         add("pp2-ep2", ("moonlight",), pipeline=2, expert=2)
         add("tp2-pp2-vp2", ("deepseek-mtp",), tensor=2, pipeline=2, virtual=2)
         # Not expert_tensor=2 with expert=2: Megatron gathers uneven parts there, which NCCL can and gloo cannot.

@@ -32,15 +32,18 @@ THEN = {  # two ranks
     "odd-tp2": ("odd", layout(tensor=2), "odd-one"),
     "odd-pp2": ("odd", layout(pipeline=2), "odd-tp2"),
     "odd-dp2": ("odd", {}, "odd-pp2"),
+    "odd-cp2": ("odd", layout(context=2), "odd-dp2"),
     "bf16-dp2": ("odd", FLOAT16, "bf16-one"),
-    "bf16-tp2": ("odd", FLOAT16 | layout(tensor=2), "bf16-dp2"),
+    "bf16-cp2": ("odd", FLOAT16 | layout(context=2), "bf16-dp2"),
+    "bf16-tp2": ("odd", FLOAT16 | layout(tensor=2), "bf16-cp2"),
     "moe-tp2-ep2": ("deepseek-mtp", MOE | layout(tensor=2, expert=2), "moe-one"),
     "moe-etp2": ("deepseek-mtp", MOE | layout(tensor=2, expert_tensor=2), "moe-tp2-ep2"),
     "moe-ep2": ("deepseek-mtp", MOE | layout(expert=2), "moe-etp2"),
-    "moe-pp2": ("deepseek-mtp", MOE | layout(pipeline=2), "moe-ep2"),
+    "moe-cp2-ep2": ("deepseek-mtp", MOE | layout(context=2, expert=2), "moe-ep2"),
+    "moe-pp2": ("deepseek-mtp", MOE | layout(pipeline=2), "moe-cp2-ep2"),
 }
 AT_LAST = {  # one rank
-    "odd-from-dp2": ("odd", {}, "odd-dp2"),
+    "odd-from-cp2": ("odd", {}, "odd-cp2"),
     "moe-from-ep2": ("deepseek-mtp", MOE, "moe-ep2"),
     "moe-from-pp2": ("deepseek-mtp", MOE, "moe-pp2"),
 }

@@ -19,6 +19,7 @@ warnings.filterwarnings("ignore")
 
 from megatron.core import parallel_state  # noqa: E402
 
+from r1engine.architecture import Moe  # noqa: E402
 from r1engine.batch import Completion, PackedBatch, Prompt, Sample, pack  # noqa: E402
 from r1engine.config import Config  # noqa: E402
 from r1engine.grpo import objective  # noqa: E402
@@ -28,14 +29,19 @@ from r1engine.model.policy import Policy  # noqa: E402
 GRPO = {"kl_coef": 0.1, "clip_eps": 0.2, "questions": 2, "group_size": 4, "minibatches": 1}
 
 
-def samples() -> list[Sample]:
+def samples(moe: Moe | None = None) -> list[Sample]:
+    """With `moe`, every other sample with recorded experts, to be replayed."""
     rng = random.Random(5)  # tokens from 2 on: the embedding of padding (0) is zero, where a norm has no slope
     made = []
     for i in range(8):
         prompt = Prompt(i // 4, [rng.randrange(2, 96) for _ in range(3 + i // 4)], "", "", "")
-        tokens = [rng.randrange(2, 96) for _ in range(rng.randint(1, 20))]
+        tokens = [rng.randrange(2, 96) for _ in range(rng.randint(1, 20) if i else 40)]
         logp = [-rng.random() for _ in tokens]
-        made.append(Sample(Completion(prompt, i % 4, tokens, logp, "", False), rng.gauss(0, 1)))
+        advantage, experts = rng.gauss(0, 1), None
+        if moe is not None and i % 2:
+            draw = (rng.sample(range(moe.num_experts), moe.top_k) for _ in range(len(prompt.tokens + tokens) - 1))
+            experts = torch.tensor([[chosen] * moe.num_layers for chosen in draw], dtype=torch.int16)
+        made.append(Sample(Completion(prompt, i % 4, tokens, logp, "", False, experts=experts), advantage))
     return made
 
 
@@ -64,7 +70,7 @@ def run(folder: Path, settings: dict, out: Path) -> None:
     stats, logps = [], []
     for _ in range(3):
         shards = pack(
-            samples(),
+            samples(policy.shape.moe if folder.name == "qwen3-moe" else None),
             max_tokens=72,
             shards=world.dp_size,
             multiple=policy.row_multiple,

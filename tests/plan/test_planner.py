@@ -106,6 +106,38 @@ def test_logits_exist_on_the_last_stage_only():
     assert of == [0.0, pytest.approx(4 * 1024 * 129_280 / 8 / GIB)]
 
 
+def test_context_parallelism_by_hand():
+    # Half the tokens of a row on each rank, but its keys and values whole: 128 heads of 192 + 128 over 8 ranks, and
+    # 576 numbers of the latents. The same in the working set of a layer, half as much again.
+    half = dataclasses.replace(R1, context=2)
+    one, two = (stage_memory(V3, at, JOB, GPUS["h800"], Assumed(), 15).training for at in (R1, half))
+    inputs = 1 * 2 * 7168 * 34_816 / 8 / GIB  # of one layer and micro-batch, all that stage 15 keeps
+    keys = 1.5 * 2 * 34_816 * (128 * 320 / 8 / 2 + 576) / GIB
+    working_set = one["activations"] - inputs
+    assert two["activations"] == pytest.approx((inputs + working_set) / 2 + keys)
+    assert two["MoE buffers"] == pytest.approx(one["MoE buffers"] / 2)
+    assert two["optimizer"] == pytest.approx(one["optimizer"])  # 2 x 2 ranks share it as 4 did
+
+
+def test_context_parallelism_sends_latents_to_the_other_ranks_of_the_row():
+    traffic = [
+        make_plan(V3, layout, JOB, GPUS["h800"], Assumed()).phases[1].traffic_gb  # of the log-probabilities
+        for layout in (R1, dataclasses.replace(R1, context=4))
+    ]
+    assert "CP" not in traffic[0]
+    # Two passes; each of 4 ranks sends its quarter of the tokens to three others, 576 numbers in 61 / 16 layers.
+    assert traffic[1]["CP"] == pytest.approx(2 * JOB.tokens / 4 * 3 * 576 * 2 * 61 / 16 / 1e9)
+
+
+def test_the_search_deals_rows_that_are_too_long_for_one_gpu():
+    small = read_architecture(ROOT / "configs" / "models" / "Llama-3.1-8B")
+    job = dataclasses.replace(JOB, max_tokens=1_000_000, row_tokens=1_048_576, mean_tokens=250_000, generator_tensor=8)
+    best = search(small, job, 64, GPUS["h100"], Assumed(), keep=1)[0]
+    assert best.fits and best.layout.context > 1
+    without = make_plan(small, dataclasses.replace(best.layout, context=1), best.job, best.gpu, best.assumed)
+    assert not without.fits and f"parallel.context={2}" in [name for name, _ in knobs(without)]
+
+
 # Recipes whose authors say that they run. slime: DeepSeek-R1 on 128 H100; verl: on 96 H20; NeMo-RL: on 256 H100.
 RECIPES = {
     "slime": (
@@ -165,16 +197,19 @@ def test_the_search_ranks_what_fits_by_time():
     assert [p.seconds for p in plans] == sorted(p.seconds for p in plans)
 
 
-def test_the_least_number_of_gpus_fits_and_half_of_it_does_not():
-    least = least_gpus(V3, JOB, GPUS["h800"], Assumed())
+@pytest.fixture(scope="module")
+def least():
+    return least_gpus(V3, JOB, GPUS["h800"], Assumed())
+
+
+def test_the_least_number_of_gpus_fits_and_half_of_it_does_not(least):
     assert least is not None and least.fits
     assert not any(plan.fits for plan in search(V3, JOB, least.layout.gpus // 2, GPUS["h800"], Assumed()))
 
 
-def test_too_few_gpus_are_told_the_least_number_that_fits():
+def test_too_few_gpus_are_told_the_least_number_that_fits(least):
     console = Console(record=True, width=200)
     _print_least(V3, JOB, GPUS["h800"], Assumed(), console)
-    least = least_gpus(V3, JOB, GPUS["h800"], Assumed())
     assert f"the least number of H800s that fits is {least.layout.gpus}: TP" in console.export_text()
 
 

@@ -165,6 +165,7 @@ class Optimizer(Section):
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_grad: Annotated[float, Field(ge=0)] = 1.0  # global norm; 0: off
+    offload: bool = False  # master weights and moments in host memory, updated by the CPUs
 
 
 class GradingServer(Section):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
+
+from r1engine.model.host_optimizer import HostAdam, Place
 
 Shard = ShardedTensor | ShardedTensorFactory
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -31,6 +34,7 @@ class Held:
     part: slice  # which elements `main` has
     group: dist.ProcessGroup | None  # the ranks that share it out; None: each has all of it
     inner: torch.optim.Optimizer
+    is_on_host: bool = False  # main and its state, of a model that may be on a GPU
 
     def fields(self) -> tuple[str, ...]:
         """The tensors that a checkpoint needs: float32 weights are their own master copy."""
@@ -45,18 +49,30 @@ class Held:
 
 def held(optimizer: MegatronOptimizer) -> Iterator[Held]:
     """Every parameter of this rank's model, in the same order on the ranks that share it."""
-    for one in optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]:
-        if isinstance(one, DistributedOptimizer):
-            yield from _distributed(one)
-        elif isinstance(one, Float16OptimizerWithFloat16Params):
-            pairs = [*zip(one.float16_groups, one.fp32_from_float16_groups, strict=True)]
-            pairs += [(group, group) for group in one.fp32_from_fp32_groups]
-            for parameters, mains in pairs:
-                for parameter, main in zip(parameters, mains, strict=True):
-                    yield Held(parameter, main, slice(None), None, one.optimizer)
-        else:
-            for parameter in one.get_parameters():
-                yield Held(parameter, parameter, slice(None), None, one.optimizer)
+    for one in _parts(optimizer):
+        for item in _held(one):
+            if isinstance(item.inner, HostAdam):
+                inner, main = (None, None) if item.main is None else item.inner.holder(item.main)
+                item = replace(item, main=main, inner=inner, is_on_host=True)
+            yield item
+
+
+def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+    return optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
+
+
+def _held(one: MegatronOptimizer) -> Iterator[Held]:
+    if isinstance(one, DistributedOptimizer):
+        yield from _distributed(one)
+    elif isinstance(one, Float16OptimizerWithFloat16Params):
+        pairs = [*zip(one.float16_groups, one.fp32_from_float16_groups, strict=True)]
+        pairs += [(group, group) for group in one.fp32_from_fp32_groups]
+        for parameters, mains in pairs:
+            for parameter, main in zip(parameters, mains, strict=True):
+                yield Held(parameter, main, slice(None), None, one.optimizer)
+    else:
+        for parameter in one.get_parameters():
+            yield Held(parameter, parameter, slice(None), None, one.optimizer)
 
 
 def _distributed(one: DistributedOptimizer) -> Iterator[Held]:
@@ -68,6 +84,26 @@ def _distributed(one: DistributedOptimizer) -> Iterator[Held]:
                 span = one._get_model_param_range_map(parameter)["param"]
                 main, part = one.optimizer.param_groups[group]["params"][index], slice(span.start, span.end)
             yield Held(parameter, main, part, one.data_parallel_group, one.optimizer)
+
+
+def move_to_host(optimizer: MegatronOptimizer) -> None:
+    """Keep masters and moments in host memory from here on, before the first update; see `HostAdam`."""
+    for one in _parts(optimizer):
+        if one.optimizer is None:  # no parameter of its kind on this rank
+            continue
+        places = [
+            Place(item.main, partial(_weight, item.parameter, item.part))
+            for item in _held(one)
+            if item.main is not None
+        ]
+        one.optimizer = host = HostAdam(one.optimizer.param_groups, places)
+        # Megatron's copies between the weights and its masters on the device, which are gone.
+        one._copy_main_params_to_model_params = lambda: None
+        one.reload_model_params = lambda host=host, state_dict=None: host.read()
+
+
+def _weight(parameter: torch.nn.Parameter, part: slice) -> torch.Tensor:
+    return parameter.data.view(-1)[part]
 
 
 def step_count(optimizer: MegatronOptimizer) -> int:

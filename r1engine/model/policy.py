@@ -26,6 +26,7 @@ from r1engine.model.hf_folder import Folder
 from r1engine.model.hf_weights import mtp_copies, mtp_shapes
 from r1engine.model.megatron_config import transformer_config
 from r1engine.model.offload import Offloader
+from r1engine.model.optimizer_state import held, move_to_host
 from r1engine.model.parallel import World, check_layout
 from r1engine.model.precision import Precision, begin_export, finish_export, put, store
 from r1engine.model.sharded_weights import ShardedWeights
@@ -109,6 +110,8 @@ class Policy:
             ),
             self.chunks,
         )
+        if opt.offload:
+            move_to_host(self.optimizer)
         self._schedule = get_forward_backward_func()
 
     def _chunk(self, config: TransformerConfig, cfg: Config, chunk: int) -> torch.nn.Module:
@@ -309,11 +312,10 @@ class Policy:
                 yield buffer.grad_data
                 if buffer.param_data is not None:
                     yield buffer.param_data
-        for group in self.optimizer.param_groups:
-            for p in group["params"]:
-                yield p.data
-        for state in self.optimizer.state.values():
-            yield from (x for x in state.values() if isinstance(x, torch.Tensor))
+        for item in held(self.optimizer):
+            if item.main is not None and not item.is_on_host:
+                yield item.main.data
+                yield from (x for x in item.inner.state.get(item.main, {}).values() if torch.is_tensor(x))
 
     def state_bytes(self) -> int:
         """Upper bound of the bytes that `save` writes for this rank (weights, fp32 master and moments, reference).

@@ -27,7 +27,7 @@ class Layout:
     last_stage: int | None = None
     recompute: Recompute = "full"
     distributed_optimizer: bool = True
-    optimizer_offload: bool = False  # Adam's state in host memory, updated there; other engines' recipes only
+    optimizer_offload: bool = False  # Adam's state in host memory, updated there
 
     @property
     def data(self) -> int:

@@ -110,7 +110,12 @@ def host_bytes(arch: Architecture, layout: Layout, job: Job, gpu: Gpu) -> dict[s
     ranks = [rank_parameters(arch, layout, stage, with_mtp=job.with_mtp) for stage in range(layout.pipeline)]
     worst = max(ranks, key=lambda terms: sum(terms.values()))
     count = sum(worst.values())
-    terms = {"trainer, while generating": per_node * (WEIGHT * count + optimizer_bytes(worst, layout)) / GIB}
+    adam = per_node * optimizer_bytes(worst, layout) / GIB
+    terms = {"trainer, while generating": per_node * WEIGHT * count / GIB}
+    if layout.optimizer_offload:
+        terms["optimizer"] = adam
+    else:
+        terms["trainer, while generating"] += adam
     if job.has_reference:
         terms["reference"] = per_node * WEIGHT * count / GIB
     return terms

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from r1engine.architecture import Architecture
 from r1engine.plan.hardware import GIB, Assumed, Gpu
 from r1engine.plan.layout import Layout
-from r1engine.plan.memory import GRADIENT, WEIGHT, Job, optimizer_bytes
+from r1engine.plan.memory import GRADIENT, OPTIMIZER, WEIGHT, Job, optimizer_bytes
 from r1engine.plan.sizes import (
     expert_parameters,
     forward_work,
@@ -221,12 +221,16 @@ def _stages(arch: Architecture, layout: Layout, job: Job) -> list[dict[str, int]
 def _optimizer(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed: Assumed) -> Phase:
     steps = job.minibatches * job.inner_epochs
     state = max(optimizer_bytes(terms, layout) for terms in _stages(arch, layout, job))
-    if layout.optimizer_offload:  # gradients down, weights up, the update on the CPUs
-        rate = assumed.cpu_adam_gb_s / min(gpu.per_node, layout.gpus)
-        seconds = {"Adam on the CPUs": steps * 2 * state / 1e9 / rate}
-    else:
+    if not layout.optimizer_offload:
         seconds = {"Adam": steps * 2 * state / 1e12 / (gpu.hbm_tb_s * assumed.bandwidth_efficiency)}
-    return Phase("optimizer", seconds, {})
+        return Phase("optimizer", seconds, {})
+    # The copies overlap with the CPUs' work; the sum is what it costs where they share the memory's bandwidth.
+    moved = steps * (GRADIENT + WEIGHT) * state / OPTIMIZER / 1e9
+    seconds = {
+        "Adam on the CPUs": steps * 2 * state / 1e9 / (assumed.cpu_adam_gb_s / min(gpu.per_node, layout.gpus)),
+        "gradients down, weights up": moved / (gpu.host_gb_s * assumed.bandwidth_efficiency),
+    }
+    return Phase("optimizer", seconds, {"PCIe": moved})
 
 
 # ---------------------------------------------------------------------- between the two

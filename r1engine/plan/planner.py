@@ -114,6 +114,7 @@ def knobs(plan: Plan) -> list[tuple[str, Plan]]:
     changes: list[tuple[str, Layout, Job]] = [
         ("model.recompute=true", replace(layout, recompute="full"), job),
         ("parallel.distributed_optimizer=true", replace(layout, distributed_optimizer=True), job),
+        ("optimizer.offload=true", replace(layout, optimizer_offload=True), job),
         (f"max_row_tokens={job.row_tokens // 2}", layout, replace(job, row_tokens=job.row_tokens // 2)),
         (f"parallel.expert={2 * layout.expert}", replace(layout, expert=2 * layout.expert), job),
         (f"parallel.context={2 * layout.context}", replace(layout, context=2 * layout.context), job),

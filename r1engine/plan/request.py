@@ -58,6 +58,7 @@ def layout_of(cfg: Config, gpus: int) -> Layout:
         last_stage=par.last_stage_layers,
         recompute="full" if cfg.model.recompute is True else "none",  # selective saves little beside flash attention
         distributed_optimizer=par.distributed_optimizer,
+        optimizer_offload=cfg.optimizer.offload,
     )
 
 

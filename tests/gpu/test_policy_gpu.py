@@ -56,6 +56,26 @@ def test_asleep_the_training_state_is_not_in_device_memory(world, policy):
         assert torch.equal(policy.logprobs(rows(world))[0], before)
 
 
+def test_an_optimizer_on_the_host_makes_the_same_updates_in_less_device_memory(world, folders):
+    # Not bit for bit: the ordinary one is Transformer Engine's or PyTorch's kernel for GPUs.
+    found = {}
+    for offload in (False, True):
+        before = torch.cuda.memory_allocated()
+        optimizer = {"offload": offload, "eps": 1e-3}
+        policy = Policy(Config(model={"path": folders["deepseek"][0]}, optimizer=optimizer), world)
+        with policy.awake():
+            stats = [policy.update(rows(world), cross_entropy, 1e-2) for _ in range(3)]
+            used = torch.cuda.memory_allocated() - before
+        with policy.awake():  # what slept comes back, what was on the host stayed
+            stats.append(policy.update(rows(world), cross_entropy, 1e-2))
+        found[offload] = stats, used
+        del policy
+    for ordinary, on_host in zip(found[False][0], found[True][0], strict=True):
+        assert on_host["loss"] == pytest.approx(ordinary["loss"], rel=1e-2)
+        assert on_host["grad_norm"] == pytest.approx(ordinary["grad_norm"], rel=5e-2)
+    assert found[True][1] < 0.6 * found[False][1]
+
+
 def test_a_policy_read_from_a_checkpoint_goes_on_bit_for_bit(world, folders, tmp_path):
     whole, resumed = (Policy(Config(model={"path": folders["deepseek"][0]}), world) for _ in range(2))
     for _ in range(2):

@@ -33,7 +33,7 @@ def run(model: Path, settings: dict, source: Path | None, out: Path) -> None:
         parallel={"distributed_optimizer": True} | settings.get("parallel", {}),
         grpo=GRPO,
         steps=8,
-        optimizer={"eps": 1e-3, "weight_decay": 0.1},
+        optimizer={"eps": 1e-3, "weight_decay": 0.1} | settings.get("optimizer", {}),
     )
     world = join(cfg.parallel)  # as it is, in a process that has joined already
     policy = Policy(cfg, world)

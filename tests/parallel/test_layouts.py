@@ -26,9 +26,11 @@ def cases(ranks: int) -> dict[str, tuple[str, dict]]:
     """name -> (family, settings) of the layouts that take this many ranks."""
     found: dict[str, tuple[str, dict]] = {}
 
-    def add(name: str, families: tuple[str, ...], experts: str = "megatron", **sizes: int) -> None:
+    def add(
+        name: str, families: tuple[str, ...], experts: str = "megatron", *, offload: bool = False, **sizes: int
+    ) -> None:
         for family in families:
-            settings = layout(**sizes)
+            settings = layout(**sizes) | {"optimizer": {"offload": offload}}
             if family not in DENSE:
                 settings["model"] = MOE | {"experts": experts}
                 if family.endswith("mtp"):
@@ -47,10 +49,11 @@ def cases(ranks: int) -> dict[str, tuple[str, dict]]:
         add("cp2", ("qwen2-tied", "deepseek-mtp"), context=2)
         add("cp2-ep2", ("qwen3-moe",), context=2, expert=2)
         add("cp2-ep2-fused", ("deepseek",), "fused", context=2, expert=2)
+        add("dp2-host", ("qwen2",), offload=True, data=2)
         add("ep2", ("deepseek",), expert=2)
         add("tp2-ep2", ("deepseek-mtp", "qwen3-moe"), tensor=2, expert=2)
         add("tp2-etp2", ("deepseek",), tensor=2, expert_tensor=2)
-        add("ep2-fused", ("deepseek",), "fused", expert=2)
+        add("ep2-fused-host", ("deepseek",), "fused", offload=True, expert=2)
         add("tp2-ep2-fused", ("deepseek", "qwen3-moe"), "fused", tensor=2, expert=2)
         add("tp2-ep2-fp8", (WIDE,), "fused_fp8", tensor=2, expert=2)
     if ranks == 4:

@@ -15,6 +15,7 @@ from r1engine.model.cpu import on_cpu
 
 VOCABULARY = 97  # two ranks fill it up to 98 rows
 FLOAT16 = {"model": {"dtype": "bfloat16"}}
+HOST = {"optimizer": {"offload": True}}
 MOE = {"model": {"expert_bias_rate": 0.01, "mtp_loss_weight": 0.3}}
 
 
@@ -31,14 +32,14 @@ FIRST = {  # one rank
 THEN = {  # two ranks
     "odd-tp2": ("odd", layout(tensor=2), "odd-one"),
     "odd-pp2": ("odd", layout(pipeline=2), "odd-tp2"),
-    "odd-dp2": ("odd", {}, "odd-pp2"),
+    "odd-dp2": ("odd", HOST, "odd-pp2"),
     "odd-cp2": ("odd", layout(context=2), "odd-dp2"),
     "bf16-dp2": ("odd", FLOAT16, "bf16-one"),
-    "bf16-cp2": ("odd", FLOAT16 | layout(context=2), "bf16-dp2"),
+    "bf16-cp2": ("odd", FLOAT16 | HOST | layout(context=2), "bf16-dp2"),
     "bf16-tp2": ("odd", FLOAT16 | layout(tensor=2), "bf16-cp2"),
     "moe-tp2-ep2": ("deepseek-mtp", MOE | layout(tensor=2, expert=2), "moe-one"),
     "moe-etp2": ("deepseek-mtp", MOE | layout(tensor=2, expert_tensor=2), "moe-tp2-ep2"),
-    "moe-ep2": ("deepseek-mtp", MOE | layout(expert=2), "moe-etp2"),
+    "moe-ep2": ("deepseek-mtp", MOE | HOST | layout(expert=2), "moe-etp2"),
     "moe-cp2-ep2": ("deepseek-mtp", MOE | layout(context=2, expert=2), "moe-ep2"),
     "moe-pp2": ("deepseek-mtp", MOE | layout(pipeline=2), "moe-cp2-ep2"),
 }

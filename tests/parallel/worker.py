@@ -61,7 +61,8 @@ def run(folder: Path, settings: dict, out: Path) -> None:
         parallel={"distributed_optimizer": True} | settings.get("parallel", {}),
         grpo=GRPO,
         steps=3,
-        optimizer={"eps": 1e-3, "clip_grad": 0.1},  # a small eps would turn rounding into whole steps
+        # A small eps would turn rounding into whole steps.
+        optimizer={"eps": 1e-3, "clip_grad": 0.1} | settings.get("optimizer", {}),
     )
     world = join(cfg.parallel)
     policy = Policy(cfg, world)

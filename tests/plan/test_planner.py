@@ -101,6 +101,21 @@ def test_a_layout_whose_shards_fp8_cannot_take_is_refused_and_not_searched():
     assert search(odd, fp8, 1, GPUS["h100"], Assumed()) == []
 
 
+def test_an_optimizer_on_the_host_by_hand():
+    on_host = dataclasses.replace(R1, optimizer_offload=True)
+    device, host = (make_plan(V3, layout, JOB, GPUS["h800"], Assumed()) for layout in (R1, on_host))
+    state = max(optimizer_bytes(stage.parameters, R1) for stage in device.stages)
+    fullest = max(device.stages, key=lambda stage: sum(stage.parameters.values()))
+    assert [stage.training["optimizer"] for stage in host.stages] == [0.0] * 16
+    assert host.host_gib["optimizer"] == pytest.approx(8 * optimizer_bytes(fullest.parameters, R1) / GIB)
+    assert sum(host.host_gib.values()) == pytest.approx(sum(device.host_gib.values()))
+    phase = next(p for p in host.phases if p.name == "optimizer")
+    assert phase.traffic_gb["PCIe"] == pytest.approx(16 * state / 12 * (4 + 2) / 1e9)  # fp32 down, bf16 up
+    assert phase.seconds["gradients down, weights up"] == pytest.approx(phase.traffic_gb["PCIe"] / (55 * 0.7))
+    assert phase.seconds["Adam on the CPUs"] == pytest.approx(16 * 2 * state / (100e9 / 8))
+    assert "optimizer.offload=true" in [name for name, _ in knobs(device)]
+
+
 def test_logits_exist_on_the_last_stage_only():
     of = [stage_memory(V3, R1, JOB, GPUS["h800"], Assumed(), stage).training["logits"] for stage in (0, 15)]
     assert of == [0.0, pytest.approx(4 * 1024 * 129_280 / 8 / GIB)]

@@ -1,0 +1,90 @@
+"""`optimizer.offload`: Adam in host memory makes the updates of the ordinary one. With several ranks, and across a
+resume with the other one: tests/parallel/test_layouts.py and test_reshard.py."""
+
+import random
+
+import pytest
+import torch
+
+from r1engine.batch import PackedBatch, Sequence, pack_sequences
+from r1engine.config import Config
+from r1engine.model import host_optimizer
+from r1engine.model.policy import Policy
+from r1engine.sft import cross_entropy
+
+ADAM = {"eps": 1e-3, "weight_decay": 0.1, "clip_grad": 0.5}  # a small eps would turn rounding into whole steps
+
+
+def make(world, folder, dtype: str, *, offload: bool) -> Policy:
+    mtp = 0.3 if "mtp" in folder.name else 0.0
+    model = {"path": folder, "dtype": dtype, "mtp_loss_weight": mtp}
+    return Policy(Config(model=model, optimizer=ADAM | {"offload": offload}), world)
+
+
+def rows() -> list[PackedBatch]:
+    rng = random.Random(3)
+    items = [Sequence([rng.randrange(2, 96) for _ in range(rng.randint(2, 40))], 1, rng.random() / 7) for _ in range(7)]
+    return pack_sequences(items, max_tokens=512)[0]
+
+
+def train(policy: Policy) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """Statistics of three updates, and the weights that they lead to."""
+    stats = [policy.update(rows(), cross_entropy, lr) for lr in (1e-2, 2e-2, 1e-2)]
+    return stats, {name: tensor.clone() for name, tensor in policy.weights()}
+
+
+@pytest.fixture(params=[1 << 25, 4000], ids=["one-bucket", "many-buckets"])
+def bucket(request, monkeypatch):
+    monkeypatch.setattr(host_optimizer, "BUCKET", request.param)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["qwen2-tied", "deepseek-mtp"])
+def test_updates_are_the_ordinary_ones_to_the_last_bit(world, folders, bucket, family, dtype):
+    folder = folders[family][0]
+    ordinary = make(world, folder, dtype, offload=False)
+    for group in ordinary.optimizer.param_groups:
+        group["fused"] = True  # PyTorch's fused kernel and its loop round differently
+    (expected, weights), (found, others) = train(ordinary), train(make(world, folder, dtype, offload=True))
+    assert found == expected
+    assert all(torch.equal(others[name], tensor) for name, tensor in weights.items())
+
+
+def test_updates_are_near_those_of_the_loop(world, folders):
+    folder = folders["qwen2"][0]
+    (expected, weights), (found, others) = (train(make(world, folder, "float32", offload=o)) for o in (False, True))
+    for a, b in zip(found, expected, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_checkpoint_goes_on_with_the_other_optimizer(world, folders, tmp_path, dtype):
+    """Both ways: masters and moments come over, and the next update is that of the run that was not stopped."""
+    folder = folders["qwen2"][0]
+    for offload in (False, True):
+        whole, other = (make(world, folder, dtype, offload=o) for o in (offload, not offload))
+        whole.update(rows(), cross_entropy, 1e-2)
+        (checkpoint := tmp_path / str(offload)).mkdir()
+        whole.save(checkpoint, None)
+        other.load(checkpoint, has_snapshot=False)
+        expected, found = (p.update(rows(), cross_entropy, 1e-2) for p in (whole, other))
+        assert found == expected  # loss and norm before the step
+        for (name, tensor), (_, loaded) in zip(whole.weights(), other.weights(), strict=True):
+            torch.testing.assert_close(loaded, tensor, atol=1e-6, rtol=1e-5 if dtype == "float32" else 1e-2, msg=name)
+
+
+@pytest.mark.parametrize(("offload", "bytes_of_a_weight"), [(False, 18), (True, 6)])
+def test_what_moves_between_phases_is_what_is_on_the_device(world, folders, offload, bytes_of_a_weight):
+    policy = make(world, folders["deepseek"][0], "bfloat16", offload=offload)
+    policy.update(rows(), cross_entropy, 1e-3)
+    storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in policy._storages())}
+    weights = sum(p.numel() for chunk in policy.chunks for p in chunk.parameters())
+    assert sum(storages.values()) == pytest.approx(bytes_of_a_weight * weights, rel=0.05)  # buffers are padded
+
+
+def test_too_little_host_memory_is_said_before_it_is_used(world, folders, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(10**8))
+    with pytest.raises(RuntimeError, match=r"optimizer.offload: found .* free host memory, required .* 100000000"):
+        make(world, folders["qwen2"][0], "float32", offload=True)

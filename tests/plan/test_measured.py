@@ -16,6 +16,7 @@ CASES = {
     "tp2": {"tensor": 2},
     "pp2": {"pipeline": 2},
     "dp2": {},
+    "cp2": {"context": 2},
     "ep2": {"expert": 2},
     "tp2-ep2": {"tensor": 2, "expert": 2},
     "tp2-etp2": {"tensor": 2, "expert_tensor": 2},

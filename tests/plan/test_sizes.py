@@ -89,8 +89,9 @@ def built(folder: Path, parallel: dict, gpus: int, mtp_weight: float = 0.0) -> l
 
 @pytest.mark.slow
 def test_the_closed_forms_are_megatrons_modules_at_full_size():
-    parallel = {"tensor": 8, "pipeline": 16, "expert": 32, "first_stage_layers": 4, "last_stage_layers": 1}
-    layout = Layout(gpus=512, tensor=8, pipeline=16, expert=32, first_stage=4, last_stage=1)
+    sizes = {"tensor": 8, "pipeline": 16, "context": 2, "expert": 32}
+    parallel = sizes | {"first_stage_layers": 4, "last_stage_layers": 1}
+    layout = Layout(gpus=512, **sizes, first_stage=4, last_stage=1)
     arch = read_architecture(V3)
     expected = [sum(rank_parameters(arch, layout, stage).values()) for stage in range(16)]
     assert built(V3, parallel, 512) == expected

@@ -296,7 +296,7 @@ class Config(Section):
 
     @property
     def row_multiple(self) -> int:
-        """Rows are padded to a multiple of so many tokens: equal parts, and two chunks a context-parallel rank."""
+        """Rows are padded to a multiple of so many tokens: equal parts, two chunks a context rank, whole FP8 blocks."""
         par, fp8 = self.parallel, FP8_ROW_TOKENS if self.model.fp8 else 1
         is_split = par.tensor > 1 if par.sequence is None else par.sequence
         return fp8 * (2 * par.context if par.context > 1 else 1) * (par.tensor if is_split else 1)

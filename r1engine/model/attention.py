@@ -147,6 +147,22 @@ class _Select(torch.autograd.Function):
         return padded.index_copy_(0, ctx.forward_index, grad), None, None
 
 
+class _Slices(torch.autograd.Function):
+    """x[one] and x[other], whose gradients meet in one buffer; indexing makes one of x's size for each, and a sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, one: slice, other: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.rows, ctx.slices = len(x), (one, other)
+        return x[one], x[other]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        total = grads[0].new_zeros(ctx.rows, *grads[0].shape[1:])
+        for rows, grad in zip(ctx.slices, grads, strict=True):
+            total[rows] += grad
+        return total, None, None
+
+
 class _Rotary(torch.autograd.Function):
     """Rotate the halves of the last dimension by the position's angle; the gradient rotates back."""
 
@@ -203,8 +219,9 @@ def packed_attention(
     """
     if layout.share is not None:
         attend = _chunk_flash if q.is_cuda else _chunk_sdpa
-        chunks = layout.share.chunks
-        return torch.cat([attend(q[c.tokens], k[c.keys], v[c.keys], c, scale) for c in chunks])
+        chunks, keys = layout.share.chunks, [chunk.keys for chunk in layout.share.chunks]
+        parts = zip(chunks, _Slices.apply(k, *keys), _Slices.apply(v, *keys), strict=True)
+        return torch.cat([attend(q[chunk.tokens], k, v, chunk, scale) for chunk, k, v in parts])
     if q.is_cuda:
         cu, longest = layout.cu_seqlens, layout.max_seqlen
         return flash_attn_varlen()(q, k, v, cu, cu, longest, longest, softmax_scale=scale, causal=True)

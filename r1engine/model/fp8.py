@@ -26,6 +26,7 @@ from r1engine.config_file import ConfigError
 NEEDED = "2.9"  # first version that Megatron-core 0.16 is tested with
 INSTALL = f"pip install 'r1engine[gpu]' (transformer-engine[pytorch]>={NEEDED},<2.12, built for CUDA 12.9 or later)"
 MATRIX_SIDE = 16  # both sides of a weight on each rank: 16-byte rows for the tensor cores (cuBLAS)
+GATHERED_SIDE = 128  # width of what sequence parallelism gathers: whole scaled parts (Transformer Engine asserts it)
 
 
 class Linears(NamedTuple):
@@ -86,13 +87,14 @@ def machine_problem() -> str | None:
     return None if is_available else f"transformer_engine {version} cannot scale by blocks on this machine: {reason}"
 
 
-def model_problem(arch: Architecture, tensor: int, experts: str) -> str | None:
+def model_problem(arch: Architecture, tensor: int, experts: str, *, is_sequence_parallel: bool) -> str | None:
     """Which matrix the FP8 products do not take, or which setting; None for a model that can be trained.
 
     Args:
-        arch:    the model.
-        tensor:  ranks that a matrix is split over.
-        experts: `model.experts`.
+        arch:                 the model.
+        tensor:               ranks that a matrix is split over.
+        experts:              `model.experts`.
+        is_sequence_parallel: whether these ranks share the tokens between the layers.
     """
     if arch.moe is not None and experts == "megatron":
         return "model.experts: found megatron with model.fp8, required fused or fused_fp8"
@@ -100,6 +102,13 @@ def model_problem(arch: Architecture, tensor: int, experts: str) -> str | None:
         if size % MATRIX_SIDE:
             ranks = f"each of {tensor} tensor-parallel ranks" if tensor > 1 else "the only tensor-parallel rank"
             return f"model.fp8: {what} is {size} on {ranks}, required a multiple of {MATRIX_SIDE}"
+    gathered = {"hidden size": arch.hidden_size}
+    if arch.mla is not None:
+        gathered |= {"q_lora_rank": arch.mla.query_rank or 0, "kv_lora_rank": arch.mla.kv_rank}
+    for what, size in gathered.items() if is_sequence_parallel and tensor > 1 else ():
+        if size % GATHERED_SIDE:
+            required = f"a multiple of {GATHERED_SIDE} with sequence parallelism (parallel.sequence)"
+            return f"model.fp8: the {what} is {size}, required {required}"
     return None
 
 

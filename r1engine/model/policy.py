@@ -24,7 +24,7 @@ from r1engine.model import dist_checkpoint, fp8
 from r1engine.model.cpu import runs_on_cpu
 from r1engine.model.hf_folder import Folder
 from r1engine.model.hf_weights import mtp_copies, mtp_shapes
-from r1engine.model.megatron_config import transformer_config
+from r1engine.model.megatron_config import has_sequence_parallelism, transformer_config
 from r1engine.model.offload import Offloader
 from r1engine.model.optimizer_state import held, move_to_host
 from r1engine.model.parallel import World, check_layout
@@ -56,7 +56,11 @@ class Policy:
         check_layout(self.shape, cfg.parallel)
         if cfg.model.fp8:
             fp8.check_machine()
-            if problem := fp8.model_problem(self.shape, cfg.parallel.tensor, cfg.model.experts):
+            is_shared = has_sequence_parallelism(cfg.parallel)
+            problem = fp8.model_problem(
+                self.shape, cfg.parallel.tensor, cfg.model.experts, is_sequence_parallel=is_shared
+            )
+            if problem:
                 raise ValueError(problem)
         self._source = Folder(self.folder, self.shape)
         self.dtype = model_dtype(cfg, world)

@@ -91,7 +91,10 @@ class Plan:
 
 def layout_problem(arch: Architecture, layout: Layout, job: Job) -> str | None:
     """What does not divide, or is no shard for FP8; None for a layout that can run."""
-    return layout.problem(arch) or (model_problem(arch, layout.tensor, "fused") if job.fp8 else None)
+    problem = layout.problem(arch)
+    if problem is None and job.fp8:
+        problem = model_problem(arch, layout.tensor, "fused", is_sequence_parallel=layout.tensor > 1)
+    return problem
 
 
 def make_plan(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed: Assumed) -> Plan:

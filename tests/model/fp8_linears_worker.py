@@ -15,6 +15,7 @@ import torch
 
 warnings.filterwarnings("ignore")
 
+from megatron.core import parallel_state  # noqa: E402
 from transformer_engine.pytorch.distributed import checkpoints  # noqa: E402
 
 from r1engine.batch import Sequence, pack_sequences  # noqa: E402
@@ -31,8 +32,9 @@ FP8 = PLAIN | {"fp8": True}
 
 def rows(policy: Policy) -> list:
     rng = random.Random(3)
-    items = [Sequence([rng.randrange(2, 96) for _ in range(rng.randint(2, 60))], 1, rng.random() / 9) for _ in range(9)]
-    return pack_sequences(items, max_tokens=256, multiple=policy.row_multiple)[0]
+    tokens = [[rng.randrange(2, 96) for _ in range(rng.randint(2, 60))] for _ in range(18)]  # more than a row
+    items = [Sequence(t, 1, rng.random() / 18) for t in tokens]
+    return pack_sequences(items, max_tokens=512, multiple=policy.row_multiple)[0]
 
 
 def logps(policy: Policy) -> dict[str, list[float]]:
@@ -77,13 +79,13 @@ def weights(policy: Policy) -> dict[str, torch.Tensor]:
 
 
 def study(folder: Path, world: World, parallel: dict, out: Path) -> dict:
-    """One family in one layout: built, exported, and three updates."""
+    """One family in one layout: built, exported, and two updates."""
     policy = make(folder, world, FP8, parallel)
     policy.export(out)
     found = {"multiple": policy.row_multiple, "names": [n for n, _ in policy.chunks[0].named_parameters()]}
     found["unquantized"], found["logp"] = without_autocast(policy), logps(policy)
     found["in fp8"] = modules_in_fp8(policy)
-    found["stats"] = [policy.update(rows(policy), cross_entropy, 1e-3) for _ in range(3)]
+    found["stats"] = [policy.update(rows(policy), cross_entropy, 1e-3) for _ in range(2)]
     return found
 
 
@@ -95,7 +97,7 @@ def local(folder: Path, world: World) -> dict:
     """The same with Megatron's own linears."""
     policy = make(folder, world, PLAIN)
     found = {"names": [n for n, _ in policy.chunks[0].named_parameters()], "logp": logps(policy)}
-    return found | {"stats": [policy.update(rows(policy), cross_entropy, 1e-3) for _ in range(3)]}
+    return found | {"stats": [policy.update(rows(policy), cross_entropy, 1e-3) for _ in range(2)]}
 
 
 def recomputed(folder: Path, world: World) -> dict:
@@ -161,10 +163,14 @@ def main() -> None:
             found[f"{family}-local"] = local(folders / family, world)
             found[f"{family}-recomputed"] = recomputed(folders / family, world)
         found["renewed"] = renewed(folders / "qwen2", world)
-        found["resumed"] = resumed(folders / "deepseek", world, out / "checkpoint")
+        found["resumed"] = resumed(folders / "qwen2", world, out / "checkpoint")
     else:
         whole_rows = parallel | {"sequence": False}
         found["qwen2-whole-rows"] = study(folders / "qwen2", world, whole_rows, out / "qwen2-whole-rows")
+        parallel_state.destroy_model_parallel()
+        parallel = {"context": 2}
+        world = join(Config(parallel=parallel).parallel)
+        found["deepseek-context"] = study(folders / "deepseek", world, parallel, out / "deepseek-context")
     if world.is_first:
         torch.save(found, out / f"{ranks}.pt")
     leave()

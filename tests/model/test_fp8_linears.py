@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from r1engine.architecture import read_architecture
 from r1engine.config import Config, ConfigError
+from r1engine.loop import train
 from r1engine.model import fp8
 from r1engine.model.policy import Policy
 
@@ -64,10 +66,10 @@ def two(models, out):
     return torch.load(out / "2.pt")
 
 
-def furthest(found: dict[str, list[float]], expected: dict[str, list[float]]) -> float:
-    """Largest difference of two sets of log-probabilities by sequence."""
+def differences(found: dict[str, list[float]], expected: dict[str, list[float]]) -> list[float]:
+    """Of two sets of log-probabilities by sequence."""
     assert found.keys() == expected.keys()
-    return max(abs(a - b) for key in found for a, b in zip(found[key], expected[key], strict=True))
+    return [abs(a - b) for key in found for a, b in zip(found[key], expected[key], strict=True)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,15 +82,14 @@ def test_weights_have_the_names_and_bytes_that_they_have_without_fp8(one, models
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_unquantized_they_are_megatrons_linears(one, family):
-    assert furthest(one[family]["unquantized"], one[f"{family}-local"]["logp"]) < 1e-5
+    assert max(differences(one[family]["unquantized"], one[f"{family}-local"]["logp"])) < 1e-5
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fp8_changes_the_result_a_little(one, family):
     """E4M3 keeps 3 bits behind the leading one: some percent of a matrix product, a fraction of a nat here."""
     local = one[f"{family}-local"]
-    error = furthest(one[family]["logp"], local["logp"])
-    assert 0.01 < error < 1.0
+    assert 0.01 < mean(differences(one[family]["logp"], local["logp"])) < 0.3
     for found, expected in zip(one[family]["stats"], local["stats"], strict=True):
         assert found["loss"] == pytest.approx(expected["loss"], rel=0.02)
         assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=0.05)
@@ -136,17 +137,19 @@ def test_a_checkpoint_does_not_depend_on_fp8(one, written, read):
         assert found[read]["next"]["loss"] == pytest.approx(found["next"]["loss"], rel=0.02)
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "qwen2-whole-rows"])
+MULTIPLES = {"qwen2": 256, "deepseek": 256, "qwen2-whole-rows": 128, "deepseek-context": 512}
+
+
+@pytest.mark.parametrize("name", MULTIPLES)
 def test_two_ranks_equal_one(one, two, out, name):
     family = name.split("-")[0]
     found, expected = two[name], one[family]
-    assert found["multiple"] == (128 if name.endswith("rows") else 256) and expected["multiple"] == 128
-    assert furthest(found["unquantized"], expected["unquantized"]) < 1e-5
+    assert found["multiple"] == MULTIPLES[name] and expected["multiple"] == 128
+    assert max(differences(found["unquantized"], expected["unquantized"])) < 1e-5
     # Sums over ranks round differently, which moves a few values to the next number of E4M3.
-    assert furthest(found["logp"], expected["logp"]) < 0.1
-    for a, b in zip(found["stats"], expected["stats"], strict=True):
-        assert a == pytest.approx(b, rel=5e-3)
-    exported = name if name.endswith("rows") else f"{name}-2"
+    assert mean(differences(found["logp"], expected["logp"])) < 2e-3
+    assert found["stats"][0] == pytest.approx(expected["stats"][0], rel=3e-3)  # later a token may change its experts
+    exported = name if "-" in name else f"{name}-2"
     files = [folder / "model.safetensors" for folder in (out / exported, out / f"{family}-1")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -163,9 +166,13 @@ def test_the_machine_is_asked(one):
 
 
 @pytest.mark.skipif(fp8.machine_problem() is None, reason="Transformer Engine can run here")
-def test_without_transformer_engine_the_error_says_what_to_install(world, models):
-    with pytest.raises(ConfigError, match=r"model.fp8: .*required pip install 'r1engine\[gpu\]'"):
+def test_without_transformer_engine_the_error_says_what_to_install(world, models, tmp_path):
+    message = r"model.fp8: .*required pip install 'r1engine\[gpu\]'"
+    with pytest.raises(ConfigError, match=message):
         Policy(Config(model={"path": models / "qwen2", "fp8": True}), world)
+    with pytest.raises(ConfigError, match=message):  # before a base model is made, before servers start
+        train(Config(run_dir=tmp_path / "run", base={}, model={"fp8": True}))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -174,10 +181,12 @@ def test_without_transformer_engine_the_error_says_what_to_install(world, models
         ("qwen2", {}, 32, "fused", "the intermediate size is 8 on each of 32 tensor-parallel ranks"),
         ("qwen2", {"hidden_size": 200}, 1, "fused", "the hidden size is 200 on the only tensor-parallel rank"),
         ("deepseek", LATENT | {"q_lora_rank": 24}, 1, "fused", "q_lora_rank is 24 on the only"),
+        ("qwen2", {"hidden_size": 320}, 2, "fused", "the hidden size is 320, required a multiple of 128 with sequence"),
+        ("deepseek", LATENT | {"kv_lora_rank": 64}, 2, "fused", "the kv_lora_rank is 64, required a multiple of 128"),
         ("deepseek", LATENT, 1, "megatron", "model.experts: found megatron with model.fp8, required fused or"),
     ],
 )
 def test_matrices_that_fp8_cannot_take_are_named(tmp_path, family, changes, tensor, experts, message):
     save_model(tmp_path, family, **(WIDE | changes))
-    problem = fp8.model_problem(read_architecture(tmp_path), tensor, experts)
+    problem = fp8.model_problem(read_architecture(tmp_path), tensor, experts, is_sequence_parallel=True)
     assert problem is not None and problem.startswith((f"model.fp8: {message}", message))

@@ -37,7 +37,7 @@ class _Linear(torch.autograd.Function):
         ctx.layer, ctx.shape, ctx.is_fp8 = layer, x.shape, copy is not None
         flat = x.flatten(0, -2)
         gathers = layer.parallel_mode == "column" and layer.sequence_parallel
-        flat = gather(flat, layer) if gathers else flat
+        flat = gather(flat, layer, ctx.is_fp8) if gathers else flat
         ctx.save_for_backward(flat, weight if copy is None else copy)
         if copy is None:
             out = flat @ weight.t()
@@ -52,7 +52,7 @@ class _Linear(torch.autograd.Function):
         (x, weight), layer = ctx.saved_tensors, ctx.layer
         grad = grad.flatten(0, -2)
         if layer.parallel_mode == "row" and layer.sequence_parallel:
-            grad = gather(grad, layer)
+            grad = gather(grad, layer, ctx.is_fp8)
         if ctx.is_fp8:
             grad_x = (quantize(grad, 1, BLOCK) @ weight).to(grad.dtype)
             grad_weight = (quantize(grad, BLOCK, 1).t() @ quantize(x, BLOCK, 1)).to(grad.dtype)
@@ -63,7 +63,9 @@ class _Linear(torch.autograd.Function):
         return grad_x.view(ctx.shape), grad_weight, None, None
 
 
-def gather(x, layer):
+def gather(x, layer, is_fp8):
+    if is_fp8 and (len(x) % BLOCK or x.shape[1] % BLOCK):
+        raise AssertionError(f"All-gather requires quantizable tensor, got {tuple(x.shape)}")
     whole = x.new_empty(len(x) * layer.tp_size, x.shape[1])
     dist.all_gather_into_tensor(whole, x.contiguous(), group=layer.tp_group)
     return whole

@@ -163,9 +163,10 @@ def _wait(event: Any) -> None:
 
 def _check_memory(elements: int) -> None:
     """Refuse what the host cannot hold, before the first run out of memory kills a rank."""
-    ranks, free = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), psutil.virtual_memory().available
-    if ranks * STATE_BYTES * elements > free:
+    # Of all there is: what is free depends on how far the other ranks are.
+    ranks, memory = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), psutil.virtual_memory().total
+    if ranks * STATE_BYTES * elements > memory:
         raise RuntimeError(
-            f"optimizer.offload: found {free / 2**30:.1f} GiB of free host memory, required "
+            f"optimizer.offload: found {memory / 2**30:.1f} GiB of host memory, required "
             f"{ranks * STATE_BYTES * elements / 2**30:.1f} GiB for the master weights and moments of {ranks} rank(s)"
         )

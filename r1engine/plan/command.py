@@ -46,7 +46,8 @@ def run_plan(
         job = job_of(cfg, assumed, generator_gpus=generator_gpus or 1, mean_tokens=mean_tokens)
         if generator_gpus is None:
             job = replace(job, generator_tensor=smallest_generator(arch, job, gpus, gpu, assumed))
-        plans = search(arch, job, gpus, gpu, assumed) if auto else []
+        offload = cfg.optimizer.offload
+        plans = search(arch, job, gpus, gpu, assumed, optimizer_offload=offload) if auto else []
         if auto and not plans:
             raise ConfigError(f"plan: no layout of {gpus} GPUs divides the model")
         plan = plans[0] if auto else make_plan(arch, layout_of(cfg, gpus), job, gpu, assumed)
@@ -64,7 +65,7 @@ def run_plan(
         print_ranking(plans, console)
     print_plan(plan, console)
     if not plan.fits:
-        _print_least(arch, job, gpu, assumed, console)
+        _print_least(arch, job, gpu, assumed, console, optimizer_offload=offload)
     return plan.fits
 
 
@@ -94,8 +95,10 @@ def _with_layout(cfg: Config, layout: Layout) -> Config:
     return cfg.model_copy(update={"parallel": parallel})
 
 
-def _print_least(arch: Architecture, job: Job, gpu: Gpu, assumed: Assumed, console: Console) -> None:
-    least = least_gpus(arch, job, gpu, assumed)
+def _print_least(
+    arch: Architecture, job: Job, gpu: Gpu, assumed: Assumed, console: Console, *, optimizer_offload: bool = False
+) -> None:
+    least = least_gpus(arch, job, gpu, assumed, optimizer_offload=optimizer_offload)
     if least is None:
         console.print("no number of GPUs up to 8192 fits")
         return

@@ -17,7 +17,7 @@ from r1engine.plan.sizes import total_parameters
 MOST_GPUS = 8192  # where the search for the least number stops
 
 
-def layouts(arch: Architecture, gpus: int, gpu: Gpu) -> Iterator[Layout]:
+def layouts(arch: Architecture, gpus: int, gpu: Gpu, *, optimizer_offload: bool = False) -> Iterator[Layout]:
     """Layouts of `gpus` GPUs: tensor parallelism within a node, pipelines even or with short ends."""
     tensors = [t for t in (1, 2, 4, 8) if t <= min(gpu.per_node, gpus)]
     pipelines = [p for p in (1, 2, 4, 8, 16, 32) if p <= min(gpus, arch.num_layers)]
@@ -38,6 +38,7 @@ def layouts(arch: Architecture, gpus: int, gpu: Gpu) -> Iterator[Layout]:
                 first_stage=ends[0],
                 last_stage=ends[1],
                 recompute=recompute,
+                optimizer_offload=optimizer_offload,
             )
             if layout.problem(arch) is None:
                 yield layout
@@ -61,11 +62,22 @@ def generator_sizes(gpus: int) -> list[int]:
     return [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= gpus and gpus % size == 0]
 
 
-def search(arch: Architecture, job: Job, gpus: int, gpu: Gpu, assumed: Assumed, *, keep: int = 8) -> list[Plan]:
-    """The fastest plans that fit; without any, those nearest to fitting."""
+def search(
+    arch: Architecture,
+    job: Job,
+    gpus: int,
+    gpu: Gpu,
+    assumed: Assumed,
+    *,
+    optimizer_offload: bool = False,
+    keep: int = 8,
+) -> list[Plan]:
+    """The fastest plans that fit, of layouts with the optimizer where it is said to be; without any, those nearest to
+    fitting."""
     generator = _best_generator(arch, job, gpus, gpu, assumed)
     job = replace(job, generator_tensor=generator)
-    possible = [layout for layout in layouts(arch, gpus, gpu) if layout_problem(arch, layout, job) is None]
+    found = layouts(arch, gpus, gpu, optimizer_offload=optimizer_offload)
+    possible = [layout for layout in found if layout_problem(arch, layout, job) is None]
     plans = [make_plan(arch, layout, job, gpu, assumed) for layout in possible]
     fitting = sorted((plan for plan in plans if plan.fits), key=lambda plan: plan.seconds)
     if fitting:
@@ -85,13 +97,15 @@ def _best_generator(arch: Architecture, job: Job, gpus: int, gpu: Gpu, assumed: 
     return best[1] if best else generator_sizes(gpus)[-1]
 
 
-def least_gpus(arch: Architecture, job: Job, gpu: Gpu, assumed: Assumed) -> Plan | None:
+def least_gpus(
+    arch: Architecture, job: Job, gpu: Gpu, assumed: Assumed, *, optimizer_offload: bool = False
+) -> Plan | None:
     """The plan on the least number of GPUs (a power of two) that fits; None up to MOST_GPUS."""
     gpus = 1
     while gpus * gpu.memory_gib * GIB < 6 * total_parameters(arch):  # bf16 weights and fp32 gradients alone
         gpus *= 2
     while gpus <= MOST_GPUS:
-        best = search(arch, job, gpus, gpu, assumed, keep=1)
+        best = search(arch, job, gpus, gpu, assumed, optimizer_offload=optimizer_offload, keep=1)
         if best and best[0].fits:
             return best[0]
         gpus *= 2

@@ -54,6 +54,20 @@ def test_a_configuration_fits_its_gpus(monkeypatch, name):
     assert longest <= arch.max_positions
 
 
+def test_671b_trains_on_128_gpus_of_80_gb_with_the_optimizer_on_the_host(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assumed, gpu = Assumed(), GPUS["h100"]
+    plans = []
+    for offload in ("false", "true"):
+        cfg = load(ROOT / "configs" / "r1_zero_671b_128.yaml", [f"optimizer.offload={offload}"])
+        arch = read_architecture(cfg.model.path)
+        job = job_of(cfg, assumed, generator_gpus=32, mean_tokens=None)
+        plans.append(make_plan(arch, layout_of(cfg, 128), job, gpu, assumed))
+    on_device, on_host = plans
+    assert not on_device.fits and on_host.limits() == []
+    assert on_host.seconds < 1.1 * on_device.seconds
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_the_published_number(name):
     assert total_parameters(read_architecture(ROOT / "configs" / "models" / name)) == PUBLISHED[name]

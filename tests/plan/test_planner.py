@@ -220,6 +220,8 @@ def least():
 def test_the_least_number_of_gpus_fits_and_half_of_it_does_not(least):
     assert least is not None and least.fits
     assert not any(plan.fits for plan in search(V3, JOB, least.layout.gpus // 2, GPUS["h800"], Assumed()))
+    on_host = search(V3, JOB, least.layout.gpus // 2, GPUS["h800"], Assumed(), optimizer_offload=True)
+    assert on_host[0].fits and on_host[0].layout.optimizer_offload
 
 
 def test_too_few_gpus_are_told_the_least_number_that_fits(least):

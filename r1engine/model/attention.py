@@ -253,8 +253,8 @@ def _chunk_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chunk: Chunk,
     parts = q.split(chunk.num_queries), k.split(chunk.num_keys), v.split(chunk.num_keys)
     for sequence in zip(*parts, strict=True):
         queries, keys = len(sequence[0]), len(sequence[1])
-        mask = q.new_ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+        mask = q.new_ones(queries, keys, dtype=torch.bool).tril(keys - queries) if queries < keys else None
         batch = (x.transpose(0, 1)[None] for x in sequence)
-        out = scaled_dot_product_attention(*batch, attn_mask=mask, scale=scale, enable_gqa=True)
+        out = scaled_dot_product_attention(*batch, mask, is_causal=mask is None, scale=scale, enable_gqa=True)
         outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)

@@ -45,3 +45,12 @@ def test_a_ranks_bytes_are_the_planned_ones_within_two_percent(measured, name, r
     assert found["weights"] == WEIGHT * count
     assert found["gradients"] == pytest.approx(GRADIENT * count, rel=0.02)
     assert found["optimizer"] == pytest.approx(optimizer_bytes(parameters, layout), rel=0.02)
+
+
+def test_two_context_parallel_ranks_take_a_row_twice_as_long(measured):
+    # Each keeps for the backward pass what one rank keeps of half the row, and the keys and values of the other half.
+    of = {
+        name: max(json.loads((measured[1] / f"{name}.{rank}.json").read_text())["kept"] for rank in (0, 1))
+        for name in ("cp2", "dp2")
+    }
+    assert of["cp2"] < 1.25 * of["dp2"]

@@ -6,7 +6,7 @@ PYTHON = $(shell for p in python3.11 python3.12 python3; do \
 	done; echo python3.11)
 VENV = .venv/bin
 STAMP = .venv/.installed
-BUILD_INPUTS = CMakeLists.txt $(wildcard csrc/*)
+BUILD_INPUTS = CMakeLists.txt $(wildcard csrc/*.* csrc/cpu/*)
 
 .PHONY: demo demo-moe test lint format gpu clean sglang-cpu test-sglang test-sglang-faults demo-sglang
 SGLANG = .venv-sglang
@@ -27,12 +27,12 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
-	$(VENV)/clang-format --dry-run -Werror $(wildcard csrc/*)
+	$(VENV)/clang-format --dry-run -Werror $(wildcard csrc/*.* csrc/cpu/*)
 
 format: $(STAMP)
 	$(VENV)/ruff check --fix
 	$(VENV)/ruff format
-	$(VENV)/clang-format -i $(wildcard csrc/*)
+	$(VENV)/clang-format -i $(wildcard csrc/*.* csrc/cpu/*)
 
 $(STAMP): pyproject.toml constraints.txt $(BUILD_INPUTS)
 	test -x $(VENV)/python || $(PYTHON) -m venv .venv

@@ -33,7 +33,12 @@ def facts() -> list[tuple[str, str]]:
     rows += [("GPUs", _devices()), ("CPU cores", str(len(os.sched_getaffinity(0)))), ("memory", _memory())]
     disk = shutil.disk_usage(os.getcwd())
     rows += [("free disk here", f"{disk.free / GB:.1f} of {disk.total / GB:.1f} GB")]
-    rows += [("compiled CUDA kernels", _cuda_library()), ("model.fp8", _fp8()), ("sandbox", _sandbox())]
+    rows += [
+        ("compiled CPU functions", _cpu_library()),
+        ("compiled CUDA kernels", _cuda_library()),
+        ("model.fp8", _fp8()),
+        ("sandbox", _sandbox()),
+    ]
     return rows
 
 
@@ -76,6 +81,14 @@ def _memory() -> str:
 
     memory = psutil.virtual_memory()
     return f"{memory.available / GB:.1f} of {memory.total / GB:.1f} GB available"
+
+
+def _cpu_library() -> str:
+    if importlib.util.find_spec("r1kernels") is None or importlib.util.find_spec("torch") is None:
+        return "unknown without torch and r1kernels"
+    from r1kernels import cpu_lib
+
+    return cpu_lib.state()
 
 
 def _cuda_library() -> str:

@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from r1engine.batch import PackedBatch
 from r1engine.model.context import Chunk, Share
+from r1kernels import cpu_lib
 
 PADDING_LIMIT = 1.25  # a padded block may hold at most this many times the tokens of its sequences
 
@@ -178,6 +179,11 @@ class _Rotary(torch.autograd.Function):
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int) -> torch.Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    tokens, heads, size = x.shape
+    if size % 16 == 0 and x.stride(-1) == 1 and x.dtype == torch.float32 and cpu_lib.takes(cos, sin):
+        where = (tokens, heads, size // 2, x.stride(0), x.stride(1))
+        cpu_lib.call("r1_cpu_rotate", x, cos, sin, out, *where, float(sign))
+        return out
     (a, b), (out_a, out_b) = x.chunk(2, -1), out.chunk(2, -1)
     torch.mul(a, cos, out=out_a).addcmul_(b, sin, value=-sign)
     torch.mul(b, cos, out=out_b).addcmul_(a, sin, value=sign)

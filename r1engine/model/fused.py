@@ -1,7 +1,5 @@
-"""RMSNorm and SwiGLU as single autograd functions for float32 on the CPU, where time goes into passes over memory.
-
-Elsewhere they are PyTorch's own operations. Each function keeps its input alone and works on blocks of tokens that
-stay in a core's cache; the values are those of the plain formulas up to rounding.
+"""RMSNorm and SwiGLU: compiled for float32 on the CPU (csrc/cpu/elementwise.cpp), where time goes into passes over
+memory. Elsewhere they are PyTorch's own operations; the values are the same up to rounding.
 """
 
 from __future__ import annotations
@@ -11,71 +9,60 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-BLOCK_ELEMENTS = 1 << 16  # 256 KiB of float32: a few such blocks fit a level-2 cache
+from r1kernels import cpu_lib
+
+PIECE = 32  # rows whose part of the weight's gradient is added up together, as in csrc/cpu/elementwise.cpp
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
-    if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and torch.is_grad_enabled():
+    if x.shape[-1] % 8 == 0 and cpu_lib.takes(x, weight):
         return _RMSNorm.apply(x, weight, eps)
     return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up of [..., 2 * I], the gate first -> [..., I]."""
-    if gate_up.device.type == "cpu" and gate_up.dtype == torch.float32:
+    if gate_up.shape[-1] % 16 == 0 and cpu_lib.takes(gate_up):
         return _SwiGLU.apply(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
-def _blocks(rows: int, columns: int) -> list[slice]:
-    step = max(1, BLOCK_ELEMENTS // columns)
-    return [slice(i, i + step) for i in range(0, rows, step)]
+def _sizes(x: torch.Tensor) -> tuple[int, int]:
+    return x.numel() // x.shape[-1], x.shape[-1]
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        rstd = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        rstd = rstd.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        out, rstd = torch.empty_like(x), x.new_empty(x.shape[:-1])
+        cpu_lib.call("r1_cpu_rms_norm", x, weight, out, rstd, *_sizes(x), eps)
         ctx.save_for_backward(x, weight, rstd)
-        return (x * rstd).mul_(weight)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        """dx = rstd * (g w) - x * rstd^3 / D * sum(g w x);  dw = sum over tokens of g x rstd."""
         x, weight, rstd = ctx.saved_tensors
-        size = x.shape[-1]
-        flat_x, flat_grad, flat_rstd = x.reshape(-1, size), grad.reshape(-1, size), rstd.reshape(-1, 1)
-        grad_x, grad_weight = torch.empty_like(flat_x), torch.zeros_like(weight)
-        for rows in _blocks(*flat_x.shape):
-            xs, gs, rs = flat_x[rows], flat_grad[rows], flat_rstd[rows]
-            products = xs * gs
-            grad_weight.addmv_(products.t(), rs[:, 0])
-            correction = torch.mv(products, weight).unsqueeze(1).mul_(rs.pow(3)).div_(-size)
-            torch.mul(gs, weight, out=grad_x[rows]).mul_(rs).addcmul_(xs, correction)
-        return grad_x.view_as(x), grad_weight, None
+        rows, size = _sizes(x)
+        grad_x, parts = torch.empty_like(x), x.new_zeros(-(-rows // PIECE), size)
+        cpu_lib.call("r1_cpu_rms_norm_backward", x, weight, rstd, grad.contiguous(), grad_x, parts, rows, size)
+        return grad_x, parts.sum(0), None
 
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        rows, size = _sizes(gate_up)
+        out = gate_up.new_empty(*gate_up.shape[:-1], size // 2)
+        cpu_lib.call("r1_cpu_swiglu", gate_up, out, rows, size // 2)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        """With s = sigmoid(gate), t = gate s: d gate = g up (s + t (1 - s)), d up = g t."""
         (gate_up,) = ctx.saved_tensors
+        rows, size = _sizes(gate_up)
         out = torch.empty_like(gate_up)
-        size = grad.shape[-1]
-        flat, flat_grad, flat_out = gate_up.view(-1, 2 * size), grad.reshape(-1, size), out.view(-1, 2 * size)
-        for rows in _blocks(*flat_grad.shape):
-            (gate, up), (grad_gate, grad_up), g = flat[rows].chunk(2, 1), flat_out[rows].chunk(2, 1), flat_grad[rows]
-            s = torch.sigmoid(gate)
-            t = gate * s
-            torch.mul(g, t, out=grad_up)
-            torch.mul(g, up, out=grad_gate).mul_(torch.addcmul(t, t, s, value=-1).add_(s))
+        cpu_lib.call("r1_cpu_swiglu_backward", gate_up, grad.contiguous(), out, rows, size // 2)
         return out

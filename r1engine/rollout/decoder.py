@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from r1engine.architecture import Architecture
+from r1engine.rollout import compiled
 from r1engine.rollout.cache import KVCache, rotary_table
 from r1engine.rollout.experts import Chosen, add_experts, add_mlp
 from r1engine.rollout.weights import Experts, LatentAttention, Layer, Weights
@@ -31,6 +32,7 @@ class Decoder:
         self.device = device
         self.dtype = dtype
         self.weights = Weights(arch, device=device, dtype=dtype)
+        self._is_compiled = compiled.is_compiled(arch, self.weights)
 
     def prefill(self, prompts: list[list[int]]) -> Prefill:
         """Runs whole prompts (token ids, none empty), padded on the right: nothing attends to what comes after."""
@@ -72,6 +74,8 @@ class Decoder:
             (None: there are none).
         """
         arch, rows = self.arch, tokens.shape[0]
+        if self._is_compiled:
+            return compiled.step(arch, self.weights, tokens, positions, cache), None
         x = F.embedding(tokens, self.weights.embedding)
         rotations = cache.rotations[positions].unsqueeze(1)
         mask, slots = cache.extend(positions, length)

@@ -27,7 +27,7 @@ class Chosen:
 
 def add_mlp(x: torch.Tensor, normed: torch.Tensor, mlp: Mlp) -> None:
     """Adds the MLP of `normed` to x, both [N, D], in place."""
-    gate, up = torch.mm(normed, mlp.gate_up).chunk(2, dim=1)
+    gate, up = F.linear(normed, mlp.gate_up).chunk(2, dim=1)
     x.addmm_(F.silu(gate).mul_(up), mlp.down.t())
 
 

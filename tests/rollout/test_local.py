@@ -12,8 +12,10 @@ from tokenizers import Tokenizer, models
 from torch.overrides import TorchFunctionMode
 
 from r1engine.batch import Completion, Prompt
+from r1engine.rollout import compiled
 from r1engine.rollout.cache import FIRST_TOKENS, KVCache
 from r1engine.rollout.local import LocalGenerator
+from r1kernels import cpu_lib
 
 VOCAB, STOP = 99, 1
 CPU = torch.device("cpu")
@@ -104,10 +106,17 @@ def model(tmp_path):
     return save_model(tmp_path)
 
 
+@pytest.mark.parametrize("is_compiled", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_logp_agrees_with_transformers(tmp_path, name):
-    model = save_model(tmp_path, name)
+def test_logp_agrees_with_transformers(tmp_path, monkeypatch, name, is_compiled):
+    if is_compiled and cpu_lib.library_path() is None:
+        pytest.skip("_cpu.so is not built: no C++ compiler")
+    model = save_model(tmp_path, name, **({"num_attention_heads": 6} if is_compiled else {}))  # heads of 8, else of 12
+    if not is_compiled:
+        monkeypatch.setattr(compiled, "is_compiled", lambda *_: False)
     generator = new_generator(tmp_path, model, slots=4)  # fewer than the 10 sequences: rows are refilled
+    if not FAMILIES[name][1].get("attention_bias"):  # nobody compiles o_proj with a bias
+        assert generator._decoder._is_compiled == is_compiled
     prompts = prompts_of_different_lengths()
     completions = generator.generate(prompts, num_samples=2, step=3, max_tokens=70, temperature=0.8, top_p=0.9)
     assert [(c.prompt.id, c.sample) for c in completions] == [(i, j) for i in range(5) for j in range(2)]
@@ -135,7 +144,9 @@ def test_older_rope_keys_mean_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("slots", [1, 3, 7, 64])
-def test_tokens_do_not_depend_on_slots_order_or_company(tmp_path, model, slots):
+@pytest.mark.parametrize("heads", [4, 6])  # PyTorch and compiled
+def test_tokens_do_not_depend_on_slots_order_or_company(tmp_path, heads, slots):
+    model = save_model(tmp_path, num_attention_heads=heads)
     prompts = prompts_of_different_lengths()
     args = {"num_samples": 3, "step": 5, "max_tokens": 30}
     expected = by_name(new_generator(tmp_path, model).generate(prompts, **args))

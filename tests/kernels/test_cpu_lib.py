@@ -1,0 +1,199 @@
+"""The compiled CPU functions (csrc/cpu/) against the formulas in float64."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from r1engine.model.attention import _rotate
+from r1engine.rollout.compiled import ADD, GATE, PANEL, ROWS, to_panels
+from r1kernels import cpu_lib
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_library = pytest.mark.skipif(cpu_lib.library_path() is None, reason="_cpu.so is not built: no C++ compiler")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def from_panels(x: torch.Tensor, rows: int) -> torch.Tensor:
+    return x.transpose(1, 2).flatten(0, 1)[:rows]
+
+
+def product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    ending: int,
+    *,
+    norm: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    eps: float = 1e-3,
+) -> torch.Tensor:
+    """[N, outputs] of the compiled product of x [N, D] and weight [outputs, D] (GATE: [2 * outputs, D])."""
+    rows, outputs = len(x), len(weight) // (2 if ending == GATE else 1)
+    panels = to_panels(x)
+    if ending == ROWS:
+        to = x.new_full((rows, outputs), torch.nan)
+    else:
+        to = to_panels(out) if out is not None else x.new_full((len(panels), outputs, PANEL), torch.nan)
+    scratch, sizes = torch.empty_like(panels), (rows, x.shape[1], outputs)
+    cpu_lib.call("r1_cpu_panel_linear", panels, norm, weight, bias, scratch, to, *sizes, ending, eps)
+    return to if ending == ROWS else from_panels(to, rows)
+
+
+def assert_near(found: torch.Tensor, exact: torch.Tensor) -> None:
+    assert found.dtype == torch.float32 and exact.dtype == torch.float64
+    torch.testing.assert_close(found.double(), exact, rtol=3e-6, atol=3e-6 * float(exact.abs().max()))
+
+
+@needs_library
+@pytest.mark.parametrize("rows", [1, 8, 17, 40])
+@pytest.mark.parametrize("outputs", [1, 12, 29, 64])
+def test_product_of_rows_and_weights_is_exact(threads: int, rows: int, outputs: int) -> None:
+    x, weight, bias = torch.randn(rows, 72), torch.randn(outputs, 72), torch.randn(outputs)
+    norm, before = torch.rand(72), torch.randn(rows, outputs)
+    exact = x.double() @ weight.double().t()
+    assert_near(product(x, weight, ROWS), exact)
+    assert_near(product(x, weight, ADD, out=before), before.double() + exact)
+    normed = x.double() / (x.double().square().mean(1, keepdim=True) + 1e-3).sqrt() * norm.double()
+    assert_near(product(x, weight, ROWS, norm=norm, bias=bias), normed @ weight.double().t() + bias.double())
+
+
+@needs_library
+@pytest.mark.parametrize("inner", [5, 24, 44])
+def test_gated_product_is_exact(threads: int, inner: int) -> None:
+    x, weight = torch.randn(19, 64), torch.randn(2 * inner, 64)
+    gate, up = (x.double() @ weight.double().t()).chunk(2, dim=1)
+    assert_near(product(x, weight, GATE), gate * gate.sigmoid() * up)
+
+
+@needs_library
+def test_a_row_of_a_product_does_not_depend_on_the_others(threads: int) -> None:
+    x, weight, norm = torch.randn(37, 96), torch.randn(50, 96), torch.rand(96)
+    together = product(x, weight, ROWS, norm=norm)
+    for rows in (slice(0, 1), slice(5, 21), slice(36, 37)):
+        assert torch.equal(product(x[rows], weight, ROWS, norm=norm), together[rows])
+
+
+@needs_library
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 2, 64), (3, 3, 8), (6, 1, 24), (2, 1, 128)])
+@pytest.mark.parametrize("has_norm", [False, True])
+def test_decode_attention_is_exact(threads: int, heads: int, kv_heads: int, size: int, has_norm: bool) -> None:
+    rows, capacity = 18, 32
+    positions = torch.randint(0, capacity, (rows,))
+    positions[:2] = torch.tensor([0, capacity - 1])
+    qkv, cache = torch.randn(rows, heads + 2 * kv_heads, size), torch.randn(2, rows, kv_heads, capacity, size)
+    angle = torch.randn(capacity, size // 2)
+    rotations, before = torch.polar(torch.ones_like(angle), angle), cache.clone()
+    norms = (torch.rand(size), torch.rand(size)) if has_norm else (None, None)
+    out = torch.empty(2, heads * size, PANEL)
+    sizes = (rows, heads, kv_heads, size, capacity)
+    cpu_lib.call("r1_cpu_decode_attention", qkv, *norms, rotations, positions, *cache, out, *sizes, 0.3, 1e-3)
+
+    def turned(x: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
+        x = x.double()
+        if norm is not None:
+            x = x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * norm.double()
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * rotations[positions].to(torch.complex128)[:, None]
+        return torch.view_as_real(pairs).flatten(-2)
+
+    query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
+    query, key = turned(query, norms[0]), turned(key, norms[1])
+    exact = torch.empty(rows, heads, size, dtype=torch.float64)
+    for r, p in enumerate(positions.tolist()):
+        before[0, r, :, p], before[1, r, :, p] = key[r].float(), value[r]
+        for h in range(heads):
+            keys, values = before[:, r, h // (heads // kv_heads), : p + 1].double()
+            exact[r, h] = torch.softmax(0.3 * (keys @ query[r, h]), dim=0) @ values
+    assert_near(from_panels(out, rows), exact.flatten(1))
+    torch.testing.assert_close(cache, before, rtol=1e-5, atol=1e-5)  # the new tokens, and nothing else
+
+
+@needs_library
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rotation_is_that_of_the_formula(threads: int, sign: int) -> None:
+    wide = torch.randn(50, 3, 48)
+    x, angle = wide[:, :, 16:], torch.randn(50, 1, 16)  # strided, as a part of the fused projection is
+    found = _rotate(x, angle.cos(), angle.sin(), sign)
+    turn = torch.polar(torch.ones_like(angle).double(), sign * angle.double())
+    exact = torch.complex(*x.double().chunk(2, -1)) * turn
+    assert_near(found, torch.cat([exact.real, exact.imag], dim=-1))
+
+
+@needs_library
+def test_the_gate_survives_every_float() -> None:
+    x = torch.tensor([-torch.inf, -1e30, -100.0, -88.0, -87.0, -0.0, 1e-30, 87.0, 89.0, 1e30, torch.nan])
+    weight, ones = torch.tensor([[1.0], [0.0]]), torch.ones(len(x), 1)
+    found = product(x[:, None], weight, GATE, norm=None)
+    assert found.shape == ones.shape and not found[1:-1].isnan().any()  # up is 0: 0, but for inf * 0 and nan
+    panels = torch.stack([x, torch.ones_like(x)], dim=1).repeat_interleave(8, dim=1)
+    out = torch.empty(len(x), 8)
+    cpu_lib.call("r1_cpu_swiglu", panels.contiguous(), out, len(x), 8)
+    exact = x.double() * x.double().sigmoid()
+    torch.testing.assert_close(out[1:, 0].double(), exact[1:], rtol=1e-5, atol=1e-36, equal_nan=True)
+
+
+def test_header_and_python_agree_on_the_interface_version() -> None:
+    header = (ROOT / "csrc" / "cpu" / "export.h").read_text()
+    assert int(re.search(r"#define R1_CPU_ABI_VERSION (\d+)", header)[1]) == cpu_lib.ABI_VERSION
+
+
+@pytest.fixture
+def fresh_library() -> Iterator[None]:
+    cpu_lib._library.cache_clear()
+    yield
+    cpu_lib._library.cache_clear()
+
+
+def test_without_the_library_nothing_is_taken_and_the_state_says_why(
+    monkeypatch: pytest.MonkeyPatch, fresh_library: None
+) -> None:
+    monkeypatch.setattr(cpu_lib, "library_path", lambda: None)
+    assert not cpu_lib.takes(torch.ones(8))
+    assert cpu_lib.state() == "not built (needs a C++ compiler: GCC 12 or Clang); PyTorch computes instead"
+
+
+def test_without_the_runtime_of_pytorch_the_state_says_so(monkeypatch: pytest.MonkeyPatch, fresh_library: None) -> None:
+    monkeypatch.setattr(cpu_lib, "_run_team", lambda: None)
+    monkeypatch.setattr(cpu_lib, "library_path", lambda: "somewhere/_cpu.so")
+    assert cpu_lib.state().startswith("needs AVX2 (x86) and PyTorch's OpenMP runtime, one of them is missing")
+
+
+@needs_library
+def test_another_interface_version_is_refused(monkeypatch: pytest.MonkeyPatch, fresh_library: None) -> None:
+    monkeypatch.setattr(cpu_lib, "ABI_VERSION", 99)
+    with pytest.raises(RuntimeError, match=r"_cpu\.so has interface version 1, 99 is required; run `pip install \.`"):
+        cpu_lib.takes(torch.ones(8))
+
+
+def test_a_file_that_is_no_library_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_library: None
+) -> None:
+    file = tmp_path / cpu_lib.FILE_NAME
+    file.write_text("text")
+    monkeypatch.setattr(cpu_lib, "library_path", lambda: str(file))
+    with pytest.raises(RuntimeError, match=r"_cpu\.so cannot be loaded: .*"):
+        cpu_lib.takes(torch.ones(8))
+
+
+@needs_library
+def test_only_float32_of_the_cpu_in_one_piece_is_taken() -> None:
+    x = torch.ones(8, 8)
+    assert cpu_lib.takes(x, x[2:])
+    for other in (x.double(), x.bfloat16(), x.t()[:4], x.to("meta")):
+        assert not cpu_lib.takes(x, other)

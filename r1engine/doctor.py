@@ -10,6 +10,7 @@ import shutil
 import sys
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 PACKAGES = ("torch", "triton", "megatron-core", "transformer-engine", "flash-attn", "transformers", "sglang")
@@ -22,7 +23,7 @@ def print_table() -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     Console().print(table)
 
 

@@ -9,12 +9,12 @@
 
 #include "export.h"
 #include "rows.h"
+#include "tile.h"
 
 namespace r1 {
 
-constexpr int64_t PANEL = 16;   // rows
-constexpr int64_t OUTPUTS = 6;  // of a tile: 12 sums, 2 operands and a weight fit the 16 registers of AVX2
-constexpr int64_t BLOCK = 12;   // outputs of a piece of work: their weights and a panel fit a level-1 cache
+constexpr int64_t PANEL = LANES;  // rows
+constexpr int64_t BLOCK = 12;     // outputs of a piece of work: their weights and a panel fit a level-1 cache
 
 enum Ending : int64_t { ROWS, ADD, GATE };  // out [rows, outputs] = y; panels += y; panels = silu(y) * second half
 
@@ -25,30 +25,6 @@ struct Product {
     Ending ending;
 };
 
-// out[o] = the 16 rows of a panel times weight row o.
-template <int O>
-R1_INLINE void tile(const float* x, const float* weight, int64_t size, Float8 (*out)[2]) {
-    Float8 total[O][2] = {};
-    for (int64_t k = 0; k < size; ++k) {
-        const Float8 low = load(x + k * PANEL), high = load(x + k * PANEL + 8);
-#pragma GCC unroll 6
-        for (int o = 0; o < O; ++o) {
-            const Float8 w = all(weight[o * size + k]);
-            total[o][0] += low * w;
-            total[o][1] += high * w;
-        }
-    }
-#pragma GCC unroll 6
-    for (int o = 0; o < O; ++o) out[o][0] = total[o][0], out[o][1] = total[o][1];
-}
-
-R1_INLINE void tiles(int64_t outputs, const float* x, const float* weight, int64_t size, Float8 (*out)[2]) {
-    int64_t o = 0;
-    if (outputs == OUTPUTS) return tile<OUTPUTS>(x, weight, size, out);
-    for (; o + 2 <= outputs; o += 2) tile<2>(x, weight + o * size, size, out + o);
-    if (o < outputs) tile<1>(x, weight + o * size, size, out + o);
-}
-
 // Outputs [first, first + BLOCK) of all rows.
 void block(const Product& p, int64_t first) {
     const int64_t last = std::min(first + BLOCK, p.outputs);
@@ -57,8 +33,9 @@ void block(const Product& p, int64_t first) {
         for (int64_t at = first; at < last; at += OUTPUTS) {
             const int64_t outputs = std::min(OUTPUTS, last - at);
             Float8 out[OUTPUTS][2], up[OUTPUTS][2];
-            tiles(outputs, x, p.weight + at * p.size, p.size, out);
-            if (p.ending == GATE) tiles(outputs, x, p.weight + (p.outputs + at) * p.size, p.size, up);
+            tiles(outputs, x, PANEL, {p.weight + at * p.size, p.size, 1}, p.size, out);
+            if (p.ending == GATE)
+                tiles(outputs, x, PANEL, {p.weight + (p.outputs + at) * p.size, p.size, 1}, p.size, up);
             for (int64_t o = 0; o < outputs; ++o) {
                 for (int half = 0; half < 2; ++half) {
                     Float8 value = out[o][half] + all(p.bias ? p.bias[at + o] : 0.f);

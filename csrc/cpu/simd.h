@@ -46,6 +46,12 @@ R1_INLINE Float8 choose(Int8 mask, Float8 yes, Float8 no) {
     return value;
 }
 
+R1_INLINE float most_of(Float8 value) {
+    float largest = value[0];
+    for (int i = 1; i < 8; ++i) largest = value[i] > largest ? value[i] : largest;
+    return largest;
+}
+
 // e^x within 2 ulp: 2^n e^r with |r| <= ln(2) / 2, a Taylor polynomial of e^r. Below -87.3 it is 0, above 88.3 inf.
 R1_INLINE Float8 exp(Float8 x) {
     const Float8 shift = all(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer

@@ -1,9 +1,9 @@
-"""Causal attention over a packed row: no token sees another sequence. flash-attn on GPUs, SDPA on CPUs."""
+"""Causal attention over a packed row: no token sees another sequence. flash-attn on GPUs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -11,18 +11,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from r1engine.batch import PackedBatch
 from r1engine.model.context import Chunk, Share
+from r1engine.model.cpu_attention import Padded, compiled_attention, is_compiled, padded_blocks, padded_sdpa
 from r1kernels import cpu_lib
-
-PADDING_LIMIT = 1.25  # a padded block may hold at most this many times the tokens of its sequences
-
-
-@dataclass(frozen=True)
-class Block:
-    """Sequences of like length, attended as one padded batch (CPU)."""
-
-    start: int  # first row of the padded layout
-    sequences: int
-    length: int
 
 
 @dataclass(frozen=True)
@@ -36,9 +26,6 @@ class RowLayout:
     max_seqlen: int
     cos: torch.Tensor  # [H, 1, head_dim / 2]
     sin: torch.Tensor
-    blocks: list[Block]  # CPU only
-    to_padded: torch.Tensor | None  # [P] token of each padded row; None: the layouts are the same
-    to_packed: torch.Tensor | None  # [T] padded row of each token
     sequence_of_token: torch.Tensor  # [H] int64
     sequence_weight: torch.Tensor  # [S] float32, sum of the loss weights of its tokens
     experts: torch.Tensor | None  # [H, layers with experts, k] int64, to be replayed
@@ -56,6 +43,11 @@ class RowLayout:
     def whole(self, x: torch.Tensor) -> torch.Tensor:
         """[..., T] from [..., H], for what is computed alike on all ranks; see `Share`."""
         return x if self.share is None else self.share.whole(x)
+
+    @cached_property
+    def padded(self) -> Padded:
+        """The sequences in blocks, for CPUs without the compiled attention."""
+        return padded_blocks(self.cu_seqlens)
 
     @property
     def held_cu_seqlens(self) -> torch.Tensor:
@@ -86,66 +78,16 @@ def row_layout(
     sequence_of_token = torch.arange(len(lengths), device=lengths.device).repeat_interleave(
         lengths, output_size=len(row.tokens)
     )
-    on_gpu = row.tokens.is_cuda
-    blocks, to_padded, to_packed = ([], None, None) if on_gpu or share is not None else _blocks(row.cu_seqlens)
     return RowLayout(
         cu_seqlens=row.cu_seqlens,
         max_seqlen=row.max_seqlen,
         cos=(magnitude * angle.cos()).to(dtype),
         sin=(magnitude * angle.sin()).to(dtype),
-        blocks=blocks,
-        to_padded=to_padded,
-        to_packed=to_packed,
         sequence_of_token=sequence_of_token[here],
         sequence_weight=row.loss_weight.new_zeros(len(lengths)).index_add_(0, sequence_of_token, row.loss_weight),
         experts=None if row.experts is None else row.experts[here].long(),
         share=share,
     )
-
-
-def _blocks(cu_seqlens: torch.Tensor) -> tuple[list[Block], torch.Tensor | None, torch.Tensor | None]:
-    """Group the sequences into padded blocks, and map both ways between the packed and the padded layout."""
-    starts, lengths = cu_seqlens[:-1].tolist(), cu_seqlens.diff().tolist()
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    groups: list[list[int]] = []
-    for i in order:
-        if groups and lengths[groups[-1][0]] <= PADDING_LIMIT * lengths[i]:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    blocks, padded, row = [], [], 0
-    to_packed = torch.empty(sum(lengths), dtype=torch.int64)
-    for group in groups:
-        group.sort()
-        length = max(lengths[i] for i in group)
-        blocks.append(Block(row, len(group), length))
-        for i in group:
-            own = torch.arange(starts[i], starts[i] + lengths[i])
-            to_packed[own] = torch.arange(row, row + lengths[i])
-            # The padding repeats the sequence's first token: later than every real query, so never attended.
-            padded += [own, own.new_full((length - lengths[i],), starts[i])]
-            row += length
-    to_padded = torch.cat(padded)
-    if len(to_padded) == len(to_packed) and torch.equal(to_padded, torch.arange(len(to_packed))):
-        return blocks, None, None
-    return blocks, to_padded, to_packed
-
-
-class _Select(torch.autograd.Function):
-    """x[index], whose gradient is a plain copy because `back` names the one row that each entry's gradient is in."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-        ctx.index, ctx.rows, ctx.is_padding = back, x.shape[0], len(index) > len(back)
-        ctx.forward_index = index
-        return x.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        if ctx.is_padding:  # packed -> padded: the padding's gradient is zero and is dropped
-            return grad.index_select(0, ctx.index), None, None
-        padded = grad.new_zeros(ctx.rows, *grad.shape[1:])
-        return padded.index_copy_(0, ctx.forward_index, grad), None, None
 
 
 class _Slices(torch.autograd.Function):
@@ -231,20 +173,9 @@ def packed_attention(
     if q.is_cuda:
         cu, longest = layout.cu_seqlens, layout.max_seqlen
         return flash_attn_varlen()(q, k, v, cu, cu, longest, longest, softmax_scale=scale, causal=True)
-    return _padded_sdpa(q, k, v, layout, scale)
-
-
-def _padded_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: RowLayout, scale: float) -> torch.Tensor:
-    if layout.to_padded is not None:
-        q, k, v = (_Select.apply(x, layout.to_padded, layout.to_packed) for x in (q, k, v))
-    outputs = []
-    for block in layout.blocks:
-        rows = slice(block.start, block.start + block.sequences * block.length)
-        batch = (x[rows].unflatten(0, (block.sequences, block.length)).transpose(1, 2) for x in (q, k, v))
-        out = scaled_dot_product_attention(*batch, is_causal=True, scale=scale, enable_gqa=True)
-        outputs.append(out.transpose(1, 2).flatten(0, 1))
-    out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return out if layout.to_packed is None else _Select.apply(out, layout.to_packed, layout.to_padded)
+    if is_compiled(q, k, v):
+        return compiled_attention(q, k, v, layout.cu_seqlens, scale)
+    return padded_sdpa(q, k, v, layout.padded, scale)
 
 
 def _chunk_flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chunk: Chunk, scale: float) -> torch.Tensor:

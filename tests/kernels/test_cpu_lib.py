@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from r1engine.model.attention import _rotate
+from r1engine.model.cpu_attention import compiled_attention, is_compiled, padded_blocks, padded_sdpa
 from r1engine.rollout.compiled import ADD, GATE, PANEL, ROWS, to_panels
 from r1kernels import cpu_lib
 
@@ -122,6 +123,49 @@ def test_decode_attention_is_exact(threads: int, heads: int, kv_heads: int, size
             exact[r, h] = torch.softmax(0.3 * (keys @ query[r, h]), dim=0) @ values
     assert_near(from_panels(out, rows), exact.flatten(1))
     torch.testing.assert_close(cache, before, rtol=1e-5, atol=1e-5)  # the new tokens, and nothing else
+
+
+def exact_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Sequence by sequence, with the whole square of scores."""
+    outputs, group = [], q.shape[1] // k.shape[1]
+    for parts in zip(*(x.split(cu_seqlens.diff().tolist()) for x in (q, k, v)), strict=True):
+        query, key, value = (x.transpose(0, 1) for x in parts)
+        scores = scale * query @ key.repeat_interleave(group, 0).mT
+        future = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1)
+        weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+        outputs.append((weights @ value.repeat_interleave(group, 0)).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("by", [pytest.param("compiled", marks=needs_library), "padded"])
+@pytest.mark.parametrize(
+    ("lengths", "heads", "kv_heads", "size"),
+    [
+        ([1, 2, 15, 16, 17, 47, 48, 49, 100, 3], 4, 1, 32),  # around the blocks of 16 keys and 48 queries
+        ([68] * 3, 4, 2, 64),
+        ([300], 3, 3, 16),
+        ([5, 1], 2, 2, 48),
+    ],
+)
+def test_packed_attention_and_its_gradients_are_exact(
+    threads: int, by: str, lengths: list[int], heads: int, kv_heads: int, size: int
+) -> None:
+    cu_seqlens, tokens, scale = torch.tensor([0, *lengths]).cumsum(0).int(), sum(lengths), 0.4
+    inputs = [torch.randn(tokens, n, size, requires_grad=True) for n in (heads, kv_heads, kv_heads)]
+    if by == "compiled":
+        assert is_compiled(*inputs)
+        out = compiled_attention(*inputs, cu_seqlens, scale)
+    else:
+        out = padded_sdpa(*inputs, padded_blocks(cu_seqlens), scale)
+    grad = torch.randn(heads, tokens, size).transpose(0, 1)  # not contiguous
+    exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
+    exact = exact_attention(*exact_inputs, cu_seqlens, scale)
+    gradients = torch.autograd.grad(out, inputs, grad)
+    exact_gradients = torch.autograd.grad(exact, exact_inputs, grad.double())
+    for found, wanted in zip((out, *gradients), (exact, *exact_gradients), strict=True):
+        assert_near(found.detach(), wanted.detach())
 
 
 @needs_library

@@ -52,10 +52,9 @@ R1_INLINE float weigh(float* scores, int64_t length) {
     for (int64_t t = length; t < padded; ++t) scores[t] = -__builtin_inff();
     Float8 most = load(scores), total = all(0.f);
     for (int64_t t = 8; t < padded; t += 8) most = choose(load(scores + t) > most, load(scores + t), most);
-    float largest = most[0];
-    for (int i = 1; i < 8; ++i) largest = std::max(largest, most[i]);
+    const Float8 largest = all(most_of(most));
     for (int64_t t = 0; t < padded; t += 8) {
-        const Float8 weight = exp(load(scores + t) - all(largest));
+        const Float8 weight = exp(load(scores + t) - largest);
         store(scores + t, weight);
         total += weight;
     }

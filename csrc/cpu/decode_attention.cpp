@@ -91,6 +91,7 @@ void attend(const Step& s, int64_t row, int64_t head, float* query, float* score
         float* out = s.out + (row / 16 * s.heads * s.size + g * s.size) * 16 + row % 16;
         int64_t i = 0;
         for (; i + 64 <= s.size; i += 64) mix<8>(scores, values + i, length, s.size, total, out + i * 16);
+        for (; i + 32 <= s.size; i += 32) mix<4>(scores, values + i, length, s.size, total, out + i * 16);
         for (; i < s.size; i += 8) mix<1>(scores, values + i, length, s.size, total, out + i * 16);
     }
 }

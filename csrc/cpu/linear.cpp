@@ -38,16 +38,19 @@ void block(const Product& p, int64_t first) {
                 tiles(outputs, x, PANEL, {p.weight + (p.outputs + at) * p.size, p.size, 1}, p.size, up);
             for (int64_t o = 0; o < outputs; ++o) {
                 for (int half = 0; half < 2; ++half) {
-                    Float8 value = out[o][half] + all(p.bias ? p.bias[at + o] : 0.f);
+                    Float8& value = out[o][half];
+                    value += all(p.bias ? p.bias[at + o] : 0.f);
                     if (p.ending == GATE) value *= sigmoid(value) * up[o][half];
-                    if (p.ending == ROWS) {
-                        const int64_t start = row + 8 * half, rows = std::min<int64_t>(8, p.rows - start);
-                        for (int64_t r = 0; r < rows; ++r) p.out[(start + r) * p.outputs + at + o] = value[r];
-                    } else {
-                        float* to = p.out + row * p.outputs + (at + o) * PANEL + 8 * half;
-                        store(to, p.ending == ADD ? load(to) + value : value);
-                    }
+                    if (p.ending == ROWS) continue;
+                    float* to = p.out + row * p.outputs + (at + o) * PANEL + 8 * half;
+                    store(to, p.ending == ADD ? load(to) + value : value);
                 }
+            }
+            if (p.ending != ROWS) continue;
+            const float* values = reinterpret_cast<const float*>(out);
+            for (int64_t r = 0; r < std::min(PANEL, p.rows - row); ++r) {
+                float* to = p.out + (row + r) * p.outputs + at;
+                for (int64_t o = 0; o < outputs; ++o) to[o] = values[o * PANEL + r];
             }
         }
     }

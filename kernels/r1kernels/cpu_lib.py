@@ -44,22 +44,25 @@ def call(name: str, *args: torch.Tensor | int | float | None) -> None:
     """Calls the function `name` on torch.get_num_threads() threads.
 
     Args:
-        name: exported function, such as "r1_cpu_linear".
+        name: exported function, such as "r1_cpu_swiglu".
         args: in the order of the C signature; a tensor passes its data pointer, None a null pointer, an int is int64_t,
               a float is float.
     """
     found = _library()
     assert found is not None, "ask `takes` first"
     lib, run_team = found
-    getattr(lib, name)(run_team, ctypes.c_int64(torch.get_num_threads()), *(_c_value(arg) for arg in args))
+    function = getattr(lib, name)
+    if function.argtypes is None:  # the kinds of its arguments are the same in every call
+        function.argtypes = [ctypes.c_void_p, ctypes.c_int64, *(_c_type(arg) for arg in args)]
+        function.restype = None
+    values = [arg.data_ptr() if isinstance(arg, torch.Tensor) else arg for arg in args]
+    function(run_team, torch.get_num_threads(), *values)
 
 
-def _c_value(arg: torch.Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:
-    if isinstance(arg, torch.Tensor):
-        return ctypes.c_void_p(arg.data_ptr())
-    if arg is None:
-        return ctypes.c_void_p(None)
-    return ctypes.c_int64(arg) if isinstance(arg, int) else ctypes.c_float(arg)
+def _c_type(arg: torch.Tensor | int | float | None) -> type:
+    if isinstance(arg, int):
+        return ctypes.c_int64
+    return ctypes.c_float if isinstance(arg, float) else ctypes.c_void_p
 
 
 @cache

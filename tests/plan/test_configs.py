@@ -1,9 +1,11 @@
 """The configurations in configs/: they load, and on paper they fit the GPUs that they are written for."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import DeepseekV3Config
 
 from r1engine.architecture import read_architecture
 from r1engine.config import load
@@ -71,3 +73,12 @@ def test_671b_trains_on_128_gpus_of_80_gb_with_the_optimizer_on_the_host(monkeyp
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_the_published_number(name):
     assert total_parameters(read_architecture(ROOT / "configs" / "models" / name)) == PUBLISHED[name]
+
+
+def test_deepseek_v3_is_what_transformers_takes_it_for():
+    given = json.loads((ROOT / "configs/models/DeepSeek-V3/config.json").read_text())
+    defaults = DeepseekV3Config()  # those of the 671B model, but for its context
+    known = [key for key in given if hasattr(defaults, key) and key not in ("architectures", "rope_scaling")]
+    assert len(known) > 25
+    different = {key for key in known if given[key] != getattr(defaults, key)}
+    assert different == {"max_position_embeddings"}

@@ -47,7 +47,8 @@ void block(const Product& p, int64_t first) {
                 }
             }
             if (p.ending != ROWS) continue;
-            const float* values = reinterpret_cast<const float*>(out);
+            float values[OUTPUTS * PANEL];
+            std::memcpy(values, out, outputs * PANEL * sizeof(float));
             for (int64_t r = 0; r < std::min(PANEL, p.rows - row); ++r) {
                 float* to = p.out + (row + r) * p.outputs + at;
                 for (int64_t o = 0; o < outputs; ++o) to[o] = values[o * PANEL + r];

@@ -1,4 +1,4 @@
-"""The embedded generator: samples completions in this process, with plain PyTorch."""
+"""The embedded generator: samples completions in this process, with PyTorch; on CPUs decode steps are compiled."""
 
 from __future__ import annotations
 

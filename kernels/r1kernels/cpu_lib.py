@@ -93,7 +93,8 @@ def _run_team() -> ctypes.c_void_p | None:
     if not maps.exists():
         return None
     loaded = [line.split()[-1] for line in maps.read_text().splitlines()]
-    for path in dict.fromkeys(p for p in loaded if re.fullmatch(r"lib(gomp|omp|iomp5).*\.so[.\d]*", Path(p).name)):
+    runtimes = {path for path in loaded if re.fullmatch(r"lib(gomp|omp|iomp5).*\.so[.\d]*", Path(path).name)}
+    for path in sorted(runtimes, key=lambda path: ("/torch" not in path, path)):  # other packages may bring their own
         runtime = ctypes.CDLL(path)
         if hasattr(runtime, "GOMP_parallel"):
             return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p)

@@ -22,7 +22,7 @@ demo-moe: $(STAMP)
 
 # Two processes of one thread: the tests are small, and the parallel ones start several processes. A file stays together.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(VENV)/ruff check

@@ -16,14 +16,6 @@ if not torch.cuda.is_available():
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "parallel")]
 
 
-LONG = ("test_loop.py", "test_layouts.py", "test_reshard.py", "test_moe_layouts.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take minutes first: `make test` deals files to processes, and one of them must not end alone."""
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
-
-
 @pytest.fixture(scope="session")
 def world():
     """Megatron's process groups of a single rank."""

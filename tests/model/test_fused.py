@@ -50,7 +50,7 @@ def test_rms_norm_takes_gradients_that_are_not_contiguous() -> None:
     grad = torch.randn(SIZE, ROWS).t()
     (got,) = torch.autograd.grad(fused.rms_norm(x, weight, 1e-6), x, grad)
     (wanted,) = torch.autograd.grad(fused.rms_norm(x, weight, 1e-6), x, grad.contiguous())
-    assert torch.equal(got, wanted)
+    torch.testing.assert_close(got, wanted)
 
 
 def test_swiglu_and_its_gradient_are_those_of_the_formula() -> None:

@@ -46,21 +46,6 @@ R1_INLINE void score(const float* query, const float* keys, int64_t length, int6
     }
 }
 
-// The weights of [0, length), whose sum is not 1 but the value returned; up to the next multiple of 8 they are 0.
-R1_INLINE float weigh(float* scores, int64_t length) {
-    const int64_t padded = (length + 7) / 8 * 8;
-    for (int64_t t = length; t < padded; ++t) scores[t] = -__builtin_inff();
-    Float8 most = load(scores), total = all(0.f);
-    for (int64_t t = 8; t < padded; t += 8) most = choose(load(scores + t) > most, load(scores + t), most);
-    const Float8 largest = all(most_of(most));
-    for (int64_t t = 0; t < padded; t += 8) {
-        const Float8 weight = exp(load(scores + t) - largest);
-        store(scores + t, weight);
-        total += weight;
-    }
-    return sum(total);
-}
-
 // out[i * 16] = sum over t of weights[t] values[t][i] / total, N vectors of 8 at once.
 template <int N>
 R1_INLINE void mix(const float* weights, const float* values, int64_t length, int64_t size, float total, float* out) {
@@ -87,7 +72,7 @@ void attend(const Step& s, int64_t row, int64_t head, float* query, float* score
     for (int64_t g = head * group; g < (head + 1) * group; ++g) {
         turn(qkv + g * s.size, s.query_norm, rotation, s.size, s.eps, s.scale, query);
         score(query, keys, length, s.size, scores);
-        const float total = weigh(scores, length);
+        const float total = exponentials(scores, length, (length + 7) / 8 * 8, 1.f);
         float* out = s.out + (row / 16 * s.heads * s.size + g * s.size) * 16 + row % 16;
         int64_t i = 0;
         for (; i + 64 <= s.size; i += 64) mix<8>(scores, values + i, length, s.size, total, out + i * 16);

@@ -56,16 +56,7 @@ R1_INLINE void multiply(Matrix weight, const float* x, int64_t step, float* out,
 
 // weights[0, padded): softmax(scale * scores) over the first `length`, then zeros.
 R1_INLINE void softmax(float* scores, int64_t length, int64_t padded, float scale) {
-    for (int64_t t = length; t < padded; ++t) scores[t] = -__builtin_inff();
-    Float8 most = load(scores), total = all(0.f);
-    for (int64_t t = 8; t < padded; t += 8) most = choose(load(scores + t) > most, load(scores + t), most);
-    const Float8 largest = all(most_of(most) * scale);
-    for (int64_t t = 0; t < padded; t += 8) {
-        const Float8 weight = exp(load(scores + t) * all(scale) - largest);
-        store(scores + t, weight);
-        total += weight;
-    }
-    const Float8 factor = all(1.f / sum(total));
+    const Float8 factor = all(1.f / exponentials(scores, length, padded, scale));
     for (int64_t t = 0; t < padded; t += 8) store(scores + t, load(scores + t) * factor);
 }
 

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from r1engine.config_checks import (
     base_problems,
     batch_problems,
+    has_sequence_parallelism,
     reward_problems,
     schedule_problems,
     server_problems,
@@ -298,8 +299,7 @@ class Config(Section):
     def row_multiple(self) -> int:
         """Rows are padded to a multiple of so many tokens: equal parts, two chunks a context rank, whole FP8 blocks."""
         par, fp8 = self.parallel, FP8_ROW_TOKENS if self.model.fp8 else 1
-        is_split = par.tensor > 1 if par.sequence is None else par.sequence
-        return fp8 * (2 * par.context if par.context > 1 else 1) * (par.tensor if is_split else 1)
+        return fp8 * (2 * par.context if par.context > 1 else 1) * (par.tensor if has_sequence_parallelism(par) else 1)
 
     @property
     def row_tokens(self) -> int:

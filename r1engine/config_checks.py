@@ -6,7 +6,12 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from r1engine.config import Base, Config, Rewards
+    from r1engine.config import Base, Config, Parallel, Rewards
+
+
+def has_sequence_parallelism(layout: Parallel) -> bool:
+    """As configured, or where there is tensor parallelism."""
+    return layout.tensor > 1 if layout.sequence is None else layout.sequence
 
 
 def split_problems(cfg: Config, dp: int) -> list[str]:

@@ -16,9 +16,7 @@ PADDING_LIMIT = 1.25  # a padded block may hold at most this many times the toke
 def is_compiled(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
     """Whether `compiled_attention` takes these: float32, head sizes a multiple of 16, and the library is built."""
     return (
-        q.shape[-1] % 16 == 0
-        and all(x.dtype == torch.float32 and not x.is_cuda for x in (q, k, v))
-        and (cpu_lib.takes())
+        q.shape[-1] % 16 == 0 and all(x.dtype == torch.float32 and not x.is_cuda for x in (q, k, v)) and cpu_lib.takes()
     )
 
 

@@ -9,6 +9,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 
 from r1engine.architecture import Architecture
 from r1engine.config import Config, Parallel
+from r1engine.config_checks import has_sequence_parallelism
 
 
 def transformer_config(model: Architecture, cfg: Config, *, dtype: torch.dtype, on_cpu: bool) -> TransformerConfig:
@@ -84,11 +85,6 @@ def _running(dtype: torch.dtype, *, on_cpu: bool) -> dict[str, Any]:
         "apply_rope_fusion": False,
         "deallocate_pipeline_outputs": False,
     }
-
-
-def has_sequence_parallelism(layout: Parallel) -> bool:
-    """As configured, or where there is tensor parallelism."""
-    return layout.tensor > 1 if layout.sequence is None else layout.sequence
 
 
 def _latent_settings(model: Architecture) -> dict[str, Any]:

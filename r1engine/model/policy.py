@@ -20,11 +20,12 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from r1engine.architecture import read_architecture
 from r1engine.batch import PackedBatch
 from r1engine.config import Config
+from r1engine.config_checks import has_sequence_parallelism
 from r1engine.model import dist_checkpoint, fp8
 from r1engine.model.cpu import runs_on_cpu
 from r1engine.model.hf_folder import Folder
 from r1engine.model.hf_weights import mtp_copies, mtp_shapes
-from r1engine.model.megatron_config import has_sequence_parallelism, transformer_config
+from r1engine.model.megatron_config import transformer_config
 from r1engine.model.offload import Offloader
 from r1engine.model.optimizer_state import held, move_to_host
 from r1engine.model.parallel import World, check_layout

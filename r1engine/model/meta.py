@@ -11,6 +11,7 @@ import torch.distributed as dist
 from r1engine.architecture import Architecture
 from r1engine.config import Config
 from r1engine.model.cpu import on_cpu
+from r1engine.model.parallel import start_groups
 
 
 def stage_parameters(arch: Architecture, cfg: Config, world_size: int) -> list[dict[str, int]]:
@@ -59,16 +60,7 @@ def _stand_in_groups(cfg: Config, *, rank: int, world_size: int) -> Iterator[Non
 
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     try:
-        par = cfg.parallel
-        ps.initialize_model_parallel(
-            tensor_model_parallel_size=par.tensor,
-            pipeline_model_parallel_size=par.pipeline,
-            virtual_pipeline_model_parallel_size=par.virtual if par.virtual > 1 else None,
-            context_parallel_size=par.context,
-            expert_model_parallel_size=par.expert,
-            expert_tensor_parallel_size=par.expert_tensor,
-            create_gloo_process_groups=False,
-        )
+        start_groups(cfg.parallel)
         yield
     finally:
         ps.destroy_model_parallel()

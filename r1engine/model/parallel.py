@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -71,14 +74,8 @@ def join(layout: Parallel) -> World:
     from megatron.core import parallel_state as ps
 
     if not ps.model_parallel_is_initialized():
-        ps.initialize_model_parallel(
-            tensor_model_parallel_size=layout.tensor,
-            pipeline_model_parallel_size=layout.pipeline,
-            virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
-            context_parallel_size=layout.context,
-            expert_model_parallel_size=layout.expert,
-            expert_tensor_parallel_size=layout.expert_tensor,
-        )
+        with contextlib.nullcontext() if has_gpu else _one_group_for_the_same_ranks():
+            start_groups(layout)
     return World(
         rank=dist.get_rank(),
         size=size,
@@ -96,6 +93,43 @@ def join(layout: Parallel) -> World:
         cp_rank=ps.get_context_parallel_rank(),
         cp_size=layout.context,
     )
+
+
+def start_groups(layout: Parallel) -> None:
+    """Megatron's process groups over a torch.distributed that is up."""
+    from megatron.core import parallel_state as ps
+
+    ps.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.virtual if layout.virtual > 1 else None,
+        context_parallel_size=layout.context,
+        expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=layout.expert_tensor,
+        create_gloo_process_groups=False,  # for checkpoint formats that are not ours
+    )
+
+
+@contextlib.contextmanager
+def _one_group_for_the_same_ranks() -> Iterator[None]:
+    """Inside, Megatron's groups of the same ranks are one gloo group.
+
+    Megatron makes about forty, on a few ranks most of them alike, and drops them without closing them. Each
+    costs three threads, one of which wakes a hundred times a second for as long as the process lives.
+    """
+    from megatron.core import parallel_state as ps
+
+    original = ps.create_group
+    ps.create_group = lambda ranks, **_: _gloo_group(tuple(ranks))
+    try:
+        yield
+    finally:
+        ps.create_group = original
+
+
+@functools.cache
+def _gloo_group(ranks: tuple[int, ...]) -> dist.ProcessGroup:
+    return dist.new_group(list(ranks), backend="gloo")
 
 
 def check_sizes(world_size: int, layout: Parallel) -> None:
@@ -208,3 +242,4 @@ def leave() -> None:
         ps.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
+    _gloo_group.cache_clear()

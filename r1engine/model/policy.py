@@ -114,6 +114,7 @@ class Policy:
                 use_distributed_optimizer=use_distributed,
             ),
             self.chunks,
+            use_gloo_process_groups=False,
         )
         if opt.offload:
             move_to_host(self.optimizer)

@@ -20,9 +20,11 @@ from megatron.core.transformer.moe.moe_layer import MoELayer  # noqa: E402
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher  # noqa: E402
 from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
 
+from r1engine.config import Parallel  # noqa: E402
 from r1engine.model.cpu import on_cpu  # noqa: E402
 from r1engine.model.expert_parallel import AllToAll  # noqa: E402
 from r1engine.model.moe import moe_layer_spec  # noqa: E402
+from r1engine.model.parallel import join, leave  # noqa: E402
 from r1kernels import Fp8, fp8_dequantize, fp8_quantize  # noqa: E402
 
 D, INNER, SHARED, E, K, GROUPS, BEST_GROUPS = 128, 128, 40, 8, 4, 4, 2
@@ -168,9 +170,7 @@ def compare_deep_ep(expert: int) -> None:
 
 def check(tensor: int, expert: int) -> None:
     """Both layers in one layout of all ranks."""
-    ps.initialize_model_parallel(
-        tensor_model_parallel_size=tensor, expert_model_parallel_size=expert, expert_tensor_parallel_size=1
-    )
+    join(Parallel(tensor=tensor, expert=expert))
     tensor_parallel.model_parallel_cuda_manual_seed(0, inference_rng_tracker=True, force_reset_rng=True)
     cfg = config(tensor, expert)
     spec = get_moe_module_spec(use_te=False, num_experts=E)
@@ -196,7 +196,6 @@ def check(tensor: int, expert: int) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
     patch_megatron_layer()
     for layout in sys.argv[1:]:
         tensor, expert = map(int, layout.split("x"))
@@ -204,7 +203,7 @@ def main() -> None:
             check(tensor, expert)
         if dist.get_rank() == 0:
             print("equal:", layout, flush=True)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

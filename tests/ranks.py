@@ -1,9 +1,23 @@
-"""Starts a script as several ranks."""
+"""Runs a script as one or several ranks: under torchrun, or forked from a process that has imported the engine."""
 
+import multiprocessing
 import os
+import runpy
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+_forks = multiprocessing.get_context("forkserver")
+# Seconds of imports: PyTorch, Megatron, transformers; what PyTorch's and Megatron's calls import; the report's.
+_forks.set_forkserver_preload(
+    ["r1engine.loop", "torch._dynamo", "matplotlib.backends.backend_agg", "plotly.graph_objects"]
+)
 
 
 def torchrun(ranks: int, script: Path, *arguments: object) -> subprocess.CompletedProcess:
@@ -13,6 +27,68 @@ def torchrun(ranks: int, script: Path, *arguments: object) -> subprocess.Complet
         [*command, str(script), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,  # for a machine that others use too
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+
+
+def forked(ranks: int, script: Path, *arguments: object) -> subprocess.CompletedProcess:
+    """The same without the imports: every rank is a fork of a process of this session that has done them.
+
+    The status is that of the first rank that failed; the others are then stopped, as torchrun does.
+    """
+    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        argv = [str(script), *map(str, arguments)]
+        processes = [_forks.Process(target=_run, args=(env, argv, out, err)) for env in _environments(ranks)]
+        for process in processes:
+            process.start()
+        status = _first_failure(processes, seconds=900)
+        return subprocess.CompletedProcess(argv, status, out.read_text(), err.read_text())
+
+
+def on_ranks(ranks: int, function: Callable[..., None], *arguments: object) -> None:
+    """Calls function(rank, ranks, *arguments) in a process a rank, which joins the others itself."""
+    processes = [_forks.Process(target=function, args=(rank, ranks, *arguments)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    assert _first_failure(processes, seconds=300) == 0
+
+
+def _environments(ranks: int) -> list[dict[str, str]]:
+    """What torchrun would tell each rank; a single one starts without it."""
+    if ranks == 1:
+        return [{}]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
+        meeting["LOCAL_WORLD_SIZE"] = str(ranks)
+    return [meeting | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(ranks)]
+
+
+def _run(env: dict[str, str], argv: list[str], out: Path, err: Path) -> None:
+    os.environ.update(env)
+    for stream, file in ((1, out), (2, err)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), stream)
+    sys.argv = argv
+    sys.path.insert(0, str(Path(argv[0]).parent))
+    import torch
+
+    torch.set_num_threads(1)
+    runpy.run_path(argv[0], run_name="__main__")
+
+
+def _first_failure(processes: Sequence[BaseProcess], seconds: float) -> int:
+    deadline, running = time.monotonic() + seconds, {process.sentinel: process for process in processes}
+    status = 0
+    while running and time.monotonic() < deadline:
+        for sentinel in wait(list(running), timeout=max(0.0, deadline - time.monotonic())):
+            ended = running.pop(sentinel)
+            ended.join()
+            if status == 0 and ended.exitcode:
+                status, deadline = ended.exitcode, min(deadline, time.monotonic() + 5)
+    for process in running.values():
+        process.kill()
+        process.join()
+    if running and status == 0:
+        raise TimeoutError(f"{len(running)} of {len(processes)} ranks still ran after {seconds} s")
+    return status

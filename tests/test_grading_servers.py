@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from model_server import ModelServer, Reply, fair_judge, rates, says, shown_texts
+from ranks import forked
 
 from r1engine.base_model import with_base_model
 from r1engine.config import load
@@ -17,7 +17,9 @@ from r1engine.observe.progress import Progress
 from r1engine.rewards.extract import final_answer
 
 ROOT = Path(__file__).parents[1]
+TRAIN = ROOT / "r1engine" / "train.py"
 SHORT = [
+    "threads=1",
     "grpo.questions=6",
     "grpo.group_size=8",
     "grpo.minibatches=1",
@@ -62,9 +64,7 @@ def run(folder: Path, model: Path, rewards: list[str], *settings: str) -> subpro
     rows.append({"question": "What is it?", "answer": "\\sqrt{", "reward": "math"})  # is not drawn in so few steps
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "run.yaml").write_text(f"model: {{path: {model}}}\ndata: {{train: {folder / 'train.jsonl'}}}\n")
-    command = [sys.executable, "-m", "r1engine.train", str(folder / "run.yaml"), *SHORT, f"run_dir={folder / 'run'}"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run([*command, *settings], capture_output=True, text=True, timeout=600, env=env)
+    return forked(1, TRAIN, folder / "run.yaml", *SHORT, f"run_dir={folder / 'run'}", *settings)
 
 
 def logged(folder: Path, name: str) -> list[dict]:

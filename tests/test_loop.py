@@ -1,20 +1,21 @@
 """Whole runs of the tiny demo: resume after a kill is exact, Ctrl-C is clean, wrong inputs are named."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import forked, torchrun
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).parents[1]
 DRIVER = Path(__file__).with_name("loop_driver.py")
 SHORT = [
+    "threads=1",
     "base.hidden_size=32",
     "base.steps=120",
     "base.texts_per_step=24",
@@ -31,21 +32,21 @@ SHORT = [
     "evaluation.every=4",
     "checkpoint.every=4",
     "log.tensorboard=false",
+    "rewards.workers=1",
 ]
 
 
 def run(
-    run_dir: Path, *, ranks: int = 1, kill: int = 0, at: int = 0, more: tuple[str, ...] = ()
+    run_dir: Path,
+    *,
+    ranks: int = 1,
+    start: Callable[..., subprocess.CompletedProcess] = forked,
+    kill: int = 0,
+    at: int = 0,
+    more: tuple[str, ...] = (),
 ) -> subprocess.CompletedProcess:
-    launch = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [sys.executable, *launch, str(DRIVER), str(kill), str(at), str(ROOT / "configs" / "tiny_r1_zero.yaml")]
-    return subprocess.run(
-        [*command, *SHORT, f"run_dir={run_dir}", *more],
-        capture_output=True,
-        text=True,
-        timeout=900,  # for a machine that others use too
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    config = ROOT / "configs" / "tiny_r1_zero.yaml"
+    return start(ranks, DRIVER, kill, at, config, *SHORT, f"run_dir={run_dir}", *more)
 
 
 def logged(run_dir: Path) -> tuple[list[dict], list[dict]]:
@@ -71,7 +72,7 @@ def last_checkpoint(run_dir: Path, world) -> dict[str, torch.Tensor]:
 def whole(tmp_path_factory):
     """A run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    done = run(folder)
+    done = run(folder, start=torchrun)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -116,7 +117,7 @@ def test_a_run_goes_on_in_another_layout(whole, tmp_path):
     root = tmp_path / "run" / "checkpoints"
     shutil.rmtree(root / "step_00000008")
     (root / "latest").write_text("step_00000004\n")
-    done = run(tmp_path / "run", ranks=2, more=("parallel.tensor=2",))
+    done = run(tmp_path / "run", ranks=2, start=torchrun, more=("parallel.tensor=2",))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resumed from step_00000004" in done.stdout
     (expected, expected_samples), (found, samples) = logged(whole), logged(tmp_path / "run")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import on_ranks
 
 from r1kernels import linear_logprob
 from r1kernels.linear_logprob import head
@@ -236,9 +233,7 @@ def split_run(
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_split_vocabulary_and_tokens_give_what_one_rank_gives(ranks, tmp_path):
-    command = [sys.executable, __file__, str(ranks), str(tmp_path)]
-    processes = [subprocess.Popen([*command, str(rank)]) for rank in range(ranks)]
-    assert [process.wait(timeout=280) for process in processes] == [0] * ranks
+    on_ranks(ranks, rank_main, str(tmp_path))
     everyone = [torch.load(tmp_path / f"{rank}.pt") for rank in range(ranks)]
     x = case(torch.float64)
     x = {name: t[:SPLIT] if len(t) == N else t for name, t in x.items()}
@@ -282,8 +277,3 @@ def test_error(tensors, options, message):
     with pytest.raises(ValueError) as caught:
         linear_logprob(*tensors, **options)
     assert str(caught.value) == f"linear_logprob: {message}"
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2] / "kernels"))
-    rank_main(int(sys.argv[3]), int(sys.argv[1]), sys.argv[2])

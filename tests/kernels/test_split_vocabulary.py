@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import on_ranks
 
 from r1kernels import GrpoObjective, logits_grpo_loss, logprob_entropy
 from r1kernels.integrations import linear_cross_entropy
@@ -93,9 +91,7 @@ def rank_main(rank: int, ranks: int, folder: str) -> None:
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_split_vocabulary_gives_what_the_whole_gives(tmp_path, ranks):
-    command = [sys.executable, __file__]
-    processes = [subprocess.Popen([*command, str(rank), str(ranks), str(tmp_path)]) for rank in range(ranks)]
-    assert [process.wait(timeout=280) for process in processes] == [0] * ranks
+    on_ranks(ranks, rank_main, str(tmp_path))
     logits, labels, grad_logp = split_case()
     exact = oracle(logits, labels, 0.6, grad_logp)
     wholes = with_entropy(logits, labels, None), grpo(logits, labels, None)
@@ -113,7 +109,3 @@ def test_a_split_vocabulary_gives_what_the_whole_gives(tmp_path, ranks):
     for part, of_weight in zip(parts, weight.chunk(ranks), strict=True):
         torch.testing.assert_close(part[:3], [logp, entropy, of_weight], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(sum(part[3] for part in parts), hidden, rtol=1e-10, atol=1e-10)
-
-
-if __name__ == "__main__":
-    rank_main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -9,7 +9,7 @@ from subprocess import CompletedProcess
 import pytest
 import torch
 from model_folders import save_model
-from ranks import torchrun
+from ranks import forked
 from safetensors.torch import load_file
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -80,7 +80,7 @@ def results(folders, tmp_path_factory):
     def of(ranks: int) -> Path:
         if ranks not in done:
             out = tmp_path_factory.mktemp(f"ranks-{ranks}")
-            done[ranks] = out, torchrun(ranks, WORKER, json.dumps(cases(ranks)), folders["qwen2"][0].parent, out)
+            done[ranks] = out, forked(ranks, WORKER, json.dumps(cases(ranks)), folders["qwen2"][0].parent, out)
         out, ended = done[ranks]
         assert ended.returncode == 0, ended.stderr[-3000:]
         return out

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ranks import torchrun
+from ranks import forked
 
 WORKER = Path(__file__).with_name("moe_worker.py")
 
@@ -10,6 +10,6 @@ WORKER = Path(__file__).with_name("moe_worker.py")
 def test_equals_megatrons_layer_in_every_layout():
     # Tensor x expert ranks of four; in 2x4 the experts are spread over the tensor ranks as well.
     layouts = ["1x1", "1x2", "1x4", "2x2", "2x4"]
-    done = torchrun(4, WORKER, *layouts)
+    done = forked(4, WORKER, *layouts)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [line for line in done.stdout.splitlines() if line] == [f"equal: {layout}" for layout in layouts]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 from model_folders import save_model
-from ranks import torchrun
+from ranks import forked
 from reshard_worker import run
 from safetensors.torch import load_file
 
@@ -59,7 +59,7 @@ def out(world, folders, tmp_path_factory):
     (models / "deepseek-mtp").symlink_to(folders["deepseek-mtp"][0])
     for name, (family, settings, _) in FIRST.items():
         run(models / family, settings, None, out / name)
-    done = torchrun(2, Path(__file__).with_name("reshard_worker.py"), json.dumps(THEN), models, out)
+    done = forked(2, Path(__file__).with_name("reshard_worker.py"), json.dumps(THEN), models, out)
     assert done.returncode == 0, done.stderr[-3000:]
     for name, (family, settings, source) in AT_LAST.items():
         run(models / family, settings, out / source, out / name)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ranks import torchrun
+from ranks import forked
 
 
 def test_resume_with_the_distributed_optimizer_is_exact(folders, tmp_path):
     worker = Path(__file__).with_name("resume_worker.py")
-    done = torchrun(2, worker, folders["qwen2"][0], tmp_path / "checkpoint")
+    done = forked(2, worker, folders["qwen2"][0], tmp_path / "checkpoint")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from model_folders import save_model
-from ranks import torchrun
+from ranks import forked
 
 from r1engine.architecture import read_architecture
 from r1engine.plan.layout import Layout
@@ -29,7 +29,7 @@ SIZES = {"hidden_size": 64, "moe_intermediate_size": 64, "intermediate_size": 12
 def measured(tmp_path_factory):
     folder, out = tmp_path_factory.mktemp("model"), tmp_path_factory.mktemp("measured")
     save_model(folder, "deepseek-mtp", **SIZES)
-    done = torchrun(2, Path(__file__).with_name("measure_worker.py"), json.dumps(CASES), folder, out)
+    done = forked(2, Path(__file__).with_name("measure_worker.py"), json.dumps(CASES), folder, out)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, out
 

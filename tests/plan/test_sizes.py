@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from ranks import forked
 
 from r1engine.architecture import read_architecture
 from r1engine.plan.layout import Layout
@@ -68,22 +67,10 @@ def test_the_ranks_hold_the_model_together():
     assert held - latents == total_parameters(arch)
 
 
-BUILD = """
-import json, sys
-from pathlib import Path
-from r1engine.architecture import read_architecture
-from r1engine.config import Config, Model, Parallel
-from r1engine.model.meta import stage_parameters
-arch = read_architecture(Path(sys.argv[1]))
-cfg = Config(parallel=Parallel(**json.loads(sys.argv[2])), model=Model(mtp_loss_weight=float(sys.argv[4])))
-print(json.dumps([sum(names.values()) for names in stage_parameters(arch, cfg, int(sys.argv[3]))]))
-"""
-
-
 def built(folder: Path, parallel: dict, gpus: int, mtp_weight: float = 0.0) -> list[int]:
     """Parameters of each stage of the true Megatron model; in a process of its own, as it needs its own groups."""
-    command = [sys.executable, "-c", BUILD, str(folder), json.dumps(parallel), str(gpus), str(mtp_weight)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = forked(1, Path(__file__).with_name("build_stages.py"), folder, json.dumps(parallel), gpus, mtp_weight)
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 _forks = multiprocessing.get_context("forkserver")
@@ -20,6 +20,9 @@ _forks.set_forkserver_preload(
 )
 
 
+SECONDS = 900  # for a machine that others use too
+
+
 def torchrun(ranks: int, script: Path, *arguments: object) -> subprocess.CompletedProcess:
     """Run the script under torchrun with one thread a rank; its output is captured."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
@@ -27,7 +30,7 @@ def torchrun(ranks: int, script: Path, *arguments: object) -> subprocess.Complet
         [*command, str(script), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=900,  # for a machine that others use too
+        timeout=SECONDS,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 
@@ -40,45 +43,47 @@ def forked(ranks: int, script: Path, *arguments: object) -> subprocess.Completed
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         argv = [str(script), *map(str, arguments)]
-        processes = [_forks.Process(target=_run, args=(env, argv, out, err)) for env in _environments(ranks)]
-        for process in processes:
-            process.start()
-        status = _first_failure(processes, seconds=900)
+        status = _status([{}] if ranks == 1 else _environments(ranks), _run_script, (argv, out, err), _forks)
         return subprocess.CompletedProcess(argv, status, out.read_text(), err.read_text())
 
 
-def on_ranks(ranks: int, function: Callable[..., None], *arguments: object) -> None:
-    """Calls function(rank, ranks, *arguments) in a process a rank, which joins the others itself."""
-    processes = [_forks.Process(target=function, args=(rank, ranks, *arguments)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    assert _first_failure(processes, seconds=300) == 0
+def on_ranks(ranks: int, function: Callable[..., None], *arguments: object, context: BaseContext = _forks) -> None:
+    """Calls function(*arguments) in a process a rank; with the context "fork" these are forks of the caller."""
+    assert _status(_environments(ranks), function, arguments, context) == 0
 
 
 def _environments(ranks: int) -> list[dict[str, str]]:
-    """What torchrun would tell each rank; a single one starts without it."""
-    if ranks == 1:
-        return [{}]
+    """What torchrun would tell each rank."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
         meeting["LOCAL_WORLD_SIZE"] = str(ranks)
     return [meeting | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(ranks)]
 
 
-def _run(env: dict[str, str], argv: list[str], out: Path, err: Path) -> None:
+def _call(env: dict[str, str], function: Callable[..., None], arguments: Sequence[object]) -> None:
+    import torch
+
     os.environ.update(env)
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
+def _run_script(argv: list[str], out: Path, err: Path) -> None:
     for stream, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), stream)
     sys.argv = argv
     sys.path.insert(0, str(Path(argv[0]).parent))
-    import torch
-
-    torch.set_num_threads(1)
     runpy.run_path(argv[0], run_name="__main__")
 
 
-def _first_failure(processes: Sequence[BaseProcess], seconds: float) -> int:
-    deadline, running = time.monotonic() + seconds, {process.sentinel: process for process in processes}
+def _status(
+    environments: list[dict[str, str]], function: Callable[..., None], arguments: Sequence[object], context: BaseContext
+) -> int:
+    """Of the first process that fails, 0 if none does."""
+    processes = [context.Process(target=_call, args=(env, function, arguments)) for env in environments]
+    for process in processes:
+        process.start()
+    deadline, running = time.monotonic() + SECONDS, {process.sentinel: process for process in processes}
     status = 0
     while running and time.monotonic() < deadline:
         for sentinel in wait(list(running), timeout=max(0.0, deadline - time.monotonic())):
@@ -90,5 +95,5 @@ def _first_failure(processes: Sequence[BaseProcess], seconds: float) -> int:
         process.kill()
         process.join()
     if running and status == 0:
-        raise TimeoutError(f"{len(running)} of {len(processes)} ranks still ran after {seconds} s")
+        raise TimeoutError(f"{len(running)} of {len(processes)} ranks still ran after {SECONDS} s")
     return status

@@ -73,10 +73,9 @@ def verl(ranks: int, rank: int, group: dist.ProcessGroup | None) -> list[torch.T
     return [logp.detach(), entropy.detach(), part.grad, hidden.grad]
 
 
-def rank_main(rank: int, ranks: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+def rank_main(folder: str) -> None:
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
     logits, labels, grad_logp = split_case()
     part, group = logits.chunk(ranks, dim=1)[rank], dist.group.WORLD
     found = at_temperature(part, labels, 0.6, grad_logp, group), with_entropy(part, labels, group)

@@ -1,10 +1,11 @@
-"""What every rank of test_fp8_linears.py runs, with the fake Transformer Engine on its path.
+"""What test_fp8_linears.py runs on one rank and on two, with the fake Transformer Engine on its path.
 
 fp8_linears_worker.py FOLDERS OUT: reads FOLDERS/<family>, writes OUT/<ranks>.pt (results by case), OUT/<case> (exported
 folders) and, on one rank, OUT/checkpoint.
 """
 
 import itertools
+import multiprocessing
 import os
 import random
 import sys
@@ -16,6 +17,7 @@ import torch
 warnings.filterwarnings("ignore")
 
 from megatron.core import parallel_state  # noqa: E402
+from ranks import on_ranks  # noqa: E402
 from transformer_engine.pytorch.distributed import checkpoints  # noqa: E402
 
 from r1engine.batch import Sequence, pack_sequences  # noqa: E402
@@ -150,10 +152,8 @@ def problem_of_the_machine() -> str | None:
         del os.environ["FAKE_TE_LACKS"]
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    folders, out = Path(sys.argv[1]), Path(sys.argv[2])
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+def rank_main(folders: Path, out: Path) -> None:
+    ranks = int(os.environ["WORLD_SIZE"])
     parallel = {"tensor": ranks}
     world = join(Config(parallel=parallel).parallel)
     found = {f: study(folders / f, world, parallel, out / f"{f}-{ranks}") for f in ("qwen2", "deepseek")}
@@ -177,4 +177,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    for ranks in (1, 2):
+        on_ranks(ranks, rank_main, *map(Path, sys.argv[1:]), context=multiprocessing.get_context("fork"))

@@ -1,5 +1,8 @@
 """The CPU stand-ins for CUDA: needed, sufficient (the other tests), and gone outside of `on_cpu`."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from megatron.core.tensor_parallel import random as megatron_random
@@ -21,6 +24,12 @@ def test_cuda_means_cpu_inside_and_nothing_is_left_outside():
     assert before == (torch.cuda.current_device, torch.cuda.synchronize, megatron_random._get_cuda_rng_state)
     with pytest.raises(AssertionError, match="CUDA"):
         torch.zeros(2, device="cuda")
+
+
+def test_megatron_comes_without_inductor():
+    code = "import sys, r1engine.model.policy; print('torch._inductor.lowering' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_an_error_inside_restores_too():

@@ -10,7 +10,6 @@ from statistics import mean
 import pytest
 import torch
 from model_folders import save_model
-from ranks import torchrun
 from safetensors.torch import load_file
 
 from r1engine.architecture import read_architecture
@@ -43,27 +42,24 @@ def out(models, tmp_path_factory):
     return tmp_path_factory.mktemp("fp8")
 
 
-def with_fake() -> str:
-    return os.pathsep.join([str(HERE / "fake_te"), os.environ.get("PYTHONPATH", "")])
-
-
 @pytest.fixture(scope="module")
-def one(models, out):
-    """What one rank found."""
-    env = os.environ | {"PYTHONPATH": with_fake(), "OMP_NUM_THREADS": "1"}
+def results(models, out):
+    """{ranks: what they found}, of one rank and of two tensor-parallel ones."""
+    path = os.pathsep.join([str(HERE / "fake_te"), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, WORKER, models, out], env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(out / "1.pt")
+    return {ranks: torch.load(out / f"{ranks}.pt") for ranks in (1, 2)}
 
 
-@pytest.fixture(scope="module")
-def two(models, out):
-    """What two tensor-parallel ranks found."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", with_fake())
-        done = torchrun(2, WORKER, models, out)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(out / "2.pt")
+@pytest.fixture
+def one(results):
+    return results[1]
+
+
+@pytest.fixture
+def two(results):
+    return results[2]
 
 
 def differences(found: dict[str, list[float]], expected: dict[str, list[float]]) -> list[float]:

@@ -4,6 +4,41 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import on_ranks
+
+from r1engine.config import Parallel
+from r1engine.model.parallel import join, leave
+
+
+def join_and_count(folder: str) -> None:
+    """Two layouts one after the other; the threads of this process after each."""
+    from megatron.core import parallel_state as ps
+
+    threads, layouts = [], (Parallel(tensor=2), Parallel(pipeline=2))
+    for layout in layouts:
+        world = join(layout)
+        group = ps.get_tensor_model_parallel_group()
+        assert ps.get_context_parallel_group() is ps.get_data_parallel_group()  # of this rank alone
+        x = torch.ones(1)
+        dist.all_reduce(x, group=group)
+        assert x.item() == layout.tensor
+        threads.append(len(os.listdir("/proc/self/task")))
+        ps.destroy_model_parallel()
+    Path(folder, str(world.rank)).write_text(str(threads))
+    leave()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="NCCL's groups start when they are used")
+def test_groups_of_the_same_ranks_are_one_gloo_group(tmp_path):
+    on_ranks(2, join_and_count, str(tmp_path))
+    first, second = map(int, (tmp_path / "0").read_text()[1:-1].split(","))
+    assert first == second  # nothing is left over, nothing is made anew
+    assert first < 20  # three a group; Megatron asks for more than twenty groups
 
 
 def test_a_port_in_use_is_named():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from r1kernels import cpu_lib
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: the increment of splitmix64
 
 
@@ -56,6 +58,10 @@ def sample(
     Returns:
         tokens [N] int64 and logp [N] float32 (nats).
     """
+    if top_p == 1.0 and top_k == 0 and cpu_lib.takes(logits):
+        drawn, logp = uniform.new_empty(len(logits), dtype=torch.int64), logits.new_empty(len(logits))
+        cpu_lib.call("r1_cpu_sample", logits, uniform, drawn, logp, *logits.shape, 1.0 / temperature)
+        return drawn, logp
     if temperature != 1.0:
         logits = logits.div_(temperature)
     probs = torch.softmax(logits, dim=-1)

@@ -192,6 +192,38 @@ def test_the_gate_survives_every_float() -> None:
     torch.testing.assert_close(out[1:, 0].double(), exact[1:], rtol=1e-5, atol=1e-36, equal_nan=True)
 
 
+def drawn(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens, logp = torch.full((len(logits),), -1), torch.full((len(logits),), torch.nan)
+    cpu_lib.call("r1_cpu_sample", logits, uniform, tokens, logp, *logits.shape, 1 / temperature)
+    return tokens, logp
+
+
+@needs_library
+@pytest.mark.parametrize("size", [1, 7, 512, 1003])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_a_drawn_token_is_where_the_distribution_function_passes_the_uniform(
+    threads: int, size: int, temperature: float
+) -> None:
+    logits, uniform = 3 * torch.randn(300, size), torch.rand(300, dtype=torch.float64)
+    tokens, logp = drawn(logits, uniform, temperature)
+    exact = (logits.double() / temperature).log_softmax(1)
+    torch.testing.assert_close(logp.double(), exact.gather(1, tokens[:, None])[:, 0], rtol=1e-6, atol=2e-6)
+    above = exact.exp().cumsum(1).gather(1, tokens[:, None])[:, 0]
+    below = above - logp.double().exp()
+    assert ((below - 1e-6 <= uniform) & (uniform <= above + 1e-6)).all()  # rounding moves a border a little
+    alone = drawn(logits[7:9], uniform[7:9], temperature)
+    assert torch.equal(alone[0], tokens[7:9]) and torch.equal(alone[1], logp[7:9])
+
+
+@needs_library
+def test_a_token_without_probability_is_never_drawn_and_nan_stays_visible() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, -200.0, 1.0, -torch.inf]]).repeat(4, 1)
+    uniform = torch.tensor([2.0**-53, 0.26, 0.27, 1 - 2.0**-53], dtype=torch.float64)
+    assert drawn(logits, uniform, 1.0)[0].tolist() == [1, 1, 4, 4]
+    assert drawn(torch.zeros(1, 2), torch.tensor([0.5], dtype=torch.float64), 1.0)[0].item() == 1  # at the border
+    assert drawn(torch.tensor([[0.0, torch.nan, 1.0]]), uniform[:1], 1.0)[1].isnan().all()
+
+
 def test_header_and_python_agree_on_the_interface_version() -> None:
     header = (ROOT / "csrc" / "cpu" / "export.h").read_text()
     assert int(re.search(r"#define R1_CPU_ABI_VERSION (\d+)", header)[1]) == cpu_lib.ABI_VERSION
@@ -221,7 +253,7 @@ def test_without_the_runtime_of_pytorch_the_state_says_so(monkeypatch: pytest.Mo
 @needs_library
 def test_another_interface_version_is_refused(monkeypatch: pytest.MonkeyPatch, fresh_library: None) -> None:
     monkeypatch.setattr(cpu_lib, "ABI_VERSION", 99)
-    with pytest.raises(RuntimeError, match=r"_cpu\.so has interface version 1, 99 is required; run `pip install \.`"):
+    with pytest.raises(RuntimeError, match=r"_cpu\.so has interface version \d, 99 is required; run `pip install \.`"):
         cpu_lib.takes(torch.ones(8))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,3 +96,18 @@ print(faults())
         for mode in ("default", "keep")
     }
     assert counts["keep"] * 10 < counts["default"], counts
+
+
+def test_the_heap_has_large_pages_where_the_system_gives_them() -> None:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[never]" in setting.read_text():
+        pytest.skip("this system has no transparent huge pages")
+    script = """
+import torch
+from r1engine.model.cpu import keep_freed_memory
+keep_freed_memory()
+kept = torch.ones(64 * 2**20)
+print(next(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 64 * 2**10  # kB, of 256 MiB: the system may be short of large pages

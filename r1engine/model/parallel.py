@@ -114,7 +114,7 @@ def start_groups(layout: Parallel) -> None:
 def _one_group_for_the_same_ranks() -> Iterator[None]:
     """Inside, Megatron's groups of the same ranks are one gloo group.
 
-    Megatron makes about forty, on a few ranks most of them alike, and drops them without closing them. Each
+    Megatron makes more than twenty, on a few ranks most of them alike, and drops them without closing them. Each
     costs three threads, one of which wakes a hundred times a second for as long as the process lives.
     """
     from megatron.core import parallel_state as ps

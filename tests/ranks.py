@@ -13,14 +13,12 @@ from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
+SECONDS = 900  # for a machine that others use too
 _forks = multiprocessing.get_context("forkserver")
 # Seconds of imports: PyTorch, Megatron, transformers; what PyTorch's and Megatron's calls import; the report's.
 _forks.set_forkserver_preload(
     ["r1engine.loop", "torch._dynamo", "matplotlib.backends.backend_agg", "plotly.graph_objects"]
 )
-
-
-SECONDS = 900  # for a machine that others use too
 
 
 def torchrun(ranks: int, script: Path, *arguments: object) -> subprocess.CompletedProcess:
@@ -38,7 +36,8 @@ def torchrun(ranks: int, script: Path, *arguments: object) -> subprocess.Complet
 def forked(ranks: int, script: Path, *arguments: object) -> subprocess.CompletedProcess:
     """The same without the imports: every rank is a fork of a process of this session that has done them.
 
-    The status is that of the first rank that failed; the others are then stopped, as torchrun does.
+    A single one starts as `r1engine train` does, without a launcher. The status is that of the first rank that failed;
+    the others are then stopped, as torchrun does.
     """
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
@@ -55,9 +54,9 @@ def on_ranks(ranks: int, function: Callable[..., None], *arguments: object, cont
 def _environments(ranks: int) -> list[dict[str, str]]:
     """What torchrun would tell each rank."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
-        meeting["LOCAL_WORLD_SIZE"] = str(ranks)
-    return [meeting | {"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(ranks)]
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(ranks))
+    return [meeting | sizes | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(ranks)]
 
 
 def _call(env: dict[str, str], function: Callable[..., None], arguments: Sequence[object]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from r1engine.model import fused
+from r1kernels import cpu_lib
 
 ROWS, SIZE = 700, 192  # several blocks and a part of one
 
@@ -51,7 +52,9 @@ def test_rms_norm_takes_gradients_that_are_not_contiguous() -> None:
     grad = torch.randn(SIZE, ROWS).t()
     (got,) = torch.autograd.grad(fused.rms_norm(x, weight, 1e-6), x, grad)
     (wanted,) = torch.autograd.grad(fused.rms_norm(x, weight, 1e-6), x, grad.contiguous())
-    torch.testing.assert_close(got, wanted)
+    if cpu_lib.takes():
+        assert torch.equal(got, wanted)
+    torch.testing.assert_close(got, wanted)  # PyTorch's own norm sums in another order
 
 
 def test_swiglu_and_its_gradient_are_those_of_the_formula() -> None:

@@ -195,7 +195,6 @@ def check(tensor: int, expert: int) -> None:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     patch_megatron_layer()
     for layout in sys.argv[1:]:
         tensor, expert = map(int, layout.split("x"))

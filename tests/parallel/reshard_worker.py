@@ -67,7 +67,6 @@ def run(model: Path, settings: dict, source: Path | None, out: Path) -> None:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     cases, models, out = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
     for name, (family, settings, source) in cases.items():
         run(models / family, settings, out / source, out / name)

@@ -23,7 +23,6 @@ from r1engine.model.policy import Policy  # noqa: E402
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     world = join(Parallel())
     cfg = Config(
         model={"path": Path(sys.argv[1])},

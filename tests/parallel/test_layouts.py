@@ -1,5 +1,5 @@
 """Every parallel layout equals one rank: the bytes of an export of what was loaded, and log-probabilities, losses,
-gradient norms and exported weights of two updates (float32, gloo). One start a number of ranks: importing Megatron
+gradient norms and exported weights of three updates (float32, gloo). One start a number of ranks: importing Megatron
 costs more than a case."""
 
 import json

@@ -1,4 +1,4 @@
-"""What every rank of tests/parallel/test_layouts.py runs: two GRPO updates for each case (a family in a layout).
+"""What every rank of tests/parallel/test_layouts.py runs: three GRPO updates for each case (a family in a layout).
 
 worker.py CASES FOLDERS OUT: CASES is JSON, {name: [family, settings]}; reads FOLDERS/<family>, writes
 OUT/<name>.json, and the exported folders OUT/<name> (at the end) and OUT/<name>/loaded.
@@ -60,7 +60,7 @@ def run(folder: Path, settings: dict, out: Path) -> None:
         model={"path": folder} | settings.get("model", {}),
         parallel={"distributed_optimizer": True} | settings.get("parallel", {}),
         grpo=GRPO,
-        steps=2,
+        steps=3,
         # A small eps would turn rounding into whole steps.
         optimizer={"eps": 1e-3, "clip_grad": 0.1} | settings.get("optimizer", {}),
     )
@@ -69,7 +69,7 @@ def run(folder: Path, settings: dict, out: Path) -> None:
     reference = policy.snapshot()
     policy.export(out / "loaded")
     stats, logps = [], []
-    for _ in range(2):
+    for _ in range(3):
         shards = pack(
             samples(policy.shape.moe if folder.name == "qwen3-moe" else None),
             max_tokens=72,
@@ -87,13 +87,12 @@ def run(folder: Path, settings: dict, out: Path) -> None:
     dist.all_gather_object(gathered, logps)
     policy.export(out)
     if world.is_first:
-        merged = [{k: v for part in gathered for k, v in part[i].items()} for i in range(2)]
+        merged = [{k: v for part in gathered for k, v in part[i].items()} for i in range(3)]
         out.with_suffix(".json").write_text(json.dumps({"stats": stats, "logp": merged}))
     parallel_state.destroy_model_parallel()
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     cases, folders, out = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
     for name, (family, settings) in cases.items():
         run(folders / family, settings, out / name)

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, models
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from r1engine.batch import Prompt
-from r1engine.rollout.local import LocalGenerator
+from r1engine.rollout.local.generator import LocalGenerator
 
 SIZES = {
     "hidden_size": 256,

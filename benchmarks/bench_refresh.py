@@ -20,15 +20,15 @@ from step_model import Shape, make_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from r1engine.architecture import read_architecture
 from r1engine.config import Config, Model, Rollout, Sglang
+from r1engine.hf.architecture import read_architecture
 from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.buckets import buckets, flatten, payload
 from r1engine.rollout.sglang.client import Client
 from r1engine.rollout.sglang.digest import CpuDigest
 from r1engine.rollout.sglang.disk import WeightFolder
+from r1engine.rollout.sglang.dispatch import Endpoint
 from r1engine.rollout.sglang.refresh import Refresher
-from r1engine.rollout.sglang.router import Endpoint
 
 SHAPES = {
     "3M": Shape(hidden=256, layers=4, heads=4, kv_heads=2, intermediate=704),

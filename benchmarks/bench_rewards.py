@@ -17,8 +17,8 @@ import timing
 import torch
 
 from r1engine.rewards import Record, Scorer
-from r1engine.rewards.accuracy import judge_at_once
-from r1engine.rewards.work import warm_up, work
+from r1engine.rewards.math.accuracy import judge_at_once
+from r1engine.rewards.workers.tasks import warm_up, work
 
 CORPUS = Path(__file__).resolve().parents[1] / "tests" / "rewards" / "math_corpus.jsonl"
 DEADLINE = 1.0

@@ -30,7 +30,7 @@ from r1engine.model.policy import Policy, model_dtype
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
 from r1engine.rewards import Scorer
-from r1engine.rollout.local import LocalGenerator
+from r1engine.rollout.local.generator import LocalGenerator
 from r1engine.step import Parts, iterate
 
 BETA, LR = 0.04, 1e-6  # a small rate: the weights stay random, and so does the length of the work

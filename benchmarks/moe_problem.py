@@ -9,7 +9,7 @@ import timing
 import torch
 
 from r1kernels import moe_plan
-from r1kernels.moe_plan import Plan
+from r1kernels.moe_plan import RowPlan
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Problem:
     def ids(self) -> torch.Tensor:
         return torch.rand(self.tokens, self.experts, device=self.device).argsort(1)[:, : self.topk].int().contiguous()
 
-    def plan(self, align: int = 128) -> Plan:
+    def plan(self, align: int = 128) -> RowPlan:
         return moe_plan(self.ids(), self.experts, align=align)
 
     def weights(self) -> torch.Tensor:

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from r1engine import tiny
-from r1engine.architecture import load_tokenizer
 from r1engine.config import Base, Config, Data, Model, Optimizer
+from r1engine.data.questions import render
+from r1engine.demo import tiny
 from r1engine.grpo import learning_rate
+from r1engine.hf.architecture import load_tokenizer
 from r1engine.model.parallel import World
 from r1engine.model.policy import Policy
 from r1engine.observe.metrics import MetricsLog
 from r1engine.observe.progress import Progress
-from r1engine.prompts import render
 from r1engine.sft import supervised_step
 
 DONE = "base.json"  # written last; holds what the base model was made from

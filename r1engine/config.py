@@ -48,10 +48,10 @@ class Model(Section):
     path: LocalPath | None = None  # local Hugging Face folder: config.json, *.safetensors, tokenizer.json
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, bfloat16 on GPU
     recompute: Literal[False, True, "selective"] = False  # activations, in the backward pass; selective: of attention
-    # Who computes the layers with experts: Megatron's own layer, or the fused ops (model/moe.py) in the model's
+    # Who computes the layers with experts: Megatron's own layer, or the fused ops (model/layers/moe.py) in the model's
     # precision or in DeepSeek-V3's FP8.
     experts: Literal["megatron", "fused", "fused_fp8"] = "megatron"
-    # Linears of attention, dense MLPs and shared experts in DeepSeek-V3's FP8 (Transformer Engine, model/fp8.py).
+    # Linears of attention, dense MLPs and shared experts in DeepSeek-V3's FP8 (Transformer Engine; layers/fp8.py).
     fp8: bool = False
     expert_bias_rate: Annotated[float, Field(ge=0)] = 0.0  # step of the balancing bias; DeepSeek-V3: 0.001, at last 0
     balance_loss: Annotated[float, Field(ge=0)] = 0.0  # weight of the sequence-wise loss; DeepSeek-V3: 0.0001
@@ -129,7 +129,7 @@ class Rollout(Section):
     max_tokens: Positive | dict[int, Positive] = {0: 32_768, 8_200: 65_536}  # v2: from step 8,200 on 65,536
     slots: Positive = 64  # sequences decoded at once by the embedded generator
     # Versions of the weights that a token may be behind when it is trained on. 0: on-policy, as the paper; from 1 on,
-    # the next rollout is drawn while the trainer works on this one (rollout/ahead.py).
+    # the next rollout is drawn while the trainer works on this one (rollout/rollouts.py).
     max_staleness: Annotated[int, Field(ge=0)] = 0
     oversample: Annotated[float, Field(ge=1, le=2)] = 1.0  # questions on their way for each that a rollout takes
     sglang: Sglang = Sglang()
@@ -187,7 +187,7 @@ class Judge(GradingServer):
     canaries: Positive = 2  # surely wrong answers among 64; if one is taken, none of these verdicts counts
 
 
-class RewardModel(GradingServer):
+class RewardModelServer(GradingServer):
     """A reward model behind SGLang's /classify (section 2.3.4)."""
 
     template: str  # the conversation as the model was trained on it, with {prompt} and {response}
@@ -206,8 +206,8 @@ class Rewards(Section):
     helpfulness: float | dict[int, float] = 0.0  # sees the summary only; a number, or weights from steps on
     harmlessness: float | dict[int, float] = 0.0  # sees the whole response
     judge: Judge | None = None  # for records of reward "judge"
-    helpfulness_model: RewardModel | None = None
-    harmlessness_model: RewardModel | None = None
+    helpfulness_model: RewardModelServer | None = None
+    harmlessness_model: RewardModelServer | None = None
     alarm_window: Annotated[int, Field(ge=8)] = 40  # rollouts compared to tell that a reward model is being hacked
     blank_think_allowed: bool = False  # whether a blank think block keeps the format
     percent_may_be_missing: bool = False  # whether 10% and 10 are the same answer; else undecided
@@ -229,7 +229,7 @@ class Rewards(Section):
         return weights
 
     @property
-    def reward_models(self) -> dict[str, RewardModel]:
+    def reward_models(self) -> dict[str, RewardModelServer]:
         """The reward models there are, by the component that they give."""
         models = {name: getattr(self, f"{name}_model") for name in RATED_REWARDS}
         return {name: model for name, model in models.items() if model is not None}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from r1engine.architecture import read_architecture
-from r1engine.model.hf_folder import Folder
-from r1engine.model.hf_weights import hf_shapes
-from r1engine.model.precision import Precision, begin_export, finish_export, put, store
+from r1engine.hf.architecture import read_architecture
+from r1engine.hf.folder import Folder
+from r1engine.hf.formats import Precision, begin_export, finish_export, put, store
+from r1engine.model.state.rules import hf_shapes
 
 
 def convert(source: Path, target: Path, precision: Precision) -> None:

@@ -64,7 +64,7 @@ def _devices() -> str:
 def _fp8() -> str:
     if importlib.util.find_spec("torch") is None:
         return "unknown without torch"
-    from r1engine.model.fp8 import machine_problem
+    from r1engine.model.layers.fp8 import machine_problem
 
     return machine_problem() or "can run"
 

@@ -15,29 +15,30 @@ import torch.distributed as dist
 from rich.console import Console
 
 from r1engine import checkpoint, config
-from r1engine.architecture import load_tokenizer
 from r1engine.base_model import with_base_model
 from r1engine.batch import Prompt
 from r1engine.config import Config, ConfigError
+from r1engine.data.questions import PromptStream, file_digest, load_prompts
 from r1engine.evaluation.pass_at_1 import pass_at_1, sample_row
 from r1engine.grpo import record_of
-from r1engine.model import fp8, parallel
+from r1engine.hf.architecture import load_tokenizer
+from r1engine.hf.formats import is_fp8_folder, store
+from r1engine.model import parallel
 from r1engine.model.cpu import keep_freed_memory
+from r1engine.model.layers import fp8
 from r1engine.model.parallel import World
 from r1engine.model.policy import Policy, model_dtype
-from r1engine.model.precision import is_fp8_folder, store
 from r1engine.observe.metrics import MetricsLog, Phases, device_telemetry, peak_rss_gb
 from r1engine.observe.progress import Progress
 from r1engine.observe.report import write_report
 from r1engine.observe.summary import print_summary
-from r1engine.prompts import PromptStream, file_digest, load_prompts
 from r1engine.rewards import Record, Scorer
 from r1engine.rewards.configured import make_scorer
-from r1engine.rewards.preference import Alarms
 from r1engine.rewards.record import NEED_TESTS
 from r1engine.rewards.sandbox import probe
-from r1engine.rollout.ahead import Ahead
-from r1engine.rollout.local import LocalGenerator
+from r1engine.rewards.servers.reward_model import Alarms
+from r1engine.rollout.local.generator import LocalGenerator
+from r1engine.rollout.rollouts import Ahead
 from r1engine.rollout.sglang.generator import SglangGenerator
 from r1engine.step import Iteration, Parts, iterate, refresh
 

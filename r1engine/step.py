@@ -26,8 +26,8 @@ from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
 from r1engine.rewards import Score, Scorer
 from r1engine.rewards.shaping import shape
-from r1engine.rollout.ahead import Ahead
-from r1engine.rollout.local import LocalGenerator
+from r1engine.rollout.local.generator import LocalGenerator
+from r1engine.rollout.rollouts import Ahead
 from r1engine.rollout.sglang.generator import SglangGenerator
 from r1engine.rollout.spread import spread
 

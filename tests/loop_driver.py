@@ -17,7 +17,7 @@ def main() -> None:
     # A parent in the background has SIGINT ignored, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if number:
-        from r1engine.rollout.local import LocalGenerator
+        from r1engine.rollout.local.generator import LocalGenerator
 
         load_weights, calls = LocalGenerator.load_weights, [0]
 

@@ -18,7 +18,7 @@ from r1kernels.moe_grouped_gemm import (
     moe_grouped_wgrad_fp8,
 )
 from r1kernels.moe_permute_quant import Fp8Rows, moe_permute, moe_permute_fp8, moe_permute_quant
-from r1kernels.moe_plan import Plan, moe_plan
+from r1kernels.moe_plan import RowPlan, moe_plan
 from r1kernels.moe_swiglu_quant import SwigluGrad, moe_swiglu, moe_swiglu_quant, moe_swiglu_quant_backward
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
     "GrpoMetrics",
     "GrpoObjective",
     "LogProb",
-    "Plan",
+    "RowPlan",
     "SwigluGrad",
     "fp8_dequantize",
     "fp8_quantize",

@@ -9,7 +9,7 @@ from r1engine.config import Config
 from r1engine.grpo import record_of
 from r1engine.model.parallel import World
 from r1engine.rewards import Score, Scorer
-from r1engine.rollout.local import LocalGenerator
+from r1engine.rollout.local.generator import LocalGenerator
 from r1engine.rollout.spread import spread
 
 

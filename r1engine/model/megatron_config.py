@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
-from r1engine.architecture import Architecture
 from r1engine.config import Config, Parallel
 from r1engine.config_checks import has_sequence_parallelism
+from r1engine.hf.architecture import Architecture
 
 
 def transformer_config(model: Architecture, cfg: Config, *, dtype: torch.dtype, on_cpu: bool) -> TransformerConfig:

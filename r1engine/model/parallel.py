@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from r1engine.architecture import Architecture
 from r1engine.config import Parallel
+from r1engine.hf.architecture import Architecture
 
 
 @dataclass(frozen=True)

@@ -17,22 +17,22 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from r1engine.architecture import read_architecture
 from r1engine.batch import PackedBatch
 from r1engine.config import Config
 from r1engine.config_checks import has_sequence_parallelism
-from r1engine.model import dist_checkpoint, fp8
+from r1engine.hf.architecture import read_architecture
+from r1engine.hf.folder import Folder
+from r1engine.hf.formats import Precision, begin_export, finish_export, put, store
 from r1engine.model.cpu import runs_on_cpu
-from r1engine.model.hf_folder import Folder
-from r1engine.model.hf_weights import mtp_copies, mtp_shapes
+from r1engine.model.layers import fp8
+from r1engine.model.layers.gpt import build
 from r1engine.model.megatron_config import transformer_config
-from r1engine.model.offload import Offloader
-from r1engine.model.optimizer_state import held, move_to_host
 from r1engine.model.parallel import World, check_layout
-from r1engine.model.precision import Precision, begin_export, finish_export, put, store
-from r1engine.model.sharded_weights import ShardedWeights
-from r1engine.model.spec import build
-from r1engine.model.swap import lent_weights
+from r1engine.model.state import dist_checkpoint
+from r1engine.model.state.offload import Offloader, lent_weights
+from r1engine.model.state.optimizer_state import held, move_to_host
+from r1engine.model.state.rules import mtp_copies, mtp_shapes
+from r1engine.model.state.sharded_weights import ShardedWeights
 
 # (logp [T], entropy [T], row) -> (loss scalar, metrics: sums over the row)
 LossFn = Callable[[torch.Tensor, torch.Tensor, PackedBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
@@ -334,8 +334,8 @@ class Policy:
             total += p.numel() * (2 * p.element_size() + 12) / copies
         return int(total) + 2**20
 
-    def _model(self) -> dist_checkpoint.Model:
-        return dist_checkpoint.Model([chunk.module for chunk in self.chunks], self._weights.local)
+    def _model(self) -> dist_checkpoint.Saved:
+        return dist_checkpoint.Saved([chunk.module for chunk in self.chunks], self._weights.local)
 
     @runs_on_cpu
     def save(self, folder: Path, snapshot: dict[str, torch.Tensor] | None) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from r1engine.architecture import Architecture, read_architecture
 from r1engine.config import Config, ConfigError
+from r1engine.hf.architecture import Architecture, read_architecture
 from r1engine.plan.hardware import Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import Job
@@ -71,7 +71,7 @@ def run_plan(
 
 def _check_against_model(arch: Architecture, cfg: Config, plan: Plan) -> None:
     """Build the true Megatron model of every stage and hold the closed forms to it."""
-    from r1engine.model.meta import stage_parameters
+    from r1engine.model.stage_sizes import stage_parameters
 
     built = stage_parameters(arch, _with_layout(cfg, plan.layout), plan.layout.gpus)
     for stage, names in enumerate(built):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from r1engine.architecture import Architecture
 from r1engine.config import Parallel
+from r1engine.hf.architecture import Architecture
 from r1engine.model.parallel import check_layout, check_sizes
 
 Recompute = Literal["none", "full"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from r1engine.architecture import Architecture
+from r1engine.hf.architecture import Architecture
 from r1engine.plan.hardware import GIB, Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.sizes import key_value_dim, query_dim, rank_parameters, total_parameters, value_dim

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from r1engine.architecture import Architecture
+from r1engine.hf.architecture import Architecture
 from r1engine.plan.hardware import GIB, Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import GRADIENT, OPTIMIZER, WEIGHT, Job, optimizer_bytes

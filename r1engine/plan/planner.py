@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from r1engine.architecture import Architecture
-from r1engine.model.fp8 import model_problem
+from r1engine.hf.architecture import Architecture
+from r1engine.model.layers.fp8 import model_problem
 from r1engine.plan.hardware import GIB, Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import PHASE_TERMS, Job, StageMemory, host_bytes, stage_memory

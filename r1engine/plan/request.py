@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from r1engine.architecture import Architecture
 from r1engine.config import Config, ConfigError
+from r1engine.hf.architecture import Architecture
 from r1engine.plan.hardware import GIB, GPUS, Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import Job

@@ -1,6 +1,6 @@
 """Parameters of a model by term, as a whole and on one rank, and the floating-point work of a token.
 
-Closed forms: `model/meta.py` builds the true Megatron model without memory, and tests hold the two equal.
+Closed forms: `model/stage_sizes.py` builds the true Megatron model without memory, and tests hold the two equal.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from r1engine.architecture import Architecture
+from r1engine.hf.architecture import Architecture
 from r1engine.plan.layout import Layout
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from r1engine.rewards.normalize import unwrap
+from r1engine.rewards.math.normalize import unwrap
 from r1engine.rewards.record import Verdict
 
 _CHOICE = re.compile(r"(?:(?:option|choice|answer)s?\s*:?\s*)?[\[(]?([A-Za-z])[\])]?(?:[.:)](?:\s.*)?)?", re.I | re.S)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from r1engine.config import ConfigError, GradingServer, Rewards
-from r1engine.rewards.accuracy import MathPolicy
-from r1engine.rewards.endpoint import Endpoint
-from r1engine.rewards.generative import GenerativeJudge
-from r1engine.rewards.preference import RewardModel
+from r1engine.rewards.math.accuracy import MathPolicy
 from r1engine.rewards.scorer import Scorer
+from r1engine.rewards.servers.endpoint import ModelServers
+from r1engine.rewards.servers.judge import GenerativeJudge
+from r1engine.rewards.servers.reward_model import RewardModel
 
 
 def make_scorer(rewards: Rewards, *, workers: int | None = None) -> Scorer:
@@ -60,7 +60,7 @@ def check_rewards(rewards: Rewards) -> None:
         raise ConfigError(f"rewards: {error}") from error
 
 
-def _endpoint(server: GradingServer) -> Endpoint:
-    return Endpoint(
+def _endpoint(server: GradingServer) -> ModelServers:
+    return ModelServers(
         *server.urls, timeout_seconds=server.timeout_seconds, tries=server.tries, key_variable=server.key_variable
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from r1engine.rewards.code_problems import test_fields
+from r1engine.rewards.code.problems import test_fields
 from r1engine.rewards.language import check_language
 
 Verdict = Literal["right", "wrong", "undecided"]

@@ -13,19 +13,19 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from r1engine.rewards.accuracy import STRICT, MathPolicy, judge_at_once, reference_problem_at_once
 from r1engine.rewards.choice import choices, judge_choice, judge_exact
-from r1engine.rewards.code import final_code
-from r1engine.rewards.code_problems import tests_problem
+from r1engine.rewards.code.grade import final_code
+from r1engine.rewards.code.problems import tests_problem
 from r1engine.rewards.extract import final_answer, thoughts
 from r1engine.rewards.format import format_problem
-from r1engine.rewards.gather import Gatherer
-from r1engine.rewards.generative import GenerativeJudge, Pair
 from r1engine.rewards.language import Detector
-from r1engine.rewards.pool import Outcome, WorkerPool, in_order
-from r1engine.rewards.preference import RewardModel, rated_text
+from r1engine.rewards.math.accuracy import STRICT, MathPolicy, judge_at_once, reference_problem_at_once
 from r1engine.rewards.record import NEED_TESTS, REWARDS, Record, Score, Verdict
 from r1engine.rewards.sandbox import probe
+from r1engine.rewards.servers.gather import Gatherer
+from r1engine.rewards.servers.judge import GenerativeJudge, Pair
+from r1engine.rewards.servers.reward_model import RewardModel, rated_text
+from r1engine.rewards.workers.pool import Outcome, WorkerPool, in_order
 
 CONSISTENT = 0.9  # share of target-language words from which reward "language" says right
 
@@ -41,7 +41,7 @@ class _Begun:
     decided: tuple[Verdict, str] | None = None  # verdict and reason; None: a worker is to find out
     components: dict[str, float] = field(default_factory=dict)
     note: str = ""  # what the reason is to say besides
-    work: dict[str, Any] = field(default_factory=dict)  # for r1engine.rewards.work
+    work: dict[str, Any] = field(default_factory=dict)  # for r1engine.rewards.workers.tasks
     asked: dict[str, Any] = field(default_factory=dict)  # server -> what it is asked
 
 
@@ -89,9 +89,9 @@ class Scorer:
         self._policy = policy
         self._with_language, self._detector, self._blank_think = with_language, detector, blank_think_allowed
         count = workers or len(os.sched_getaffinity(0))
-        self._pool = WorkerPool("r1engine.rewards.work:work", workers=count, deadline_seconds=deadline_seconds)
+        self._pool = WorkerPool("r1engine.rewards.workers.tasks:work", workers=count, deadline_seconds=deadline_seconds)
         self._code_pool = WorkerPool(
-            "r1engine.rewards.code_work:work", workers=count, deadline_seconds=code_deadline_seconds
+            "r1engine.rewards.workers.code_tasks:work", workers=count, deadline_seconds=code_deadline_seconds
         )
         self._unsafe = unsafe
         self._judge, self._reward_models = judge, dict(reward_models or {})

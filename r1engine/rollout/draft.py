@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from tokenizers import Tokenizer
 
-from r1engine.architecture import Architecture
 from r1engine.batch import Completion, Prompt
+from r1engine.hf.architecture import Architecture
 
 
 @dataclass

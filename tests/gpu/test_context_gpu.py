@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from r1engine.batch import Sequence, pack_sequences
-from r1engine.model.attention import packed_attention, row_layout
-from r1engine.model.context import share_of_row
+from r1engine.model.layers.attention import packed_attention, row_layout
+from r1engine.model.layers.context import share_of_row
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,7 +6,7 @@ from model_folders import save_model
 
 from r1engine.batch import Sequence, pack_sequences
 from r1engine.config import Config
-from r1engine.model.fp8 import machine_problem
+from r1engine.model.layers.fp8 import machine_problem
 from r1engine.model.policy import Policy
 from r1engine.sft import cross_entropy
 

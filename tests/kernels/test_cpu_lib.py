@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from r1engine.model.attention import _rotate
-from r1engine.model.cpu_attention import compiled_attention, is_compiled, padded_blocks, padded_sdpa
-from r1engine.rollout.compiled import ADD, GATE, PANEL, ROWS, to_panels
+from r1engine.model.layers.attention import _rotate
+from r1engine.model.layers.cpu_attention import compiled_attention, is_compiled, padded_blocks, padded_sdpa
+from r1engine.rollout.local.compiled import ADD, GATE, PANEL, ROWS, to_panels
 from r1kernels import cpu_lib
 
 ROOT = Path(__file__).resolve().parents[2]

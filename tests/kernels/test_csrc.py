@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import cuda_on_cpu
 
-from r1kernels import Plan, cuda_lib, moe_plan
+from r1kernels import RowPlan, cuda_lib, moe_plan
 from r1kernels.fp8_cast import cuda_impl as cast_cuda
 from r1kernels.fp8_cast import reference as cast_reference
 from r1kernels.moe_combine import cuda_impl as combine_cuda
@@ -56,7 +56,7 @@ def random(*shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> t
     return x.to(dtype)
 
 
-def routed(num_tokens: int, topk: int, num_experts: int, align: int = 128) -> tuple[Plan, torch.Tensor]:
+def routed(num_tokens: int, topk: int, num_experts: int, align: int = 128) -> tuple[RowPlan, torch.Tensor]:
     """A plan with some absent choices, and weights."""
     generator = torch.Generator().manual_seed(num_tokens)
     ids = torch.rand(num_tokens, num_experts, generator=generator).argsort(1)[:, :topk].int()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from r1kernels import Plan, moe_combine, moe_combine_backward_quant, moe_permute, moe_permute_quant, moe_plan
+from r1kernels import RowPlan, moe_combine, moe_combine_backward_quant, moe_permute, moe_permute_quant, moe_plan
 
 SHAPES = [(0, 2, 4), (1, 1, 1), (37, 3, 7), (130, 2, 4), (50, 4, 4)]  # tokens, choices, experts
 
@@ -17,7 +17,7 @@ def case(
     hidden: int = 256,
     align: int = 128,
     dtype: torch.dtype = torch.float64,
-) -> tuple[torch.Tensor, Plan, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, RowPlan, torch.Tensor, torch.Tensor]:
     """rows, plan, weights, residual; some choices absent; padding rows are NaN, which nobody may read."""
     generator = torch.Generator().manual_seed(num_tokens)
     ids = torch.rand(num_tokens, num_experts, generator=generator).argsort(1)[:, :topk].int()
@@ -30,7 +30,9 @@ def case(
     return rows, plan, weights if dtype == torch.float64 else weights.float(), residual
 
 
-def oracle(rows: torch.Tensor, plan: Plan, weights: torch.Tensor | None, residual: torch.Tensor | None) -> torch.Tensor:
+def oracle(
+    rows: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None, residual: torch.Tensor | None
+) -> torch.Tensor:
     out = []
     for t, own in enumerate(plan.row_of.tolist()):
         total = torch.zeros(rows.shape[1], dtype=torch.float64) if residual is None else residual[t].double()

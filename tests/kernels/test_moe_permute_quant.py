@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from r1kernels import Plan, fp8_dequantize, fp8_quantize, moe_permute, moe_permute_fp8, moe_permute_quant, moe_plan
+from r1kernels import RowPlan, fp8_dequantize, fp8_quantize, moe_permute, moe_permute_fp8, moe_permute_quant, moe_plan
 from r1kernels.fp8_cast.reference import dequantize
 from r1kernels.moe_permute_quant.reference import untransposed
 
@@ -19,7 +19,7 @@ def case(
     hidden: int = 256,
     align: int = 128,
     dtype: torch.dtype = torch.bfloat16,
-) -> tuple[torch.Tensor, Plan, torch.Tensor]:
+) -> tuple[torch.Tensor, RowPlan, torch.Tensor]:
     generator = torch.Generator().manual_seed(num_tokens)
     x = torch.randn(num_tokens, hidden, generator=generator)
     x = x * torch.exp(2 * torch.randn(num_tokens, 1, generator=generator))

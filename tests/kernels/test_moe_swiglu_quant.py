@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import aot
 
-from r1kernels import Plan, fp8_quantize, moe_plan, moe_swiglu, moe_swiglu_quant, moe_swiglu_quant_backward
+from r1kernels import RowPlan, fp8_quantize, moe_plan, moe_swiglu, moe_swiglu_quant, moe_swiglu_quant_backward
 from r1kernels.fp8_cast.reference import dequantize
 from r1kernels.moe_permute_quant.reference import untransposed
 
@@ -34,11 +34,11 @@ def case(num_tokens: int = 37, topk: int = 2, experts: int = 2, inner: int = 256
     return h.to(dtype), grad.to(dtype), torch.rand(num_tokens, topk, generator=generator), plan
 
 
-def used(plan: Plan) -> int:
+def used(plan: RowPlan) -> int:
     return int(plan.offsets[-1])
 
 
-def exact(h: torch.Tensor, grad: torch.Tensor, weights: torch.Tensor, plan: Plan):
+def exact(h: torch.Tensor, grad: torch.Tensor, weights: torch.Tensor, plan: RowPlan):
     """(act, d h, d weights) in float64 by autograd; zero in padding."""
     h64, w64 = h.double().nan_to_num(0).requires_grad_(), weights.double().requires_grad_()
     gate, up = h64.chunk(2, 1)

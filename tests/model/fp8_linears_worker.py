@@ -23,7 +23,7 @@ from transformer_engine.pytorch.distributed import checkpoints  # noqa: E402
 from r1engine.batch import Sequence, pack_sequences  # noqa: E402
 from r1engine.config import Config  # noqa: E402
 from r1engine.model.cpu import runs_on_cpu  # noqa: E402
-from r1engine.model.fp8 import machine_problem  # noqa: E402
+from r1engine.model.layers.fp8 import machine_problem  # noqa: E402
 from r1engine.model.parallel import World, join, leave  # noqa: E402
 from r1engine.model.policy import Policy  # noqa: E402
 from r1engine.sft import cross_entropy  # noqa: E402

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from r1engine.base_model import with_base_model
 from r1engine.batch import PackedBatch, Sequence, pack_sequences
 from r1engine.config import Config
-from r1engine.model.attention import row_layout
+from r1engine.model.layers.attention import row_layout
 from r1engine.model.policy import Policy
 from r1engine.observe.progress import Progress
 from r1engine.sft import cross_entropy

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from r1engine.batch import PackedBatch, Sequence, pack_sequences
-from r1engine.model.attention import _chunk_flash, _chunk_sdpa, flash_attn_varlen, packed_attention, row_layout
-from r1engine.model.context import Share, share_of_row
+from r1engine.model.layers.attention import _chunk_flash, _chunk_sdpa, flash_attn_varlen, packed_attention, row_layout
+from r1engine.model.layers.context import Share, share_of_row
 
 ROWS = {
     "one long sequence": [96],

@@ -12,10 +12,10 @@ import torch
 from model_folders import save_model
 from safetensors.torch import load_file
 
-from r1engine.architecture import read_architecture
 from r1engine.config import Config, ConfigError
+from r1engine.hf.architecture import read_architecture
 from r1engine.loop import train
-from r1engine.model import fp8
+from r1engine.model.layers import fp8
 from r1engine.model.policy import Policy
 
 HERE = Path(__file__).parent

@@ -8,8 +8,8 @@ import torch
 
 from r1engine.batch import PackedBatch, Sequence, pack_sequences
 from r1engine.config import Config
-from r1engine.model import host_optimizer
 from r1engine.model.policy import Policy
+from r1engine.model.state import host_optimizer
 from r1engine.sft import cross_entropy
 
 ADAM = {"eps": 1e-3, "weight_decay": 0.1, "clip_grad": 0.5}  # a small eps would turn rounding into whole steps

@@ -11,7 +11,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from r1engine.batch import Sequence, pack_sequences
 from r1engine.config import Config
 from r1engine.model.cpu import on_cpu
-from r1engine.model.moe import Fp8MoE, MoE, moe_layer_spec
+from r1engine.model.layers.moe import Fp8MoE, MoE, moe_layer_spec
 from r1engine.model.policy import Policy
 from r1engine.sft import cross_entropy
 

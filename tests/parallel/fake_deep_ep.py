@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from r1engine.model.expert_parallel import AllToAll
+from r1engine.model.layers.expert_parallel import AllToAll
 from r1kernels import Fp8
 
 

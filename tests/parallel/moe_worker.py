@@ -22,8 +22,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig  # no
 
 from r1engine.config import Parallel  # noqa: E402
 from r1engine.model.cpu import on_cpu  # noqa: E402
-from r1engine.model.expert_parallel import AllToAll  # noqa: E402
-from r1engine.model.moe import moe_layer_spec  # noqa: E402
+from r1engine.model.layers.expert_parallel import AllToAll  # noqa: E402
+from r1engine.model.layers.moe import moe_layer_spec  # noqa: E402
 from r1engine.model.parallel import join, leave  # noqa: E402
 from r1kernels import Fp8, fp8_dequantize, fp8_quantize  # noqa: E402
 
@@ -145,7 +145,7 @@ def compare_fp8(ours: MoELayer, theirs: MoELayer, num_tokens: int) -> None:
 def compare_deep_ep(expert: int) -> None:
     """The journey by DeepEP's calls ends where the one by all_to_all does, gradients included."""
     sys.modules["deep_ep"] = fake_deep_ep
-    from r1engine.model.deep_ep import DeepEp
+    from r1engine.model.layers.deep_ep import DeepEp
 
     group, generator = ps.get_expert_model_parallel_group(), torch.Generator().manual_seed(dist.get_rank())
     ids = torch.rand(TOKENS, E, generator=generator).argsort(1)[:, :K].int().contiguous()

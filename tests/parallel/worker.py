@@ -19,10 +19,10 @@ warnings.filterwarnings("ignore")
 
 from megatron.core import parallel_state  # noqa: E402
 
-from r1engine.architecture import Moe  # noqa: E402
 from r1engine.batch import Completion, PackedBatch, Prompt, Sample, pack  # noqa: E402
 from r1engine.config import Config  # noqa: E402
 from r1engine.grpo import objective  # noqa: E402
+from r1engine.hf.architecture import Moe  # noqa: E402
 from r1engine.model.parallel import join, leave  # noqa: E402
 from r1engine.model.policy import Policy  # noqa: E402
 

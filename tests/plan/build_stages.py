@@ -4,9 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-from r1engine.architecture import read_architecture
 from r1engine.config import Config, Model, Parallel
-from r1engine.model.meta import stage_parameters
+from r1engine.hf.architecture import read_architecture
+from r1engine.model.stage_sizes import stage_parameters
 
 arch = read_architecture(Path(sys.argv[1]))
 cfg = Config(parallel=Parallel(**json.loads(sys.argv[2])), model=Model(mtp_loss_weight=float(sys.argv[4])))

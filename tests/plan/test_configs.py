@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import DeepseekV3Config
 
-from r1engine.architecture import read_architecture
 from r1engine.config import load
+from r1engine.hf.architecture import read_architecture
 from r1engine.plan.hardware import GPUS, Assumed
 from r1engine.plan.planner import make_plan
 from r1engine.plan.request import job_of, layout_of, smallest_generator

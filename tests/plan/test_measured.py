@@ -7,7 +7,7 @@ import pytest
 from model_folders import save_model
 from ranks import forked
 
-from r1engine.architecture import read_architecture
+from r1engine.hf.architecture import read_architecture
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import GRADIENT, WEIGHT, optimizer_bytes
 from r1engine.plan.sizes import rank_parameters

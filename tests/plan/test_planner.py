@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from r1engine.architecture import read_architecture
 from r1engine.cli import app
+from r1engine.hf.architecture import read_architecture
 from r1engine.plan.command import _print_least
 from r1engine.plan.hardware import GIB, GPUS, Assumed
 from r1engine.plan.layout import Layout

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ranks import forked
 
-from r1engine.architecture import read_architecture
+from r1engine.hf.architecture import read_architecture
 from r1engine.plan.layout import Layout
 from r1engine.plan.sizes import active_parameters, forward_work, rank_parameters, total_parameters
 

@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from r1engine.rewards.accuracy import judge
 from r1engine.rewards.extract import MAX_ANSWER_CHARACTERS, final_answer
-from r1engine.rewards.symbolic import MAX_CHARACTERS
+from r1engine.rewards.math.accuracy import judge
+from r1engine.rewards.math.symbolic import MAX_CHARACTERS
 
 # ---- which answer counts ---------------------------------------------------------------------------------------
 

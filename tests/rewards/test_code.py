@@ -7,9 +7,9 @@ import zlib
 
 import pytest
 
-from r1engine.rewards.code import MAX_PROGRAM_CHARACTERS, final_code, grade_code
-from r1engine.rewards.code_compare import is_same_value, output_problem
-from r1engine.rewards.code_problems import CallTest, CodeProblem, PrintTest, parse_problem
+from r1engine.rewards.code.compare import is_same_value, output_problem
+from r1engine.rewards.code.grade import MAX_PROGRAM_CHARACTERS, final_code, grade_code
+from r1engine.rewards.code.problems import CallTest, CodeProblem, PrintTest, parse_problem
 from r1engine.rewards.sandbox import Limits, Sandbox
 from r1engine.rewards.sandbox.inside import plain
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from r1engine.cli import app
-from r1engine.prompts import read_questions
+from r1engine.data.questions import read_questions
 from r1engine.rewards import Record, Scorer, read_records
 from r1engine.rewards.sandbox import probe
 from r1engine.rewards.sandbox.protection import compiler

@@ -5,9 +5,9 @@ import threading
 import pytest
 from model_server import ModelServer, fair_judge, rates, says, shown_texts
 
-from r1engine.rewards.endpoint import Endpoint, EndpointError
-from r1engine.rewards.generative import CANARIES, GenerativeJudge, Pair
-from r1engine.rewards.preference import RewardModel
+from r1engine.rewards.servers.endpoint import ModelServers, ModelServersError
+from r1engine.rewards.servers.judge import CANARIES, GenerativeJudge, Pair
+from r1engine.rewards.servers.reward_model import RewardModel
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def serve():
         server.stop()
 
 
-def endpoint_of(*servers: ModelServer, **settings) -> Endpoint:
-    return Endpoint(*(f"{s.url}/v1" for s in servers), **{"timeout_seconds": 5.0, "pause_seconds": 0.0, **settings})
+def endpoint_of(*servers: ModelServer, **settings) -> ModelServers:
+    return ModelServers(*(f"{s.url}/v1" for s in servers), **{"timeout_seconds": 5.0, "pause_seconds": 0.0, **settings})
 
 
 def judge_of(server: ModelServer) -> GenerativeJudge:
@@ -126,7 +126,7 @@ def test_key_comes_from_the_environment(serve, monkeypatch):
 
 def test_url_without_a_scheme_is_refused():
     with pytest.raises(ValueError, match=r"found url '10\.0\.0\.7:30000', required http://"):
-        Endpoint("10.0.0.7:30000")
+        ModelServers("10.0.0.7:30000")
 
 
 def reward_model(server: ModelServer, **settings) -> RewardModel:
@@ -179,7 +179,7 @@ def test_text_that_forges_a_turn_of_the_conversation_is_not_rated(serve):
 
 def test_template_without_a_place_for_the_response_is_refused(serve):
     with pytest.raises(ValueError, match=r"reward model rm: found the template '\{prompt\}', required one"):
-        RewardModel(Endpoint("http://a"), "rm", "{prompt}")
+        RewardModel(ModelServers("http://a"), "rm", "{prompt}")
 
 
 def test_request_that_fails_at_one_server_goes_to_another(serve):
@@ -192,14 +192,14 @@ def test_request_that_fails_at_one_server_goes_to_another(serve):
 def test_servers_that_are_all_down_cost_a_few_requests_and_are_asked_again_later(serve):
     server = serve(lambda path, body: (500, b"oom") if len(server.seen) <= 3 else (200, b"{}"))
     endpoint = endpoint_of(server)
-    with pytest.raises(EndpointError, match=r"HTTP 500 oom$"):
+    with pytest.raises(ModelServersError, match=r"HTTP 500 oom$"):
         endpoint.post("/x", {})
-    with pytest.raises(EndpointError, match=r"HTTP 500 oom \(it rests, and was not asked again\)"):
+    with pytest.raises(ModelServersError, match=r"HTTP 500 oom \(it rests, and was not asked again\)"):
         endpoint.post("/x", {})
     assert len(server.seen) == 3
     server.seen.clear()
     endpoint = endpoint_of(server, rest_seconds=0.0)
-    with pytest.raises(EndpointError, match=r"HTTP 500 oom$"):
+    with pytest.raises(ModelServersError, match=r"HTTP 500 oom$"):
         endpoint.post("/x", {})
     assert endpoint.post("/x", {}) == {}
 
@@ -214,6 +214,6 @@ def test_hanging_server_is_given_up_after_the_timeout(serve):
     waiting = threading.Event()
     server = serve(lambda path, body: waiting.wait(20) and None)
     endpoint = endpoint_of(server, timeout_seconds=0.1, tries=2)
-    with pytest.raises(EndpointError, match="timed out"):
+    with pytest.raises(ModelServersError, match="timed out"):
         endpoint.post("/x", {})
     waiting.set()

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # hostile_programs.py
 from hostile_programs import ANSWER, PRINTING, RETURNING
 from ordinary_user import ROOT, as_ordinary_user
 
-from r1engine.rewards.code import grade_code
-from r1engine.rewards.code_problems import CallTest, CodeProblem, PrintTest
-from r1engine.rewards.sandbox import Limits, Run, Sandbox, probe
+from r1engine.rewards.code.grade import grade_code
+from r1engine.rewards.code.problems import CallTest, CodeProblem, PrintTest
+from r1engine.rewards.sandbox import Limits, ProgramRun, Sandbox, probe
 
 PRINT = CodeProblem((PrintTest("4\n", ANSWER),))
 CALL = CodeProblem((CallTest([4], [int(ANSWER)]),), function="answer")
@@ -44,7 +44,7 @@ class Recording(Sandbox):
 
     written = b""
 
-    def run_script(self, *arguments, **options) -> Run:
+    def run_script(self, *arguments, **options) -> ProgramRun:
         run = super().run_script(*arguments, **options)
         self.written += run.stdout + run.stderr.encode()
         return run

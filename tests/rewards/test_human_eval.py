@@ -10,8 +10,8 @@ from itertools import islice
 
 import pytest
 
-from r1engine.rewards.code import grade_code
-from r1engine.rewards.code_problems import CodeProblem, parse_problem
+from r1engine.rewards.code.grade import grade_code
+from r1engine.rewards.code.problems import CodeProblem, parse_problem
 from r1engine.rewards.sandbox import Limits, Sandbox
 
 SWAPPED = {

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from r1engine.rewards import Record, Scorer
-from r1engine.rewards.accuracy import MathPolicy
+from r1engine.rewards.math.accuracy import MathPolicy
 
 pytestmark = pytest.mark.slow
 

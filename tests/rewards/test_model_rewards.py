@@ -15,7 +15,7 @@ from r1engine.cli import app
 from r1engine.config import Rewards
 from r1engine.rewards import Record, Scorer
 from r1engine.rewards.configured import make_scorer
-from r1engine.rewards.gather import Gatherer
+from r1engine.rewards.servers.gather import Gatherer
 
 
 @pytest.fixture

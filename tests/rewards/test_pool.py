@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from r1engine.rewards.pool import WorkerPool
+from r1engine.rewards.workers.pool import WorkerPool
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 1.0
@@ -275,7 +275,7 @@ def test_no_process_outlives_a_parent_that_was_killed(tmp_path):
     (tmp_path / "acting.py").write_text(FUNCTION)
     code = (
         f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\n"
-        "from r1engine.rewards.pool import WorkerPool\n"
+        "from r1engine.rewards.workers.pool import WorkerPool\n"
         "pool = WorkerPool('acting:act', workers=2, deadline_seconds=600)\n"
         "pool.submit(['deaf', 0])\n"
         "print(pool.submit(['honest', 2]).result().value, flush=True)\n"

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from r1engine.config import RewardModel, Rewards
-from r1engine.rewards.preference import Alarms, HackingAlarm, rated_text, summary
+from r1engine.config import RewardModelServer, Rewards
+from r1engine.rewards.servers.reward_model import Alarms, HackingAlarm, rated_text, summary
 
 
 def test_helpfulness_sees_the_summary_and_harmlessness_everything():
@@ -31,7 +31,7 @@ def test_summary_is_what_follows_the_thoughts(completion, prefilled, expected):
 
 
 def test_preference_rewards_count_in_the_last_400_of_1700_steps():
-    model = RewardModel(urls=["http://a"], model="m", template="{prompt}{response}")
+    model = RewardModelServer(urls=["http://a"], model="m", template="{prompt}{response}")
     rewards = Rewards(helpfulness={0: 0.0, 1300: 1.0}, helpfulness_model=model)
     assert [rewards.weights_at(step)["helpfulness"] for step in range(1700)] == [0.0] * 1300 + [1.0] * 400
     assert [rewards.is_rated_at(step) for step in (0, 1299, 1300, 1699)] == [False, False, True, True]

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from r1engine.rewards import Record, Score, Scorer
-from r1engine.rewards.pool import WorkerPool
+from r1engine.rewards.workers.pool import WorkerPool
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sympy import Eq, I, Integral, Matrix, cos, exp, oo, pi, sin, sqrt, symbols, sympify
 
-from r1engine.rewards.values import decide_by_values
+from r1engine.rewards.math.values import decide_by_values
 
 x, y, i = symbols("x y i")
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from r1engine.batch import Completion, Prompt, Sample, pack
 from r1engine.config import Config
 from r1engine.model.policy import Policy
-from r1engine.rollout.local import LocalGenerator
+from r1engine.rollout.local.generator import LocalGenerator
 from r1engine.sft import cross_entropy
 
 FAMILIES = ("deepseek", "moonlight", "qwen3-moe")

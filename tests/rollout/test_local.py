@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, models
 from torch.overrides import TorchFunctionMode
 
 from r1engine.batch import Completion, Prompt
-from r1engine.rollout import compiled
-from r1engine.rollout.cache import FIRST_TOKENS, KVCache
-from r1engine.rollout.local import LocalGenerator
+from r1engine.rollout.local import compiled
+from r1engine.rollout.local.cache import FIRST_TOKENS, KVCache
+from r1engine.rollout.local.generator import LocalGenerator
 from r1kernels import cpu_lib
 
 VOCAB, STOP = 99, 1

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from r1engine.rollout.sampling import sample, stream_key, uniforms
+from r1engine.rollout.local.sampling import sample, stream_key, uniforms
 
 
 def test_sampling_by_hand():

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from r1kernels.dispatch import Impl, choose
 from r1kernels.linear_logprob.head import Head, HeadGradients, check_head
 from r1kernels.logprob_entropy import LogProb
-from r1kernels.logprob_entropy.problem import Rows
+from r1kernels.logprob_entropy.problem import RowSums
 
 
 def linear_logprob(
@@ -159,7 +159,7 @@ class _LinearLogProb(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_logp, grad_entropy, _grad_lse):
         hidden, weight, bias, logits, *rows = ctx.saved_tensors
-        options, rows = ctx.options, Rows(*rows)
+        options, rows = ctx.options, RowSums(*rows)
         if options.keeps_gradient:
             # Saved in the place of `hidden`: its gradient for a grad_logp of 1.
             return (hidden * ctx.head.own(grad_logp)[:, None]).to(hidden.dtype), None, None, None, None
@@ -170,7 +170,7 @@ class _LinearLogProb(torch.autograd.Function):
             flat = chunk.flat
             # What was kept stays for another backward pass; what was computed again is written over.
             out = chunk.problem.logits if logits is None else torch.empty_like(chunk.problem.logits)
-            parts = Rows(*(None if x is None else x[flat] for x in rows))
+            parts = RowSums(*(None if x is None else x[flat] for x in rows))
             grads = (None if x is None else x[flat] for x in (grad_logp, grad_entropy))
             options.implementation.gradient(chunk.problem, parts, *grads, out)
             gradients.add(chunk, out[0])

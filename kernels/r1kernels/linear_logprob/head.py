@@ -15,7 +15,7 @@ from r1kernels.logprob_entropy.problem import Problem, check_problem
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}  # of the logits of a chunk
 
 
-class Chunk(NamedTuple):
+class HeadChunk(NamedTuple):
     """Some tokens of every rank that holds tokens."""
 
     own: slice  # of this rank's hidden states
@@ -45,7 +45,7 @@ class Head:
         """Whether everything is one chunk."""
         return len(self.hidden) <= self.chunk_tokens
 
-    def chunks(self, kept: torch.Tensor | None = None) -> Iterator[Chunk]:
+    def chunks(self, kept: torch.Tensor | None = None) -> Iterator[HeadChunk]:
         """Every token once, in order; a chunk's logits last until the next is asked for."""
         # The same memory for every chunk: fresh pages would cost a CPU as much as the product.
         buffer = None
@@ -62,7 +62,7 @@ class Head:
             if buffer is None and kept is None:
                 buffer = hidden.new_empty(len(hidden), len(self.weight))
             logits = self._logits(hidden, buffer[: len(hidden)]) if kept is None else kept
-            yield Chunk(own, flat, hidden, _rows_of(self.problem, flat, logits))
+            yield HeadChunk(own, flat, hidden, _rows_of(self.problem, flat, logits))
 
     def _logits(self, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         if self.bias is None:
@@ -100,7 +100,7 @@ class HeadGradients:
         self._bias = torch.zeros_like(head.bias, dtype=exact) if bias else None
         self._pending: list[dist.Work] = []
 
-    def add(self, chunk: Chunk, grad_logits: torch.Tensor) -> None:
+    def add(self, chunk: HeadChunk, grad_logits: torch.Tensor) -> None:
         """Take the gradient [n, V_local] of a chunk's logits."""
         if self.hidden is not None:
             self._add_hidden(chunk, grad_logits @ self.head.weight)
@@ -109,7 +109,7 @@ class HeadGradients:
         if self._bias is not None:
             self._bias += grad_logits.sum(0, dtype=self._bias.dtype)
 
-    def _add_hidden(self, chunk: Chunk, part: torch.Tensor) -> None:
+    def _add_hidden(self, chunk: HeadChunk, part: torch.Tensor) -> None:
         """Sum over the ranks' slices of the vocabulary, while the weight's product runs."""
         group = self.head.problem.tp_group
         out = self.hidden[chunk.own]

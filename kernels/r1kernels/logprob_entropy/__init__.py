@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from r1kernels.dispatch import Impl, check_float, choose
-from r1kernels.logprob_entropy.problem import Rows, as_rows, check_problem, check_writable
+from r1kernels.logprob_entropy.problem import RowSums, as_rows, check_problem, check_writable
 
 
 class LogProb(NamedTuple):
@@ -150,5 +150,5 @@ class _LogProbEntropy(torch.autograd.Function):
         grad = logits.detach() if ctx.options.inplace_backward else torch.empty_like(logits)
         problem = replace(ctx.problem, logits=as_rows("logprob_entropy", logits.detach()))
         out = grad.view(problem.logits.shape)
-        ctx.options.implementation.gradient(problem, Rows(*rows), grad_logp, grad_entropy, out)
+        ctx.options.implementation.gradient(problem, RowSums(*rows), grad_logp, grad_entropy, out)
         return grad, None, None

@@ -54,7 +54,7 @@ class Problem:
         return everyone
 
 
-class Rows(NamedTuple):
+class RowSums(NamedTuple):
     """Sums of each row over the whole vocabulary, [N] each."""
 
     logp: torch.Tensor

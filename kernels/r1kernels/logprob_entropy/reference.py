@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from r1kernels.logprob_entropy.problem import Problem, Rows
+from r1kernels.logprob_entropy.problem import Problem, RowSums
 
 BLOCK_ELEMENTS = 1 << 18  # logits a thread handles at once: 1 MiB of float32, and as much for their softmax
 FORBIDDEN = -1e30  # stands for -inf where -inf * 0 would be NaN
@@ -141,7 +141,7 @@ def _is_kept(problem: Problem, at: Place, vocab: int) -> torch.Tensor:
     return kept
 
 
-def merge(problem: Problem, parts: torch.Tensor) -> Rows:
+def merge(problem: Problem, parts: torch.Tensor) -> RowSums:
     """[ranks, 5, N] partial sums of all slices -> what is known of each row, on every rank bitwise the same."""
     tops, totals, weighted, squares, picked = parts.unbind(1)
     top = tops.amax(dim=0)
@@ -153,8 +153,8 @@ def merge(problem: Problem, parts: torch.Tensor) -> Rows:
     log_total = total.log()
     nothing = torch.where(top > FORBIDDEN / 2, 0.0, torch.nan)  # added to rows without any allowed token
     logp = picked.sum(0) - top - log_total + nothing
-    rows = Rows(logp, log_total - weighted / total, top + log_total, squares / total.square(), top, log_total, None)
-    rows = Rows(*(None if x is None else x.masked_fill(~problem.is_used(), 0.0) for x in rows))
+    rows = RowSums(logp, log_total - weighted / total, top + log_total, squares / total.square(), top, log_total, None)
+    rows = RowSums(*(None if x is None else x.masked_fill(~problem.is_used(), 0.0) for x in rows))
     if problem.tp_group is None:
         return rows
     return rows._replace(share=torch.nan_to_num(totals[problem.tp_group.rank()] / total))
@@ -162,7 +162,7 @@ def merge(problem: Problem, parts: torch.Tensor) -> Rows:
 
 def gradient(
     problem: Problem,
-    sums: Rows,
+    sums: RowSums,
     grad_logp: torch.Tensor | None,
     grad_entropy: torch.Tensor | None,
     out: torch.Tensor,

@@ -6,7 +6,7 @@ import torch
 import triton
 
 from r1kernels.logprob_entropy import triton_kernels as kernels
-from r1kernels.logprob_entropy.problem import Problem, Rows
+from r1kernels.logprob_entropy.problem import Problem, RowSums
 
 NUM_WARPS = 8
 REPEAT = 4  # 128-bit loads a thread has in flight
@@ -29,8 +29,8 @@ def partials(problem: Problem, *, entropy: bool, squares: bool) -> torch.Tensor:
     return out
 
 
-def merge(problem: Problem, parts: torch.Tensor) -> Rows:
-    """[ranks, 5, N] -> Rows, as `reference.merge`; `share` is not needed here."""
+def merge(problem: Problem, parts: torch.Tensor) -> RowSums:
+    """[ranks, 5, N] -> RowSums, as `reference.merge`; `share` is not needed here."""
     ranks, _, num_rows = parts.shape
     out = torch.empty(6, num_rows, dtype=torch.float32, device=parts.device)
     if num_rows:
@@ -45,12 +45,12 @@ def merge(problem: Problem, parts: torch.Tensor) -> Rows:
             ranks,
             BLOCK=128,
         )
-    return Rows(*out.unbind(), None)
+    return RowSums(*out.unbind(), None)
 
 
 def gradient(
     problem: Problem,
-    sums: Rows,
+    sums: RowSums,
     grad_logp: torch.Tensor | None,
     grad_entropy: torch.Tensor | None,
     out: torch.Tensor,

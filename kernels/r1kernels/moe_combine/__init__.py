@@ -6,12 +6,12 @@ import torch
 
 from r1kernels.dispatch import Impl, check_float, choose
 from r1kernels.moe_permute_quant import Fp8Rows, check_fp8_rows, implementations
-from r1kernels.moe_plan import Plan, check_plan, check_weights
+from r1kernels.moe_plan import RowPlan, check_plan, check_weights
 
 
 def moe_combine(
     rows: torch.Tensor,
-    plan: Plan,
+    plan: RowPlan,
     weights: torch.Tensor | None = None,
     *,
     residual: torch.Tensor | None = None,
@@ -56,7 +56,7 @@ def moe_combine(
 def moe_combine_backward_quant(
     grad: torch.Tensor,
     rows: torch.Tensor | None,
-    plan: Plan,
+    plan: RowPlan,
     weights: torch.Tensor,
     *,
     dual: bool = False,
@@ -109,7 +109,7 @@ class _Combine(torch.autograd.Function):
         rows: torch.Tensor,
         weights: torch.Tensor | None,
         residual: torch.Tensor | None,
-        plan: Plan,
+        plan: RowPlan,
         impl: str,
     ) -> torch.Tensor:
         ctx.plan, ctx.impl = plan, impl
@@ -134,7 +134,7 @@ class _Combine(torch.autograd.Function):
         return grad_rows, grad_weights, grad if ctx.needs_input_grad[2] else None, None, None
 
 
-def _check_rows(op: str, rows: torch.Tensor, plan: Plan) -> None:
+def _check_rows(op: str, rows: torch.Tensor, plan: RowPlan) -> None:
     check_float(op, "rows", rows)
     if rows.dim() != 2 or not rows.is_contiguous():
         raise ValueError(f"{op}: rows must be contiguous [R, H], got shape {tuple(rows.shape)} stride {rows.stride()}")

@@ -6,11 +6,11 @@ import torch
 
 from r1kernels import cuda_lib
 from r1kernels.moe_permute_quant.cuda_impl import permute_quant
-from r1kernels.moe_plan import Plan
+from r1kernels.moe_plan import RowPlan
 
 
 def combine(
-    rows: torch.Tensor, plan: Plan, weights: torch.Tensor | None, residual: torch.Tensor | None
+    rows: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None, residual: torch.Tensor | None
 ) -> torch.Tensor:
     """(rows [R, H] bfloat16, weights [T, K], residual [T, H]) -> [T, H]."""
     out = rows.new_empty(plan.num_tokens, rows.shape[1])
@@ -22,7 +22,7 @@ def combine(
 
 
 def combine_backward(
-    grad: torch.Tensor, rows: torch.Tensor | None, plan: Plan, weights: torch.Tensor | None
+    grad: torch.Tensor, rows: torch.Tensor | None, plan: RowPlan, weights: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(grad [T, H] bfloat16, rows [R, H], weights [T, K]) -> (grad_rows [R, H], grad_weights [T, K] or None)."""
     grad_rows = grad.new_empty(plan.num_rows, grad.shape[1])
@@ -38,7 +38,7 @@ def combine_backward(
 
 
 def combine_backward_quant(
-    grad: torch.Tensor, rows: torch.Tensor | None, plan: Plan, weights: torch.Tensor, dual: bool
+    grad: torch.Tensor, rows: torch.Tensor | None, plan: RowPlan, weights: torch.Tensor, dual: bool
 ) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor | None]:
     """The same with grad_rows quantized: (values, scale, values_t, scale_t) of Fp8Rows."""
     grad_weights = None if rows is None else torch.empty_like(plan.row_of, dtype=torch.float32)

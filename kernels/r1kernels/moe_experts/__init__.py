@@ -22,7 +22,7 @@ def moe_experts(
 
         expert_e(x) = down[e] (silu(gate[e] x) * (up[e] x)),  gate_up[e] = [gate[e]; up[e]]
 
-    Plan, permute, matmul, activation, matmul, combine, each of them an op of this package; `moe_gate_topk` gives ids
+    RowPlan, permute, matmul, activation, matmul, combine, each of them an op of this package; `moe_gate_topk` gives ids
     and weights. Only x and the [R, 2I] rows before the activation are kept for the backward: the permuted copies, the
     activation and the FP8 forms are cheaper to make again than to keep. Nothing waits for the device.
 

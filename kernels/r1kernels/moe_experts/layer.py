@@ -18,7 +18,7 @@ from r1kernels.moe_grouped_gemm import (
     moe_grouped_wgrad_fp8,
 )
 from r1kernels.moe_permute_quant import Fp8Rows, moe_permute, moe_permute_fp8, moe_permute_quant
-from r1kernels.moe_plan import Plan, moe_plan
+from r1kernels.moe_plan import RowPlan, moe_plan
 from r1kernels.moe_swiglu_quant import moe_swiglu, moe_swiglu_quant, moe_swiglu_quant_backward, swiglu_backward
 
 Precision = Literal["same", "fp8", "fp8_wgrad"]
@@ -34,7 +34,7 @@ def experts_forward(
     down: torch.Tensor,
     residual: torch.Tensor | None,
     precision: Precision,
-) -> tuple[torch.Tensor, torch.Tensor, Plan]:
+) -> tuple[torch.Tensor, torch.Tensor, RowPlan]:
     """(out [T, H], h [R, 2I] for the backward, the plan). Arguments as in `moe_experts`."""
     if precision == "same":
         plan = moe_plan(ids, len(gate_up), align=16)  # 16 rows: what PyTorch's grouped matmul wants at most
@@ -54,7 +54,7 @@ def experts_backward(
     gate_up: torch.Tensor,
     down: torch.Tensor,
     h: torch.Tensor,
-    plan: Plan,
+    plan: RowPlan,
     precision: Precision,
     wants_wgrad: bool,
 ) -> Grads:
@@ -70,7 +70,7 @@ def _backward_same(
     gate_up: torch.Tensor,
     down: torch.Tensor,
     h: torch.Tensor,
-    plan: Plan,
+    plan: RowPlan,
     wants_wgrad: bool,
 ) -> Grads:
     grad_rows = moe_permute(grad, plan)
@@ -90,7 +90,7 @@ def _backward_fp8(
     gate_up: torch.Tensor,
     down: torch.Tensor,
     h: torch.Tensor,
-    plan: Plan,
+    plan: RowPlan,
     wants_wgrad: bool,
 ) -> Grads:
     grad_act = moe_grouped_gemm_fp8(_permute_fp8(grad, plan), _quantized(down, transpose=True), plan)
@@ -110,7 +110,7 @@ def _backward_fp8_wgrad(
     gate_up: torch.Tensor,
     down: torch.Tensor,
     h: torch.Tensor,
-    plan: Plan,
+    plan: RowPlan,
     wants_wgrad: bool,
 ) -> Grads:
     if not wants_wgrad:
@@ -127,12 +127,12 @@ def _backward_fp8_wgrad(
     return grad_x, through.grad_weights, grad_gate_up.to(gate_up.dtype), grad_down.to(down.dtype)
 
 
-def _combined(grad_h: Fp8Rows, gate_up: torch.Tensor, plan: Plan) -> torch.Tensor:
+def _combined(grad_h: Fp8Rows, gate_up: torch.Tensor, plan: RowPlan) -> torch.Tensor:
     rows = moe_grouped_gemm_fp8(grad_h, _quantized(gate_up, transpose=True), plan)
     return moe_combine(rows.to(gate_up.dtype), plan)
 
 
-def _permute_fp8(x: torch.Tensor | Fp8, plan: Plan) -> Fp8Rows:
+def _permute_fp8(x: torch.Tensor | Fp8, plan: RowPlan) -> Fp8Rows:
     return moe_permute_fp8(*x, plan) if isinstance(x, Fp8) else moe_permute_quant(x, plan)
 
 

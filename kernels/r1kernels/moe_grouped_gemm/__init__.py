@@ -7,12 +7,12 @@ import torch
 from r1kernels.dispatch import Impl, check_float, choose
 from r1kernels.fp8_cast import Fp8
 from r1kernels.moe_permute_quant import Fp8Rows
-from r1kernels.moe_plan import Plan, check_plan
+from r1kernels.moe_plan import RowPlan, check_plan
 
 TransposedRows = tuple[torch.Tensor, torch.Tensor]  # Fp8Rows.values_t [R * N], Fp8Rows.scale_t [R / 128, N]
 
 
-def moe_grouped_gemm(rows: torch.Tensor, weight: torch.Tensor, plan: Plan) -> torch.Tensor:
+def moe_grouped_gemm(rows: torch.Tensor, weight: torch.Tensor, plan: RowPlan) -> torch.Tensor:
     """out[r] = weight[expert of r] @ rows[r], by PyTorch's grouped matmul; not differentiable.
 
     On a GPU that is bfloat16 only: other dtypes are looped over, expert by expert, and wait for the device.
@@ -40,7 +40,7 @@ def moe_grouped_gemm(rows: torch.Tensor, weight: torch.Tensor, plan: Plan) -> to
     return torch.nn.functional.grouped_mm(rows, weight.mT, offs=plan.offsets[1:])
 
 
-def moe_grouped_wgrad(grad: torch.Tensor, rows: torch.Tensor, plan: Plan) -> torch.Tensor:
+def moe_grouped_wgrad(grad: torch.Tensor, rows: torch.Tensor, plan: RowPlan) -> torch.Tensor:
     """The gradient of `moe_grouped_gemm` in weight: out[e] = sum over the expert's rows of grad[r] rows[r]^T.
 
     Args:
@@ -67,7 +67,7 @@ def moe_grouped_wgrad(grad: torch.Tensor, rows: torch.Tensor, plan: Plan) -> tor
     return torch.nn.functional.grouped_mm(grad.t(), rows, offs=plan.offsets[1:])
 
 
-def moe_grouped_gemm_fp8(rows: Fp8Rows, weight: Fp8, plan: Plan, *, impl: Impl | None = None) -> torch.Tensor:
+def moe_grouped_gemm_fp8(rows: Fp8Rows, weight: Fp8, plan: RowPlan, *, impl: Impl | None = None) -> torch.Tensor:
     """`moe_grouped_gemm` of FP8 rows in 1x128 blocks and FP8 weights in 128x128 blocks (DeepSeek-V3, section 3.3).
 
     DeepGEMM sums each 128 products in the tensor core and promotes them to float32; the reference dequantizes and
@@ -99,7 +99,7 @@ def moe_grouped_gemm_fp8(rows: Fp8Rows, weight: Fp8, plan: Plan, *, impl: Impl |
 def moe_grouped_wgrad_fp8(
     grad_t: TransposedRows,
     rows_t: TransposedRows,
-    plan: Plan,
+    plan: RowPlan,
     *,
     out: torch.Tensor | None = None,
     rows_per_expert: list[int] | None = None,
@@ -151,7 +151,7 @@ def _has_grouped_mm(rows: torch.Tensor) -> bool:
     return rows.dtype == torch.bfloat16 or (rows.device.type == "cpu" and rows.dtype != torch.float64)
 
 
-def _check_operands(op: str, rows: torch.Tensor, weight: torch.Tensor, plan: Plan) -> None:
+def _check_operands(op: str, rows: torch.Tensor, weight: torch.Tensor, plan: RowPlan) -> None:
     if rows.dim() != 2 or not rows.is_contiguous():
         raise ValueError(f"{op}: rows must be contiguous [R, K], got shape {tuple(rows.shape)} stride {rows.stride()}")
     check_plan(op, plan, num_rows=rows.shape[0])
@@ -166,7 +166,7 @@ def _check_operands(op: str, rows: torch.Tensor, weight: torch.Tensor, plan: Pla
         )
 
 
-def _check_fp8(op: str, rows: Fp8Rows, weight: Fp8, plan: Plan) -> None:
+def _check_fp8(op: str, rows: Fp8Rows, weight: Fp8, plan: RowPlan) -> None:
     (num_rows, k), (experts, n, _) = rows.values.shape, weight.values.shape
     for name, (values, scale), wanted in (
         ("rows", rows[:2], (num_rows, k // 128)),
@@ -180,6 +180,6 @@ def _check_fp8(op: str, rows: Fp8Rows, weight: Fp8, plan: Plan) -> None:
     _check_align(op, plan)
 
 
-def _check_align(op: str, plan: Plan) -> None:
+def _check_align(op: str, plan: RowPlan) -> None:
     if plan.align != 128:
         raise ValueError(f"{op}: a plan with align=128 is required, got align={plan.align}")

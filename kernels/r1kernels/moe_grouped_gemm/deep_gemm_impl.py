@@ -7,10 +7,10 @@ import torch
 
 from r1kernels.fp8_cast import Fp8
 from r1kernels.moe_permute_quant import Fp8Rows
-from r1kernels.moe_plan import Plan
+from r1kernels.moe_plan import RowPlan
 
 
-def gemm_fp8(rows: Fp8Rows, weight: Fp8, plan: Plan) -> torch.Tensor:
+def gemm_fp8(rows: Fp8Rows, weight: Fp8, plan: RowPlan) -> torch.Tensor:
     """FP8 (rows [R, K], weight [E, N, K]) -> [R, N] bfloat16."""
     out = torch.empty(plan.num_rows, weight.values.shape[1], dtype=torch.bfloat16, device=rows.values.device)
     deep_gemm.m_grouped_fp8_gemm_nt_contiguous((rows.values, rows.scale), tuple(weight), out, plan.expert_of)
@@ -20,7 +20,7 @@ def gemm_fp8(rows: Fp8Rows, weight: Fp8, plan: Plan) -> torch.Tensor:
 def wgrad_fp8(
     grad_t: tuple[torch.Tensor, torch.Tensor],
     rows_t: tuple[torch.Tensor, torch.Tensor],
-    plan: Plan,
+    plan: RowPlan,
     out: torch.Tensor,
     rows_per_expert: list[int] | None,
 ) -> torch.Tensor:

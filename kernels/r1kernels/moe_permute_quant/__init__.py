@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from r1kernels.dispatch import Impl, check_float, choose
-from r1kernels.moe_plan import Plan, check_plan, check_weights
+from r1kernels.moe_plan import RowPlan, check_plan, check_weights
 
 
 class Fp8Rows(NamedTuple):
@@ -24,7 +24,7 @@ class Fp8Rows(NamedTuple):
 
 def moe_permute_quant(
     x: torch.Tensor,
-    plan: Plan,
+    plan: RowPlan,
     *,
     weights: torch.Tensor | None = None,
     dual: bool = False,
@@ -62,7 +62,7 @@ def moe_permute_quant(
     return Fp8Rows(*permute_quant(x, plan, weights, dual))
 
 
-def moe_permute_fp8(values: torch.Tensor, scale: torch.Tensor, plan: Plan, *, impl: Impl | None = None) -> Fp8Rows:
+def moe_permute_fp8(values: torch.Tensor, scale: torch.Tensor, plan: RowPlan, *, impl: Impl | None = None) -> Fp8Rows:
     """Copy tokens that are FP8 already (quantized before they crossed the wire) to the rows of their experts.
 
     Args:
@@ -95,7 +95,7 @@ def moe_permute_fp8(values: torch.Tensor, scale: torch.Tensor, plan: Plan, *, im
     return Fp8Rows(*permute_fp8(values, scale, plan), None, None)
 
 
-def moe_permute(x: torch.Tensor, plan: Plan, *, impl: Impl | None = None) -> torch.Tensor:
+def moe_permute(x: torch.Tensor, plan: RowPlan, *, impl: Impl | None = None) -> torch.Tensor:
     """Copy each token to the rows of its experts; differentiable.
 
     Args:
@@ -119,7 +119,7 @@ def moe_permute(x: torch.Tensor, plan: Plan, *, impl: Impl | None = None) -> tor
 
 class _Permute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, plan: Plan, impl: str) -> torch.Tensor:
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, plan: RowPlan, impl: str) -> torch.Tensor:
         ctx.plan, ctx.impl = plan, impl
         if impl == "cuda":
             from r1kernels.moe_permute_quant.cuda_impl import permute
@@ -144,7 +144,7 @@ def implementations(x: torch.Tensor, columns: int = 128) -> tuple[str, ...]:
     return ("cuda", "reference") if is_fit else ("reference",)
 
 
-def check_fp8_rows(op: str, name: str, x: torch.Tensor, plan: Plan, dual: bool) -> None:
+def check_fp8_rows(op: str, name: str, x: torch.Tensor, plan: RowPlan, dual: bool) -> None:
     """Require what quantized rows need: bfloat16 or float32 in blocks of 128, and a plan aligned to them for dual.
 
     Raises:
@@ -158,7 +158,7 @@ def check_fp8_rows(op: str, name: str, x: torch.Tensor, plan: Plan, dual: bool) 
         raise ValueError(f"{op}: dual needs a plan with align=128, got align={plan.align}")
 
 
-def _check_tokens(op: str, x: torch.Tensor, plan: Plan, name: str = "x") -> None:
+def _check_tokens(op: str, x: torch.Tensor, plan: RowPlan, name: str = "x") -> None:
     if x.dim() != 2 or not x.is_contiguous():
         raise ValueError(f"{op}: {name} must be contiguous [T, H], got shape {tuple(x.shape)} stride {x.stride()}")
     check_plan(op, plan, num_tokens=x.shape[0])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from r1kernels import cuda_lib
-from r1kernels.moe_plan import Plan
+from r1kernels.moe_plan import RowPlan
 
 
-def permute(x: torch.Tensor, plan: Plan) -> torch.Tensor:
+def permute(x: torch.Tensor, plan: RowPlan) -> torch.Tensor:
     """x [T, H] bfloat16 -> [R, H], zero in the padding between experts."""
     rows = x.new_empty(plan.num_rows, x.shape[1])
     if rows.numel():
@@ -22,7 +22,7 @@ def permute(x: torch.Tensor, plan: Plan) -> torch.Tensor:
 
 def permute_quant(
     x: torch.Tensor,
-    plan: Plan,
+    plan: RowPlan,
     weights: torch.Tensor | None,
     dual: bool,
     rows: torch.Tensor | None = None,
@@ -48,7 +48,7 @@ def permute_quant(
     return values, scale, values_t, scale_t
 
 
-def permute_fp8(values: torch.Tensor, scale: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+def permute_fp8(values: torch.Tensor, scale: torch.Tensor, plan: RowPlan) -> tuple[torch.Tensor, torch.Tensor]:
     """(values [T, H], scale [T, H / 128]) -> (values [R, H], scale [R, H / 128] with stride (1, R))."""
     out, out_scale = _empty(values, plan)
     if out.numel():
@@ -60,7 +60,7 @@ def permute_fp8(values: torch.Tensor, scale: torch.Tensor, plan: Plan) -> tuple[
     return out, out_scale
 
 
-def _empty(x: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+def _empty(x: torch.Tensor, plan: RowPlan) -> tuple[torch.Tensor, torch.Tensor]:
     """Places for the values [R, H] and scales [R, H / 128], stride (1, R), of x's rows."""
     values = x.new_empty(plan.num_rows, x.shape[1], dtype=torch.float8_e4m3fn)
     return values, x.new_empty(x.shape[1] // 128, plan.num_rows, dtype=torch.float32).t()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from r1kernels.fp8_cast.reference import dequantize, quantize
-from r1kernels.moe_plan import Plan
+from r1kernels.moe_plan import RowPlan
 
 
-def permute(x: torch.Tensor, plan: Plan, weights: torch.Tensor | None = None) -> torch.Tensor:
+def permute(x: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None = None) -> torch.Tensor:
     """(x [T, H], weights [T, K]) -> [R, H], zero in padding."""
     if not plan.num_tokens:
         return x.new_zeros(plan.num_rows, x.shape[1])
@@ -20,7 +20,7 @@ def permute(x: torch.Tensor, plan: Plan, weights: torch.Tensor | None = None) ->
 
 
 def permute_quant(
-    x: torch.Tensor, plan: Plan, weights: torch.Tensor | None, dual: bool
+    x: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None, dual: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """(x [T, H], weights [T, K]) -> (values, scale, values_t, scale_t) of Fp8Rows."""
     values, scale = permute_fp8(*quantize(x, (1, 128)), plan)
@@ -31,13 +31,13 @@ def permute_quant(
     return values, scale, *transposed(permute(x.float(), plan, weights), plan)
 
 
-def permute_fp8(values: torch.Tensor, scale: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+def permute_fp8(values: torch.Tensor, scale: torch.Tensor, plan: RowPlan) -> tuple[torch.Tensor, torch.Tensor]:
     """(values [T, H], scale [T, H / 128]) -> (values [R, H], scale [R, H / 128] with stride (1, R))."""
     rows = permute(values.view(torch.uint8), plan).view(values.dtype)
     return rows, permute(scale, plan).t().contiguous().t()
 
 
-def transposed(rows: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+def transposed(rows: torch.Tensor, plan: RowPlan) -> tuple[torch.Tensor, torch.Tensor]:
     """rows [R, H], zero in padding -> (values_t [R * H], scale_t [R / 128, H]), each expert as [H, its rows]."""
     values, scale = quantize(rows, (128, 1))
     flat = torch.zeros_like(values).flatten()
@@ -53,7 +53,7 @@ def transposed(rows: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tens
     return flat, scale
 
 
-def untransposed(values_t: torch.Tensor, scale_t: torch.Tensor, plan: Plan) -> torch.Tensor:
+def untransposed(values_t: torch.Tensor, scale_t: torch.Tensor, plan: RowPlan) -> torch.Tensor:
     """(values_t [R * H], scale_t [R / 128, H]) -> [R, H] float32, the inverse of `transposed`."""
     columns = scale_t.shape[1]
     rows = torch.zeros(plan.num_rows, columns, device=values_t.device)
@@ -63,6 +63,6 @@ def untransposed(values_t: torch.Tensor, scale_t: torch.Tensor, plan: Plan) -> t
     return rows
 
 
-def row_weights(weights: torch.Tensor, plan: Plan) -> torch.Tensor:
+def row_weights(weights: torch.Tensor, plan: RowPlan) -> torch.Tensor:
     """weights [T, K] -> [R, 1], that of each row; padding repeats the first."""
     return weights.flatten().index_select(0, plan.slot_of.clamp(min=0))[:, None]

@@ -13,7 +13,7 @@ MAX_CHOICES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RowPlan:
     """Rows sorted by expert, each expert's first row at a multiple of `align`; made by `moe_plan`, all on the device.
 
     R is the number of rows that any routing of T * K choices can need, known without asking the device. An expert's
@@ -50,7 +50,7 @@ class Plan:
         return self.slot_of.div(max(self.top_k, 1), rounding_mode="floor")
 
 
-def moe_plan(ids: torch.Tensor, num_experts: int, *, align: int = 128, impl: Impl | None = None) -> Plan:
+def moe_plan(ids: torch.Tensor, num_experts: int, *, align: int = 128, impl: Impl | None = None) -> RowPlan:
     """Sort the choices by expert, stably and without asking the device how many each expert has.
 
     A histogram and a scan: the same ids give bitwise the same plan. No map of [T, E] exists.
@@ -63,7 +63,7 @@ def moe_plan(ids: torch.Tensor, num_experts: int, *, align: int = 128, impl: Imp
         impl:        force an implementation; None picks one by device.
 
     Returns:
-        Plan.
+        RowPlan.
 
     Raises:
         ValueError: shape, dtype or sizes are not the ones above, T * K padded reaches 2^31, or an id is out of range
@@ -90,7 +90,7 @@ def moe_plan(ids: torch.Tensor, num_experts: int, *, align: int = 128, impl: Imp
     row_of, slot_of, expert_of, offsets, counts = plan(
         ids, num_experts, align, max_rows(ids.numel(), num_experts, align)
     )
-    return Plan(row_of=row_of, slot_of=slot_of, expert_of=expert_of, offsets=offsets, counts=counts, align=align)
+    return RowPlan(row_of=row_of, slot_of=slot_of, expert_of=expert_of, offsets=offsets, counts=counts, align=align)
 
 
 def max_rows(num_choices: int, num_experts: int, align: int) -> int:
@@ -100,7 +100,7 @@ def max_rows(num_choices: int, num_experts: int, align: int) -> int:
     return worst // align * align
 
 
-def check_plan(op: str, plan: Plan, num_tokens: int | None = None, num_rows: int | None = None) -> None:
+def check_plan(op: str, plan: RowPlan, num_tokens: int | None = None, num_rows: int | None = None) -> None:
     """Require a plan made for so many tokens or rows.
 
     Raises:
@@ -112,7 +112,7 @@ def check_plan(op: str, plan: Plan, num_tokens: int | None = None, num_rows: int
         raise ValueError(f"{op}: the plan has {plan.num_rows} rows, but the tensor has {num_rows}")
 
 
-def check_weights(op: str, plan: Plan, weights: torch.Tensor | None) -> None:
+def check_weights(op: str, plan: RowPlan, weights: torch.Tensor | None) -> None:
     """Require float32 (or float64) weights of the plan's choices.
 
     Raises:

@@ -8,7 +8,7 @@ import torch
 
 from r1kernels.dispatch import Impl, check_float, choose
 from r1kernels.moe_permute_quant import Fp8Rows
-from r1kernels.moe_plan import Plan, check_plan, check_weights
+from r1kernels.moe_plan import RowPlan, check_plan, check_weights
 
 BLOCK = 128
 
@@ -25,7 +25,7 @@ class SwigluGrad(NamedTuple):
 
 
 def moe_swiglu(
-    h: torch.Tensor, plan: Plan, weights: torch.Tensor | None = None, *, impl: Impl | None = None
+    h: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None = None, *, impl: Impl | None = None
 ) -> torch.Tensor:
     """silu(gate) * up * weight of the row, with h = [gate, up]; differentiable in h and weights.
 
@@ -54,7 +54,7 @@ def moe_swiglu(
 
 def moe_swiglu_quant(
     h: torch.Tensor,
-    plan: Plan,
+    plan: RowPlan,
     *,
     weights: torch.Tensor | None = None,
     dual: bool = False,
@@ -92,7 +92,7 @@ def moe_swiglu_quant(
 def moe_swiglu_quant_backward(
     grad: torch.Tensor,
     h: torch.Tensor,
-    plan: Plan,
+    plan: RowPlan,
     *,
     weights: torch.Tensor | None = None,
     dual: bool = False,
@@ -143,7 +143,7 @@ class _Swiglu(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx,
         h: torch.Tensor,
         weights: torch.Tensor | None,
-        plan: Plan,
+        plan: RowPlan,
         impl: str,
     ) -> torch.Tensor:
         ctx.save_for_backward(h, weights)
@@ -164,7 +164,7 @@ class _Swiglu(torch.autograd.Function):
 
 
 def swiglu_backward(
-    grad: torch.Tensor, h: torch.Tensor, plan: Plan, weights: torch.Tensor | None, impl: Impl | None = None
+    grad: torch.Tensor, h: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None, impl: Impl | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(d(h) [R, 2I], the forward result again [R, I], d(weights) [T, K]) of `moe_swiglu`, from one read."""
     op = "moe_swiglu"
@@ -182,7 +182,7 @@ def _implementations(h: torch.Tensor) -> tuple[str, ...]:
     return ("triton", "reference") if is_fit else ("reference",)
 
 
-def _check_rows(op: str, name: str, h: torch.Tensor, plan: Plan) -> None:
+def _check_rows(op: str, name: str, h: torch.Tensor, plan: RowPlan) -> None:
     check_float(op, name, h)
     if h.dim() != 2 or h.shape[1] % 2 or not h.is_contiguous():
         raise ValueError(f"{op}: {name} must be contiguous [R, 2I], got shape {tuple(h.shape)} stride {h.stride()}")
@@ -191,7 +191,7 @@ def _check_rows(op: str, name: str, h: torch.Tensor, plan: Plan) -> None:
         raise ValueError(f"{op}: {name} is on {h.device}, but the plan is on {plan.row_of.device}")
 
 
-def _check_quantizable(op: str, h: torch.Tensor, plan: Plan, dual: bool) -> None:
+def _check_quantizable(op: str, h: torch.Tensor, plan: RowPlan, dual: bool) -> None:
     _check_rows(op, "h", h, plan)
     if h.dtype not in (torch.bfloat16, torch.float32) or h.shape[1] % (2 * BLOCK):
         raise ValueError(

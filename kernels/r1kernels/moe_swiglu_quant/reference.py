@@ -6,26 +6,26 @@ import torch
 
 from r1kernels.fp8_cast.reference import quantize
 from r1kernels.moe_permute_quant.reference import row_weights, transposed
-from r1kernels.moe_plan import Plan
+from r1kernels.moe_plan import RowPlan
 
 Quantized = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
-def swiglu(h: torch.Tensor, plan: Plan, weights: torch.Tensor | None) -> torch.Tensor:
+def swiglu(h: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None) -> torch.Tensor:
     """(h [R, 2I], weights [T, K]) -> [R, I]."""
     act, weight = _act(h, plan, weights)
     return (act * weight).to(h.dtype)
 
 
 def swiglu_backward(
-    grad: torch.Tensor, h: torch.Tensor, plan: Plan, weights: torch.Tensor | None
+    grad: torch.Tensor, h: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(grad [R, I], h [R, 2I]) -> (d(h) [R, 2I], act [R, I], d(weights) [T, K])."""
     grad_h, act, grad_weights = _backward(grad, h, plan, weights)
     return grad_h.to(h.dtype), act.to(h.dtype), grad_weights
 
 
-def swiglu_quant(h: torch.Tensor, plan: Plan, weights: torch.Tensor | None, dual: bool) -> Quantized:
+def swiglu_quant(h: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None, dual: bool) -> Quantized:
     """h [R, 2I] -> (values, scale, values_t, scale_t) of Fp8Rows [R, I]."""
     act, weight = _act(h, plan, weights)
     values, scale = quantize(act, (1, 128))
@@ -34,7 +34,7 @@ def swiglu_quant(h: torch.Tensor, plan: Plan, weights: torch.Tensor | None, dual
 
 
 def swiglu_quant_backward(
-    grad: torch.Tensor, h: torch.Tensor, plan: Plan, weights: torch.Tensor | None, dual: bool
+    grad: torch.Tensor, h: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None, dual: bool
 ) -> tuple[Quantized, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
     """The fields of SwigluGrad, the first as a tuple."""
     grad_h, act, grad_weights = _backward(grad, h, plan, weights)
@@ -45,7 +45,7 @@ def swiglu_quant_backward(
     return (*rows, *transposed(grad_h, plan)), None, None, *transposed(act, plan), grad_weights
 
 
-def _act(h: torch.Tensor, plan: Plan, weights: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _act(h: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """silu(gate) * up [R, I], zero in padding, and the weight of each row [R, 1]."""
     wide = torch.where(plan.slot_of[:, None] < 0, 0, h.to(torch.promote_types(h.dtype, torch.float32)))
     gate, up = wide.chunk(2, dim=1)
@@ -55,7 +55,7 @@ def _act(h: torch.Tensor, plan: Plan, weights: torch.Tensor | None) -> tuple[tor
 
 
 def _backward(
-    grad: torch.Tensor, h: torch.Tensor, plan: Plan, weights: torch.Tensor | None
+    grad: torch.Tensor, h: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """d(h), act and d(weights), not rounded."""
     act, weight = _act(h, plan, weights)

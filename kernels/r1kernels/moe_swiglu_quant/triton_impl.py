@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from r1kernels.moe_plan import Plan
+from r1kernels.moe_plan import RowPlan
 from r1kernels.triton_cast import round_to
 
 BLOCK = 128
@@ -195,7 +195,7 @@ def _backward_transposed_kernel(
     _store_transposed(values, values_t_ptr, scale, scale_t_ptr, first_row, row, column, start, length, 2 * num_columns)
 
 
-def swiglu(h: torch.Tensor, plan: Plan, weights: torch.Tensor | None) -> torch.Tensor:
+def swiglu(h: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None) -> torch.Tensor:
     """(h [R, 2I], weights [T, K]) -> [R, I]."""
     act = h.new_empty(h.shape[0], h.shape[1] // 2)
     _launch_forward(h, plan, weights, act, None, None, None, None)
@@ -203,7 +203,7 @@ def swiglu(h: torch.Tensor, plan: Plan, weights: torch.Tensor | None) -> torch.T
 
 
 def swiglu_quant(
-    h: torch.Tensor, plan: Plan, weights: torch.Tensor | None, dual: bool
+    h: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None, dual: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """h [R, 2I] -> (values, scale, values_t, scale_t) of Fp8Rows [R, I]."""
     made = _fp8_rows(h, h.shape[1] // 2, dual)
@@ -212,7 +212,7 @@ def swiglu_quant(
 
 
 def swiglu_backward(
-    grad: torch.Tensor, h: torch.Tensor, plan: Plan, weights: torch.Tensor | None
+    grad: torch.Tensor, h: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(grad [R, I], h [R, 2I]) -> (d(h) [R, 2I], act [R, I], d(weights) [T, K])."""
     wide = torch.empty_like(h), torch.empty_like(grad)
@@ -222,7 +222,7 @@ def swiglu_backward(
 
 
 def swiglu_quant_backward(
-    grad: torch.Tensor, h: torch.Tensor, plan: Plan, weights: torch.Tensor | None, dual: bool
+    grad: torch.Tensor, h: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None, dual: bool
 ) -> tuple[tuple[torch.Tensor | None, ...] | torch.Tensor | None, ...]:
     """The fields of SwigluGrad, the first as a tuple."""
     made = _fp8_rows(h, h.shape[1], dual)
@@ -257,7 +257,7 @@ def _fp8_rows(
 
 
 def _launch_forward(
-    h: torch.Tensor, plan: Plan, weights: torch.Tensor | None, act: torch.Tensor | None, *fp8: torch.Tensor | None
+    h: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None, act: torch.Tensor | None, *fp8: torch.Tensor | None
 ) -> None:
     rows, columns = h.shape[0], h.shape[1] // 2
     if not rows:
@@ -272,7 +272,7 @@ def _launch_forward(
 def _launch_backward(
     grad: torch.Tensor,
     h: torch.Tensor,
-    plan: Plan,
+    plan: RowPlan,
     weights: torch.Tensor | None,
     grad_weights: torch.Tensor | None,
     *out: torch.Tensor | None,

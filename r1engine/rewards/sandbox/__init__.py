@@ -5,7 +5,7 @@
 """
 
 from r1engine.rewards.sandbox.protection import Protection, SandboxError, compiler, probe
-from r1engine.rewards.sandbox.runner import DEFAULT_LIMITS, Channel, Limits, ProgramError, Run, Sandbox
+from r1engine.rewards.sandbox.runner import DEFAULT_LIMITS, Channel, Limits, ProgramError, ProgramRun, Sandbox
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -13,7 +13,7 @@ __all__ = [
     "Limits",
     "ProgramError",
     "Protection",
-    "Run",
+    "ProgramRun",
     "Sandbox",
     "SandboxError",
     "compiler",

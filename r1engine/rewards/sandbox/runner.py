@@ -42,7 +42,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Run:
+class ProgramRun:
     """What became of a program."""
 
     problem: str  # "" for exit status 0, else one line: time, output, signal, or exit status with the error
@@ -115,7 +115,7 @@ class Sandbox:
 
     def run_script(
         self, source: str, stdin: str | bytes = b"", limits: Limits = DEFAULT_LIMITS, *, prelude: str = ""
-    ) -> Run:
+    ) -> ProgramRun:
         """Runs a Python program as __main__, after `prelude`, whose names it sees.
 
         Raises:
@@ -124,7 +124,7 @@ class Sandbox:
         with contextlib.ExitStack() as stack:
             return self._run("script", "", stdin, _memory(stack, _source(prelude, source)), limits)
 
-    def run_binary(self, program: int, stdin: str | bytes = b"", limits: Limits = DEFAULT_LIMITS) -> Run:
+    def run_binary(self, program: int, stdin: str | bytes = b"", limits: Limits = DEFAULT_LIMITS) -> ProgramRun:
         """Runs what `compile_cpp` made.
 
         Raises:
@@ -196,7 +196,7 @@ class Sandbox:
 
     def _run(
         self, mode: str, argument: str, stdin: str | bytes, program: int, limits: Limits, more: list[int] | None = None
-    ) -> Run:
+    ) -> ProgramRun:
         with self._lock, contextlib.ExitStack() as stack:
             source, out, err = _memory(stack, _bytes(stdin)), _memory(stack, b""), _memory(stack, b"")
             empty = _memory(stack, b"")
@@ -217,7 +217,7 @@ class Sandbox:
             stderr = _text(err)
             problem = _problem(result, limits, size, stderr)
             stdout = os.pread(out, limits.output_bytes, 0)
-            return Run(problem, stdout, stderr, result["cpu"], result["wall"])
+            return ProgramRun(problem, stdout, stderr, result["cpu"], result["wall"])
 
     def _begin(self, order: dict[str, Any], descriptors: list[int]) -> None:
         if self._slot is None:

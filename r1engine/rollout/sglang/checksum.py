@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from r1engine.architecture import Architecture
+from r1engine.hf.architecture import Architecture
 from r1engine.rollout.sglang.digest import CpuDigest, CudaDigest, Digest
 
 VOCABULARY_MULTIPLE = 64  # SGLang pads the rows of embedding and output matrix to it, with zeros

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from r1engine.config import Config
 from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.client import Client, ServerError
-from r1engine.rollout.sglang.router import Endpoint
+from r1engine.rollout.sglang.dispatch import Endpoint
 from r1engine.rollout.sglang.server import Server
 
 MEMORY_TAGS = ["kv_cache", "cuda_graph", "weights"]  # what a colocated server gives back while the trainer works

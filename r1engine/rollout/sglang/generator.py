@@ -1,4 +1,4 @@
-"""The generator whose sampling is done by SGLang servers; the same calls as rollout/local.py.
+"""The generator whose sampling is done by SGLang servers; the same calls as rollout/local/generator.py.
 
 Every rank of the trainer sends its own prompts; the first rank refreshes the servers. Which servers there are, which of
 them are usable and which weights they hold is agreed on by all ranks in every refresh.
@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 import torch.distributed as dist
 
-from r1engine.architecture import load_tokenizer, read_architecture
 from r1engine.batch import Completion, PackedBatch, Prompt, Sequence, pack_sequences
 from r1engine.config import Config
+from r1engine.hf.architecture import load_tokenizer, read_architecture
 from r1engine.rollout.draft import Draft, check_prompts, completions, new_drafts
-from r1engine.rollout.local import stop_tokens
+from r1engine.rollout.local.generator import stop_tokens
 from r1engine.rollout.sglang.digest import CpuDigest, CudaDigest
 from r1engine.rollout.sglang.disk import WeightFolder
+from r1engine.rollout.sglang.dispatch import Dispatcher, Endpoint
 from r1engine.rollout.sglang.fleet import Fleet
 from r1engine.rollout.sglang.refresh import Refresher, Report
-from r1engine.rollout.sglang.router import Endpoint, Router
 
 CANARY_PROMPT, CANARY_TOKENS, CANARIES = 24, 8, 4  # tokens of a fixed prompt, tokens drawn after it, how many prompts
 CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # nats; the largest of a few tokens, not a mean
@@ -187,9 +187,9 @@ class SglangGenerator:
             for d in drafts
         ]
 
-    def _new_router(self, endpoints: list[Endpoint]) -> Router:
+    def _new_router(self, endpoints: list[Endpoint]) -> Dispatcher:
         replays = self._arch.moe is not None and self._cfg.model.routing_replay
-        return Router(
+        return Dispatcher(
             endpoints,
             vocab_size=self._arch.vocab_size,
             stall_seconds=self._cfg.rollout.sglang.stall_seconds,

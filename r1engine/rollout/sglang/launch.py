@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from r1engine.architecture import read_architecture
 from r1engine.config import Config, Sglang
+from r1engine.hf.architecture import read_architecture
 from r1engine.rollout.sglang.client import Client, ServerError
 from r1engine.rollout.sglang.server import Server, check_environment, free_port
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from r1engine.architecture import Architecture
+from r1engine.hf.architecture import Architecture
 from r1engine.rollout.sglang.buckets import Bucket, buckets, flatten, order_by_alignment, payload
 from r1engine.rollout.sglang.checksum import Expected
 from r1engine.rollout.sglang.client import Client, ServerError
 from r1engine.rollout.sglang.digest import CpuDigest, CudaDigest
 from r1engine.rollout.sglang.disk import WeightFolder
+from r1engine.rollout.sglang.dispatch import Endpoint
 from r1engine.rollout.sglang.group import BroadcastGroup
-from r1engine.rollout.sglang.router import Endpoint
 
 CONTROL_SECONDS = 300.0  # of one control call: a bucket, a checksum of all weights
 

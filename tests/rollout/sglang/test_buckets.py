@@ -10,7 +10,7 @@ import pickle
 import pytest
 import torch
 
-from r1engine.model.precision import store
+from r1engine.hf.formats import store
 from r1engine.rollout.sglang.buckets import buckets, flatten, order_by_alignment, payload
 from r1kernels import fp8_quantize
 

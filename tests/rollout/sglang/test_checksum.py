@@ -7,7 +7,7 @@ import hashlib
 import pytest
 import torch
 
-from r1engine.architecture import read_architecture
+from r1engine.hf.architecture import read_architecture
 from r1engine.rollout.sglang.checksum import Expected
 from r1engine.rollout.sglang.digest import CudaDigest, digest
 

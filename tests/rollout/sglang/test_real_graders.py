@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import real
 
 from r1engine.config import Sglang
-from r1engine.rewards.endpoint import Endpoint
-from r1engine.rewards.generative import GenerativeJudge, Pair
-from r1engine.rewards.preference import RewardModel
+from r1engine.rewards.servers.endpoint import ModelServers
+from r1engine.rewards.servers.judge import GenerativeJudge, Pair
+from r1engine.rewards.servers.reward_model import RewardModel
 from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.server import Server, free_port
 
@@ -84,7 +84,7 @@ def test_a_reward_models_scores_are_transformers(tmp_path):
     tokenizer = add_tokenizer(tmp_path / "model")
     pairs = [("1 + 1?", "2"), ("Hello!", "Hello, what can I do?"), ("1 + 1?", "It is 3.")]
     with serving(tmp_path / "model", tmp_path / "server.log", "--is-embedding") as url:
-        rater = RewardModel(Endpoint(url), "tiny", "U: {prompt} A: {response}.", batch_size=2)
+        rater = RewardModel(ModelServers(url), "tiny", "U: {prompt} A: {response}.", batch_size=2)
         rater.check()
         ratings = rater.rate(pairs)
     assert not any(problem for _, problem in ratings)
@@ -98,7 +98,7 @@ def test_a_judge_that_talks_nonsense_decides_nothing(tmp_path):
     save_model(tmp_path / "model", "qwen2", **MODEL)
     add_tokenizer(tmp_path / "model")
     with serving(tmp_path / "model", tmp_path / "server.log") as url:
-        judge = GenerativeJudge(Endpoint(f"{url}/v1"), "tiny", max_tokens=4)
+        judge = GenerativeJudge(ModelServers(f"{url}/v1"), "tiny", max_tokens=4)
         verdicts = judge.judge([Pair("1/2", "0.5"), Pair("3", "4")])
         with pytest.raises(RuntimeError, match=r"judge tiny at .* found undecided \(the judge replied"):
             judge.check()

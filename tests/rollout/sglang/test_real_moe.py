@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).parent))
 import real
 
-from r1engine.architecture import read_architecture
-from r1engine.rollout.decoder import Decoder
+from r1engine.hf.architecture import read_architecture
+from r1engine.rollout.local.decoder import Decoder
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 

@@ -19,9 +19,9 @@ import real
 from real import changed, difference, logp_of, prompts
 
 from r1engine.config import Config
-from r1engine.prompts import PromptStream
-from r1engine.rollout.ahead import Ahead
+from r1engine.data.questions import PromptStream
 from r1engine.rollout.draft import new_drafts
+from r1engine.rollout.rollouts import Ahead
 from r1engine.rollout.sglang.buckets import buckets, flatten, payload
 from r1engine.rollout.sglang.client import ServerError
 from r1engine.rollout.sglang.generator import SglangGenerator

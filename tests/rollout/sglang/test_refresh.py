@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from r1engine.architecture import read_architecture
+from r1engine.hf.architecture import read_architecture
 from r1engine.rollout.sglang.client import ServerError
 from r1engine.rollout.sglang.disk import WeightFolder
+from r1engine.rollout.sglang.dispatch import Endpoint
 from r1engine.rollout.sglang.refresh import Refresher
-from r1engine.rollout.sglang.router import Endpoint
 
 COUNT = 5
 

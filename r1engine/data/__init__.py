@@ -1,0 +1,1 @@
+"""Questions and texts: read, checked, rendered, streamed."""

@@ -1,0 +1,1 @@
+"""Local Hugging Face folders: what they say and hold, how they are read and written. No Megatron."""

@@ -1,0 +1,106 @@
+"""In which number formats an exported folder holds its tensors: all in one, or the matrices in FP8 with scales."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from r1engine.hf.architecture import Architecture, read_architecture, read_json
+from r1engine.hf.export import Export, Stored
+from r1engine.hf.folder import BLOCK, SCALE, Folder
+from r1engine.model.state.rules import hf_shapes, mtp_shapes
+from r1kernels import fp8_quantize
+
+Precision = Literal["float32", "bfloat16", "fp8"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+KEPT = ".e_score_correction_bias"  # float32 in every checkpoint: bfloat16 would change which experts are chosen
+# What DeepSeek-V3's own checkpoint has in FP8: all projections of attention, experts and MLPs.
+QUANTIZED = re.compile(r"\.(self_attn|mlp)\.(.*\.)?[a-z_]+_proj(_with_mqa)?\.weight$")
+
+
+def stored(name: str, shape: tuple[int, ...], precision: Precision) -> dict[str, Stored]:
+    """What a tensor becomes in the file: itself, or FP8 values and their scales."""
+    if name.endswith(KEPT):
+        return {name: Stored(shape, torch.float32)}
+    if precision != "fp8":
+        return {name: Stored(shape, DTYPES[precision])}
+    if not QUANTIZED.search(name):
+        return {name: Stored(shape, torch.bfloat16)}
+    blocks = tuple(-(-size // BLOCK) for size in shape)
+    return {name: Stored(shape, torch.float8_e4m3fn), name + SCALE: Stored(blocks, torch.float32)}
+
+
+def store(name: str, tensor: torch.Tensor, precision: Precision) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that `stored` announces."""
+    if precision == "fp8" and QUANTIZED.search(name):
+        values, scale = fp8_quantize(tensor.contiguous(), block=(BLOCK, BLOCK))
+        yield name, values
+        yield name + SCALE, scale
+        return
+    for stored_name, form in stored(name, tuple(tensor.shape), precision).items():
+        yield stored_name, tensor.to(form.dtype)
+
+
+def config_json(config: dict[str, Any], precision: Precision) -> dict[str, Any]:
+    """config.json of a folder in this precision."""
+    config = {key: value for key, value in config.items() if key != "quantization_config"}
+    name = "bfloat16" if precision == "fp8" else precision
+    config |= {key: name for key in ("dtype", "torch_dtype") if key in config}
+    if precision == "fp8":
+        config["quantization_config"] = {
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "quant_method": "fp8",
+            "weight_block_size": [BLOCK, BLOCK],
+        }
+    return config
+
+
+def begin_export(
+    source: Folder, model: Architecture, target: Path, precision: Precision, identity: dict[str, Any] | None
+) -> tuple[Export, set[str]]:
+    """The export of a whole model, its MTP modules behind the rest, and the tensors that need not come again."""
+    shapes = hf_shapes(model) | {name: mtp_shapes(model)[name] for name in source.mtp_names}
+    parts = {name: stored(name, shape, precision) for name, shape in shapes.items()}
+    tensors = {n: s for part in parts.values() for n, s in part.items()}
+    if identity is None:
+        identity = {"unique": time.time_ns()}
+    export = Export(target, tensors, source.path, identity=identity | {"precision": precision})
+    return export, {name for name, part in parts.items() if part.keys() <= export.done}
+
+
+def put(
+    export: Export, tensors: Iterable[tuple[str, torch.Tensor]], on_bytes: Callable[[int], None] | None = None
+) -> None:
+    """Write tensors in their stored form."""
+    for name, tensor in tensors:
+        export.write(name, tensor)
+        if on_bytes is not None:
+            on_bytes(tensor.numel() * tensor.element_size())
+
+
+def finish_export(
+    export: Export,
+    source: Folder,
+    precision: Precision,
+    on_bytes: Callable[[int], None] | None = None,
+    *,
+    copies_mtp: bool = True,
+) -> None:
+    """Copy the MTP modules from the source, where they were not trained; then the index and the other files."""
+    for name in source.mtp_names if copies_mtp else ():
+        if precision == "fp8" and source.dtype(name) == torch.float8_e4m3fn:
+            put(export, source.stored(name), on_bytes)  # the very bytes
+        else:
+            put(export, store(name, source.read(name), precision), on_bytes)
+    export.finish(config_json(read_json(source.path / "config.json"), precision))
+
+
+def is_fp8_folder(folder: Path) -> bool:
+    """Whether a Hugging Face folder has its matrices in FP8."""
+    return Folder(folder, read_architecture(folder)).is_fp8

@@ -1,0 +1,1 @@
+"""The modules of the Megatron-core model."""

@@ -1,0 +1,132 @@
+"""FP8 in the linears of the layers (`model.fp8`): Transformer Engine's, with DeepSeek-V3's block scaling.
+
+In FP8 (E4M3, one scale a 1 x 128 part of an activation or gradient and a 128 x 128 block of a weight, all three
+products of a linear): the projections of attention, the dense MLPs and the shared experts. In the model's precision:
+embedding, output matrix, norms, attention itself, router, MTP modules, and MLA's small projection to the latent of
+keys and values, whose 576 columns 8 ranks cannot share in sixteens (2 % of an attention layer's weights). Weights
+stay in bfloat16 with their float32 masters: Transformer Engine quantizes copies of them at the first row of each
+pass, so that names, checkpoints, export and refresh are what they are without FP8.
+
+Routed experts follow `model.experts`, not this: 8 local experts of 671B would be 24 products of a thousand tokens a
+layer in Megatron's SequentialMLP, each padded; its TEGroupedMLP has other parameter names and runs the same products on
+a few streams (Hopper's cuBLAS has no grouped FP8 product). `fused_fp8` is one grouped product and sends tokens in FP8.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from packaging.version import Version
+
+from r1engine.config_file import ConfigError
+from r1engine.hf.architecture import Architecture
+
+NEEDED = "2.9"  # first version that Megatron-core 0.16 is tested with
+INSTALL = f"pip install 'r1engine[gpu]' (transformer-engine[pytorch]>={NEEDED},<2.12, built for CUDA 12.9 or later)"
+MATRIX_SIDE = 16  # both sides of a weight on each rank: 16-byte rows for the tensor cores (cuBLAS)
+GATHERED_SIDE = 128  # width of what sequence parallelism gathers: whole scaled parts (Transformer Engine asserts it)
+
+
+class Linears(NamedTuple):
+    """The classes of a layer's linears."""
+
+    column: type
+    row: type
+
+
+def linears(config: Any) -> Linears:
+    """Megatron's own, or its wrappers of Transformer Engine's where its TransformerConfig asks for FP8."""
+    if config.fp8:
+        from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear
+
+        return Linears(TEColumnParallelLinear, TERowParallelLinear)
+    from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+
+    return Linears(ColumnParallelLinear, RowParallelLinear)
+
+
+def forget_copies(modules: Iterable[Any]) -> None:
+    """Free the quantized copies of the weights (2 bytes a weight). Called behind each pass: the next one may be under
+    other weights, and those of a pass without gradient lack the transposed half that a backward pass needs."""
+    for module in modules:
+        for part in module.modules():
+            if hasattr(part, "_fp8_workspaces"):
+                part._fp8_workspaces.clear()
+
+
+# ------------------------------------------------------------------ what FP8 needs
+
+
+def check_machine() -> None:
+    """Refuse a machine without Transformer Engine or without a GPU that computes with its block scaling.
+
+    Raises:
+        ConfigError: saying what was found, what is required and how to install it.
+    """
+    if problem := machine_problem():
+        raise ConfigError(f"model.fp8: {problem}")
+
+
+def machine_problem() -> str | None:
+    """What this machine lacks; None where FP8 linears can run."""
+    if importlib.util.find_spec("transformer_engine") is None:
+        return f"found no transformer_engine, required {INSTALL} and a Hopper GPU"
+    try:
+        from transformer_engine import __version__ as version
+        from transformer_engine.pytorch.fp8 import FP8GlobalStateManager
+    except (ImportError, OSError) as error:  # built for another torch or CUDA; the library is not found
+        return f"transformer_engine cannot be imported ({error}), required {INSTALL}"
+    if Version(version) < Version(NEEDED):
+        return f"found transformer_engine {version}, required {INSTALL}"
+    try:
+        is_available, reason = FP8GlobalStateManager.is_fp8_block_scaling_available()
+    except (RuntimeError, AssertionError, TypeError) as error:  # no driver, no device, a torch without CUDA
+        is_available, reason = False, str(error)
+    return None if is_available else f"transformer_engine {version} cannot scale by blocks on this machine: {reason}"
+
+
+def model_problem(arch: Architecture, tensor: int, experts: str, *, is_sequence_parallel: bool) -> str | None:
+    """Which matrix the FP8 products do not take, or which setting; None for a model that can be trained.
+
+    Args:
+        arch:                 the model.
+        tensor:               ranks that a matrix is split over.
+        experts:              `model.experts`.
+        is_sequence_parallel: whether these ranks share the tokens between the layers.
+    """
+    if arch.moe is not None and experts == "megatron":
+        return "model.experts: found megatron with model.fp8, required fused or fused_fp8"
+    for what, size in _sides(arch, tensor).items():
+        if size % MATRIX_SIDE:
+            ranks = f"each of {tensor} tensor-parallel ranks" if tensor > 1 else "the only tensor-parallel rank"
+            return f"model.fp8: {what} is {size} on {ranks}, required a multiple of {MATRIX_SIDE}"
+    gathered = {"hidden size": arch.hidden_size}
+    if arch.mla is not None:
+        gathered |= {"q_lora_rank": arch.mla.query_rank or 0, "kv_lora_rank": arch.mla.kv_rank}
+    for what, size in gathered.items() if is_sequence_parallel and tensor > 1 else ():
+        if size % GATHERED_SIDE:
+            required = f"a multiple of {GATHERED_SIDE} with sequence parallelism (parallel.sequence)"
+            return f"model.fp8: the {what} is {size}, required {required}"
+    return None
+
+
+def _sides(arch: Architecture, tensor: int) -> dict[str, int]:
+    """The sides of the matrices in FP8 as one rank holds them."""
+    heads, mla = arch.num_heads // tensor, arch.mla
+    sides = {"the hidden size": arch.hidden_size, "the intermediate size": arch.intermediate_size // tensor}
+    if mla is None:
+        sides["the width of queries, keys and values"] = (
+            (arch.num_heads + 2 * arch.num_kv_heads) * arch.head_dim // tensor
+        )
+        sides["the width of attention's output"] = heads * arch.head_dim
+    else:
+        sides["the width of queries"] = heads * arch.head_dim
+        sides["q_lora_rank"] = (mla.query_rank or 0) // tensor
+        sides["kv_lora_rank"] = mla.kv_rank
+        sides["the width of keys and values"] = heads * (mla.nope_dim + mla.value_dim)
+        sides["the width of attention's output"] = heads * mla.value_dim
+    if arch.moe is not None:
+        sides["the intermediate size of the shared experts"] = arch.moe.shared_size // tensor
+    return sides

@@ -1,0 +1,171 @@
+"""This rank's part of the weights: read from a Hugging Face folder, gathered back to whole tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as ps
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+
+from r1engine.hf.architecture import Architecture
+from r1engine.hf.folder import Folder
+from r1engine.model.parallel import World
+from r1engine.model.state.rules import Rule, hf_shapes, mtp_rules, mtp_shapes, rules
+
+
+class ShardedWeights:
+    """The parameters, and the buffers that are part of the model, of all chunks of layers on this rank.
+
+    Attributes:
+        local: name with global layer and expert numbers -> this rank's tensor.
+    """
+
+    def __init__(self, chunks: list[Any], model: Architecture, world: World, *, with_mtp: bool) -> None:
+        self.model, self.world = model, world
+        self._rules = rules(model) | (mtp_rules(model) if with_mtp else {})
+        self._shapes = hf_shapes(model) | (mtp_shapes(model) if with_mtp else {})
+        self.local: dict[str, torch.Tensor] = {}
+        for chunk in chunks:
+            self.local |= {self._global(name, chunk): tensor for name, tensor in _tensors(chunk)}
+        self._stage_of = self._find_stages()
+
+    def _global(self, name: str, chunk: Any) -> str:
+        parts = name.split(".")
+        if parts[:2] == ["decoder", "layers"]:
+            parts[2] = str(int(parts[2]) + get_transformer_layer_offset(chunk.config, vp_stage=chunk.vp_stage))
+        if "local_experts" in parts:
+            assert self.model.moe is not None
+            per_rank = self.model.moe.num_experts // self.world.ep_size
+            at = parts.index("local_experts") + 1
+            parts[at] = str(int(parts[at]) + self.world.ep_rank * per_rank)
+        return ".".join(parts)
+
+    def _rule(self, name: str) -> Rule:
+        if self.model.is_tied and name == "output_layer.weight":
+            name = "embedding.word_embeddings.weight"  # the last stage's copy of a tied weight
+        return self._rules[name]
+
+    def _find_stages(self) -> dict[str, int]:
+        """Name -> the first pipeline stage that has it, experts of other ranks included."""
+        names: list = [sorted(self.local)]
+        if self.world.pp_size > 1:
+            names = [None] * self.world.pp_size
+            dist.all_gather_object(names, sorted(self.local), group=ps.get_pipeline_model_parallel_group())
+        return {name: stage for stage in reversed(range(len(names))) for name in names[stage]}
+
+    def _split(self, rule: Rule) -> tuple[int, int, dist.ProcessGroup | None]:
+        """(this rank, number of ranks, their group) that a parameter is split over."""
+        world = self.world
+        if rule.dim is None:
+            return 0, 1, None
+        if rule.expert is not None:
+            return world.etp_rank, world.etp_size, ps.get_expert_tensor_parallel_group()
+        return world.tp_rank, world.tp_size, ps.get_tensor_model_parallel_group()
+
+    # ------------------------------------------------------------------ in
+
+    def load(self, folder: Folder) -> None:
+        """Read what this rank holds, one tensor after the other, and nothing else."""
+        for name, tensor in self.local.items():
+            rule = self._rule(name)
+            rank, ranks, _ = self._split(rule)
+            slices = [folder.read(hf, self._index(rule, hf, rank, ranks)) for hf in rule.hf]
+            whole = rule.fuse(slices)
+            if whole.shape == tensor.shape:
+                tensor.copy_(whole)
+            else:  # the vocabulary is padded
+                tensor.zero_()
+                tensor[: len(whole)].copy_(whole)
+
+    def _index(self, rule: Rule, hf: str, rank: int, ranks: int) -> tuple[slice, ...]:
+        if rule.dim is None or ranks == 1:
+            return ()
+        shape = self._shapes[hf]
+        before = tuple(slice(0, size) for size in shape[: rule.dim])
+        return (*before, rule.slice_of(shape[rule.dim], rank, ranks))
+
+    # ------------------------------------------------------------------ out
+
+    def full(self, skip: Collection[str] = ()) -> Iterator[tuple[str, torch.Tensor]]:
+        """(Hugging Face name, full tensor), one at a time, on every rank. Collective.
+
+        Shards are gathered, experts exchanged, and pipeline stages broadcast; a tensor is valid until the next one is
+        asked for. The order is that of `rules`, but experts come by their place on their rank.
+
+        Args:
+            skip: Hugging Face names that nobody needs, the same on every rank.
+        """
+        for names in self._bundles():
+            wanted = [hf for name in names for hf in self._rules[name].hf]
+            if not all(hf in skip for hf in wanted):
+                yield from zip(wanted, self._gather(names), strict=True)
+
+    def _bundles(self) -> Iterator[list[str]]:
+        """Names that are gathered together: one, or the same place of every expert-parallel rank."""
+        ranks = self.world.ep_size
+        for name, rule in self._rules.items():
+            if rule.expert is None or ranks == 1:
+                yield [name]
+                continue
+            assert self.model.moe is not None
+            per_rank = self.model.moe.num_experts // ranks
+            if rule.expert < per_rank:
+                place = f"local_experts.{rule.expert}."
+                yield [name.replace(place, f"local_experts.{rule.expert + r * per_rank}.") for r in range(ranks)]
+
+    def _gather(self, names: list[str]) -> list[torch.Tensor]:
+        """The Hugging Face tensors of a bundle, in its order."""
+        own = names[self.world.ep_rank] if len(names) > 1 else names[0]
+        tensors = None
+        if own in self.local:
+            tensors = self._whole(self._rules[own], self.local[own].detach())
+            if len(names) > 1:
+                tensors = self._exchange(tensors)
+        if self.world.pp_size == 1:
+            assert tensors is not None
+            return tensors
+        return self._from_stage(self._stage_of[own], names, tensors)
+
+    def _whole(self, rule: Rule, shard: torch.Tensor) -> list[torch.Tensor]:
+        _, ranks, group = self._split(rule)
+        if ranks == 1:
+            slices = [rule.unfuse(shard)]
+        else:
+            shards = [torch.empty_like(shard) for _ in range(ranks)]
+            dist.all_gather(shards, shard.contiguous(), group=group)
+            slices = [rule.unfuse(s) for s in shards]
+        joined = [torch.cat(parts, rule.dim) if ranks > 1 else parts[0] for parts in zip(*slices, strict=True)]
+        shapes = [self._shapes[hf] for hf in rule.hf]
+        # Only a padded vocabulary is longer than its Hugging Face tensor.
+        return [t[: shape[0]] if t.shape != shape else t for t, shape in zip(joined, shapes, strict=True)]
+
+    def _exchange(self, own: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The tensors of all expert-parallel ranks, rank after rank."""
+        gathered = []
+        for tensor in own:
+            parts = [torch.empty_like(tensor) for _ in range(self.world.ep_size)]
+            dist.all_gather(parts, tensor.contiguous(), group=ps.get_expert_model_parallel_group())
+            gathered.append(parts)
+        return [part for parts in zip(*gathered, strict=True) for part in parts]
+
+    def _from_stage(self, stage: int, names: list[str], tensors: list[torch.Tensor] | None) -> list[torch.Tensor]:
+        """Broadcast from the first pipeline stage that has the tensors."""
+        group = ps.get_pipeline_model_parallel_group()
+        if stage != self.world.pp_rank or tensors is None:
+            some = next(iter(self.local.values()))
+            dtype = torch.float32 if self._rules[names[0]].is_float32 else some.dtype
+            shapes = [self._shapes[hf] for name in names for hf in self._rules[name].hf]
+            tensors = [torch.empty(shape, dtype=dtype, device=self.world.device) for shape in shapes]
+        tensors = [t.contiguous() for t in tensors]
+        for tensor in tensors:
+            dist.broadcast(tensor, dist.get_global_rank(group, stage), group=group)
+        return tensors
+
+
+def _tensors(chunk: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters, and the experts' biases, which are buffers."""
+    yield from chunk.named_parameters()
+    yield from ((name, buffer) for name, buffer in chunk.named_buffers() if name.endswith("router.expert_bias"))

@@ -1,0 +1,162 @@
+"""The code reward (paper, section 2.2.2): runs a program against tests in the sandbox. No torch.
+
+What a program prints or returns is compared here; it never sees what is expected. "wrong" needs a test that ran
+and failed. Where the sandbox, the compiler or the record fails, the verdict is "undecided".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Literal
+
+from r1engine.rewards.code.compare import is_same_value, output_problem
+from r1engine.rewards.code.problems import CodeProblem
+from r1engine.rewards.sandbox import DEFAULT_LIMITS, Channel, Limits, ProgramError, ProgramRun, Sandbox, SandboxError
+from r1engine.rewards.sandbox.inside.plain import encode
+
+Verdict = Literal["right", "wrong", "undecided"]
+
+MAX_PROGRAM_CHARACTERS = 200_000
+_NAMES = {"python": ("python", "py", "python3", ""), "cpp": ("cpp", "c++", "cc", "cxx", "")}
+
+
+def final_code(
+    text: str, language: str, *, think_prefilled: bool = False, bare_allowed: bool = False
+) -> tuple[str | None, str]:
+    """(the program, "") or (None, why there is none): the last fenced block of the language after the thoughts.
+
+    With an `<answer>` tag only the last `<answer>` block counts, and if nothing in it is fenced, all of it is the
+    program. A fence that is not closed holds no program.
+
+    Args:
+        text: what the model wrote after the prompt.
+        language: "python" or "cpp"; a fence without a name counts, too.
+        think_prefilled: the prompt itself ended with `<think>`.
+        bare_allowed: a text without any fence or tag is the program: a base model that goes on with the prompt.
+    """
+    closed = text.rfind("</think>")
+    if (closed < 0 and think_prefilled) or text.rfind("<think>") > closed:
+        return None, "the think block is not closed"
+    region = text[closed + len("</think>") :] if closed >= 0 else text
+    start = region.rfind("<answer>")
+    if start >= 0:
+        end = region.find("</answer>", start)
+        if end < 0:
+            return None, "the answer block is not closed"
+        region = region[start + len("<answer>") : end]
+    blocks, is_open = _fenced(region)
+    if is_open:
+        return None, "the last code block is not closed"
+    programs = [code for name, code in blocks if name in _NAMES[language]]
+    if not blocks and region.strip() and (start >= 0 or (bare_allowed and region is text)):
+        programs = [region.strip("\n")]
+    if not programs:
+        return None, f"no {language} code block"
+    if len(programs[-1]) > MAX_PROGRAM_CHARACTERS:
+        return None, f"a program of more than {MAX_PROGRAM_CHARACTERS} characters"
+    return programs[-1], ""
+
+
+def grade_code(
+    program: str, problem: CodeProblem, sandbox: Sandbox, limits: Limits = DEFAULT_LIMITS
+) -> tuple[Verdict, str]:
+    """(verdict, reason in one line) of a program: right if it passes every test; it stops at the first it fails.
+
+    Args:
+        program: its source.
+        problem: the tests.
+        sandbox: where it runs. Problems with a `check` use a second one beside it.
+        limits: of each test.
+    """
+    try:
+        if problem.check:
+            return _grade_by_check(program, problem, sandbox, limits)
+        if problem.language == "cpp":
+            with sandbox.compile_cpp(program) as binary:
+                return _grade_by_output(problem, lambda stdin: sandbox.run_binary(binary, stdin, limits))
+        if problem.function:
+            return _grade_by_calls(program, problem, sandbox, limits)
+        return _grade_by_output(
+            problem, lambda stdin: sandbox.run_script(program, stdin, limits, prelude=problem.prelude)
+        )
+    except ProgramError as error:
+        return "wrong", str(error)
+    except SandboxError as error:
+        return "undecided", str(error)
+
+
+def _grade_by_output(problem: CodeProblem, run: Callable[[str], ProgramRun]) -> tuple[Verdict, str]:
+    for number, test in enumerate(problem.tests, 1):
+        done = run(test.stdin)
+        if wrong := done.problem or output_problem(done.stdout, test.stdout):
+            return "wrong", f"test {number} of {len(problem.tests)}: {wrong}"
+    return "right", f"passed {len(problem.tests)} tests"
+
+
+def _grade_by_calls(program: str, problem: CodeProblem, sandbox: Sandbox, limits: Limits) -> tuple[Verdict, str]:
+    for number, test in enumerate(problem.tests, 1):
+        where = f"test {number} of {len(problem.tests)}"
+        try:
+            with sandbox.functions(program, limits, prelude=problem.prelude) as module:
+                found = module.call(problem.function, [encode(argument) for argument in test.arguments])
+        except ProgramError as error:
+            return "wrong", f"{where}: {error}"
+        if not any(is_same_value(found, encode(value)) for value in test.accepted):
+            return "wrong", f"{where}: found {str(found)[:60]}, required {str(test.accepted[0])[:60]}"
+    return "right", f"passed {len(problem.tests)} tests"
+
+
+def _grade_by_check(program: str, problem: CodeProblem, sandbox: Sandbox, limits: Limits) -> tuple[Verdict, str]:
+    """The asserting code runs beside the solution: it has the expected values, and gets only plain values."""
+    waits = replace(limits, wall_seconds=limits.longest_seconds + 10.0)
+    calls = 0
+    try:
+        checker = sandbox.beside.functions(problem.check, waits, mode="check")
+        with checker as asking, _solution(program, problem, sandbox, limits) as module:
+            while "arguments" in (asked := asking.receive()):
+                calls += 1
+                answer = module.ask({"name": problem.function, "arguments": asked["arguments"]})
+                asking.send({key: answer[key] for key in ("value", "raised", "message") if key in answer})
+    except _SolutionError as error:
+        return "wrong", f"call {calls}: {error}"
+    except ProgramError as error:
+        return "undecided", f"the check itself failed in call {calls}: {error}"
+    if "failed" in asked:
+        return "wrong", f"call {calls}: {str(asked['failed'])[:150]}"
+    return ("right", f"passed {calls} calls") if calls else ("undecided", "the check never called the function")
+
+
+class _SolutionError(Exception):
+    """The solution failed, as opposed to what checks it."""
+
+
+@contextlib.contextmanager
+def _solution(program: str, problem: CodeProblem, sandbox: Sandbox, limits: Limits) -> Iterator[Channel]:
+    """The solution; it defines the function, or goes on where the prompt stops."""
+    defines = re.search(rf"^(?:async )?def {re.escape(problem.function)}\b", program, re.MULTILINE)
+    prelude, source = (problem.prelude, program) if defines else ("", problem.prelude + program)
+    try:
+        with sandbox.functions(source, limits, prelude=prelude) as module:
+            yield module
+    except ProgramError as error:
+        raise _SolutionError(str(error)) from None
+
+
+def _fenced(text: str) -> tuple[list[tuple[str, str]], bool]:
+    """(name, content) of every fenced block, and whether one is open at the end."""
+    blocks: list[tuple[str, str]] = []
+    fence, name, lines = "", "", []
+    for line in text.split("\n"):
+        bare = line.strip()
+        if not fence and bare.startswith("```"):
+            fence = bare[: len(bare) - len(bare.lstrip("`"))]
+            name, lines = bare[len(fence) :].strip().lower(), []
+        elif fence and bare.startswith(fence) and not bare.strip("`"):
+            blocks.append((name, "\n".join(lines)))
+            fence = ""
+        elif fence:
+            lines.append(line)
+    return blocks, bool(fence)

@@ -1,0 +1,1 @@
+"""What models behind HTTP say: a judge, reward models."""

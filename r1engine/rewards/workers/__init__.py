@@ -1,0 +1,1 @@
+"""Killable processes that compute what may take any time or memory."""

@@ -1,0 +1,1 @@
+"""The embedded generator: PyTorch in this process."""

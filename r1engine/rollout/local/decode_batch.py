@@ -1,0 +1,211 @@
+"""One call of the embedded generator: which sequence is in which row of the decoder, until every sequence has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from r1engine.rollout.draft import Draft
+from r1engine.rollout.local.cache import KVCache
+from r1engine.rollout.local.decoder import Decoder, Prefill
+from r1engine.rollout.local.sampling import sample, uniforms
+
+PREFILL_TOKENS = 8192  # padded prompt tokens run at once, unless one prompt alone is longer
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"generate: temperature is {self.temperature}, required is above 0")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"generate: top_p is {self.top_p}, required is above 0 and at most 1")
+        if self.top_k < 0:
+            raise ValueError(f"generate: top_k is {self.top_k}, required is at least 0")
+
+
+class DecodeBatch:
+    """Decodes drafts, one a row. A row whose draft ends takes the next one; when none is left, the last row moves into
+    its place, so that a decode step never computes a finished sequence."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        drafts: list[Draft],
+        *,
+        keys: list[np.uint64],
+        slots: int,
+        sampling: Sampling,
+        stop_tokens: frozenset[int],
+        version: int,
+    ) -> None:
+        """`keys` are the drafts' streams of uniforms; neighbours with equal prompts and tokens share their prefill."""
+        self._decoder, self._sampling, self._version = decoder, sampling, version
+        self._drafts, self._draft_keys = drafts, keys
+        self._prefixes: list[list[int]] = []  # what the drafts go on from, equal neighbours once
+        self._prefix_of: list[int] = []  # of each draft
+        for draft in drafts:
+            if not self._prefixes or self._prefixes[-1] != draft.prompt.tokens + draft.tokens:
+                self._prefixes.append(draft.prompt.tokens + draft.tokens)
+            self._prefix_of.append(len(self._prefixes) - 1)
+        self._next_draft = 0
+        self._num_rows = num_rows = min(slots, len(drafts))
+        self._is_stop = np.zeros(decoder.arch.vocab_size, dtype=bool)
+        self._is_stop[[token for token in stop_tokens if token < decoder.arch.vocab_size]] = True
+        limit = max(len(draft.prompt.tokens) + draft.max_tokens for draft in drafts)
+        self._cache = KVCache(decoder.arch, rows=num_rows, limit=limit, device=decoder.device, dtype=decoder.dtype)
+        # What follows is on the host, one entry a row.
+        self._draft_of = np.full(num_rows, -1)  # -1: none
+        self._keys = np.zeros(num_rows, dtype=np.uint64)
+        self._input = np.zeros(num_rows, dtype=np.int64)  # the token the row decodes next
+        self._positions = np.zeros(num_rows, dtype=np.int64)  # and its index in the sequence
+        self._counts = np.zeros(num_rows, dtype=np.int64)  # tokens sampled
+        self._earlier = np.zeros(num_rows, dtype=np.int64)  # of them before this call
+        self._tokens = np.zeros((num_rows, 64), dtype=np.int64)  # sampled in this call
+        self._logp = np.zeros((num_rows, 64), dtype=np.float64)
+        self._experts: list[list[np.ndarray]] = [[] for _ in range(num_rows)]  # of the tokens run, in order
+        self._prefill: Prefill | None = None  # of prefixes [_first_prefix, _last_prefix)
+        self._first_prefix = self._last_prefix = 0
+
+    def run(self) -> Iterator[int]:
+        """Decodes everything; yields how many tokens each decode step, or each batch of first tokens, drew."""
+        holes = np.arange(self._num_rows)
+        while True:
+            while len(holes) and self._next_draft < len(self._drafts):
+                admitted, holes = self._admit(holes)
+                yield admitted
+            if len(holes):
+                self._compact(holes)
+            if self._num_rows == 0:
+                return
+            rows = np.arange(self._num_rows)
+            logits, experts = self._step()
+            if experts is not None:
+                for row, of_token in enumerate(experts.to(torch.int16).cpu().numpy()):
+                    self._experts[row].append(of_token[None])
+            holes = self._draw(rows, logits)
+            yield len(rows)
+
+    def interrupt(self) -> None:
+        """Called between two steps of `run`, which then is not asked again: the drafts keep the tokens they have."""
+        for row in np.flatnonzero(self._draft_of[: self._num_rows] >= 0):
+            self._hand_over(row)
+
+    def _step(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Decodes one token of every row; returns as `Decoder.step`."""
+        live = slice(0, self._num_rows)
+        length = int(self._positions[live].max()) + 1
+        self._cache.reserve(length)
+        inputs = torch.from_numpy(np.stack([self._input[live], self._positions[live]])).to(self._decoder.device)
+        return self._decoder.step(inputs[0], inputs[1], self._cache, length=length)
+
+    def _admit(self, holes: np.ndarray) -> tuple[int, np.ndarray]:
+        """Puts drafts of the prefilled prefixes into `holes` and draws their next tokens.
+
+        Returns:
+            the number of drafts, and the rows that are holes still or again.
+        """
+        if self._prefix_of[self._next_draft] == self._last_prefix:
+            self._prefill = None  # frees its keys and values before the next ones are made
+            self._prefill = self._prefill_next()
+        prefill = self._prefill
+        assert prefill is not None
+        most = self._next_draft + len(holes)
+        chosen = [i for i in range(self._next_draft, min(most, len(self._drafts))) if self._is_prefilled(i)]
+        self._next_draft += len(chosen)
+        rows, holes = holes[: len(chosen)], holes[len(chosen) :]
+        source = np.array([self._prefix_of[i] for i in chosen]) - self._first_prefix
+        lengths = np.array(prefill.lengths)[source]
+        self._draft_of[rows] = chosen
+        self._keys[rows] = [self._draft_keys[i] for i in chosen]
+        self._positions[rows] = lengths - 1
+        self._counts[rows] = self._earlier[rows] = [len(self._drafts[i].tokens) for i in chosen]
+        if prefill.experts is not None:
+            of_prefixes = prefill.experts.to(torch.int16).cpu().numpy()
+            for row, i, length in zip(rows, source, lengths, strict=True):
+                self._experts[row] = [of_prefixes[i, :length]]
+        self._cache.reserve(prefill.kv[0].shape[3])
+        upload = torch.from_numpy(np.stack([rows, source, lengths])).to(self._decoder.device)
+        self._cache.fill(upload[0], prefill.kv, upload[1], upload[2])
+        return len(chosen), np.concatenate([self._draw(rows, prefill.logits[upload[1]]), holes])
+
+    def _is_prefilled(self, draft: int) -> bool:
+        return self._prefix_of[draft] < self._last_prefix
+
+    def _prefill_next(self) -> Prefill:
+        """Runs the next prefixes: no more than the rows can take at once, within PREFILL_TOKENS."""
+        first = self._last_prefix
+        last_draft = min(self._next_draft + self._num_rows, len(self._drafts)) - 1
+        prefixes: list[list[int]] = []
+        longest = 0
+        for prefix in self._prefixes[first : self._prefix_of[last_draft] + 1]:
+            longest = max(longest, len(prefix))
+            if prefixes and longest * (len(prefixes) + 1) > PREFILL_TOKENS:
+                break
+            prefixes.append(prefix)
+        self._first_prefix, self._last_prefix = first, first + len(prefixes)
+        return self._decoder.prefill(prefixes)
+
+    def _draw(self, rows: np.ndarray, logits: torch.Tensor) -> np.ndarray:
+        """Draws the next token of each of `rows`; returns those whose draft ended with it."""
+        uniform = torch.from_numpy(uniforms(self._keys[rows], self._counts[rows])).to(logits.device)
+        drawn, logp = sample(
+            logits,
+            uniform,
+            temperature=self._sampling.temperature,
+            top_p=self._sampling.top_p,
+            top_k=self._sampling.top_k,
+        )
+        # One transfer, the only point where the host waits for the device. float64 holds every token id exactly.
+        fetched = torch.stack([drawn.double(), logp.double()]).cpu().numpy()
+        tokens = fetched[0].astype(np.int64)
+        places = self._counts[rows] - self._earlier[rows]
+        self._tokens[rows, places] = tokens
+        self._logp[rows, places] = fetched[1]
+        self._input[rows] = tokens
+        self._positions[rows] += 1
+        self._counts[rows] += 1
+        if places.max() + 1 == self._tokens.shape[1]:
+            self._tokens = np.concatenate([self._tokens, np.zeros_like(self._tokens)], axis=1)
+            self._logp = np.concatenate([self._logp, np.zeros_like(self._logp)], axis=1)
+        limits = np.array([self._drafts[i].max_tokens for i in self._draft_of[rows]])
+        is_ended = self._is_stop[tokens] | (self._counts[rows] == limits)
+        for row in rows[is_ended]:
+            draft = self._hand_over(row)
+            draft.finish = "stop" if self._is_stop[draft.tokens[-1]] else "length"
+            if self._experts[row]:
+                draft.experts = torch.from_numpy(np.concatenate(self._experts[row]))
+        self._draft_of[rows[is_ended]] = -1
+        return rows[is_ended]
+
+    def _hand_over(self, row: int) -> Draft:
+        """Puts what a row sampled into its draft, and returns it."""
+        draft, count = self._drafts[self._draft_of[row]], self._counts[row] - self._earlier[row]
+        draft.add(self._tokens[row, :count].tolist(), self._logp[row, :count].tolist(), self._version)
+        return draft
+
+    def _compact(self, holes: np.ndarray) -> None:
+        """Moves the last rows into `holes`, so that the live rows are the first ones."""
+        num_rows = self._num_rows - len(holes)
+        is_hole = np.zeros(self._num_rows, dtype=bool)
+        is_hole[holes] = True
+        self._num_rows, target = num_rows, np.flatnonzero(is_hole[:num_rows])
+        if not len(target):
+            return
+        source = num_rows + np.flatnonzero(~is_hole[num_rows:])
+        of_rows = (self._draft_of, self._keys, self._input, self._positions, self._counts, self._earlier)
+        for column in (*of_rows, self._tokens, self._logp):
+            column[target] = column[source]
+        for old, new in zip(source, target, strict=True):
+            self._experts[new] = self._experts[old]
+        upload = torch.from_numpy(np.stack([source, target])).to(self._decoder.device)
+        self._cache.move(upload[0], upload[1], int(self._positions[target].max()))

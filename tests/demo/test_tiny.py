@@ -1,0 +1,162 @@
+"""The miniature R1-Zero: what its texts, its tokenizer and its model folder promise."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from r1engine.config import Base, Config
+from r1engine.demo import tiny
+
+ROOT = Path(__file__).parent.parent
+BASE = Base(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=64)
+PAIRS, HELDOUT = tiny.task_pairs(64, seed=3)
+
+
+def render(question: str) -> str:
+    """A template of about the size and with the tags of the paper's Table 1."""
+    rules = "The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags"
+    return f"A conversation between User and Assistant. {rules * 3}. User: {question}. Assistant:"
+
+
+def texts(step: int, num_texts: int, seed: int = 3) -> list[tuple[str, str]]:
+    return list(tiny.base_texts(step, num_texts, seed=seed, pairs=PAIRS, render=render))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tiny")
+    tiny.write_model(path, BASE, seed=3, render=render)
+    return path
+
+
+def test_heldout_questions_are_in_no_training_text(tmp_path):
+    train, heldout = tiny.write_task(tmp_path, BASE, seed=3)
+    asked = [{json.loads(line)["question"] for line in path.read_text().splitlines()} for path in (train, heldout)]
+    assert len(asked[0]) == 8100 - 64 and len(asked[1]) == 64
+    assert not asked[0] & asked[1]
+    questions = {tiny.question(pair) for pair in HELDOUT}
+    assert questions == asked[1]
+    assert not any(question in prompt for prompt, _ in texts(0, 3000) for question in questions)
+
+
+def test_answers_are_the_sums(tmp_path):
+    for path in tiny.write_task(tmp_path, BASE, seed=0):
+        for row in map(json.loads, path.read_text().splitlines()):
+            a, b = map(int, re.fullmatch(r"What is (\d\d)\+(\d\d)\?", row["question"]).groups())
+            assert int(row["answer"]) == a + b
+
+
+def test_texts_are_a_function_of_seed_step_and_index():
+    assert texts(5, 8) == texts(5, 20)[:8]
+    assert texts(5, 8) != texts(6, 8)
+    assert texts(5, 8) != texts(5, 8, seed=4)
+
+
+def test_worked_solution_without_a_slip_by_hand(monkeypatch):
+    monkeypatch.setattr(tiny, "SLIP_RATE", 0.0)
+    rng = tiny.random.Random(0)
+    worked = "<think>7+8=15,1+4+3=8</think><answer>85</answer>"
+    assert tiny.base_completion((47, 38), "worked", rng) == worked
+    assert "0+9+9=18</think><answer>180</answer>" in tiny.base_completion((90, 90), "worked", rng)
+
+
+def test_unknown_style_is_named():
+    with pytest.raises(ValueError, match="unknown style 'essay', required one of guess"):
+        tiny.base_completion((10, 10), "essay", tiny.random.Random(0))
+
+
+def style_of(completion: str) -> str:
+    patterns = {
+        "guess": r"<answer>\d+</answer>",
+        "empty_thought": r"<think></think><answer>\d+</answer>",
+        "worked": r"<think>[^<]+</think><answer>\d+</answer>",
+        "unclosed": r"<think>[^<]+<answer>\d+</answer>",
+        "untagged": r"<think>[^<]+</think>\d+",
+        "aloud": r"[^<]+ so \d+",
+    }
+    return next(style for style, pattern in patterns.items() if re.fullmatch(pattern, completion))
+
+
+def test_styles_come_in_their_shares():
+    assert sum(tiny.STYLES.values()) == pytest.approx(1.0)
+    counts = Counter(style_of(completion) for _, completion in texts(0, 4000))
+    for style, share in tiny.STYLES.items():
+        # four standard deviations of a share among 4,000 draws
+        assert counts[style] / 4000 == pytest.approx(share, abs=4 * (share * (1 - share) / 4000) ** 0.5)
+
+
+def test_base_texts_are_mostly_wrong_and_worked_solutions_mostly_better():
+    right, seen = Counter(), Counter()
+    for prompt, completion in texts(0, 4000):
+        a, b = map(int, re.search(r"(\d\d)\+(\d\d)", prompt).groups())
+        style = style_of(completion)
+        seen[style] += 1
+        right[style] += completion.endswith(f"<answer>{a + b}</answer>")
+    assert right.total() / seen.total() < 0.4
+    assert right["worked"] / seen["worked"] > 0.5
+    assert right["guess"] / seen["guess"] < 0.12
+
+
+def test_tokenizer_is_the_same_every_time_and_keeps_digits_apart(folder, tmp_path):
+    again = tiny.make_tokenizer(tmp_path, BASE, seed=3, render=render)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    prompt, completion = texts(1, 1)[0]
+    for text in (prompt, completion, "caf\u00e9\n<think>12345</think>"):
+        assert again.decode(again.encode(text).ids) == text
+    assert again.encode("12345").tokens == list("12345")
+    pieces = again.encode(prompt).tokens
+    assert len(pieces) == 7 and pieces[1] + pieces[2] + pieces[3] + pieces[4] + pieces[5] in prompt
+
+
+def test_a_vocabulary_too_small_for_the_template_is_refused(tmp_path):
+    small = BASE.model_copy(update={"vocab_size": 270})
+    with pytest.raises(ValueError, match=r"a prompt has \d+ tokens with vocab_size=270, required <= 32"):
+        tiny.make_tokenizer(tmp_path, small, seed=3, render=render)
+
+
+def test_heads_must_divide_the_hidden_size():
+    with pytest.raises(ValueError, match="hidden_size=32, heads=5"):
+        tiny.make_model_config(BASE.model_copy(update={"heads": 5}))
+
+
+def test_transformers_loads_the_folder(folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 0)
+    prompt, completion = texts(2, 1)[0]
+    ids = tokenizer.encode(prompt + completion, add_special_tokens=False)
+    assert tokenizer.decode([*ids, 1], skip_special_tokens=True) == prompt + completion
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert type(model).__name__ == "Qwen2ForCausalLM" and model.config.eos_token_id == 1
+    own = tiny.init_weights(BASE, seed=3)
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in own.items())
+    assert set(loaded) - set(own) == {"lm_head.weight"}  # tied
+    assert torch.equal(loaded["lm_head.weight"], own["model.embed_tokens.weight"])
+    assert model(torch.tensor([ids])).logits.shape == (1, len(ids), BASE.vocab_size)
+
+
+def test_initial_weights_are_seeded_and_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    first, second, other = (tiny.init_weights(BASE, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
+    assert first["model.embed_tokens.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+    assert first["model.layers.0.mlp.down_proj.weight"].std().item() == pytest.approx(0.01, rel=0.1)  # 2 layers
+
+
+def test_the_demo_config_is_valid_and_makes_this_base():
+    config = Config(**YAML(typ="safe").load(ROOT / "configs" / "tiny_r1_zero.yaml"))
+    assert config.base is not None
+    tiny.make_model_config(config.base)
+    assert config.data.max_prompt_tokens + config.max_tokens_at(0) <= 256  # max_position_embeddings

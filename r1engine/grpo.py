@@ -6,6 +6,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 
 import torch
 
@@ -41,6 +42,9 @@ def total_rewards(
     is not 0. A component that a decided score lacks, such as the language of thoughts without words, is neutral: it
     counts as the mean over the completions of the same question that have it.
 
+    Weights and components are taken as the decimals that they are written as. So totals that are equal on paper are
+    equal: 0.1 + 0.2 is 0.3, and 0.3 - 0.2 - 0.1 is 0, where floats leave a difference to be normalized.
+
     Args:
         graded: every completion of a rollout with its score.
         cfg: section `grpo`.
@@ -60,18 +64,24 @@ def total_rewards(
         elif score.verdict == "undecided":
             totals.append(None)
         else:
-            total = 0.0
+            total = Decimal()
             for name, weight in weights.items():
-                others = known[completion.prompt.id, name]
-                neutral = sum(others) / len(others) if others else 0.0
-                total += weight * score.components.get(name, neutral)
-            totals.append(total)
+                own = score.components.get(name)
+                values = known[completion.prompt.id, name] if own is None else [own]
+                if values:
+                    total += _decimal(weight) * sum(map(_decimal, values)) / len(values)
+            totals.append(float(total))
             if completion.prompt.reward == "preference":
-                worst[completion.prompt.id] = min(total, worst.get(completion.prompt.id, 0.0))
+                worst[completion.prompt.id] = min(totals[-1], worst.get(completion.prompt.id, 0.0))
     return [
         min(total, worst.get(completion.prompt.id, total)) if total is not None and completion.truncated else total
         for total, (completion, _) in zip(totals, graded, strict=True)
     ]
+
+
+def _decimal(value: float) -> Decimal:
+    """The shortest decimal that is read as this float."""
+    return Decimal(repr(float(value)))
 
 
 def to_samples(completions: Sequence[Completion], rewards: Sequence[float | None], cfg: Grpo) -> list[Sample]:

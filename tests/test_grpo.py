@@ -94,6 +94,28 @@ def test_a_component_without_a_value_counts_as_the_mean_of_its_group():
     assert total_rewards(graded, Grpo(), weights.weights_at(0)) == [2.0, 1.5, 1.75, None, 1.0]
 
 
+EQUAL_ON_PAPER = [  # weights, and components whose weighted sums are equal
+    ({"accuracy": 0.3, "format": 0.1, "language": 0.2}, [(1, 0, 0), (0, 1, 1), (0, 1, 1), (1, 0, 0)]),
+    ({"accuracy": 0.0, "format": 0.0, "language": 1.0}, [(1, 1, 0.1), (1, 1, 0.1), (1, 1, 0.1), (1, 1, None)]),
+    ({"accuracy": 0.0, "format": 0.0, "language": 0.7}, [(1, 1, 1 / 3)] * 11 + [(1, 1, None)]),
+    ({"accuracy": 1.0, "format": 0.0, "language": 1.0}, [(0.3, 0, -0.2), (0.1, 0, 0.0), (0.1, 1, 0)]),
+    ({"accuracy": 1.0, "format": 1.0, "language": 1.0}, [(0.3, -0.2, -0.1), (0, 0, 0), (1, 0, -1)]),
+    ({"accuracy": 1e-9, "format": 0.7, "language": 0.1}, [(7, 0.1, 0.1), (7, 0, 0.8), (7, 0.05, 0.45)]),
+]
+
+
+@pytest.mark.parametrize("mode", ["mean_std", "mean", "rloo", "batch_std"])
+@pytest.mark.parametrize(("weights", "rows"), EQUAL_ON_PAPER)
+def test_totals_that_are_equal_on_paper_give_no_advantage(weights, rows, mode):
+    scores = [Score("right", {n: v for n, v in zip(weights, row, strict=True) if v is not None}, "") for row in rows]
+    graded = [(completion(0, i), score) for i, score in enumerate(scores)]
+    others = [(completion(1, i), Score("right", {"format": float(i), "accuracy": float(i)}, "")) for i in range(2)]
+    totals = total_rewards([*graded, *others], Grpo(), weights)
+    assert len(set(totals[:-2])) == 1
+    samples = to_samples([c for c, _ in [*graded, *others]], totals, Grpo(advantage=mode))
+    assert [sample.advantage for sample in samples[:-2]] == [0.0] * len(rows)
+
+
 # ---- advantages ------------------------------------------------------------------------------------------------
 
 

@@ -108,6 +108,77 @@ def test_no_samples():
             assert [x.dtype for x in result] == [torch.float32] * 3 + [torch.bool]
 
 
+# ---- equal but for rounding ------------------------------------------------------------------------------------
+
+HALF = math.sqrt(0.5)  # advantage of the better of two
+MODES = ["mean_std", "mean", "rloo", "batch_std"]
+NEXT = math.nextafter(0.7, 1.0)
+SAME = [
+    ([0.1 + 0.2, 0.3, 0.3, 0.3], torch.float64),
+    ([0.7, NEXT, math.nextafter(NEXT, 1.0)], torch.float64),
+    ([-1e-30, -math.nextafter(1e-30, 1.0)], torch.float64),
+    ([sum([0.1] * 10), 1.0, sum([0.01] * 100)], torch.float64),
+    ([1e20, math.nextafter(1e20, 0.0)], torch.float64),
+    ([1.0, 1.0 + 2**-23, 1.0 - 2**-24], torch.float32),
+]
+OTHER = [  # small is not equal: neither beside 0 nor beside something large
+    ([1e-30, 0.0], torch.float64),
+    ([1e-17, -1e-17], torch.float64),
+    ([1.0, 1.0 + 1e-12], torch.float64),
+    ([1e8, 1e8 + 1e-5], torch.float64),
+    ([1.0, 1.00001], torch.float32),
+    ([1e6, 1e6 + 1], torch.float32),
+    ([1.0, 1.0 - 2**-8], torch.bfloat16),
+    ([1.0, 1.0 - 2**-11], torch.float16),
+]
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("groups", ["cu_groups", "group_ids"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("values", "dtype"), SAME)
+def test_rewards_that_differ_by_their_rounding_are_equal(values, dtype, mode, groups, impl):
+    # Another group has a signal, without which batch_std divides by nothing.
+    rewards = torch.tensor([*values, 1.0, 0.0], dtype=dtype)
+    ends = torch.tensor([0, len(values), len(rewards)])
+    where = (
+        {"cu_groups": ends} if groups == "cu_groups" else {"group_ids": torch.arange(2).repeat_interleave(ends.diff())}
+    )
+    result = group_advantage(rewards, **where, mode=mode, impl=impl)
+    assert result.advantage[:-2].tolist() == [0.0] * len(values)
+    assert not result.is_active[:-2].any() and result.is_active[-2:].all()
+    assert mode == "batch_std" or result.std[:-2].tolist() == [0.0] * len(values)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("groups", ["cu_groups", "group_ids"])
+@pytest.mark.parametrize("mode", ["mean_std", "batch_std"])
+@pytest.mark.parametrize(("values", "dtype"), OTHER)
+def test_true_differences_keep_their_scale_however_small(values, dtype, mode, groups, impl):
+    where = {"cu_groups": torch.tensor([0, 2])} if groups == "cu_groups" else {"group_ids": torch.zeros(2).long()}
+    result = group_advantage(torch.tensor(values, dtype=dtype), **where, mode=mode, impl=impl)
+    sign = 1.0 if values[0] > values[1] else -1.0
+    # The mean of 1 and 1 + 1e-12 is rounded by 1e-16.
+    assert result.advantage.tolist() == pytest.approx([sign * HALF, -sign * HALF], rel=2e-3)
+    assert result.is_active.all()
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize(("values", "dtype"), SAME)
+def test_a_batch_that_is_equal_but_for_rounding_has_no_deviation(values, dtype, impl):
+    rewards = torch.tensor(values, dtype=dtype)
+    result = group_advantage(rewards, cu_groups=torch.tensor([0, 1, len(rewards)]), mode="batch_std", impl=impl)
+    assert result.std.tolist() == result.advantage.tolist() == [0.0] * len(rewards)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("values", [[math.inf, math.inf], [math.inf, 1.0], [-math.inf, math.inf], [math.nan, math.nan]])
+def test_infinite_rewards_are_equal_to_nothing(values, impl):
+    cu = torch.tensor([0, len(values)])
+    result = group_advantage(torch.tensor(values), cu_groups=cu, nan="propagate", impl=impl)
+    assert not result.advantage.isfinite().any() and result.is_active.all()
+
+
 # ---- the other modes -------------------------------------------------------------------------------------------
 
 # Two groups: 3 0 0 1 and 2 2; the batch has mean 4/3 and squared deviations 22/3.
@@ -204,7 +275,7 @@ def test_triton_equals_the_reference_in_every_order(options):
 def test_compiled_kernels_are_lean():
     outputs = {"advantage_ptr": "*fp32", "mean_ptr": "*fp32", "std_ptr": "*fp32", "active_ptr": "*i8"}
     signature = {"rewards_ptr": "*fp32", "num_samples": "i32", "ddof": "i32", "eps": "fp32"} | outputs
-    flags = {"MODE": "mean_std", "CLAMPS": False, "RAW": False, "SKIPS": False, "BATCH": 1024}
+    flags = {"MODE": "mean_std", "CLAMPS": False, "RAW": False, "SKIPS": False, "ROUNDING": 0.0, "BATCH": 1024}
     module = "r1kernels.group_advantage.triton_impl"
     integers = ("num_samples", "num_groups", "ddof")
     made = aot.compile_triton(

@@ -40,9 +40,11 @@ def group_advantage(
         rloo:       A_i =  r_i - mean(r of the others)                  (leave one out)
         batch_std:  A_i = (r_i - mean(r)) / std(all rewards of the call)
 
-    A group whose rewards are all equal gives exactly 0, whatever the rounding of its mean. The sums run in float64 in
-    two passes, in a fixed order: the same bits in every run. Eq. 3 does not say which standard deviation: ddof=1
-    (sample) is what TRL, verl and slime use. It has no epsilon either; verl and slime add 1e-6, TRL 1e-4.
+    A group whose rewards are all equal gives exactly 0, whatever the rounding of its mean. Rewards are equal if they
+    lie within four units in the last place of the largest: 0.1 + 0.2 is 0.3. The unit is that of float64 or float32,
+    as the rewards have it; in 16 bits a unit is a difference, and only the same numbers are equal. The sums run in
+    float64 in two passes, in a fixed order: the same bits in every run. Eq. 3 does not say which standard deviation:
+    ddof=1 (sample) is what TRL, verl and slime use. It has no epsilon either; verl and slime add 1e-6, TRL 1e-4.
 
     On a GPU it is one launch. With cu_groups a program has one group: O(N). With group_ids in any order each block of
     16 samples looks through all of them; blocks that share no group are skipped.
@@ -83,11 +85,17 @@ def group_advantage(
         where = int((~rewards.isfinite()).nonzero()[0])
         raise ValueError(f"{op}: rewards must be finite, got {float(rewards[where])} at {where}")
     options = {"mode": mode, "ddof": ddof, "eps": eps, "clamps": eps_mode == "clamp", "raw": singleton == "raw"}
+    options |= {"skips": nan == "zero", "rounding": _rounding(rewards.dtype)}
     if chosen == "reference":
         from r1kernels.group_advantage.reference import group_advantage_reference as run
     else:
         from r1kernels.group_advantage.triton_impl import group_advantage_triton as run
-    return GroupAdvantage(*run(rewards.detach(), group_ids, cu_groups, **options, skips=nan == "zero"))
+    return GroupAdvantage(*run(rewards.detach(), group_ids, cu_groups, **options))
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """The spread of rewards, relative to the largest, that their rounding can make."""
+    return 4 * torch.finfo(dtype).eps if dtype.itemsize >= 4 else 0.0
 
 
 def _check_groups(

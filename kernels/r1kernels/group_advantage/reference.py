@@ -16,8 +16,12 @@ def group_advantage_reference(
     clamps: bool,
     raw: bool,
     skips: bool,
+    rounding: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """-> (advantage, mean, std, is_active), each [N]. `skips`: rewards that are not finite count nowhere."""
+    """-> (advantage, mean, std, is_active), each [N].
+
+    `skips`: rewards that are not finite count nowhere. `rounding`: spread of equal rewards, relative to the largest.
+    """
     if not rewards.numel():
         empty = rewards.new_empty(0, dtype=torch.float32)
         return empty, empty, empty, empty.bool()
@@ -40,13 +44,16 @@ def group_advantage_reference(
 
     count = group_sum(is_counted.double())[group_ids]
     mean = group_sum(r)[group_ids] / count.clamp(min=1)
-    # Decided on the rewards themselves: a rounded mean leaves a tiny std. A NaN is not equal to anything.
-    is_equal = (group_end(-torch.inf, "amax") <= group_end(torch.inf, "amin"))[group_ids] | (count == 0)
+    # Decided on the rewards themselves: a rounded mean leaves a tiny std. NaN and inf are not equal to anything.
+    high, low = group_end(-torch.inf, "amax"), group_end(torch.inf, "amin")
+    is_equal = _is_equal(high, low, rounding)[group_ids] | (count == 0)
     centered = torch.where(is_counted & ~is_equal, r - mean, 0.0)
     std = (group_sum(centered * centered)[group_ids] / (count - ddof).clamp(min=1)).sqrt()
     if mode == "batch_std":
         total = is_counted.sum()
-        deviation = torch.where(is_counted, r - r.sum() / total.clamp(min=1), 0.0)
+        high, low = torch.where(is_counted, r, -torch.inf).max(), torch.where(is_counted, r, torch.inf).min()
+        is_spread = is_counted & ~_is_equal(high, low, rounding)
+        deviation = torch.where(is_spread, r - r.sum() / total.clamp(min=1), 0.0)
         std = (deviation.square().sum() / (total - ddof).clamp(min=1)).sqrt().expand_as(r)
     scale = std.clamp(min=eps) if clamps else std + eps
     if mode in ("mean", "rloo"):
@@ -60,3 +67,9 @@ def group_advantage_reference(
         centered = torch.where(is_single, centered, centered * others)
     advantage = torch.where(centered == 0, 0.0, centered / scale)
     return advantage.float(), mean.float(), std.float(), ~is_equal
+
+
+def _is_equal(high: torch.Tensor, low: torch.Tensor, rounding: float) -> torch.Tensor:
+    """Whether rewards between `low` and `high` differ by no more than their rounding."""
+    spread = high - low
+    return (spread <= rounding * torch.maximum(high.abs(), low.abs())) & spread.isfinite()

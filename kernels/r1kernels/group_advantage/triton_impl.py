@@ -24,19 +24,32 @@ def _rewards(rewards_ptr, offsets, inside, SKIPS: tl.constexpr):
 
 
 @triton.jit
-def _batch_std(rewards_ptr, num_samples, ddof, SKIPS: tl.constexpr, BATCH: tl.constexpr):
+def _is_equal(high, low, mean, ROUNDING: tl.constexpr):
+    """Whether rewards between `low` and `high` differ by no more than their rounding; NaN and inf never do."""
+    spread = high - low
+    # A NaN among the rewards makes their mean NaN, though comparisons pass it over.
+    is_near = spread <= ROUNDING * tl.maximum(tl.abs(high), tl.abs(low))
+    return is_near & (spread < float("inf")) & (mean == mean)
+
+
+@triton.jit
+def _batch_std(rewards_ptr, num_samples, ddof, SKIPS: tl.constexpr, BATCH: tl.constexpr, ROUNDING: tl.constexpr):
     """Standard deviation of all rewards; every program takes it for itself, in the same order."""
     lanes = tl.arange(0, BATCH)
     total, count, squares = (tl.zeros([BATCH], tl.float64),) * 3
+    high, low = tl.full([BATCH], float("-inf"), tl.float64), tl.full([BATCH], float("inf"), tl.float64)
     for first in range(0, num_samples, BATCH):
         r, counts = _rewards(rewards_ptr, first + lanes, first + lanes < num_samples, SKIPS)
         total += r
         count += counts.to(tl.float64)
+        high, low = tl.where(counts & (r > high), r, high), tl.where(counts & (r < low), r, low)
     number = tl.sum(count)
-    mean = tl.sum(total) / tl.maximum(number, 1.0)
+    zero = tl.zeros([BATCH], tl.float64)
+    mean = zero + tl.sum(total) / tl.maximum(number, 1.0)
+    is_equal = _is_equal(zero + tl.max(high), zero + tl.min(low), mean, ROUNDING)
     for first in range(0, num_samples, BATCH):
         r, counts = _rewards(rewards_ptr, first + lanes, first + lanes < num_samples, SKIPS)
-        squares += tl.where(counts, (r - mean) * (r - mean), 0.0)
+        squares += tl.where(counts & ~is_equal, (r - mean) * (r - mean), 0.0)
     return tl.sqrt(tl.sum(squares) / tl.maximum(number - ddof, 1.0))
 
 
@@ -98,6 +111,7 @@ def segment_kernel(
     CLAMPS: tl.constexpr,
     RAW: tl.constexpr,
     SKIPS: tl.constexpr,
+    ROUNDING: tl.constexpr,
     BLOCK: tl.constexpr,
     BATCH: tl.constexpr,
 ):
@@ -105,7 +119,7 @@ def segment_kernel(
     lanes = tl.arange(0, BLOCK)
     batch_std = 0.0
     if MODE == "batch_std":
-        batch_std = _batch_std(rewards_ptr, num_samples, ddof, SKIPS, BATCH)
+        batch_std = _batch_std(rewards_ptr, num_samples, ddof, SKIPS, BATCH, ROUNDING)
     for group in range(tl.program_id(0), num_groups, tl.num_programs(0)):
         start = tl.load(cu_groups_ptr + group).to(tl.int64)
         end = tl.load(cu_groups_ptr + group + 1).to(tl.int64)
@@ -120,8 +134,7 @@ def segment_kernel(
         zero = tl.zeros([BLOCK], tl.float64)
         count, highest, lowest = zero + tl.sum(number), zero + tl.max(high), zero + tl.min(low)
         mean = (zero + tl.sum(total)) / tl.maximum(count, 1.0)
-        # A NaN in the group makes its mean NaN, though comparisons pass it over.
-        is_equal = ((highest <= lowest) & (mean == mean)) | (count == 0.0)
+        is_equal = _is_equal(highest, lowest, mean, ROUNDING) | (count == 0.0)
         for first in range(start, end, BLOCK):
             r, counts = _rewards(rewards_ptr, first + lanes, first + lanes < end, SKIPS)
             squares += tl.where(counts & ~is_equal, (r - mean) * (r - mean), 0.0)
@@ -170,6 +183,7 @@ def ids_kernel(
     CLAMPS: tl.constexpr,
     RAW: tl.constexpr,
     SKIPS: tl.constexpr,
+    ROUNDING: tl.constexpr,
     SAMPLES: tl.constexpr,
     OTHERS: tl.constexpr,
     BATCH: tl.constexpr,
@@ -190,7 +204,7 @@ def ids_kernel(
             high = tl.maximum(high, tl.max(tl.where(is_member, r, float("-inf")), axis=1))
             low = tl.minimum(low, tl.min(tl.where(is_member, r, float("inf")), axis=1))
     mean = total / tl.maximum(count, 1.0)
-    is_equal = ((high <= low) & (mean == mean)) | (count == 0.0)
+    is_equal = _is_equal(high, low, mean, ROUNDING) | (count == 0.0)
     for first in range(0, num_samples, OTHERS):
         if _may_match(low_id, high_id, ids_ptr, first, num_samples, OTHERS):
             r, is_member = _matches(ids, rewards_ptr, ids_ptr, first, num_samples, SKIPS, OTHERS)
@@ -198,7 +212,7 @@ def ids_kernel(
             squares += tl.sum(tl.where(is_member & (~is_equal)[:, None], deviation * deviation, 0.0), axis=1)
     std = tl.sqrt(squares / tl.maximum(count - ddof, 1.0))
     if MODE == "batch_std":
-        std = tl.zeros([SAMPLES], tl.float64) + _batch_std(rewards_ptr, num_samples, ddof, SKIPS, BATCH)
+        std = tl.zeros([SAMPLES], tl.float64) + _batch_std(rewards_ptr, num_samples, ddof, SKIPS, BATCH, ROUNDING)
     r, counts = _rewards(rewards_ptr, own, inside, SKIPS)
     _store(
         advantage_ptr, mean_ptr, std_ptr, active_ptr, own, inside,
@@ -217,6 +231,7 @@ def group_advantage_triton(
     clamps: bool,
     raw: bool,
     skips: bool,
+    rounding: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """-> (advantage, mean, std, is_active), each [N]; one launch."""
     rewards, number = rewards.contiguous(), rewards.numel()
@@ -225,7 +240,7 @@ def group_advantage_triton(
     outputs = advantage, mean, std, is_active
     if not number:
         return outputs
-    flags = {"MODE": mode, "CLAMPS": clamps, "RAW": raw, "SKIPS": skips, "BATCH": BATCH}
+    flags = {"MODE": mode, "CLAMPS": clamps, "RAW": raw, "SKIPS": skips, "ROUNDING": rounding, "BATCH": BATCH}
     raw_outputs = advantage, mean, std, is_active.view(torch.int8)
     if cu_groups is not None:
         groups = cu_groups.numel() - 1

@@ -14,7 +14,7 @@ from r1engine.config import Base, Config, Data, Model, Optimizer
 from r1engine.data.questions import render
 from r1engine.demo import tiny
 from r1engine.grpo import learning_rate
-from r1engine.hf.architecture import load_tokenizer
+from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.model.parallel import World
 from r1engine.model.policy import Policy
 from r1engine.observe.metrics import MetricsLog

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from r1engine.hf.architecture import read_architecture
 from r1engine.hf.folder import Folder
 from r1engine.hf.formats import Precision, begin_export, finish_export, put, store
-from r1engine.model.state.rules import hf_shapes
+from r1engine.hf.tensors import hf_shapes
 
 
 def convert(source: Path, target: Path, precision: Precision) -> None:

@@ -21,8 +21,9 @@ from r1engine.config import Config, ConfigError
 from r1engine.data.questions import PromptStream, file_digest, load_prompts
 from r1engine.evaluation.pass_at_1 import pass_at_1, sample_row
 from r1engine.grpo import record_of
-from r1engine.hf.architecture import load_tokenizer
-from r1engine.hf.formats import is_fp8_folder, store
+from r1engine.hf.architecture import is_fp8_folder
+from r1engine.hf.formats import store
+from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.model import parallel
 from r1engine.model.cpu import keep_freed_memory
 from r1engine.model.layers import fp8

@@ -109,7 +109,7 @@ def save_model(folder: Path, family: str, **changes: object) -> torch.nn.Module:
 def _add_mtp(folder: Path) -> None:
     """The MTP modules, which transformers does not write; they share embedding and output matrix, as DeepSeek's do."""
     from r1engine.hf.architecture import read_architecture
-    from r1engine.model.state.rules import mtp_copies, mtp_shapes
+    from r1engine.hf.tensors import mtp_copies, mtp_shapes
 
     tensors, arch = load_file(folder / "model.safetensors"), read_architecture(folder)
     random = torch.Generator().manual_seed(1)

@@ -67,7 +67,10 @@ def test_config_and_rewards_name_no_torch():
     assert offenders(files, "torch", "r1kernels", "megatron") == []
 
 
-@pytest.mark.parametrize("module", ["r1engine.config", "r1engine.cli", "r1engine.data.questions", "r1engine.rewards"])
+NO_TORCH = ["config", "cli", "data.questions", "rewards", "hf.architecture", "hf.tensors", "hf.layout", "hf.tokenizer"]
+
+
+@pytest.mark.parametrize("module", [f"r1engine.{name}" for name in [*NO_TORCH, "plan.sizes", "plan.command"]])
 def test_module_loads_no_torch_even_through_others(module):
     code = f"import sys, {module}; print(sorted({{'torch', 'sympy', 'transformers'}} & set(sys.modules)))"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -84,6 +87,16 @@ def test_model_and_rollout_never_import_each_other():
     assert offenders(under("rollout"), "r1engine.model") == []
 
 
+def test_hf_imports_neither_model_nor_rollout():
+    assert offenders(under("hf"), "r1engine.model", "r1engine.rollout") == []
+
+
+def test_plan_imports_neither_model_nor_torch():
+    # The command itself builds the true model of every stage, to hold the closed forms to it.
+    files = [path for path in under("plan") if path.name != "command.py"]
+    assert offenders(files, "r1engine.model", "torch", "r1kernels") == []
+
+
 def test_megatron_is_imported_only_under_model():
     assert offenders(outside("model"), "megatron", "transformer_engine") == []
 
@@ -94,7 +107,7 @@ def test_sglang_is_imported_only_in_its_generator():
 
 def test_parts_do_not_import_the_programs():
     programs = ["train", "cli", "loop", "step", "sft", "pipeline", "evaluation", "plan"]
-    parts = [*under("model"), *under("rollout"), *under("rewards"), *under("observe"), ENGINE / "grpo.py"]
+    parts = [*under("model"), *under("rollout"), *under("rewards"), *under("observe"), *under("hf"), ENGINE / "grpo.py"]
     assert offenders(parts, *(f"r1engine.{name}" for name in programs)) == []
 
 

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from r1engine.config import Base
 from r1engine.hf.architecture import Architecture, read_architecture
-from r1engine.model.state.rules import hf_shapes
+from r1engine.hf.tensors import hf_shapes
 
 PAD, EOS = "<|pad|>", "<|end|>"
 
@@ -238,50 +238,12 @@ def _deepseek_config(base: Base) -> dict[str, object]:
     }
 
 
-def init_weights(base: Base, *, seed: int) -> dict[str, torch.Tensor]:
+def init_weights(arch: Architecture, *, seed: int) -> dict[str, torch.Tensor]:
     """Random float32 weights under their Hugging Face names, from a private generator.
 
     Normal with deviation 0.02, except the two projections of a layer that write into the residual stream,
     which have 0.02 / sqrt(2 * layers) so that the stream does not grow with depth; norms 1, biases 0.
     """
-    generator = torch.Generator().manual_seed(seed)
-    head_size = base.hidden_size // base.heads
-    into_residual = 0.02 / (2 * base.layers) ** 0.5
-
-    def normal(rows: int, columns: int, deviation: float = 0.02) -> torch.Tensor:
-        return torch.randn(rows, columns, generator=generator) * deviation
-
-    hidden, inner, kv_size = base.hidden_size, base.intermediate_size, base.kv_heads * head_size
-    weights = {"model.embed_tokens.weight": normal(base.vocab_size, hidden), "model.norm.weight": torch.ones(hidden)}
-    for layer in range(base.layers):
-        prefix = f"model.layers.{layer}."
-        for name, size in (("q", hidden), ("k", kv_size), ("v", kv_size)):
-            weights[f"{prefix}self_attn.{name}_proj.weight"] = normal(size, hidden)
-            weights[f"{prefix}self_attn.{name}_proj.bias"] = torch.zeros(size)
-        weights[prefix + "self_attn.o_proj.weight"] = normal(hidden, hidden, into_residual)
-        weights[prefix + "mlp.gate_proj.weight"] = normal(inner, hidden)
-        weights[prefix + "mlp.up_proj.weight"] = normal(inner, hidden)
-        weights[prefix + "mlp.down_proj.weight"] = normal(hidden, inner, into_residual)
-        weights[prefix + "input_layernorm.weight"] = torch.ones(hidden)
-        weights[prefix + "post_attention_layernorm.weight"] = torch.ones(hidden)
-    return weights
-
-
-def write_model(folder: Path, base: Base, *, seed: int, render: Render) -> None:
-    """Write a complete Hugging Face folder: tokenizer, config.json and random model.safetensors."""
-    make_tokenizer(folder, base, seed=seed, render=render)
-    (folder / "config.json").write_text(json.dumps(make_model_config(base), indent=2) + "\n")
-    eos = {"eos_token_id": 1, "pad_token_id": 0}
-    (folder / "generation_config.json").write_text(json.dumps(eos, indent=2) + "\n")
-    if base.family == "qwen2":
-        weights = init_weights(base, seed=seed)
-    else:
-        weights = init_by_shape(read_architecture(folder), seed=seed)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def init_by_shape(arch: Architecture, *, seed: int) -> dict[str, torch.Tensor]:
-    """As `init_weights`, for a model of any family: matrices by their names, norms 1, expert biases 0."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, shape in hf_shapes(arch).items():
@@ -292,3 +254,13 @@ def init_by_shape(arch: Architecture, *, seed: int) -> dict[str, torch.Tensor]:
         deviation = 0.02 / (2 * arch.num_layers) ** 0.5 if into_residual else 0.02
         weights[name] = torch.randn(shape, generator=generator) * deviation
     return weights
+
+
+def write_model(folder: Path, base: Base, *, seed: int, render: Render) -> None:
+    """Write a complete Hugging Face folder: tokenizer, config.json and random model.safetensors."""
+    make_tokenizer(folder, base, seed=seed, render=render)
+    (folder / "config.json").write_text(json.dumps(make_model_config(base), indent=2) + "\n")
+    eos = {"eos_token_id": 1, "pad_token_id": 0}
+    (folder / "generation_config.json").write_text(json.dumps(eos, indent=2) + "\n")
+    weights = init_weights(read_architecture(folder), seed=seed)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

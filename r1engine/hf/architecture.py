@@ -1,4 +1,4 @@
-"""What a local Hugging Face folder says about its model and tokenizer, checked; for the trainer and the generator.
+"""What config.json of a local Hugging Face folder says about its model, checked; without PyTorch.
 
 Qwen2, Qwen3 and Llama 3 are one computation with three switches: a bias on q/k/v, a norm of each query and key head,
 and how the rotary frequencies are scaled. Qwen3-MoE replaces the MLP by routed experts. DeepSeek-V3 (and Moonlight and
@@ -8,17 +8,49 @@ Kimi-K2, which carry its name) has multi-head latent attention, routed and share
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from tokenizers import Tokenizer
-
-from r1engine.hf.rotary import Llama3Scaling, YarnScaling, frequencies
-
 DENSE = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
 FAMILIES = (*DENSE, "Qwen3MoeForCausalLM", "DeepseekV3ForCausalLM")
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3's stretch of the long rotary wavelengths; wavelengths and context are in tokens."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """YaRN as DeepSeek-V3 uses it: wavelengths stretched by how often they turn within the original context."""
+
+    factor: float
+    original_context: int  # tokens
+    beta_fast: float  # pairs that turn more often than this within the original context keep their frequency
+    beta_slow: float  # pairs that turn less often are divided by `factor`
+    mscale: float
+    mscale_all_dim: float
+
+    @property
+    def magnitude(self) -> float:
+        """Factor on the rotated part of queries and keys."""
+        return _mscale(self.factor, self.mscale) / _mscale(self.factor, self.mscale_all_dim)
+
+    @property
+    def softmax_factor(self) -> float:
+        """Factor on the attention scores."""
+        return _mscale(self.factor, self.mscale_all_dim) ** 2 if self.mscale_all_dim else 1.0
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 @dataclass(frozen=True)
@@ -121,6 +153,16 @@ def read_architecture(folder: Path) -> Architecture:
     return arch
 
 
+def is_fp8_folder(folder: Path) -> bool:
+    """Whether the matrices are in FP8: config.json says so, and `hf/folder.py` refuses tensors that are otherwise."""
+    return quantization(folder).get("quant_method") == "fp8"
+
+
+def quantization(folder: Path) -> dict[str, Any]:
+    """`quantization_config` of config.json; empty where there is none."""
+    return read_json(folder / "config.json").get("quantization_config") or {}
+
+
 def _architecture(config: dict[str, Any], family: str, path: Path) -> Architecture:
     hidden_size, num_heads = config["hidden_size"], config["num_attention_heads"]
     mla = _mla(config, path) if family == "DeepseekV3ForCausalLM" else None
@@ -211,23 +253,6 @@ def _qwen3_moe(config: dict[str, Any], path: Path) -> Moe:
         group_top_k=1,
         scale=1.0,
     )
-
-
-def rotary_frequencies(arch: Architecture) -> torch.Tensor:
-    """[rope_dim / 2] float32, the angle of each rotated pair (radians per token), on the CPU."""
-    return frequencies(arch.rope_dim, arch.rope_theta, arch.rope_scaling)
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder.
-
-    Raises:
-        ValueError: there is no tokenizer.json.
-    """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; required to encode prompts and decode completions")
-    return Tokenizer.from_file(str(path))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from r1engine.hf.architecture import Architecture, read_json
-from r1engine.model.state.rules import hf_shapes, mtp_shapes
+from r1engine.hf.architecture import Architecture, is_fp8_folder, quantization, read_json
+from r1engine.hf.tensors import hf_shapes, mtp_shapes
+from r1kernels import fp8_dequantize
 
 BLOCK = 128  # rows and columns that share a scale in DeepSeek's FP8 checkpoints
 SCALE = "_scale_inv"  # what the name of a weight's scales ends in
@@ -40,27 +41,26 @@ class Folder:
                 self._files[name], self._types[name], shapes[name] = file, kind, shape
         if model.is_tied:
             shapes.pop("lm_head.weight", None)  # some exporters write the tied copy as well
-        self.is_fp8 = "F8_E4M3" in self._types.values()
         mtp = {name: shape for name, shape in mtp_shapes(model).items() if name in shapes}  # may be absent altogether
         self.mtp_names = tuple(mtp)
         required = hf_shapes(model) | mtp
         problems = self._type_problems(set(required))
         for name in [n for n in required if self._types.get(n) == "F8_E4M3"]:
             required[name + SCALE] = tuple(math.ceil(size / BLOCK) for size in required[name])
-        if self.is_fp8:
-            self._check_blocks()
+        self._check_fp8()
         check_tensors(f"model.path: {path}", shapes, required, problems)
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> torch.Tensor:
-        """A tensor, or the part of it that `index` takes; FP8 as float32."""
+        """A tensor, or the part of it that `index` takes (slices that name their ends); FP8 as float32."""
         if self._types[name] != "F8_E4M3":
             return self._raw(name, index)
-        weight = self._raw(name, index)
-        shape = (weight.shape[0], weight.shape[1])
-        starts = [(index[d].start or 0) if d < len(index) else 0 for d in range(2)]
-        blocks = tuple(slice(a // BLOCK, -(-(a + n) // BLOCK)) for a, n in zip(starts, shape, strict=True))
-        scales = self._raw(name + SCALE, blocks)
-        return dequantize(weight, scales, offset=(starts[0] % BLOCK, starts[1] % BLOCK))
+        # What is asked for may begin inside a block: the block is read from its first row and column.
+        begins = [part.start or 0 for part in index]
+        whole = tuple(slice(begin - begin % BLOCK, part.stop) for begin, part in zip(begins, index, strict=True))
+        blocks = tuple(slice(part.start // BLOCK, -(-part.stop // BLOCK)) for part in whole)
+        weight, scales = self._raw(name, whole), self._raw(name + SCALE, blocks)
+        wide = fp8_dequantize(weight, scales, block=(BLOCK, BLOCK), dtype=torch.float32)
+        return wide[tuple(slice(begin % BLOCK, None) for begin in begins)]
 
     def stored(self, name: str) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) as the file has it; for an FP8 weight, its scales too."""
@@ -87,29 +87,20 @@ class Folder:
         problems = [_listed(wrong, f"of a type other than {required}")] if wrong else []
         return problems + ([_listed(bare, f"in FP8 without {SCALE}")] if bare else [])
 
-    def _check_blocks(self) -> None:
-        found = (read_json(self.path / "config.json").get("quantization_config") or {}).get("weight_block_size")
-        if found != [BLOCK, BLOCK]:
+    def _check_fp8(self) -> None:
+        """config.json says FP8 where there are FP8 weights, in the blocks that are read here, and nowhere else."""
+        path, has_fp8 = self.path / "config.json", "F8_E4M3" in self._types.values()
+        found = quantization(self.path)
+        if is_fp8_folder(self.path) != has_fp8:
             raise ValueError(
-                f"{self.path / 'config.json'}: quantization_config.weight_block_size is {found}, and the folder has "
-                f"FP8 weights; required is [{BLOCK}, {BLOCK}]"
+                f"{path}: quantization_config.quant_method is {found.get('quant_method')!r}, and the folder has "
+                f"{'' if has_fp8 else 'no '}FP8 weights; required is 'fp8' with FP8 weights and only with them"
             )
-
-
-def dequantize(weight: torch.Tensor, scales: torch.Tensor, *, offset: tuple[int, int] = (0, 0)) -> torch.Tensor:
-    """FP8 times the scale of its 128 x 128 block.
-
-    Args:
-        weight: [N, K] float8_e4m3fn.
-        scales: [blocks of N, blocks of K] float32.
-        offset: where in the first block `weight` begins.
-
-    Returns:
-        [N, K] float32.
-    """
-    rows = (torch.arange(weight.shape[0]) + offset[0]) // BLOCK
-    columns = (torch.arange(weight.shape[1]) + offset[1]) // BLOCK
-    return weight.float() * scales[rows[:, None], columns]
+        if has_fp8 and found.get("weight_block_size") != [BLOCK, BLOCK]:
+            raise ValueError(
+                f"{path}: quantization_config.weight_block_size is {found.get('weight_block_size')}, and the folder "
+                f"has FP8 weights; required is [{BLOCK}, {BLOCK}]"
+            )
 
 
 def _files(path: Path) -> list[Path]:

@@ -10,22 +10,21 @@ from typing import Any, Literal
 
 import torch
 
-from r1engine.hf.architecture import Architecture, read_architecture, read_json
+from r1engine.hf.architecture import Architecture, read_json
 from r1engine.hf.export import Export, Stored
 from r1engine.hf.folder import BLOCK, SCALE, Folder
-from r1engine.model.state.rules import hf_shapes, mtp_shapes
+from r1engine.hf.tensors import hf_shapes, is_float32, mtp_shapes
 from r1kernels import fp8_quantize
 
 Precision = Literal["float32", "bfloat16", "fp8"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-KEPT = ".e_score_correction_bias"  # float32 in every checkpoint: bfloat16 would change which experts are chosen
 # What DeepSeek-V3's own checkpoint has in FP8: all projections of attention, experts and MLPs.
 QUANTIZED = re.compile(r"\.(self_attn|mlp)\.(.*\.)?[a-z_]+_proj(_with_mqa)?\.weight$")
 
 
 def stored(name: str, shape: tuple[int, ...], precision: Precision) -> dict[str, Stored]:
     """What a tensor becomes in the file: itself, or FP8 values and their scales."""
-    if name.endswith(KEPT):
+    if is_float32(name):
         return {name: Stored(shape, torch.float32)}
     if precision != "fp8":
         return {name: Stored(shape, DTYPES[precision])}
@@ -99,8 +98,3 @@ def finish_export(
         else:
             put(export, store(name, source.read(name), precision), on_bytes)
     export.finish(config_json(read_json(source.path / "config.json"), precision))
-
-
-def is_fp8_folder(folder: Path) -> bool:
-    """Whether a Hugging Face folder has its matrices in FP8."""
-    return Folder(folder, read_architecture(folder)).is_fp8

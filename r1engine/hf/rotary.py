@@ -3,58 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 
-
-@dataclass(frozen=True)
-class Llama3Scaling:
-    """Llama 3's stretch of the long rotary wavelengths; wavelengths and context are in tokens."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_context: int
+from r1engine.hf.architecture import Architecture, Llama3Scaling, YarnScaling
 
 
-@dataclass(frozen=True)
-class YarnScaling:
-    """YaRN as DeepSeek-V3 uses it: wavelengths stretched by how often they turn within the original context."""
-
-    factor: float
-    original_context: int  # tokens
-    beta_fast: float  # pairs that turn more often than this within the original context keep their frequency
-    beta_slow: float  # pairs that turn less often are divided by `factor`
-    mscale: float
-    mscale_all_dim: float
-
-    @property
-    def magnitude(self) -> float:
-        """Factor on the rotated part of queries and keys."""
-        return _mscale(self.factor, self.mscale) / _mscale(self.factor, self.mscale_all_dim)
-
-    @property
-    def softmax_factor(self) -> float:
-        """Factor on the attention scores."""
-        return _mscale(self.factor, self.mscale_all_dim) ** 2 if self.mscale_all_dim else 1.0
-
-
-def _mscale(factor: float, mscale: float) -> float:
-    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-def frequencies(size: int, theta: float, scaling: Llama3Scaling | YarnScaling | None) -> torch.Tensor:
-    """Angle per token of each rotated pair: theta^(-2i / size), then stretched as `scaling` says.
-
-    Args:
-        size:    dimensions that are rotated.
-        theta:   base of the frequencies.
-        scaling: None keeps them.
+def rotary_frequencies(arch: Architecture) -> torch.Tensor:
+    """Angle per token of each rotated pair: theta^(-2i / rope_dim), then stretched as `rope_scaling` says.
 
     Returns:
-        [size / 2] float32 (radians per token), on the CPU.
+        [rope_dim / 2] float32 (radians per token), on the CPU.
     """
+    size, theta, scaling = arch.rope_dim, arch.rope_theta, arch.rope_scaling
     exponents = torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size
     unscaled = 1.0 / theta**exponents
     if scaling is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from r1engine.config import Parallel
-from r1engine.hf.architecture import Architecture
+from r1engine.hf.layout import check_sizes
 
 
 @dataclass(frozen=True)
@@ -130,93 +129,6 @@ def _one_group_for_the_same_ranks() -> Iterator[None]:
 @functools.cache
 def _gloo_group(ranks: tuple[int, ...]) -> dist.ProcessGroup:
     return dist.new_group(list(ranks), backend="gloo")
-
-
-def check_sizes(world_size: int, layout: Parallel) -> None:
-    """Whether the sizes make up the processes.
-
-    Raises:
-        ValueError: tensor x pipeline x context (x data), or the experts' share, does not fit their number.
-    """
-    sizes = {"tensor": layout.tensor, "pipeline": layout.pipeline}
-    if layout.context > 1:
-        sizes["context"] = layout.context
-    if layout.data is not None:
-        sizes["data"] = layout.data
-    ranks = math.prod(sizes.values())
-    if world_size % ranks or (layout.data is not None and ranks != world_size):
-        wanted = " x ".join(f"{name}={size}" for name, size in sizes.items())
-        raise ValueError(
-            f"parallel: {wanted} does not fit {world_size} process{'es' * (world_size > 1)}; "
-            f"start with torchrun --nproc-per-node {ranks} or change the sizes"
-        )
-    experts = layout.expert * layout.expert_tensor * layout.pipeline
-    if world_size % experts:
-        raise ValueError(
-            f"parallel: expert={layout.expert} x expert_tensor={layout.expert_tensor} x pipeline={layout.pipeline} = "
-            f"{experts} does not divide {world_size} process{'es' * (world_size > 1)}"
-        )
-
-
-def check_layout(arch: Architecture, layout: Parallel) -> None:
-    """Refuse parallel sizes that do not divide the model.
-
-    Raises:
-        ValueError: naming the size, what it does not divide, and both numbers.
-    """
-    sizes = {"attention heads": arch.num_heads, "intermediate size": arch.intermediate_size}
-    if arch.mla is None:
-        sizes["key/value heads"] = arch.num_kv_heads
-    else:
-        sizes["kv_lora_rank + qk_rope_head_dim"] = arch.mla.kv_rank + arch.mla.rope_dim
-        if arch.mla.query_rank is not None:
-            sizes["q_lora_rank"] = arch.mla.query_rank
-    if arch.moe is not None and arch.moe.shared_size:
-        sizes["intermediate size of the shared experts"] = arch.moe.shared_size
-    for what, size in sizes.items():
-        if size % layout.tensor:
-            raise ValueError(f"parallel.tensor: {layout.tensor} does not divide the model's {what} ({size})")
-    _check_experts(arch, layout)
-    _check_stages(arch.num_layers, layout)
-
-
-def _check_experts(arch: Architecture, layout: Parallel) -> None:
-    if arch.moe is None:
-        for key, size in (("expert", layout.expert), ("expert_tensor", layout.expert_tensor)):
-            if size > 1:
-                raise ValueError(f"parallel.{key}: found {size}, required 1: the model has no experts")
-        return
-    if arch.moe.num_experts % layout.expert:
-        raise ValueError(f"parallel.expert: {layout.expert} does not divide the model's {arch.moe.num_experts} experts")
-    if arch.moe.intermediate_size % layout.expert_tensor:
-        raise ValueError(
-            f"parallel.expert_tensor: {layout.expert_tensor} does not divide the intermediate size of an expert "
-            f"({arch.moe.intermediate_size})"
-        )
-    if layout.tensor > 1 and layout.sequence is False:
-        raise ValueError("parallel.sequence: found false, required null or true: experts with tensor > 1 need it")
-
-
-def _check_stages(num_layers: int, layout: Parallel) -> None:
-    if layout.virtual > 1 and layout.pipeline == 1:
-        raise ValueError(f"parallel.virtual: found {layout.virtual}, required 1 with pipeline = 1")
-    ends = [n for n in (layout.first_stage_layers, layout.last_stage_layers) if n is not None]
-    if ends and layout.pipeline == 1:
-        raise ValueError("parallel.first_stage_layers, last_stage_layers: required null with pipeline = 1")
-    between, stages = num_layers - sum(ends), layout.pipeline - len(ends)
-    if between < 0 or (stages == 0 and between):
-        raise ValueError(
-            f"parallel: first_stage_layers + last_stage_layers = {sum(ends)} do not leave the right number of the "
-            f"model's {num_layers} layers to {stages} stages"
-        )
-    if stages and between % (stages * layout.virtual):
-        each = f"pipeline {stages}" if not ends else f"{stages} stages between the ends"
-        raise ValueError(
-            f"parallel.pipeline: {each}{f' x virtual {layout.virtual}' if layout.virtual > 1 else ''} does not divide "
-            f"the model's {between} layers"
-        )
-    if any(n % layout.virtual for n in ends):
-        raise ValueError(f"parallel.virtual: {layout.virtual} does not divide the layers of an end stage ({ends})")
 
 
 def _start_distributed(backend: str, size: int) -> None:

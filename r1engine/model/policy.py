@@ -23,15 +23,16 @@ from r1engine.config_checks import has_sequence_parallelism
 from r1engine.hf.architecture import read_architecture
 from r1engine.hf.folder import Folder
 from r1engine.hf.formats import Precision, begin_export, finish_export, put, store
+from r1engine.hf.layout import check_layout, fp8_problem
+from r1engine.hf.tensors import mtp_copies, mtp_shapes
 from r1engine.model.cpu import runs_on_cpu
 from r1engine.model.layers import fp8
 from r1engine.model.layers.gpt import build
 from r1engine.model.megatron_config import transformer_config
-from r1engine.model.parallel import World, check_layout
+from r1engine.model.parallel import World
 from r1engine.model.state import dist_checkpoint
 from r1engine.model.state.offload import Offloader, lent_weights
 from r1engine.model.state.optimizer_state import held, move_to_host
-from r1engine.model.state.rules import mtp_copies, mtp_shapes
 from r1engine.model.state.sharded_weights import ShardedWeights
 
 # (logp [T], entropy [T], row) -> (loss scalar, metrics: sums over the row)
@@ -58,9 +59,7 @@ class Policy:
         if cfg.model.fp8:
             fp8.check_machine()
             is_shared = has_sequence_parallelism(cfg.parallel)
-            problem = fp8.model_problem(
-                self.shape, cfg.parallel.tensor, cfg.model.experts, is_sequence_parallel=is_shared
-            )
+            problem = fp8_problem(self.shape, cfg.parallel.tensor, cfg.model.experts, is_sequence_parallel=is_shared)
             if problem:
                 raise ValueError(problem)
         self._source = Folder(self.folder, self.shape)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from r1engine.config import Parallel
 from r1engine.hf.architecture import Architecture
-from r1engine.model.parallel import check_layout, check_sizes
+from r1engine.hf.layout import check_layout, check_sizes
 
 Recompute = Literal["none", "full"]
 

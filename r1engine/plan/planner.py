@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from r1engine.hf.architecture import Architecture
-from r1engine.model.layers.fp8 import model_problem
+from r1engine.hf.layout import fp8_problem
 from r1engine.plan.hardware import GIB, Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import PHASE_TERMS, Job, StageMemory, host_bytes, stage_memory
@@ -93,7 +93,7 @@ def layout_problem(arch: Architecture, layout: Layout, job: Job) -> str | None:
     """What does not divide, or is no shard for FP8; None for a layout that can run."""
     problem = layout.problem(arch)
     if problem is None and job.fp8:
-        problem = model_problem(arch, layout.tensor, "fused", is_sequence_parallel=layout.tensor > 1)
+        problem = fp8_problem(arch, layout.tensor, "fused", is_sequence_parallel=layout.tensor > 1)
     return problem
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from r1engine.config import Config, ConfigError
-from r1engine.hf.architecture import Architecture
+from r1engine.hf.architecture import Architecture, is_fp8_folder
 from r1engine.plan.hardware import GIB, GPUS, Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import Job
+from r1engine.plan.search import generator_sizes
+from r1engine.plan.sizes import total_parameters
 
 PROMPT_TOKENS = 200  # mean prompt: the paper's template and a competition question
 
@@ -85,23 +84,14 @@ def job_of(cfg: Config, assumed: Assumed, *, generator_gpus: int, mean_tokens: i
         has_reference=cfg.grpo.kl_coef > 0,
         logits_chunk=None,
         generator_tensor=generator_gpus,
-        generator_bytes=1 if is_fp8(cfg.model.path) else 2,
+        generator_bytes=1 if is_fp8_folder(cfg.model.path) else 2,
         with_mtp=cfg.model.mtp_loss_weight > 0,
         fp8=cfg.model.fp8,
     )
 
 
-def is_fp8(folder: Path) -> bool:
-    """Whether the checkpoint is served with FP8 weights, as config.json says."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return (config.get("quantization_config") or {}).get("quant_method") == "fp8"
-
-
 def smallest_generator(arch: Architecture, job: Job, gpus: int, gpu: Gpu, assumed: Assumed) -> int:
     """GPUs of the smallest generator that keeps half of its memory for keys and values, or the largest there is."""
-    from r1engine.plan.search import generator_sizes
-    from r1engine.plan.sizes import total_parameters
-
     weights = job.generator_bytes * total_parameters(arch) / GIB
     sizes = generator_sizes(gpus)
     return next((size for size in sizes if weights / size <= 0.5 * assumed.kv_pool_share * gpu.memory_gib), sizes[-1])

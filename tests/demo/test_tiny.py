@@ -13,8 +13,9 @@ from ruamel.yaml import YAML
 
 from r1engine.config import Base, Config
 from r1engine.demo import tiny
+from r1engine.hf.architecture import read_architecture
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BASE = Base(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=64)
 PAIRS, HELDOUT = tiny.task_pairs(64, seed=3)
 
@@ -137,7 +138,7 @@ def test_transformers_loads_the_folder(folder):
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     assert type(model).__name__ == "Qwen2ForCausalLM" and model.config.eos_token_id == 1
-    own = tiny.init_weights(BASE, seed=3)
+    own = tiny.init_weights(read_architecture(folder), seed=3)
     loaded = model.state_dict()
     assert all(torch.equal(loaded[name], weight) for name, weight in own.items())
     assert set(loaded) - set(own) == {"lm_head.weight"}  # tied
@@ -145,9 +146,9 @@ def test_transformers_loads_the_folder(folder):
     assert model(torch.tensor([ids])).logits.shape == (1, len(ids), BASE.vocab_size)
 
 
-def test_initial_weights_are_seeded_and_leave_the_global_generator_alone():
-    before = torch.get_rng_state()
-    first, second, other = (tiny.init_weights(BASE, seed=seed) for seed in (1, 1, 2))
+def test_initial_weights_are_seeded_and_leave_the_global_generator_alone(folder):
+    before, arch = torch.get_rng_state(), read_architecture(folder)
+    first, second, other = (tiny.init_weights(arch, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["model.embed_tokens.weight"], other["model.embed_tokens.weight"])

@@ -9,11 +9,12 @@ from model_folders import save_model
 from safetensors.torch import load_file, save_file
 
 from r1engine.config import Parallel
-from r1engine.hf.architecture import load_tokenizer, read_architecture
+from r1engine.hf.architecture import read_architecture
 from r1engine.hf.folder import Folder
-from r1engine.model.parallel import check_layout, check_sizes
+from r1engine.hf.layout import check_layout, check_sizes
+from r1engine.hf.tensors import hf_shapes, mtp_shapes
+from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.model.state.offload import Offloader
-from r1engine.model.state.rules import hf_shapes, mtp_shapes
 
 
 @pytest.fixture

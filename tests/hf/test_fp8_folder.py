@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from r1engine.config import Config
 from r1engine.convert import convert
 from r1engine.hf import export as hf_export
-from r1engine.hf.architecture import read_architecture
-from r1engine.hf.folder import INDEX, SCALE, Folder, dequantize
+from r1engine.hf.architecture import is_fp8_folder, read_architecture
+from r1engine.hf.folder import INDEX, SCALE, Folder
 from r1engine.hf.formats import QUANTIZED
+from r1engine.hf.tensors import mtp_shapes
 from r1engine.model.policy import Policy
-from r1engine.model.state.rules import mtp_shapes
 
 # Larger than a block of 128, and no multiple of it.
 SIZES = {"hidden_size": 144, "moe_intermediate_size": 136, "num_hidden_layers": 2, "n_routed_experts": 4, "n_group": 2}
@@ -47,7 +47,8 @@ def made(tmp_path_factory):
     for seed, (name, tensor) in enumerate(sorted(tensors.items())):
         if QUANTIZED.search(name):
             tensors[name], tensors[name + SCALE] = quantized(tuple(tensor.shape), seed)
-            exact[name] = dequantize(tensors[name], tensors[name + SCALE])
+            rows, columns = (torch.arange(n) // 128 for n in tensor.shape)  # the block of each
+            exact[name] = tensors[name].float() * tensors[name + SCALE][rows[:, None], columns]
         else:
             tensors[name] = tensor if name.endswith("bias") else tensor.bfloat16()
             exact[name] = tensors[name].float()
@@ -181,6 +182,19 @@ def test_other_block_sizes_are_refused(folder):
     config["quantization_config"]["weight_block_size"] = [64, 64]
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"weight_block_size is \[64, 64\].*required is \[128, 128\]"):
+        Folder(folder, read_architecture(folder))
+
+
+@pytest.mark.parametrize("has_fp8", [True, False])
+def test_a_config_that_says_other_than_the_tensors_is_refused(folder, folders, tmp_path, has_fp8):
+    if not has_fp8:
+        folder = Path(shutil.copytree(folders["deepseek"][0], tmp_path / "plain"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = None if has_fp8 else {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert is_fp8_folder(folder) != has_fp8
+    found, holds = ("None", "FP8") if has_fp8 else ("'fp8'", "no FP8")
+    with pytest.raises(ValueError, match=f"quant_method is {found}, and the folder has {holds} weights; required is"):
         Folder(folder, read_architecture(folder))
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from r1engine.config import Config, ConfigError
 from r1engine.hf.architecture import read_architecture
+from r1engine.hf.layout import fp8_problem
 from r1engine.loop import train
 from r1engine.model.layers import fp8
 from r1engine.model.policy import Policy
@@ -184,5 +185,5 @@ def test_without_transformer_engine_the_error_says_what_to_install(world, models
 )
 def test_matrices_that_fp8_cannot_take_are_named(tmp_path, family, changes, tensor, experts, message):
     save_model(tmp_path, family, **(WIDE | changes))
-    problem = fp8.model_problem(read_architecture(tmp_path), tensor, experts, is_sequence_parallel=True)
+    problem = fp8_problem(read_architecture(tmp_path), tensor, experts, is_sequence_parallel=True)
     assert problem is not None and problem.startswith((f"model.fp8: {message}", message))

@@ -21,12 +21,9 @@ from typing import Any, NamedTuple
 from packaging.version import Version
 
 from r1engine.config_file import ConfigError
-from r1engine.hf.architecture import Architecture
 
 NEEDED = "2.9"  # first version that Megatron-core 0.16 is tested with
 INSTALL = f"pip install 'r1engine[gpu]' (transformer-engine[pytorch]>={NEEDED},<2.12, built for CUDA 12.9 or later)"
-MATRIX_SIDE = 16  # both sides of a weight on each rank: 16-byte rows for the tensor cores (cuBLAS)
-GATHERED_SIDE = 128  # width of what sequence parallelism gathers: whole scaled parts (Transformer Engine asserts it)
 
 
 class Linears(NamedTuple):
@@ -56,9 +53,6 @@ def forget_copies(modules: Iterable[Any]) -> None:
                 part._fp8_workspaces.clear()
 
 
-# ------------------------------------------------------------------ what FP8 needs
-
-
 def check_machine() -> None:
     """Refuse a machine without Transformer Engine or without a GPU that computes with its block scaling.
 
@@ -85,48 +79,3 @@ def machine_problem() -> str | None:
     except (RuntimeError, AssertionError, TypeError) as error:  # no driver, no device, a torch without CUDA
         is_available, reason = False, str(error)
     return None if is_available else f"transformer_engine {version} cannot scale by blocks on this machine: {reason}"
-
-
-def model_problem(arch: Architecture, tensor: int, experts: str, *, is_sequence_parallel: bool) -> str | None:
-    """Which matrix the FP8 products do not take, or which setting; None for a model that can be trained.
-
-    Args:
-        arch:                 the model.
-        tensor:               ranks that a matrix is split over.
-        experts:              `model.experts`.
-        is_sequence_parallel: whether these ranks share the tokens between the layers.
-    """
-    if arch.moe is not None and experts == "megatron":
-        return "model.experts: found megatron with model.fp8, required fused or fused_fp8"
-    for what, size in _sides(arch, tensor).items():
-        if size % MATRIX_SIDE:
-            ranks = f"each of {tensor} tensor-parallel ranks" if tensor > 1 else "the only tensor-parallel rank"
-            return f"model.fp8: {what} is {size} on {ranks}, required a multiple of {MATRIX_SIDE}"
-    gathered = {"hidden size": arch.hidden_size}
-    if arch.mla is not None:
-        gathered |= {"q_lora_rank": arch.mla.query_rank or 0, "kv_lora_rank": arch.mla.kv_rank}
-    for what, size in gathered.items() if is_sequence_parallel and tensor > 1 else ():
-        if size % GATHERED_SIDE:
-            required = f"a multiple of {GATHERED_SIDE} with sequence parallelism (parallel.sequence)"
-            return f"model.fp8: the {what} is {size}, required {required}"
-    return None
-
-
-def _sides(arch: Architecture, tensor: int) -> dict[str, int]:
-    """The sides of the matrices in FP8 as one rank holds them."""
-    heads, mla = arch.num_heads // tensor, arch.mla
-    sides = {"the hidden size": arch.hidden_size, "the intermediate size": arch.intermediate_size // tensor}
-    if mla is None:
-        sides["the width of queries, keys and values"] = (
-            (arch.num_heads + 2 * arch.num_kv_heads) * arch.head_dim // tensor
-        )
-        sides["the width of attention's output"] = heads * arch.head_dim
-    else:
-        sides["the width of queries"] = heads * arch.head_dim
-        sides["q_lora_rank"] = (mla.query_rank or 0) // tensor
-        sides["kv_lora_rank"] = mla.kv_rank
-        sides["the width of keys and values"] = heads * (mla.nope_dim + mla.value_dim)
-        sides["the width of attention's output"] = heads * mla.value_dim
-    if arch.moe is not None:
-        sides["the intermediate size of the shared experts"] = arch.moe.shared_size // tensor
-    return sides

@@ -24,7 +24,8 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from r1engine.batch import PackedBatch
-from r1engine.hf.architecture import Architecture, Mla, rotary_frequencies
+from r1engine.hf.architecture import Architecture, Mla
+from r1engine.hf.rotary import rotary_frequencies
 from r1engine.model.layers.attention import RowLayout, packed_attention, rotate, row_layout
 from r1engine.model.layers.context import share_of_row
 from r1engine.model.layers.fp8 import linears

@@ -12,8 +12,9 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 
 from r1engine.hf.architecture import Architecture
 from r1engine.hf.folder import Folder
+from r1engine.hf.tensors import hf_shapes, is_float32, mtp_shapes
 from r1engine.model.parallel import World
-from r1engine.model.state.rules import Rule, hf_shapes, mtp_rules, mtp_shapes, rules
+from r1engine.model.state.rules import Rule, mtp_rules, rules
 
 
 class ShardedWeights:
@@ -155,10 +156,10 @@ class ShardedWeights:
         """Broadcast from the first pipeline stage that has the tensors."""
         group = ps.get_pipeline_model_parallel_group()
         if stage != self.world.pp_rank or tensors is None:
-            some = next(iter(self.local.values()))
-            dtype = torch.float32 if self._rules[names[0]].is_float32 else some.dtype
-            shapes = [self._shapes[hf] for name in names for hf in self._rules[name].hf]
-            tensors = [torch.empty(shape, dtype=dtype, device=self.world.device) for shape in shapes]
+            dtype, device = next(iter(self.local.values())).dtype, self.world.device
+            sent = [hf for name in names for hf in self._rules[name].hf]
+            types = [torch.float32 if is_float32(hf) else dtype for hf in sent]
+            tensors = [torch.empty(self._shapes[hf], dtype=t, device=device) for hf, t in zip(sent, types, strict=True)]
         tensors = [t.contiguous() for t in tensors]
         for tensor in tensors:
             dist.broadcast(tensor, dist.get_global_rank(group, stage), group=group)

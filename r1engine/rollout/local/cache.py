@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from r1engine.hf.architecture import Architecture, rotary_frequencies
+from r1engine.hf.architecture import Architecture
+from r1engine.hf.rotary import rotary_frequencies
 
 BLOCK_TOKENS = 64  # capacity is a multiple of this
 FIRST_TOKENS = 256  # capacity to start with, if sequences may get so long: short runs never copy

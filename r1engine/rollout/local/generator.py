@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 
 from r1engine.batch import Completion, Prompt
-from r1engine.hf.architecture import load_tokenizer, read_architecture, read_json
+from r1engine.hf.architecture import read_architecture
+from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
 from r1engine.rollout.draft import Draft, check_prompts, completions, new_drafts
 from r1engine.rollout.local.decode_batch import DecodeBatch, Sampling
 from r1engine.rollout.local.decoder import Decoder
@@ -162,27 +162,3 @@ class LocalGenerator:
         finally:
             if self._decoder.device.type == "cuda":
                 torch.cuda.empty_cache()
-
-
-def stop_tokens(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
-    """Every end-of-sequence id that generation_config.json, config.json or tokenizer_config.json of a folder name.
-
-    Raises:
-        ValueError: there is none, so no completion could end.
-    """
-    stops: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        if (folder / name).is_file():
-            ids = read_json(folder / name).get("eos_token_id")
-            stops.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
-    if (folder / "tokenizer_config.json").is_file():
-        token = read_json(folder / "tokenizer_config.json").get("eos_token")
-        text = token["content"] if isinstance(token, dict) else token
-        if text is not None:
-            index = tokenizer.token_to_id(text)
-            if index is None:
-                raise ValueError(f"{folder / 'tokenizer_config.json'}: eos_token {text!r} is not in tokenizer.json")
-            stops.add(index)
-    if not stops:
-        raise ValueError(f"{folder}: no eos_token_id in generation_config.json or config.json, required is one")
-    return frozenset(stops)

@@ -14,9 +14,9 @@ import torch.distributed as dist
 
 from r1engine.batch import Completion, PackedBatch, Prompt, Sequence, pack_sequences
 from r1engine.config import Config
-from r1engine.hf.architecture import load_tokenizer, read_architecture
+from r1engine.hf.architecture import read_architecture
+from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
 from r1engine.rollout.draft import Draft, check_prompts, completions, new_drafts
-from r1engine.rollout.local.generator import stop_tokens
 from r1engine.rollout.sglang.digest import CpuDigest, CudaDigest
 from r1engine.rollout.sglang.disk import WeightFolder
 from r1engine.rollout.sglang.dispatch import Dispatcher, Endpoint

@@ -1,0 +1,143 @@
+"""What the parallel sizes must divide: the processes, the model, and the matrices that FP8 products take."""
+
+from __future__ import annotations
+
+import math
+
+from r1engine.config import Parallel
+from r1engine.hf.architecture import Architecture
+
+MATRIX_SIDE = 16  # both sides of a weight on each rank: 16-byte rows for the tensor cores (cuBLAS)
+GATHERED_SIDE = 128  # width of what sequence parallelism gathers: whole scaled parts (Transformer Engine asserts it)
+
+
+def check_sizes(world_size: int, layout: Parallel) -> None:
+    """Whether the sizes make up the processes.
+
+    Raises:
+        ValueError: tensor x pipeline x context (x data), or the experts' share, does not fit their number.
+    """
+    sizes = {"tensor": layout.tensor, "pipeline": layout.pipeline}
+    if layout.context > 1:
+        sizes["context"] = layout.context
+    if layout.data is not None:
+        sizes["data"] = layout.data
+    ranks = math.prod(sizes.values())
+    if world_size % ranks or (layout.data is not None and ranks != world_size):
+        wanted = " x ".join(f"{name}={size}" for name, size in sizes.items())
+        raise ValueError(
+            f"parallel: {wanted} does not fit {world_size} process{'es' * (world_size > 1)}; "
+            f"start with torchrun --nproc-per-node {ranks} or change the sizes"
+        )
+    experts = layout.expert * layout.expert_tensor * layout.pipeline
+    if world_size % experts:
+        raise ValueError(
+            f"parallel: expert={layout.expert} x expert_tensor={layout.expert_tensor} x pipeline={layout.pipeline} = "
+            f"{experts} does not divide {world_size} process{'es' * (world_size > 1)}"
+        )
+
+
+def check_layout(arch: Architecture, layout: Parallel) -> None:
+    """Refuse parallel sizes that do not divide the model.
+
+    Raises:
+        ValueError: naming the size, what it does not divide, and both numbers.
+    """
+    sizes = {"attention heads": arch.num_heads, "intermediate size": arch.intermediate_size}
+    if arch.mla is None:
+        sizes["key/value heads"] = arch.num_kv_heads
+    else:
+        sizes["kv_lora_rank + qk_rope_head_dim"] = arch.mla.kv_rank + arch.mla.rope_dim
+        if arch.mla.query_rank is not None:
+            sizes["q_lora_rank"] = arch.mla.query_rank
+    if arch.moe is not None and arch.moe.shared_size:
+        sizes["intermediate size of the shared experts"] = arch.moe.shared_size
+    for what, size in sizes.items():
+        if size % layout.tensor:
+            raise ValueError(f"parallel.tensor: {layout.tensor} does not divide the model's {what} ({size})")
+    _check_experts(arch, layout)
+    _check_stages(arch.num_layers, layout)
+
+
+def _check_experts(arch: Architecture, layout: Parallel) -> None:
+    if arch.moe is None:
+        for key, size in (("expert", layout.expert), ("expert_tensor", layout.expert_tensor)):
+            if size > 1:
+                raise ValueError(f"parallel.{key}: found {size}, required 1: the model has no experts")
+        return
+    if arch.moe.num_experts % layout.expert:
+        raise ValueError(f"parallel.expert: {layout.expert} does not divide the model's {arch.moe.num_experts} experts")
+    if arch.moe.intermediate_size % layout.expert_tensor:
+        raise ValueError(
+            f"parallel.expert_tensor: {layout.expert_tensor} does not divide the intermediate size of an expert "
+            f"({arch.moe.intermediate_size})"
+        )
+    if layout.tensor > 1 and layout.sequence is False:
+        raise ValueError("parallel.sequence: found false, required null or true: experts with tensor > 1 need it")
+
+
+def _check_stages(num_layers: int, layout: Parallel) -> None:
+    if layout.virtual > 1 and layout.pipeline == 1:
+        raise ValueError(f"parallel.virtual: found {layout.virtual}, required 1 with pipeline = 1")
+    ends = [n for n in (layout.first_stage_layers, layout.last_stage_layers) if n is not None]
+    if ends and layout.pipeline == 1:
+        raise ValueError("parallel.first_stage_layers, last_stage_layers: required null with pipeline = 1")
+    between, stages = num_layers - sum(ends), layout.pipeline - len(ends)
+    if between < 0 or (stages == 0 and between):
+        raise ValueError(
+            f"parallel: first_stage_layers + last_stage_layers = {sum(ends)} do not leave the right number of the "
+            f"model's {num_layers} layers to {stages} stages"
+        )
+    if stages and between % (stages * layout.virtual):
+        each = f"pipeline {stages}" if not ends else f"{stages} stages between the ends"
+        raise ValueError(
+            f"parallel.pipeline: {each}{f' x virtual {layout.virtual}' if layout.virtual > 1 else ''} does not divide "
+            f"the model's {between} layers"
+        )
+    if any(n % layout.virtual for n in ends):
+        raise ValueError(f"parallel.virtual: {layout.virtual} does not divide the layers of an end stage ({ends})")
+
+
+def fp8_problem(arch: Architecture, tensor: int, experts: str, *, is_sequence_parallel: bool) -> str | None:
+    """Which matrix the FP8 products do not take, or which setting; None for a model that can be trained.
+
+    Args:
+        arch:                 the model.
+        tensor:               ranks that a matrix is split over.
+        experts:              `model.experts`.
+        is_sequence_parallel: whether these ranks share the tokens between the layers.
+    """
+    if arch.moe is not None and experts == "megatron":
+        return "model.experts: found megatron with model.fp8, required fused or fused_fp8"
+    for what, size in _fp8_sides(arch, tensor).items():
+        if size % MATRIX_SIDE:
+            ranks = f"each of {tensor} tensor-parallel ranks" if tensor > 1 else "the only tensor-parallel rank"
+            return f"model.fp8: {what} is {size} on {ranks}, required a multiple of {MATRIX_SIDE}"
+    gathered = {"hidden size": arch.hidden_size}
+    if arch.mla is not None:
+        gathered |= {"q_lora_rank": arch.mla.query_rank or 0, "kv_lora_rank": arch.mla.kv_rank}
+    for what, size in gathered.items() if is_sequence_parallel and tensor > 1 else ():
+        if size % GATHERED_SIDE:
+            required = f"a multiple of {GATHERED_SIDE} with sequence parallelism (parallel.sequence)"
+            return f"model.fp8: the {what} is {size}, required {required}"
+    return None
+
+
+def _fp8_sides(arch: Architecture, tensor: int) -> dict[str, int]:
+    """The sides of the matrices in FP8 as one rank holds them."""
+    heads, mla = arch.num_heads // tensor, arch.mla
+    sides = {"the hidden size": arch.hidden_size, "the intermediate size": arch.intermediate_size // tensor}
+    if mla is None:
+        sides["the width of queries, keys and values"] = (
+            (arch.num_heads + 2 * arch.num_kv_heads) * arch.head_dim // tensor
+        )
+        sides["the width of attention's output"] = heads * arch.head_dim
+    else:
+        sides["the width of queries"] = heads * arch.head_dim
+        sides["q_lora_rank"] = (mla.query_rank or 0) // tensor
+        sides["kv_lora_rank"] = mla.kv_rank
+        sides["the width of keys and values"] = heads * (mla.nope_dim + mla.value_dim)
+        sides["the width of attention's output"] = heads * mla.value_dim
+    if arch.moe is not None:
+        sides["the intermediate size of the shared experts"] = arch.moe.shared_size // tensor
+    return sides

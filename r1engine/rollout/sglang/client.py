@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+
+LONG_LINE = 2**20  # bytes; only the last part of a sample with its experts is longer
 
 
 class ServerError(RuntimeError):
@@ -21,7 +24,7 @@ class Drawn:
 
     tokens: list[int] = field(default_factory=list)
     logp: list[float] = field(default_factory=list)
-    finish: str | None = None  # "stop", "length" or "abort"
+    finish: str | None = None  # "stop" or "length"
     versions: list[str] = field(default_factory=list)  # of the weights, in the order of their use
     experts: str | None = None  # the server's `routed_experts`, which come with the last part
 
@@ -62,23 +65,38 @@ class Client:
         try:
             async with session.request(method, self.url + path, json=body, timeout=timeout) as response:
                 text = await response.text(errors="replace")
-        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+        except Exception as error:  # whatever it is, it comes from this server
             raise ServerError(f"{self.url}{path}: no answer ({type(error).__name__}: {error})") from error
         if response.status != 200:
             raise ServerError(f"{self.url}{path}: status {response.status}: {text[:300]}")
         try:
             answer = json.loads(text) if text.strip().startswith(("{", "[")) else {}
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ServerError(f"{self.url}{path}: not JSON: {text[:300]}") from error
         if isinstance(answer, dict) and answer.get("success") is False:
             raise ServerError(f"{self.url}{path}: {answer.get('message') or answer.get('error_message')}"[:500])
         return answer
 
-    async def generate(self, session: aiohttp.ClientSession, body: dict[str, Any], drawn: Drawn) -> AsyncIterator[int]:
+    async def generate(
+        self,
+        session: aiohttp.ClientSession,
+        body: dict[str, Any],
+        drawn: Drawn,
+        *,
+        most_bytes: int,
+        long_lines: asyncio.Lock,
+    ) -> AsyncIterator[int]:
         """Streams one sample into `drawn`, which keeps what came even when the stream breaks.
 
+        Args:
+            session:    of the running loop.
+            body:       of the request.
+            drawn:      filled in place.
+            most_bytes: of one part; more is no answer.
+            long_lines: see `_lines`.
+
         Yields:
-            The number of tokens of each part.
+            The number of tokens of each part; 0 while a long part is on its way.
 
         Raises:
             ServerError: as `post`; or the stream breaks, or what it sends is not what was asked for.
@@ -89,15 +107,19 @@ class Client:
         try:
             async with session.post(self.url + "/generate", json=body, timeout=timeout) as response:
                 if response.status != 200:
-                    raise ServerError(f"{self.url}/generate: status {response.status}: {(await response.text())[:300]}")
-                while line := await response.content.readline():
-                    if not line.startswith(b"data:"):
-                        continue
-                    payload = line[5:].strip()
-                    if payload == b"[DONE]":
-                        break
-                    yield self._take(json.loads(payload), drawn)
-        except (aiohttp.ClientError, TimeoutError, ConnectionError, ValueError, KeyError, TypeError) as error:
+                    text = (await response.content.read(300)).decode(errors="replace")
+                    raise ServerError(f"{self.url}/generate: status {response.status}: {text}")
+                async with contextlib.aclosing(_lines(response.content, most_bytes, long_lines)) as lines:
+                    async for line in lines:
+                        if line is None:
+                            yield 0
+                        elif line.strip() == b"data: [DONE]":
+                            break
+                        elif line.startswith(b"data:"):
+                            yield self._take(json.loads(line[5:]), drawn)
+        except ServerError:
+            raise
+        except Exception as error:  # whatever it is, it comes from this server's answer
             raise ServerError(f"{self.url}/generate: {type(error).__name__}: {error}") from error
         if drawn.finish is None:
             raise ServerError(f"{self.url}/generate: the stream ended before the sample did")
@@ -108,6 +130,8 @@ class Client:
             raise ServerError(f"{self.url}/generate: {part['error']}")
         meta = part["meta_info"]
         tokens = part["output_ids"]
+        if not all(type(token) is int for token in tokens):
+            raise ServerError(f"{self.url}/generate: output_ids are {tokens!r:.80}, required are whole numbers")
         logp = [float(entry[0]) for entry in meta.get("output_token_logprobs") or []]
         if len(logp) != len(tokens):
             raise ServerError(f"{self.url}/generate: {len(tokens)} tokens with {len(logp)} log-probabilities")
@@ -118,7 +142,40 @@ class Client:
                 drawn.versions.append(span["version"])
         drawn.experts = meta.get("routed_experts") or drawn.experts
         if meta.get("finish_reason"):
-            drawn.finish = meta["finish_reason"]["type"]
-            if drawn.finish == "abort":
-                raise ServerError(f"{self.url}/generate: aborted: {meta['finish_reason'].get('message')}")
+            reason = meta["finish_reason"]
+            if reason["type"] not in ("stop", "length"):
+                raise ServerError(f"{self.url}/generate: ended by {reason['type']!r:.20}: {reason.get('message')}")
+            drawn.finish = reason["type"]
         return len(tokens)
+
+
+async def _lines(
+    content: aiohttp.StreamReader, most_bytes: int, long_lines: asyncio.Lock
+) -> AsyncIterator[bytearray | None]:
+    """Lines of a stream, of up to `most_bytes` each; None for a piece of a long one.
+
+    aiohttp's own lines end at 512 KiB. A server's long lines come one after the other: who has the lock reads on, the
+    others stop reading and so stop their sender. The lock is held until the next line is asked for.
+    """
+    begun, is_long = bytearray(), False  # the line whose end has not come; whether it has the lock
+    try:
+        while chunk := await content.readany():
+            *ends, rest = chunk.split(b"\n")
+            for end in ends:
+                begun += end
+                yield begun
+                begun = bytearray()
+                if is_long:
+                    long_lines.release()
+                    is_long = False
+            begun += rest
+            if len(begun) > most_bytes:
+                raise ValueError(f"a line of more than {most_bytes} bytes")
+            if is_long:
+                yield None
+            elif len(begun) > LONG_LINE:
+                await long_lines.acquire()
+                is_long = True
+    finally:
+        if is_long:
+            long_lines.release()

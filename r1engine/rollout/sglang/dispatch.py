@@ -9,17 +9,19 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 
 from r1engine.hf.architecture import Architecture
 from r1engine.rollout.draft import Draft
 from r1engine.rollout.sglang.client import Client, Drawn, ServerError
-from r1engine.rollout.sglang.routed_experts import decode_experts
+from r1engine.rollout.sglang.routed_experts import decode_experts, encoded_bytes
 
 MOST_ATTEMPTS = 6  # of one sample, before the run stops
 STRIKES = 3  # failures in a row after which a server that still answers is left out
+PART_BYTES = 2**20  # a part of an answer is no larger than this,
+TOKEN_BYTES = 512  # and so much a token, besides the experts
 POLL_SECONDS = 0.05  # how often a run asks whether it should stop
 
 
@@ -35,6 +37,7 @@ class Endpoint:
     strikes: int = 0
     last_part: float = 0.0  # when a part of any of its samples came (monotonic seconds)
     tasks: set[asyncio.Task] = field(default_factory=set)
+    long_lines: asyncio.Lock = field(default_factory=asyncio.Lock)  # whose long line is read, see client.py
 
     def fail(self, problem: str) -> None:
         """Leave the server out and break off its open samples."""
@@ -93,6 +96,7 @@ class Dispatcher:
         incidents: list[str] = []
         for endpoint in self.endpoints:
             endpoint.open_samples, endpoint.tasks, endpoint.last_part = 0, set(), time.monotonic()
+            endpoint.long_lines = asyncio.Lock()  # of this loop
         # A new connection each: a server closes idle ones when it likes, and three such races would look like failures.
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
             watch = asyncio.create_task(self._watch(session, incidents))
@@ -146,10 +150,10 @@ class Dispatcher:
                 attempts += 1
                 self._note_failure(endpoint, attempts, error, incidents)
                 # Only the end of the stream was lost; the experts with it, which the trainer then chooses itself.
-                if draft.tokens and draft.tokens[-1] in sampling.get("stop_token_ids", ()):
-                    draft.finish = "stop"
-                elif len(draft.tokens) >= draft.max_tokens:
-                    draft.finish = "length"
+                draft.finish = _end_of(draft, sampling)
+                if draft.finish and self._replays is not None:
+                    lost = f"{endpoint.client.url}: the experts of a sample are lost ({endpoint.problem or error})"
+                    incidents.append(lost)
             finally:
                 endpoint.tasks.discard(task)
                 endpoint.open_samples -= 1
@@ -173,20 +177,28 @@ class Dispatcher:
     ) -> None:
         """One request; only parts that are whole, sane and of the right weights enter the draft."""
         fresh = Drawn()
-        async for count in endpoint.client.generate(session, body, fresh):
-            endpoint.last_part = time.monotonic()
-            if fresh.versions and fresh.versions != [str(version)]:
-                endpoint.fail(f"drew from weights {fresh.versions}, required {version}")
-                raise ServerError(f"{endpoint.client.url}: {endpoint.problem}")
-            new_tokens, new_logp = fresh.tokens[-count:] if count else [], fresh.logp[-count:] if count else []
-            self._check(endpoint, new_tokens, new_logp)
-            draft.add(new_tokens, new_logp, version)
-            if fresh.finish is not None:  # in the part of the last token: an interruption never comes between
-                if self._replays is not None:
-                    num_tokens = len(draft.prompt.tokens) + len(draft.tokens)
-                    draft.experts = decode_experts(fresh.experts, self._replays, num_tokens, endpoint.client.url)
-                draft.finish = fresh.finish
-            on_tokens(count)
+        most_bytes = self._most_bytes(len(draft.prompt.tokens) + draft.max_tokens)
+        parts = endpoint.client.generate(session, body, fresh, most_bytes=most_bytes, long_lines=endpoint.long_lines)
+        async with contextlib.aclosing(parts):
+            async for count in parts:
+                endpoint.last_part = time.monotonic()
+                if fresh.versions and fresh.versions != [str(version)]:
+                    endpoint.fail(f"drew from weights {fresh.versions}, required {version}")
+                    raise ServerError(f"{endpoint.client.url}: {endpoint.problem}")
+                new_tokens, new_logp = fresh.tokens[-count:] if count else [], fresh.logp[-count:] if count else []
+                self._check(endpoint, new_tokens, new_logp)
+                draft.add(new_tokens, new_logp, version)
+                if fresh.finish is not None:  # in the part of the last token: an interruption never comes between
+                    if self._replays is not None:
+                        num_tokens = len(draft.prompt.tokens) + len(draft.tokens)
+                        draft.experts = decode_experts(fresh.experts, self._replays, num_tokens, endpoint.client.url)
+                    draft.finish = fresh.finish
+                on_tokens(count)
+
+    def _most_bytes(self, num_tokens: int) -> int:
+        """Of a part of an answer: it may bring all tokens of a sequence at once, and their experts."""
+        experts = encoded_bytes(self._replays, num_tokens) if self._replays is not None else 0
+        return PART_BYTES + TOKEN_BYTES * num_tokens + experts
 
     def _check(self, endpoint: Endpoint, tokens: list[int], logp: list[float]) -> None:
         for token, value in zip(tokens, logp, strict=True):
@@ -217,6 +229,13 @@ class Dispatcher:
                 if silent > self.stall_seconds:
                     endpoint.fail(f"sent nothing for {silent:.0f} s with {endpoint.open_samples} open samples")
                     incidents.append(f"{endpoint.client.url} left out: {endpoint.problem}")
+
+
+def _end_of(draft: Draft, sampling: dict) -> Literal["", "stop", "length"]:
+    """How a sample ended whose tokens are all there; "" if they are not."""
+    if draft.tokens and draft.tokens[-1] in sampling.get("stop_token_ids", ()):
+        return "stop"
+    return "length" if len(draft.tokens) >= draft.max_tokens else ""
 
 
 async def _gather_until(tasks: list[asyncio.Task], should_stop: Callable[[], bool] | None) -> None:

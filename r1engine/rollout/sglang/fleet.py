@@ -36,7 +36,7 @@ class Fleet:
         self._cfg, self._rank, self._size, self._device, self._note = cfg, rank, world_size, device, note
         self._dtype = str(dtype).removeprefix("torch.")
         self._server: Server | None = None
-        self._asleep: list[str] = []  # memory that the servers have given back
+        self._asleep: list[str] = []  # memory that this rank's server has given back
         s = cfg.rollout.sglang
         if s.mode == "colocated":
             urls = self._start_colocated()
@@ -126,14 +126,14 @@ class Fleet:
         """Begin to start this rank's server again if it failed; `recover` waits for it."""
         if self._server is None:
             return
-        endpoint = next(e for e in self.endpoints if e.client.url == self._server.client.url)
+        endpoint = self._own_endpoint()
         if endpoint.is_usable and self._server.is_running:
             return
         if endpoint.is_usable:
             endpoint.fail("its process ended")
         port = int(self._server.client.url.rsplit(":", 1)[1])
         self._server.stop()
-        self._server = self._start(port)
+        self._server, self._asleep = self._start(port), []
         self._note(f"{self._server.client.url} is started again ({endpoint.problem})")
 
     def recover(self) -> None:
@@ -155,9 +155,8 @@ class Fleet:
     def wake(self, *, weights_only: bool = False) -> None:
         """Give the servers their memory back: all before generating, the weights' before a refresh; collective."""
         tags = [tag for tag in self._asleep if tag == "weights" or not weights_only]
-        if tags:
-            self._memory("/resume_memory_occupation", tags)
-            self._asleep = [tag for tag in self._asleep if tag not in tags]
+        self._memory("/resume_memory_occupation", tags)
+        self._asleep = [tag for tag in self._asleep if tag not in tags]
 
     def sleep(self) -> None:
         """Take the servers' memory while training; collective. Only on GPUs: on a CPU nothing is freed."""
@@ -166,9 +165,17 @@ class Fleet:
             self._asleep = list(MEMORY_TAGS)
 
     def _memory(self, path: str, tags: list[str]) -> None:
-        if self._server is not None:
-            self._server.client.post(path, {"tags": tags}, seconds=120.0)
+        if self._server is not None and tags:
+            try:
+                self._server.client.post(path, {"tags": tags}, seconds=120.0)
+            except ServerError as error:
+                self._own_endpoint().fail(str(error))
+                self._server.stop()  # the trainer needs the memory; `recover` starts it again
         self._gather(None)
+
+    def _own_endpoint(self) -> Endpoint:
+        """Of the server that this rank owns."""
+        return next(e for e in self.endpoints if e.client.url == self._server.client.url)
 
     def close(self) -> None:
         """End this rank's server."""

@@ -232,11 +232,15 @@ class Refresher:
         """Compare the checksums of all tensors.
 
         Raises:
+            ServerError: the server does not tell.
             RuntimeError: naming the tensors that are not what was sent.
         """
         answer = client.post("/weights_checker", {"action": "checksum"}, seconds=CONTROL_SECONDS)
-        ranks = sorted(answer["ranks"], key=_tp_rank)
-        if wrong := expected.compare([rank["checksums"] for rank in ranks]):
+        try:
+            checksums = [rank["checksums"] for rank in sorted(answer["ranks"], key=_tp_rank)]
+        except (LookupError, TypeError) as error:
+            raise ServerError(f"{client.url}/weights_checker: no checksums in {answer!r:.200}") from error
+        if wrong := expected.compare(checksums):
             raise RuntimeError(
                 f"refresh: {client.url} does not hold weights {version}: {len(wrong)} tensors are wrong: "
                 f"{', '.join(wrong[:5])}"

@@ -13,12 +13,18 @@ from aiohttp import web
 class FakeServer:
     """Answers /generate with tokens that count up from the last one of the input: token = (last + 1) % 50 + 2.
 
-    The logp of a token is -token / 100. `fault(request_number, tokens_sent)` may return a word for what goes wrong.
+    The logp of a token is -token / 100. `fault(request_number, tokens_sent)` may return a word for what goes wrong, or
+    what is sent in place of a part: "data: ...". `experts(num_tokens)` is the last part's `routed_experts`.
     """
 
     def __init__(
-        self, fault: Callable[[int, int], str | None] = lambda number, sent: None, *, slots: int = 100
+        self,
+        fault: Callable[[int, int], str | None] = lambda number, sent: None,
+        *,
+        slots: int = 100,
+        experts: Callable[[int], str] | None = None,
     ) -> None:
+        self.experts = experts
         self.fault, self.requests, self.aborted, self.version = fault, [], [], "1"
         self._loop, self._slots = asyncio.new_event_loop(), asyncio.Semaphore(slots)
         self._ready = threading.Event()
@@ -74,8 +80,11 @@ class FakeServer:
             if what == "cut":
                 request.transport.close()
                 return response
-            if what == "garbage":
-                await response.write(b"data: {nonsense\n\n")
+            if what == "endless":
+                while True:
+                    await response.write(b"data: " * 10_000)
+            if what and what.startswith("data:"):
+                await response.write(what.encode("utf-8", "surrogateescape") + b"\n\n")
                 return response
             last = (last + 1) % 50 + 2
             token = -5 if what == "bad token" else last
@@ -84,6 +93,17 @@ class FakeServer:
                 "weight_version": "0" if what == "old weights" else self.version,
                 "finish_reason": {"type": "length"} if sent == limit - 1 else None,
             }
-            await response.write(f"data: {json.dumps({'output_ids': [token], 'meta_info': meta})}\n\n".encode())
+            line = json.dumps({"output_ids": [token], "meta_info": meta})
+            if self.experts is not None and sent == limit - 1:
+                await self._write_experts(response, line, self.experts(len(body["input_ids"]) + limit))
+            else:
+                await response.write(f"data: {line}\n\n".encode())
         await response.write(b"data: [DONE]\n\n")
         return response
+
+    async def _write_experts(self, response: web.StreamResponse, line: str, experts: str) -> None:
+        """The last part, piece by piece: no copy of a long text stays here, so that a test can measure the client."""
+        await response.write(f'data: {line[:-2]}, "routed_experts": "'.encode())
+        for start in range(0, len(experts), 2**16):
+            await response.write(experts[start : start + 2**16].encode())
+        await response.write(b'"}}\n\n')

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import socket
 import sys
+import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_server import FakeServer
 
 from r1engine.batch import Prompt
+from r1engine.hf.architecture import Architecture
 from r1engine.rollout.draft import Draft, new_drafts
-from r1engine.rollout.sglang.client import Client
+from r1engine.rollout.sglang.client import Client, ServerError
 from r1engine.rollout.sglang.dispatch import MOST_ATTEMPTS, Dispatcher, Endpoint
 
 STALL_SECONDS = 1.0
@@ -68,7 +77,7 @@ def test_the_samples_of_a_prompt_go_to_one_server_and_the_groups_are_spread(serv
 
 
 @pytest.mark.parametrize(
-    ("what", "after"), [("status 500", 0), ("cut", 5), ("garbage", 5), ("hang", 5), ("hang", 0), ("bad token", 5)]
+    ("what", "after"), [("status 500", 0), ("cut", 5), ("hang", 5), ("hang", 0), ("bad token", 5), ("endless", 5)]
 )
 def test_what_a_failing_server_drew_goes_on_elsewhere(servers, what, after):
     bad, good = servers(always(what, after), healthy)
@@ -80,6 +89,131 @@ def test_what_a_failing_server_drew_goes_on_elsewhere(servers, what, after):
         # (A sample may have been cut by the bad server more than once.)
         lengths = {len(body["input_ids"]) for body in good.requests}
         assert lengths <= {3, 3 + after, 3 + 2 * after} and len(lengths) > 1
+
+
+def part(tokens: str = "[5]", logprobs: str = "[[-0.5, 5, null]]", rest: str = '"finish_reason": null') -> str:
+    """What a server sends of one token, as it is written."""
+    meta = f'"output_token_logprobs": {logprobs}, "weight_version": "1", {rest}'
+    return f'data: {{"output_ids": {tokens}, "meta_info": {{{meta}}}}}'
+
+
+NO_ANSWERS = [
+    "data:",
+    "data: {nonsense",
+    "data: \udcff",  # the byte 0xff
+    "data: []",
+    "data: 5",
+    "data: null",
+    "data: " + "[" * 100_000,
+    'data: {"output_ids": [5], "meta_info": []}',
+    'data: {"output_ids": [5]}',
+    'data: {"error": {"message": "no"}}',
+    part(tokens='["5"]'),
+    part(tokens="[5.0]"),
+    part(tokens="[true]"),
+    part(tokens="[null]"),
+    part(tokens="5"),
+    part(tokens="[5, 5]"),
+    part(logprobs="[[]]"),
+    part(logprobs="[[null]]"),
+    part(logprobs="[5]"),
+    part(logprobs="[{}]"),
+    part(logprobs="[[1e400]]"),
+    part(rest='"finish_reason": "length"'),
+    part(rest='"finish_reason": {"type": "tired"}'),
+    part(rest='"finish_reason": {"type": "abort", "message": "no"}'),
+    part(rest='"weight_versions": [5]'),
+    part(rest='"weight_versions": "1"'),
+]
+
+
+@pytest.mark.parametrize("answer", NO_ANSWERS, ids=lambda answer: answer[:80])
+def test_no_answer_of_a_server_ends_the_run(servers, answer):
+    bad, good = servers(always(answer), healthy)
+    drafts, endpoints, incidents = route([bad, good], groups=2)
+    assert all(map(is_whole, drafts)) and not endpoints[0].is_usable
+    assert incidents[0].startswith(f"{bad.url} left out: 3 failures in a row, the last: {bad.url}")
+
+
+def test_a_server_that_speaks_no_http_is_left_out(servers):
+    (good,) = servers(healthy)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+        def shout() -> None:
+            with contextlib.suppress(OSError):  # closed at the end of the test
+                while True:
+                    connection, _ = listener.accept()
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2**20)
+                    connection.close()
+
+        threading.Thread(target=shout, daemon=True).start()
+        endpoints = [Endpoint(Client(u, stall_seconds=STALL_SECONDS), version=1) for u in (url, good.url)]
+        drafts = new_drafts([Prompt(0, [3], "", "", "")], num_samples=3, step=0, max_tokens=12)
+        Dispatcher(endpoints, vocab_size=60, stall_seconds=STALL_SECONDS).run(drafts, {}, version=1)
+        with pytest.raises(ServerError, match="no answer"):
+            endpoints[0].client.get("/health")
+    assert all(map(is_whole, drafts)) and not endpoints[0].is_usable
+
+
+# ---- experts ---------------------------------------------------------------------------------------------------
+
+
+def model(layers: int, dense: int, top_k: int) -> Architecture:
+    """Of a mixture of experts: what a dispatcher asks of it."""
+    moe = SimpleNamespace(layers=tuple(i >= dense for i in range(layers)), top_k=top_k, num_experts=256)
+    return SimpleNamespace(num_layers=layers, moe=moe)
+
+
+def draw_experts(server: FakeServer, arch: Architecture, prompt: list[int], *, size: int, max_tokens: int):
+    endpoint = Endpoint(Client(server.url, stall_seconds=30.0), version=1)
+    router = Dispatcher([endpoint], vocab_size=60, stall_seconds=30.0, replays=arch)
+    drafts = new_drafts([Prompt(0, prompt, "", "", "")], num_samples=size, step=0, max_tokens=max_tokens)
+    return drafts, router.run(drafts, {}, version=1), endpoint
+
+
+# DeepSeek-V3 either side of 512 KiB a line, and as long as the paper's completions: a line of 85 MB.
+@pytest.mark.parametrize(("prompt", "drawn"), [(3, 180), (3, 200), (32_600, 168)])
+def test_the_experts_of_a_sample_come_through_whatever_their_size(prompt, drawn):
+    shape = (prompt + drawn - 1, 61, 8)
+    chosen = np.random.default_rng(0).integers(0, 256, shape, dtype="<i4")
+    server = FakeServer(experts=lambda num_tokens: base64.b64encode(chosen[: num_tokens - 1]).decode())
+    try:
+        arch = model(61, 3, 8)
+        (draft,), incidents, endpoint = draw_experts(server, arch, [5] * prompt, size=1, max_tokens=drawn)
+    finally:
+        server.close()
+    assert not incidents and endpoint.is_usable and is_whole(draft)
+    assert draft.experts.dtype == torch.int16 and np.array_equal(draft.experts.numpy(), chosen[:, 3:])
+
+
+def test_the_experts_of_many_samples_at_once_are_held_one_at_a_time():
+    # 16 lines of 8 MB; what is kept of each is a layer of 61. All at once they take 122 MB, one at a time 66.
+    num_tokens = 3_300
+    text = base64.b64encode(np.zeros((num_tokens - 1, 61, 8), "<i4")).decode()
+    server = FakeServer(experts=lambda _: text)
+    tracemalloc.start()
+    try:
+        drafts, incidents, _ = draw_experts(server, model(61, 60, 8), [5] * (num_tokens - 2), size=16, max_tokens=2)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        server.close()
+    assert not incidents and all(draft.experts.shape == (num_tokens - 1, 1, 8) for draft in drafts)
+    assert peak < 95 * 2**20
+
+
+@pytest.mark.parametrize("text", ["", "no base64!", base64.b64encode(b"\0" * 4).decode(), "//////8/" * 10])
+def test_experts_that_are_no_answer_are_the_server_s_fault(text):
+    server = FakeServer(experts=lambda _: text)
+    try:
+        drafts, incidents, endpoint = draw_experts(server, model(4, 1, 2), [5], size=3, max_tokens=6)
+    finally:
+        server.close()
+    # The tokens are whole, and their experts the trainer's to choose; that is told.
+    assert all(map(is_whole, drafts)) and all(draft.experts is None for draft in drafts)
+    assert sum("the experts of a sample are lost (" in i and "routed_experts" in i for i in incidents) == 3
+    assert not endpoint.is_usable and incidents[-2].startswith(f"{server.url} left out: 3 failures in a row")
 
 
 def test_a_server_that_fails_once_stays_in_use(servers):

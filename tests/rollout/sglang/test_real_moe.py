@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).parent))
 import real
 
+from r1engine.batch import Prompt
 from r1engine.hf.architecture import read_architecture
 from r1engine.rollout.local.decoder import Decoder
 
@@ -71,6 +72,24 @@ def test_experts_arrive_and_what_was_chosen_comes_back(served, tmp_path):
             chosen = decoder.prefill([tokens[:-1]]).experts[0]
         assert c.experts.shape == chosen.shape == (len(tokens) - 1, arch.moe.num_layers, arch.moe.top_k)
         assert torch.equal(c.experts.long().sort(-1).values, chosen.sort(-1).values)
+
+
+def test_the_experts_of_a_long_sample_arrive(tmp_path):
+    # 4 layers of 8 experts a token: the last part of 3,600 tokens is a line of 614 KB.
+    sizes = SIZES | {"num_experts": 16, "num_experts_per_tok": 8, "max_position_embeddings": 4096}
+    folder = tmp_path / "model"
+    save_model(folder, "qwen3-moe", **sizes, **FAMILIES["qwen3-moe"])
+    server = real.serve(folder, tmp_path)
+    try:
+        server.wait_ready(real.START_SECONDS)
+        engine = real.generator(folder, [server.client.url], tmp_path, stall_seconds=120.0)
+        engine.load_weights(iter(load_file(folder / "model.safetensors").items()))
+        prompt = Prompt(0, torch.arange(3500).remainder(120).add(4).tolist(), "", "", "")
+        (drawn,) = engine.generate([prompt], num_samples=1, step=0, max_tokens=100)
+    finally:
+        server.stop()
+    arch = read_architecture(folder)
+    assert drawn.experts.shape == (len(prompt.tokens) + len(drawn.tokens) - 1, arch.moe.num_layers, 8)
 
 
 @pytest.mark.parametrize("layout", ["tensor", "expert"])

@@ -8,6 +8,7 @@ import torch
 
 from r1engine.hf.architecture import read_architecture
 from r1engine.rollout.sglang.client import ServerError
+from r1engine.rollout.sglang.digest import CpuDigest
 from r1engine.rollout.sglang.disk import WeightFolder
 from r1engine.rollout.sglang.dispatch import Endpoint
 from r1engine.rollout.sglang.refresh import Refresher
@@ -69,3 +70,19 @@ def test_a_server_that_fails_in_the_middle_is_left_out_and_gathering_goes_to_its
     with pytest.raises(RuntimeError, match="no server took weights 7: http://a:1: gone"):
         refresher(calls, folders, tmp_path).refresh(calls.weights(), 7)
     assert calls.gathered[COUNT - 1].is_set()  # other ranks take part in the gathering
+
+
+NO_CHECKSUMS = [{}, [], {"ranks": 5}, {"ranks": [{}]}, {"ranks": [{"parallelism_info": [], "checksums": {}}]}]
+
+
+@pytest.mark.parametrize("answer", NO_CHECKSUMS, ids=repr)
+def test_a_server_that_does_not_tell_its_checksums_is_left_out(folders, tmp_path, answer):
+    class Silent(Calls):
+        def post(self, path: str, body: dict, *, seconds: float) -> dict:
+            return answer if path == "/weights_checker" else super().post(path, body, seconds=seconds)
+
+    calls = Silent()
+    made = refresher(calls, folders, tmp_path)
+    made.digest = CpuDigest
+    with pytest.raises(RuntimeError, match="no server took weights 7: http://a:1/weights_checker: no checksums in "):
+        made.refresh(calls.weights(), 7)

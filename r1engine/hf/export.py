@@ -165,8 +165,8 @@ class _File:
         return not self._offsets
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
-        data = tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy()
-        self._put(memoryview(data), self._offsets.pop(name))
+        values = tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy()
+        self._put(values.data, self._offsets.pop(name))
 
     def close(self, final: Path) -> str:
         """Flush, give the file its name, and return its SHA-256."""

@@ -41,8 +41,8 @@ class Layout:
 
     def stage_layers(self, num_layers: int) -> list[list[int]]:
         """The decoder layers of each pipeline stage; with chunks, every stage's first chunk comes before all second."""
-        fixed = {0: self.first_stage, self.pipeline - 1: self.last_stage}
-        fixed = {stage: count for stage, count in fixed.items() if count is not None}
+        ends = {0: self.first_stage, self.pipeline - 1: self.last_stage}
+        fixed = {stage: count for stage, count in ends.items() if count is not None}
         rest = self.pipeline - len(fixed)
         share = (num_layers - sum(fixed.values())) // rest if rest else 0
         layers: list[list[int]] = [[] for _ in range(self.pipeline)]

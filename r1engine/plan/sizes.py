@@ -1,14 +1,17 @@
 """Parameters of a model by term, as a whole and on one rank, and the floating-point work of a token.
 
-Closed forms: `model/stage_sizes.py` builds the true Megatron model without memory, and tests hold the two equal.
+Counted from the shapes of `hf/tensors.py`, and split as Megatron splits them: `model/stage_sizes.py` builds the true
+model without memory, and tests hold the two equal.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from r1engine.hf.architecture import Architecture
+from r1engine.hf.tensors import Shapes, attention_shapes, latent_attention_shapes, mlp_shapes
 from r1engine.plan.layout import Layout
 
 
@@ -36,24 +39,27 @@ def key_value_dim(arch: Architecture) -> int:
     return 2 * arch.num_kv_heads * arch.head_dim
 
 
+def elements(shapes: Shapes) -> int:
+    """Of all these tensors."""
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def mlp_parameters(arch: Architecture, size: int) -> int:
+    """Of an MLP of this intermediate size."""
+    return elements(mlp_shapes(arch, size))
+
+
 def expert_parameters(arch: Architecture) -> int:
     """Of one routed expert; 0 for a dense model."""
-    return 3 * arch.hidden_size * arch.moe.intermediate_size if arch.moe else 0
+    return mlp_parameters(arch, arch.moe.intermediate_size) if arch.moe else 0
 
 
+@cache
 def attention_parameters(arch: Architecture, tp: int) -> dict[str, int]:
-    """Of one layer on one tensor-parallel rank: "split" (each rank another part) and "copied" (norms)."""
-    hidden, heads, mla = arch.hidden_size, arch.num_heads, arch.mla
-    if mla is None:
-        width = (heads + 2 * arch.num_kv_heads) * arch.head_dim
-        split = hidden * width + heads * arch.head_dim * hidden + (width if arch.has_qkv_bias else 0)
-        return {"split": split // tp, "copied": 2 * arch.head_dim if arch.has_qk_norm else 0}
-    down = hidden * ((mla.query_rank or 0) + mla.kv_rank + mla.rope_dim)
-    up = (mla.query_rank or hidden) * heads * query_dim(arch) + mla.kv_rank * heads * (mla.nope_dim + mla.value_dim)
-    return {
-        "split": (down + up + heads * mla.value_dim * hidden) // tp,
-        "copied": (mla.query_rank or 0) + mla.kv_rank,
-    }
+    """Of one layer on one tensor-parallel rank: "split" (each rank another part) and "copied" (norms, output bias)."""
+    shapes = latent_attention_shapes(arch) if arch.mla else attention_shapes(arch)
+    copied = {name: shape for name, shape in shapes.items() if "norm" in name or name == "o_proj.bias"}
+    return {"split": (elements(shapes) - elements(copied)) // tp, "copied": elements(copied)}
 
 
 def layer_parameters(arch: Architecture, layer: int, layout: Layout) -> dict[str, int]:
@@ -61,11 +67,11 @@ def layer_parameters(arch: Architecture, layer: int, layout: Layout) -> dict[str
     attention, moe = attention_parameters(arch, layout.tensor), arch.moe
     terms = {"attention": attention["split"] + attention["copied"], "norms": 2 * arch.hidden_size}
     if not arch.has_experts(layer):
-        return terms | {"dense mlp": 3 * arch.hidden_size * arch.intermediate_size // layout.tensor}
+        return terms | {"dense mlp": mlp_parameters(arch, arch.intermediate_size) // layout.tensor}
     assert moe is not None
     return terms | {
         "router": arch.hidden_size * moe.num_experts,
-        "shared experts": 3 * arch.hidden_size * moe.shared_size // layout.tensor,
+        "shared experts": mlp_parameters(arch, moe.shared_size) // layout.tensor,
         "experts": moe.num_experts // layout.expert * expert_parameters(arch) // layout.expert_tensor,
     }
 
@@ -127,10 +133,10 @@ def forward_work(arch: Architecture) -> Work:
     hidden, moe = arch.hidden_size, arch.moe
     linears = attention_parameters(arch, 1)["split"] * arch.num_layers
     dense_layers = arch.num_layers - (moe.num_layers if moe else 0)
-    linears += dense_layers * 3 * hidden * arch.intermediate_size
+    linears += dense_layers * mlp_parameters(arch, arch.intermediate_size)
     others, experts = arch.vocab_size * hidden, 0
     if moe is not None:
-        linears += moe.num_layers * hidden * 3 * moe.shared_size
+        linears += moe.num_layers * mlp_parameters(arch, moe.shared_size)
         others += moe.num_layers * hidden * moe.num_experts
         experts = moe.num_layers * moe.top_k * expert_parameters(arch)
     kept = arch.num_layers * hidden * (arch.mla.kv_rank + arch.mla.rope_dim) if arch.mla else 0

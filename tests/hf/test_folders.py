@@ -12,7 +12,6 @@ from r1engine.config import Parallel
 from r1engine.hf.architecture import read_architecture
 from r1engine.hf.folder import Folder
 from r1engine.hf.layout import check_layout, check_sizes
-from r1engine.hf.tensors import hf_shapes, mtp_shapes
 from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.model.state.offload import Offloader
 
@@ -62,15 +61,6 @@ def test_missing_unexpected_and_misshaped_tensors_are_all_named(folder):
         Folder(folder, read_architecture(folder))
     for part in ("1 missing (model.norm.weight)", "1 unexpected (model.norm.bias)", "lm_head.weight is (2, 2)"):
         assert part in str(error.value)
-
-
-def test_shapes_are_those_of_transformers(folders):
-    for folder, _ in folders.values():
-        expected = {name: tuple(t.shape) for name, t in load_file(folder / "model.safetensors").items()}
-        arch = read_architecture(folder)
-        if arch.is_tied:
-            expected.pop("lm_head.weight", None)
-        assert hf_shapes(arch) | mtp_shapes(arch) == expected
 
 
 LAYOUTS = [

@@ -132,13 +132,12 @@ class ShardedWeights:
 
     def _whole(self, rule: Rule, shard: torch.Tensor) -> list[torch.Tensor]:
         _, ranks, group = self._split(rule)
-        if ranks == 1:
-            slices = [rule.unfuse(shard)]
+        if rule.dim is None or ranks == 1:
+            joined = rule.unfuse(shard)
         else:
             shards = [torch.empty_like(shard) for _ in range(ranks)]
             dist.all_gather(shards, shard.contiguous(), group=group)
-            slices = [rule.unfuse(s) for s in shards]
-        joined = [torch.cat(parts, rule.dim) if ranks > 1 else parts[0] for parts in zip(*slices, strict=True)]
+            joined = [torch.cat(parts, rule.dim) for parts in zip(*map(rule.unfuse, shards), strict=True)]
         shapes = [self._shapes[hf] for hf in rule.hf]
         # Only a padded vocabulary is longer than its Hugging Face tensor.
         return [t[: shape[0]] if t.shape != shape else t for t, shape in zip(joined, shapes, strict=True)]

@@ -1,4 +1,7 @@
-"""The weights of a decoder: fused for speed, filled in place from tensors under their Hugging Face names."""
+"""The weights of a decoder: fused for speed, filled in place from tensors under their Hugging Face names.
+
+`hf/tensors.py` says which tensors there are, and of which shapes.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from r1engine.hf.architecture import Architecture
+from r1engine.hf.tensors import EXPERT_BIAS, hf_shapes, is_float32
 
 # Elements: rows of 64 bytes in float32. Products with 683 columns are 6 to 20% slower than with 688 (AMD EPYC).
 ALIGNMENT = 16
@@ -73,18 +77,15 @@ class Weights:
     """
 
     def __init__(self, arch: Architecture, *, device: torch.device, dtype: torch.dtype) -> None:
-        self._arch = arch
-        self._new = lambda *shape: torch.zeros(shape, device=device, dtype=dtype)
-        self._targets: dict[str, tuple[tuple[int, ...], torch.Tensor]] = {}  # name -> (its shape, a view to copy to)
+        self._arch, self._shapes = arch, hf_shapes(arch)
+        self._device, self._dtype = device, dtype
+        self._targets: dict[str, torch.Tensor] = {}  # name -> a view to copy to; a reshape of the tensor fits it
         self.is_complete = False
-        self.embedding = self._new(arch.vocab_size, arch.hidden_size)
-        self.final_norm = self._new(arch.hidden_size)
-        self.head = self.embedding if arch.is_tied else self._new(arch.vocab_size, arch.hidden_size)
-        self._expect("model.embed_tokens.weight", self.embedding)
-        self._expect("model.norm.weight", self.final_norm)
-        if not arch.is_tied:
-            self._expect("lm_head.weight", self.head)
+        self.embedding = self._place("model.embed_tokens.weight")
+        self.final_norm = self._place("model.norm.weight")
+        self.head = self.embedding if arch.is_tied else self._place("lm_head.weight")
         self.layers = [self._layer(index, f"model.layers.{index}.") for index in range(arch.num_layers)]
+        assert self._targets.keys() == self._shapes.keys(), "every tensor has its place"
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Copies every tensor into its place, converting device and dtype.
@@ -118,7 +119,7 @@ class Weights:
 
     def _copy(self, name: str, tensor: torch.Tensor) -> list[str]:
         """Fills the place of `name`; returns what is wrong with the tensor, if anything."""
-        shape, target = self._targets[name]
+        shape, target = self._shapes[name], self._targets[name]
         if tuple(tensor.shape) != shape:
             return [f"{name} is {tuple(tensor.shape)}, required is {shape}"]
         if not tensor.is_floating_point():
@@ -127,97 +128,85 @@ class Weights:
         return []
 
     def _layer(self, index: int, prefix: str) -> Layer:
-        arch, attention = self._arch, prefix + "self_attn."
-        value_dim = arch.mla.value_dim if arch.mla else arch.head_dim
+        arch, attention, place = self._arch, prefix + "self_attn.", self._place
         return Layer(
-            attention_norm=self._place(prefix + "input_layernorm.weight", arch.hidden_size),
+            attention_norm=place(prefix + "input_layernorm.weight"),
             attention=self._latent_attention(attention) if arch.mla else self._grouped_attention(attention),
-            output=self._place(attention + "o_proj.weight", arch.hidden_size, arch.num_heads * value_dim),
-            output_bias=self._place(attention + "o_proj.bias", arch.hidden_size) if arch.has_output_bias else None,
-            mlp_norm=self._place(prefix + "post_attention_layernorm.weight", arch.hidden_size),
-            mlp=self._experts(prefix + "mlp.")
-            if arch.has_experts(index)
-            else self._mlp(prefix + "mlp.", arch.intermediate_size),
+            output=place(attention + "o_proj.weight"),
+            output_bias=self._place_if_any(attention + "o_proj.bias"),
+            mlp_norm=place(prefix + "post_attention_layernorm.weight"),
+            mlp=self._experts(prefix + "mlp.") if arch.has_experts(index) else self._mlp(prefix + "mlp."),
         )
 
     def _grouped_attention(self, prefix: str) -> GroupedWeights:
-        arch, new = self._arch, self._new
-        attention = GroupedWeights(
-            qkv=new((arch.num_heads + 2 * arch.num_kv_heads) * arch.head_dim, arch.hidden_size),
-            qkv_bias=new((arch.num_heads + 2 * arch.num_kv_heads) * arch.head_dim) if arch.has_qkv_bias else None,
-            query_norm=new(arch.head_dim) if arch.has_qk_norm else None,
-            key_norm=new(arch.head_dim) if arch.has_qk_norm else None,
+        return GroupedWeights(
+            qkv=self._qkv(prefix, "weight"),
+            qkv_bias=self._qkv(prefix, "bias") if prefix + "q_proj.bias" in self._shapes else None,
+            query_norm=self._pairs_if_any(prefix + "q_norm.weight"),
+            key_norm=self._pairs_if_any(prefix + "k_norm.weight"),
         )
-        self._expect_qkv(prefix, "weight", attention.qkv)
-        if attention.qkv_bias is not None:
-            self._expect_qkv(prefix, "bias", attention.qkv_bias)
-        if attention.query_norm is not None and attention.key_norm is not None:
-            self._expect_paired(prefix + "q_norm.weight", attention.query_norm)
-            self._expect_paired(prefix + "k_norm.weight", attention.key_norm)
-        return attention
 
     def _latent_attention(self, prefix: str) -> LatentWeights:
-        arch, mla = self._arch, self._arch.mla
-        assert mla is not None
-        queries, rank, place = arch.num_heads * arch.head_dim, mla.query_rank, self._place
+        place = self._place
+        has_latent = prefix + "q_a_proj.weight" in self._shapes
         return LatentWeights(
-            query_down=place(prefix + "q_a_proj.weight", rank, arch.hidden_size) if rank else None,
-            query_norm=place(prefix + "q_a_layernorm.weight", rank) if rank else None,
-            query_up=place(prefix + "q_b_proj.weight", queries, rank)
-            if rank
-            else place(prefix + "q_proj.weight", queries, arch.hidden_size),
-            key_value_down=place(prefix + "kv_a_proj_with_mqa.weight", mla.kv_rank + mla.rope_dim, arch.hidden_size),
-            key_value_norm=place(prefix + "kv_a_layernorm.weight", mla.kv_rank),
-            key_value_up=place(
-                prefix + "kv_b_proj.weight", arch.num_heads * (mla.nope_dim + mla.value_dim), mla.kv_rank
-            ),
+            query_down=self._place_if_any(prefix + "q_a_proj.weight"),
+            query_norm=self._place_if_any(prefix + "q_a_layernorm.weight"),
+            query_up=place(prefix + ("q_b_proj.weight" if has_latent else "q_proj.weight")),
+            key_value_down=place(prefix + "kv_a_proj_with_mqa.weight"),
+            key_value_norm=place(prefix + "kv_a_layernorm.weight"),
+            key_value_up=place(prefix + "kv_b_proj.weight"),
         )
 
-    def _mlp(self, prefix: str, size: int) -> Mlp:
+    def _mlp(self, prefix: str) -> Mlp:
+        size, hidden = self._shapes[prefix + "gate_proj.weight"]
         padded_size = -(-size // ALIGNMENT) * ALIGNMENT
-        mlp = Mlp(
-            gate_up=self._new(2 * padded_size, self._arch.hidden_size),
-            down=self._new(self._arch.hidden_size, padded_size),
-        )
+        mlp = Mlp(gate_up=self._new(2 * padded_size, hidden), down=self._new(hidden, padded_size))
         gate, up = mlp.gate_up.view(2, padded_size, -1)[:, :size]
-        self._expect(prefix + "gate_proj.weight", gate)
-        self._expect(prefix + "up_proj.weight", up)
-        self._expect(prefix + "down_proj.weight", mlp.down[:, :size])
+        self._targets[prefix + "gate_proj.weight"] = gate
+        self._targets[prefix + "up_proj.weight"] = up
+        self._targets[prefix + "down_proj.weight"] = mlp.down[:, :size]
         return mlp
 
     def _experts(self, prefix: str) -> Experts:
         moe = self._arch.moe
         assert moe is not None
-        bias = None
-        if moe.has_bias:
-            bias = self._new(moe.num_experts).float()
-            self._expect(prefix + "gate.e_score_correction_bias", bias)
         return Experts(
-            router=self._place(prefix + "gate.weight", moe.num_experts, self._arch.hidden_size),
-            bias=bias,
-            routed=[self._mlp(f"{prefix}experts.{e}.", moe.intermediate_size) for e in range(moe.num_experts)],
-            shared=self._mlp(prefix + "shared_experts.", moe.shared_size) if moe.shared_size else None,
+            router=self._place(prefix + "gate.weight"),
+            bias=self._place_if_any(f"{prefix}gate.{EXPERT_BIAS}"),
+            routed=[self._mlp(f"{prefix}experts.{e}.") for e in range(moe.num_experts)],
+            shared=self._mlp(prefix + "shared_experts.") if moe.shared_size else None,
         )
 
-    def _place(self, name: str, *shape: int) -> torch.Tensor:
+    def _new(self, *shape: int) -> torch.Tensor:
+        return torch.zeros(shape, device=self._device, dtype=self._dtype)
+
+    def _place(self, name: str) -> torch.Tensor:
         """A tensor that takes the tensor of this name as it is."""
-        tensor = self._new(*shape)
-        self._expect(name, tensor)
-        return tensor
+        dtype = torch.float32 if is_float32(name) else self._dtype
+        self._targets[name] = torch.zeros(self._shapes[name], device=self._device, dtype=dtype)
+        return self._targets[name]
 
-    def _expect(self, name: str, place: torch.Tensor) -> None:
-        self._targets[name] = (tuple(place.shape), place)
+    def _place_if_any(self, name: str) -> torch.Tensor | None:
+        return self._place(name) if name in self._shapes else None
 
-    def _expect_qkv(self, prefix: str, kind: str, fused: torch.Tensor) -> None:
-        """Splits the rows of the fused tensor among q_proj, k_proj and v_proj."""
-        arch = self._arch
-        sizes = [heads * arch.head_dim for heads in (arch.num_heads, arch.num_kv_heads, arch.num_kv_heads)]
-        query, key, value = fused.split(sizes)
-        self._expect_paired(f"{prefix}q_proj.{kind}", query)
-        self._expect_paired(f"{prefix}k_proj.{kind}", key)
-        self._expect(f"{prefix}v_proj.{kind}", value)
+    def _qkv(self, prefix: str, kind: str) -> torch.Tensor:
+        """q_proj, k_proj and v_proj, one under the other; queries and keys in rotary pairs."""
+        names = [f"{prefix}{x}_proj.{kind}" for x in "qkv"]
+        rows = [self._shapes[name][0] for name in names]
+        fused = self._new(sum(rows), *self._shapes[names[0]][1:])
+        query, key, value = fused.split(rows)
+        self._targets |= {names[0]: self._in_pairs(query), names[1]: self._in_pairs(key), names[2]: value}
+        return fused
 
-    def _expect_paired(self, name: str, place: torch.Tensor) -> None:
-        """Row 2i of a head's part takes the tensor's row i, row 2i + 1 its row i + head_dim / 2."""
+    def _pairs_if_any(self, name: str) -> torch.Tensor | None:
+        """A norm of heads, in rotary pairs."""
+        norm = self._place_if_any(name)
+        if norm is not None:
+            self._targets[name] = self._in_pairs(norm)
+        return norm
+
+    def _in_pairs(self, place: torch.Tensor) -> torch.Tensor:
+        """The view by which row 2i of a head's part takes the tensor's row i, row 2i + 1 its row i + head_dim / 2."""
         pairs = place.view(-1, self._arch.head_dim // 2, 2, *place.shape[1:])  # [heads, pair, half, ...]
-        self._targets[name] = (tuple(place.shape), pairs.transpose(1, 2))
+        return pairs.transpose(1, 2)

@@ -7,27 +7,53 @@ refresh is right when each rank's hash of each of its tensors is the hash of the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 
 from r1engine.hf.architecture import Architecture
+from r1engine.hf.tensors import hf_shapes
 from r1engine.rollout.sglang.digest import CpuDigest, CudaDigest, Digest
 
 VOCABULARY_MULTIPLE = 64  # SGLang pads the rows of embedding and output matrix to it, with zeros
-_FUSED = {  # name of a part -> (name of the whole, place in it, parts)
-    "q_proj": ("qkv_proj", 0, 3),
-    "k_proj": ("qkv_proj", 1, 3),
-    "v_proj": ("qkv_proj", 2, 3),
-    "gate_proj": ("gate_up_proj", 0, 2),
-    "up_proj": ("gate_up_proj", 1, 2),
-    "q_a_proj": ("fused_qkv_a_proj_with_mqa", 0, 2),
-    "kv_a_proj_with_mqa": ("fused_qkv_a_proj_with_mqa", 1, 2),
-}
-_LINEAR = re.compile(r"(.*)\.(\w+)\.(weight|bias)")
-_EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
+_QKV, _HALVES = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
+_DOWN = ("q_a_proj", "kv_a_proj_with_mqa")  # in latent attention
+_BY_ROWS = (*_QKV, *_HALVES, "q_b_proj", "kv_b_proj")  # linears: a rank has some of their outputs
+_BY_COLUMNS = ("o_proj", "down_proj")  # a rank has some of their inputs
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a Hugging Face tensor stands in SGLang's."""
+
+    whole: str  # SGLang's name
+    place: int = 0
+    num_parts: int = 1
+
+
+def parts(arch: Architecture) -> dict[str, Part]:
+    """Hugging Face name -> its part, of every tensor of the model."""
+    names = hf_shapes(arch).keys()
+    found = {name: Part(name) for name in (*names, "lm_head.weight")}  # a tied model's trainer may send it all the same
+    for layer in range(arch.num_layers):
+        for whole, fused in _fusions(arch, f"model.layers.{layer}"):
+            if names >= {*fused}:
+                found |= {name: Part(whole, place, len(fused)) for place, name in enumerate(fused)}
+    return found
+
+
+def _fusions(arch: Architecture, layer: str) -> Iterator[tuple[str, list[str]]]:
+    """SGLang's name of each fused tensor that a layer may have, and its parts in their order."""
+    attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+    for kind in ("weight", "bias"):
+        yield f"{attention}.qkv_proj.{kind}", [f"{attention}.{linear}.{kind}" for linear in _QKV]
+    yield f"{attention}.fused_qkv_a_proj_with_mqa.weight", [f"{attention}.{linear}.weight" for linear in _DOWN]
+    for module in (mlp, f"{mlp}.shared_experts"):
+        yield f"{module}.gate_up_proj.weight", [f"{module}.{linear}.weight" for linear in _HALVES]
+    experts = [f"{mlp}.experts.{expert}" for expert in range(arch.moe.num_experts if arch.moe else 0)]
+    yield f"{mlp}.experts.w13_weight", [f"{expert}.{linear}.weight" for expert in experts for linear in _HALVES]
+    yield f"{mlp}.experts.w2_weight", [f"{expert}.down_proj.weight" for expert in experts]
 
 
 @dataclass
@@ -61,39 +87,27 @@ class Expected:
     ranks: int  # tensor-parallel size of a server
     kind: type[CpuDigest] | type[CudaDigest] = CpuDigest
     digests: list[dict[str, str]] = field(init=False)  # of each rank: SGLang's name -> digest
+    _parts: dict[str, Part] = field(init=False)
     _fused: dict[str, _Fused] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.digests = [{} for _ in range(self.ranks)]
+        self._parts = parts(self.arch)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Take one tensor; it may be overwritten afterwards."""
-        whole, place, num_parts = self._place(name)
-        fused = self._fused.setdefault(whole, _Fused(num_parts, [self.kind() for _ in range(self.ranks)]))
-        if fused.add(place, self._slices(name, tensor)):
+        """Take one tensor; it may be overwritten afterwards.
+
+        Raises:
+            ValueError: the model has no tensor of this name.
+        """
+        if name not in self._parts:
+            raise ValueError(f"refresh: found {name}, required a tensor of the model")
+        part = self._parts[name]
+        fused = self._fused.setdefault(part.whole, _Fused(part.num_parts, [self.kind() for _ in range(self.ranks)]))
+        if fused.add(part.place, self._slices(name, tensor)):
             for digests, hashed in zip(self.digests, fused.hashes, strict=True):
-                digests[whole] = hashed.value()
-            del self._fused[whole]
-
-    def _place(self, name: str) -> tuple[str, int, int]:
-        """SGLang's name of the tensor that this one is a part of, which part, and how many there are."""
-        if match := _EXPERT.fullmatch(name):
-            assert self.arch.moe is not None
-            stem, expert, kind = match[1], int(match[2]), match[3]
-            if kind == "down":
-                return f"{stem}.w2_weight", expert, self.arch.moe.num_experts
-            return f"{stem}.w13_weight", 2 * expert + (kind == "up"), 2 * self.arch.moe.num_experts
-        match = _LINEAR.fullmatch(name)
-        if match is None or match[2] not in _FUSED or not self._is_fused(match[2]):
-            return name, 0, 1
-        whole, place, num_parts = _FUSED[match[2]]
-        return f"{match[1]}.{whole}.{match[3]}", place, num_parts
-
-    def _is_fused(self, linear: str) -> bool:
-        """Latent attention fuses its down-projections, where queries have one, and nothing else."""
-        if self.arch.mla is None or linear in ("gate_proj", "up_proj"):
-            return True
-        return self.arch.mla.query_rank is not None and linear in ("q_a_proj", "kv_a_proj_with_mqa")
+                digests[part.whole] = hashed.value()
+            del self._fused[part.whole]
 
     def _slices(self, name: str, tensor: torch.Tensor) -> list[torch.Tensor]:
         """What each rank holds of a tensor."""
@@ -101,16 +115,15 @@ class Expected:
             missing = -tensor.shape[0] % VOCABULARY_MULTIPLE
             padded = torch.nn.functional.pad(tensor, (0, 0, 0, missing)) if missing else tensor
             return list(padded.chunk(self.ranks))
-        match = _LINEAR.fullmatch(name)
-        linear = match[2] if match else ""
+        linear = name.split(".")[-2]
         if linear in ("k_proj", "v_proj") and self.ranks > self.arch.num_kv_heads:
             # Fewer key/value heads than ranks: neighbouring ranks hold the same head.
             copies = self.ranks // self.arch.num_kv_heads
             heads = tensor.chunk(self.arch.num_kv_heads)
             return [heads[rank // copies] for rank in range(self.ranks)]
-        if linear in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "q_b_proj", "kv_b_proj"):
+        if linear in _BY_ROWS:
             return list(tensor.chunk(self.ranks))
-        if linear in ("o_proj", "down_proj") and tensor.dim() == 2:  # split along the input dimension
+        if linear in _BY_COLUMNS and tensor.dim() == 2:
             return list(tensor.chunk(self.ranks, dim=1))
         return [tensor] * self.ranks
 

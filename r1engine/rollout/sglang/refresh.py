@@ -220,14 +220,6 @@ class Refresher:
 
     # ------------------------------------------------------------------ verifying
 
-    def expect(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Expected:
-        """What every rank of a server must report of these weights."""
-        assert self.digest is not None
-        expected = Expected(self.arch, self.ranks, self.digest)
-        for name, tensor in weights:
-            expected.add(name, tensor)
-        return expected
-
     def verify_server(self, client: Client, expected: Expected, version: int) -> None:
         """Compare the checksums of all tensors.
 

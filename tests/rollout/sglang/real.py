@@ -10,6 +10,7 @@ import torch
 from r1engine.batch import Prompt
 from r1engine.config import Config, Data, Model, Rollout, Sglang
 from r1engine.rollout.sglang import launch
+from r1engine.rollout.sglang.checksum import Expected
 from r1engine.rollout.sglang.generator import SglangGenerator
 from r1engine.rollout.sglang.server import Server
 
@@ -56,6 +57,14 @@ def changed(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
         for parameter in module.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def expected(engine: SglangGenerator, weights: dict[str, torch.Tensor]) -> Expected:
+    """What a server of one rank must report of these weights."""
+    collector = Expected(engine._arch, 1)
+    for name, tensor in weights.items():
+        collector.add(name, tensor)
+    return collector
 
 
 def prompts(count: int) -> list[Prompt]:

@@ -172,14 +172,20 @@ def test_a_fused_tensor_of_which_a_part_was_not_sent_is_named(arch):
 
 def test_every_difference_is_named(arch):
     collector = Expected(arch, 1)
-    for name in ("a.weight", "b.weight", "c.weight"):
+    a, b, c = (f"model.layers.{layer}.input_layernorm.weight" for layer in range(3))
+    for name in (a, b, c):
         collector.add(name, torch.ones(2))
     good = collector.digests[0]
     assert collector.compare([good]) == []
-    found = {"a.weight": "0" * 16, "b.weight": good["b.weight"], "d.weight": "1" * 16}
+    found = {a: "0" * 16, b: good[b], "model.norm.weight": "1" * 16}
     assert collector.compare([found]) == [
-        "a.weight: differs",
-        "c.weight: not reported",
-        "d.weight: reported and not sent",
+        f"{a}: differs",
+        f"{c}: not reported",
+        "model.norm.weight: reported and not sent",
     ]
     assert collector.compare([good, good]) == ["2 ranks answered, required 1"]
+
+
+def test_a_tensor_that_the_model_has_not_is_refused(arch):
+    with pytest.raises(ValueError, match=r"found model\.norm\.bias, required a tensor of the model"):
+        Expected(arch, 1).add("model.norm.bias", torch.ones(2))

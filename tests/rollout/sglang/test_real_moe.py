@@ -57,9 +57,9 @@ def test_experts_arrive_and_what_was_chosen_comes_back(served, tmp_path):
     engine = real.generator(folder, [url], tmp_path, stall_seconds=60.0)
     weights = other_weights(folder)
     engine.load_weights(iter(weights.items()))  # verified: every digest, w13 and w2 of the experts included
-    expected = engine._refresher.expect(iter(weights.items()))
+    expected = real.expected(engine, weights)
     name = "model.layers.2.mlp.experts.3.up_proj.weight"
-    damaged = engine._refresher.expect(iter((weights | {name: weights[name] + 1e-3}).items()))
+    damaged = real.expected(engine, weights | {name: weights[name] + 1e-3})
     engine._refresher.verify_server(engine.endpoints[0].client, expected, 1)
     with pytest.raises(RuntimeError, match=r"1 tensors are wrong: model\.layers\.2\.mlp\.experts\.w13_weight: differs"):
         engine._refresher.verify_server(engine.endpoints[0].client, damaged, 1)

@@ -139,13 +139,13 @@ def test_a_damaged_and_a_missing_tensor_are_named(model, servers, tmp_path):
     }
     client.post("/update_weights_from_tensor", body)
     client.post("/end_weight_update", {})
-    expected = engine._refresher.expect(iter(weights.items()))
+    expected = real.expected(engine, weights)
     with pytest.raises(
         RuntimeError, match=r"1 tensors are wrong: model\.layers\.2\.self_attn\.qkv_proj\.weight: differs"
     ):
         engine._refresher.verify_server(client, expected, 1)
     later = dict(weights) | {"model.layers.1.mlp.down_proj.weight": weights["model.layers.1.mlp.down_proj.weight"] + 1}
-    expected = engine._refresher.expect(iter(later.items()))  # as if this tensor had never been sent
+    expected = real.expected(engine, later)  # as if this tensor had never been sent
     with pytest.raises(RuntimeError, match=r"model\.layers\.1\.mlp\.down_proj\.weight: differs"):
         engine._refresher.verify_server(client, expected, 1)
 

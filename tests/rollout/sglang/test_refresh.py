@@ -13,7 +13,8 @@ from r1engine.rollout.sglang.disk import WeightFolder
 from r1engine.rollout.sglang.dispatch import Endpoint
 from r1engine.rollout.sglang.refresh import Refresher
 
-COUNT = 5
+NAMES = [f"model.layers.{layer}.input_layernorm.weight" for layer in range(4)] + ["model.norm.weight"]
+COUNT = len(NAMES)
 
 
 class Calls:
@@ -33,9 +34,9 @@ class Calls:
         return {}
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for number in range(COUNT):
+        for number, name in enumerate(NAMES):
             self.gathered[number].set()
-            yield f"t{number}", torch.full((100,), float(number))
+            yield name, torch.full((100,), float(number))
 
 
 def refresher(client, folders, tmp_path) -> Refresher:

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, models
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from r1engine.batch import Prompt
+from r1engine.data.question import Question
 from r1engine.rollout.local.generator import LocalGenerator
 
 SIZES = {
@@ -86,7 +87,7 @@ def measure(case: Case, sizes: dict[str, object], device: torch.device, repeats:
     generator.load_weights(model.state_dict().items())
     prompts = [
         Prompt(
-            id=i, tokens=[100 + (i * 7 + j) % 300 for j in range(case.prompt_tokens)], text="", question="", answer=""
+            id=i, tokens=[100 + (i * 7 + j) % 300 for j in range(case.prompt_tokens)], text="", question=Question("")
         )
         for i in range(case.prompts)
     ]

@@ -16,6 +16,7 @@ from pathlib import Path
 import timing
 import torch
 
+from r1engine.data.question import Question
 from r1engine.rewards import Record, Scorer
 from r1engine.rewards.math.accuracy import judge_at_once
 from r1engine.rewards.workers.tasks import warm_up, work
@@ -63,7 +64,9 @@ def exact_path(repeats: int) -> None:
             judge_at_once(*pair)
         emit(f"exact, {form}", {"items_per_second": repeats / (time.perf_counter() - start), "items": repeats})
     pairs = list(EXACT.values()) * (repeats // 2)
-    records = [Record("math", f"<think>a</think><answer>{answer}</answer>", reference) for answer, reference in pairs]
+    records = [
+        Record(Question("", reference), f"<think>a</think><answer>{answer}</answer>") for answer, reference in pairs
+    ]
     with Scorer(workers=1) as scorer:
         start = time.perf_counter()
         scorer.score(records)
@@ -85,7 +88,7 @@ def symbolic_path(count: int | None, rounds: int) -> None:
     warm_up()
     policy = {"percent_may_be_missing": False, "interval_may_be_inequality": False}
     with Scorer(workers=1, deadline_seconds=60) as scorer:
-        records = [Record("math", f"\\boxed{{{answer}}}", reference) for answer, reference in pairs]
+        records = [Record(Question("", reference), f"\\boxed{{{answer}}}") for answer, reference in pairs]
         scorer.score(records[:2])  # starts the workers
         ways: dict[str, Callable[[int], object]] = {
             "through the pool": lambda i: scorer.score([records[i]]),
@@ -107,9 +110,9 @@ def symbolic_path(count: int | None, rounds: int) -> None:
 
 def hostile_load(honest: int, hostile: int) -> None:
     """Latency of every item while some of them never end; the deadline is DEADLINE seconds."""
-    records = [Record("math", f"\\boxed{{{n}+x}}", f"x+{n}") for n in range(honest)]
+    records = [Record(Question("", f"x+{n}"), f"\\boxed{{{n}+x}}") for n in range(honest)]
     for n in range(hostile):
-        records.insert(n * (len(records) // hostile), Record("math", f"\\boxed{{{HOSTILE[0]}}}", HOSTILE[1]))
+        records.insert(n * (len(records) // hostile), Record(Question("", HOSTILE[1]), f"\\boxed{{{HOSTILE[0]}}}"))
     with Scorer(workers=2, deadline_seconds=DEADLINE) as scorer:
         scorer.score(records[1:3])
         start = time.perf_counter()

@@ -18,6 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from r1engine.data.question import Question
 from r1engine.rewards import Record, Scorer
 from r1engine.rewards.sandbox import Sandbox, probe
 
@@ -73,7 +74,7 @@ def tests_of_a_program(rounds: int) -> list[tuple[str, dict[str, float]]]:
 def throughput(items: int) -> tuple[str, dict[str, float]]:
     """Row of programs with three tests each through the scorer, one worker a core."""
     tests = [{"stdin": str(n), "stdout": str(n * n)} for n in (2, 3, 4)]
-    record = Record("code", f"<think>a</think><answer>{PROGRAM}</answer>", tests=tests)
+    record = Record(Question("", reward="code", tests=tests), f"<think>a</think><answer>{PROGRAM}</answer>")
     with Scorer() as scorer:
         scorer.score([record] * 8)  # starts the workers and their sandboxes
         started = time.perf_counter()

@@ -24,6 +24,7 @@ from step_model import SHAPES, Shape, Work
 
 from r1engine.batch import Prompt
 from r1engine.config import Config
+from r1engine.data.question import Question
 from r1engine.loop import set_up_torch
 from r1engine.model import parallel
 from r1engine.model.policy import Policy, model_dtype
@@ -72,7 +73,7 @@ class Ours:
         parts = (cfg, world, policy, generator, Phases(synchronize), progress, Scorer(workers=1))
         self.parts = Parts(*parts, policy.snapshot())
         pairs = step_model.prompts(folder, work)
-        self.prompts = [Prompt(i, ids, text, text, answer="0") for i, (text, ids) in enumerate(pairs)]
+        self.prompts = [Prompt(i, ids, text, Question(text, "0")) for i, (text, ids) in enumerate(pairs)]
         self.tokens, self.device, self.step_number = work.completions * work.completion, device, 0
         self.cpu: list[float] = []
         self.phases: dict[str, list[float]] = {name: [] for name in (*PHASES, "rest")}

@@ -7,9 +7,11 @@ in the same sequence). The first token of a sequence has logp 0 and weight 0. No
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+
+from r1engine.data.question import Question
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,7 @@ class Prompt:
     id: int  # index in the data file, stable over epochs; part of every sampling seed
     tokens: list[int]
     text: str  # the rendered template
-    question: str
-    answer: str  # reference answer; "" where the reward needs none
-    reward: str = "math"  # the rule that grades it, see r1engine.rewards
-    tests: Any = None  # JSON value, for rewards that run code
-    language: str = ""  # that the thoughts are to be in (ISO 639-1); "": that of the question
+    question: Question
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,7 @@ from r1kernels import GrpoObjective, group_advantage, grpo_loss
 def record_of(completion: Completion) -> Record:
     """A completion as the rewards take it."""
     prompt = completion.prompt
-    return Record(
-        reward=prompt.reward,
-        completion=completion.text,
-        answer=prompt.answer,
-        prompt=prompt.text,
-        tests=prompt.tests,
-        language=prompt.language,
-        question=prompt.question,
-        id=f"{prompt.id}/{completion.sample}",
-    )
+    return Record(prompt.question, completion.text, prompt.text, id=f"{prompt.id}/{completion.sample}")
 
 
 def total_rewards(
@@ -71,7 +62,7 @@ def total_rewards(
                 if values:
                     total += _decimal(weight) * sum(map(_decimal, values)) / len(values)
             totals.append(float(total))
-            if completion.prompt.reward == "preference":
+            if completion.prompt.question.reward == "preference":
                 worst[completion.prompt.id] = min(totals[-1], worst.get(completion.prompt.id, 0.0))
     return [
         min(total, worst.get(completion.prompt.id, total)) if total is not None and completion.truncated else total

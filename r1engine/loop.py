@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -102,7 +101,7 @@ class Run:
         self.cfg = cfg = with_base_model(cfg, world, progress) if cfg.base is not None else cfg
         progress.phase("load")
         self.prompts, self.heldout = self._load_data()
-        self._check_rewards({prompt.reward for prompt in [*self.prompts.prompts, *self.heldout]})
+        self._check_rewards({prompt.question.reward for prompt in [*self.prompts.prompts, *self.heldout]})
         generator = self._generator()
         policy = Policy(cfg, world)
         synchronize = torch.cuda.synchronize if world.device.type == "cuda" else None
@@ -155,7 +154,7 @@ class Run:
         """Lists the questions whose reference no rule can use: what is sampled for them is always undecided."""
         if not self.world.is_first:
             return
-        records = [Record(p.reward, "", p.answer, tests=p.tests, id=str(p.id)) for p in prompts]
+        records = [Record(p.question, "", id=str(p.id)) for p in prompts]
         unusable = self.parts.scorer.unusable_references(records)
         if unusable:
             examples = "; ".join(f"question {record.id} {problem}" for record, problem in unusable[:5])
@@ -213,7 +212,7 @@ class Run:
             return
         self.log.log(self.step, row)
         undecided = [(record_of(c), s) for c, s in result.graded if s.verdict == "undecided"]
-        self.log.log_undecided(self.step, [{**asdict(record), "reason": s.reason} for record, s in undecided])
+        self.log.log_undecided(self.step, [{**record.as_row(), "reason": s.reason} for record, s in undecided])
         if count := min(self.cfg.log.samples, len(result.graded)):
             chosen = range(0, len(result.graded), len(result.graded) // count)
             rows = [sample_row(*result.graded[i], result.samples[i].advantage) for i in chosen][:count]

@@ -10,13 +10,14 @@ import torch
 
 from r1engine.batch import Completion, PackedBatch, Prompt, Sample, Sequence, pack, pack_sequences
 from r1engine.config import Grpo
+from r1engine.data.question import Question
 from r1engine.grpo import objective
 
 VOCAB = 11
 
 
 def sample(prompt: list[int], answer: list[int], advantage: float = 1.0, is_masked: bool = False) -> Sample:
-    question = Prompt(id=0, tokens=prompt, text="", question="", answer="")
+    question = Prompt(id=0, tokens=prompt, text="", question=Question(""))
     logp = [-0.1 * (i + 1) for i in range(len(answer))]
     return Sample(Completion(question, 0, answer, logp, "", truncated=False), advantage, is_masked)
 

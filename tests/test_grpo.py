@@ -9,6 +9,7 @@ import torch
 
 from r1engine.batch import Completion, PackedBatch, Prompt, Sample, pack
 from r1engine.config import Grpo, Optimizer, Rewards
+from r1engine.data.question import Question
 from r1engine.grpo import learning_rate, objective, split_minibatches, to_samples, total_rewards
 from r1engine.rewards import Score
 
@@ -16,7 +17,7 @@ HALF = math.sqrt(0.5)  # advantage of the better of two
 
 
 def completion(prompt: int = 0, sample: int = 0, truncated: bool = False) -> Completion:
-    question = Prompt(id=prompt, tokens=[1, 2], text="", question="", answer="")
+    question = Prompt(id=prompt, tokens=[1, 2], text="", question=Question(""))
     return Completion(question, sample, [3, 4, 5], [-0.5, -1.0, -1.5], "", truncated)
 
 
@@ -65,7 +66,7 @@ def test_a_truncated_completion_keeps_its_overlong_punishment():
 
 
 def test_a_truncated_completion_is_worth_no_more_than_what_a_reward_model_likes_least():
-    question = Prompt(0, [1], "", "", "", reward="preference")
+    question = Prompt(0, [1], "", Question("", reward="preference"))
     graded = [
         (Completion(question, i, [3], [-0.5], "", cut), Score("right", {"helpfulness": score}, ""))
         for i, (score, cut) in enumerate([(-3.0, False), (-5.0, False), (2.0, True)])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from r1engine.batch import Completion, PackedBatch, Prompt, Sample, pack
+from r1engine.data.question import Question
 from r1engine.step import mismatch
 
 LOGP = [-1.0, -2.0, -3.0]
@@ -13,7 +14,7 @@ LOGP = [-1.0, -2.0, -3.0]
 
 def row_of(differences: list[float], versions: tuple[tuple[int, int], ...] = ()) -> PackedBatch:
     """A row whose sampled tokens the trainer finds likelier by `differences` than the generator."""
-    completion = Completion(Prompt(0, [5, 6], "", "", ""), 0, [7, 8, 9], LOGP, "", False, versions=versions)
+    completion = Completion(Prompt(0, [5, 6], "", Question("")), 0, [7, 8, 9], LOGP, "", False, versions=versions)
     ((row,),) = pack([Sample(completion, 1.0)], max_tokens=8, version=4)
     row.old_logp = row.rollout_logp + torch.tensor([9.0, 9.0, *differences])  # prompts do not count
     return row

@@ -9,13 +9,12 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from r1engine.data.question import Question
 from r1engine.rewards.code.problems import test_fields
-from r1engine.rewards.language import check_language
-from r1engine.rewards.record import check_reward
+from r1engine.rewards.record import check_question
 
 if TYPE_CHECKING:
     from r1engine.batch import Prompt
@@ -29,18 +28,6 @@ R1_ZERO_TEMPLATE = (
     "The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags, respectively, "
     "i.e., <think> reasoning process here </think> <answer> answer here </answer>. User: {question}. Assistant:"
 )
-
-
-@dataclass(frozen=True)
-class Question:
-    """One line of a data file."""
-
-    question: str
-    answer: str  # reference answer; a number in the file becomes its text; "" if there is none
-    reward: str  # see r1engine.rewards
-    tests: Any  # JSON value of the file; None if there is none
-    language: str  # ISO 639-1; "" if the file does not say
-    place: str  # "train.jsonl:7", for error messages
 
 
 def render(question: str, template: Template) -> str:
@@ -70,6 +57,32 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
+def read_question(row: dict[str, Any], place: str) -> Question:
+    """The question that the fields of a line give, see `read_questions`.
+
+    Args:
+        row: holds at least `question`, which may be empty here.
+        place: of the line, for messages.
+
+    Raises:
+        ValueError: a field is of another type than it should be, or the reward cannot use what is there.
+    """
+    for name in ("question", "reward", "language"):
+        if not isinstance(row.get(name, ""), str):
+            raise ValueError(f"{place}: {name} is {row[name]!r:.80}, required a text")
+    answer, reward = row.get("answer", ""), row.get("reward", "math")
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise ValueError(f"{place}: answer is {answer!r:.80}, required a number or a text")
+    if isinstance(answer, float) and not math.isfinite(answer):
+        raise ValueError(f"{place}: answer is {answer}, required a finite number or a text")
+    tests = row.get("tests")
+    if tests is None and reward == "code":
+        tests = test_fields(row)
+    question = Question(row["question"], str(answer), reward, tests, row.get("language", ""), place)
+    check_question(question)
+    return question
+
+
 def load_prompts(
     path: Path, tokenizer_encode: Callable[[str], list[int]], template: Template, max_prompt_tokens: int
 ) -> list[Prompt]:
@@ -87,17 +100,17 @@ def load_prompts(
     from r1engine.batch import Prompt
 
     prompts = []
-    for index, item in enumerate(read_questions(path)):
-        text = render(item.question, template)
+    for index, question in enumerate(read_questions(path)):
+        text = render(question.text, template)
         tokens = list(tokenizer_encode(text))
         if not tokens:
-            raise ValueError(f"{item.place}: the prompt (id {index}) has no tokens, required at least one")
+            raise ValueError(f"{question.place}: the prompt (id {index}) has no tokens, required at least one")
         if len(tokens) > max_prompt_tokens:
             raise ValueError(
-                f"{item.place}: the prompt (id {index}) has {len(tokens)} tokens, "
+                f"{question.place}: the prompt (id {index}) has {len(tokens)} tokens, "
                 f"required at most max_prompt_tokens = {max_prompt_tokens}"
             )
-        prompts.append(Prompt(index, tokens, text, item.question, item.answer, item.reward, item.tests, item.language))
+        prompts.append(Prompt(index, tokens, text, question))
     return prompts
 
 
@@ -203,7 +216,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         file = pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{path}: not a Parquet file: {error}") from error
-    wanted = [name for name in ("question", "answer", "reward", "tests", "language") if name in file.schema_arrow.names]
+    wanted = [name for name in Question("").as_row() if name in file.schema_arrow.names]
     number = 0
     with file:
         for chunk in file.iter_batches(columns=wanted):
@@ -218,20 +231,6 @@ def _question(row: Any, place: str) -> Question:
         raise ValueError(f"{place}: found {type(row).__name__}, required an object with `question` and `answer`")
     if "question" not in row:
         raise ValueError(f"{place}: found no field 'question', only {sorted(row)}")
-    question, answer = row["question"], row.get("answer", "")
-    reward, language = row.get("reward", "math"), row.get("language", "")
-    if not isinstance(question, str) or not question.strip():
-        raise ValueError(f"{place}: question is {question!r:.80}, required a text that is not empty")
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise ValueError(f"{place}: answer is {answer!r:.80}, required a number or a text")
-    if isinstance(answer, float) and not math.isfinite(answer):
-        raise ValueError(f"{place}: answer is {answer}, required a finite number or a text")
-    if not isinstance(reward, str):
-        raise ValueError(f"{place}: reward is {reward!r:.80}, required a text")
-    tests = row.get("tests")
-    if tests is None and reward == "code":
-        tests = test_fields(row)
-    check_reward(reward, str(answer), place, tests)
-    if language:
-        check_language(language, place)
-    return Question(question, str(answer), reward, tests, language, place)
+    if not isinstance(row["question"], str) or not row["question"].strip():
+        raise ValueError(f"{place}: question is {row['question']!r:.80}, required a text that is not empty")
+    return read_question(row, place)

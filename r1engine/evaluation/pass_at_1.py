@@ -74,8 +74,8 @@ def sample_row(completion: Completion, graded: Score, advantage: float | None = 
     """One completion as a row of samples.jsonl."""
     return {
         "prompt": completion.prompt.text,
-        "question": completion.prompt.question,
-        "answer": completion.prompt.answer,
+        "question": completion.prompt.question.text,
+        "answer": completion.prompt.question.answer,
         "completion": completion.text,
         **{f"reward/{name}": value for name, value in graded.components.items()},
         "verdict": graded.verdict,

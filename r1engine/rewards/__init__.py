@@ -6,7 +6,7 @@ sample is to be left out of its group.
 
 from __future__ import annotations
 
-from r1engine.rewards.record import Record, Score, Verdict, read_records
+from r1engine.rewards.record import Record, Score, Verdict
 from r1engine.rewards.scorer import Scorer
 
-__all__ = ["Record", "Score", "Scorer", "Verdict", "read_records"]
+__all__ = ["Record", "Score", "Scorer", "Verdict"]

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from r1engine.rewards.record import NEED_TESTS, Record, Score, read_records
+from r1engine.data.questions import read_question
+from r1engine.rewards.record import NEED_TESTS, Record, Score
 from r1engine.rewards.sandbox import probe
 from r1engine.rewards.scorer import Scorer
 
@@ -32,7 +33,7 @@ def score_file(source: Path, out: Path, scorer: Scorer, console: Console) -> Non
     if out.resolve() == source.resolve():
         raise ValueError(f"{out}: found the input itself, required another file")
     records = read_records(source)
-    if any(record.reward in NEED_TESTS for record in records):
+    if any(record.question.reward in NEED_TESTS for record in records):
         lines = ["code runs in a sandbox of:", *probe().describe()]
         console.print("\n  ".join(lines), highlight=False, markup=False)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -51,11 +52,45 @@ def score_file(source: Path, out: Path, scorer: Scorer, console: Console) -> Non
     console.print(f"written: {out}", highlight=False)
 
 
+def read_records(path: Path) -> list[Record]:
+    """The records of a JSONL file: reward, completion, and what the reward needs; id is the line if not given.
+
+    Bytes that are no UTF-8 are kept as lone surrogates, as they can only come from a completion.
+
+    Raises:
+        ValueError: no such file, no records, or a line that is no record; the line is named.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: found no such file, required a .jsonl file of completions")
+    records = []
+    with path.open(encoding="utf-8", errors="surrogateescape") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                records.append(_record(line, f"{path}:{number}", number))
+    if not records:
+        raise ValueError(f"{path}: found no records, required at least one")
+    return records
+
+
+def _record(line: str, where: str, number: int) -> Record:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not valid JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: found {type(row).__name__}, required an object with `reward` and `completion`")
+    row = {"prompt": "", "question": ""} | {name: value for name, value in row.items() if value is not None}
+    for name in ("reward", "completion", "prompt"):
+        if not isinstance(row.get(name), str):
+            raise ValueError(f"{where}: {name} is {row.get(name)!r:.80}, required a text")
+    return Record(read_question(row, where), row["completion"], row["prompt"], str(row.get("id", number)))
+
+
 def _row(record: Record, score: Score) -> dict:
-    value = score.components.get(_PRIMARY.get(record.reward, "accuracy"))
+    value = score.components.get(_PRIMARY.get(record.question.reward, "accuracy"))
     return {
         "id": record.id,
-        "reward": record.reward,
+        "reward": record.question.reward,
         "verdict": score.verdict,
         "score": value,
         "components": score.components,
@@ -68,8 +103,8 @@ def _print_summary(graded: list[tuple[Record, Score]], console: Console) -> None
     rewards, values = Table(title="verdicts"), defaultdict(list)
     for name in ("reward", "records", "right", "wrong", "undecided", "seconds p50", "p99"):
         rewards.add_column(name, justify="left" if name == "reward" else "right")
-    for reward in sorted({record.reward for record, _ in graded}):
-        scores = [score for record, score in graded if record.reward == reward]
+    for reward in sorted({record.question.reward for record, _ in graded}):
+        scores = [score for record, score in graded if record.question.reward == reward]
         counts = Counter(score.verdict for score in scores)
         seconds = sorted(score.seconds for score in scores)
         quantiles = [f"{seconds[int(share * (len(seconds) - 1))]:.4f}" for share in (0.5, 0.99)]

@@ -169,12 +169,12 @@ class Scorer:
 
     def _reference_problem(self, record: Record) -> Future[str]:
         problem: str | None = ""
-        if record.reward == "choice" and not choices(record.answer):
+        if record.question.reward == "choice" and not choices(record.question.answer):
             problem = "is no choice letter"
-        elif record.reward == "code":
-            problem = tests_problem(record.tests)
-        elif record.reward == "math":
-            problem = reference_problem_at_once(record.answer)
+        elif record.question.reward == "code":
+            problem = tests_problem(record.question.tests)
+        elif record.question.reward == "math":
+            problem = reference_problem_at_once(record.question.answer)
         done: Future[str] = Future()
         if problem is not None:
             done.set_result(problem)
@@ -187,7 +187,7 @@ class Scorer:
                 outcome = computed.result()
                 done.set_result(outcome.problem or outcome.value["reference"])
 
-        self._pool.submit({"reference": record.answer}).add_done_callback(finish)
+        self._pool.submit({"reference": record.question.answer}).add_done_callback(finish)
         return done
 
     async def run(self, record: Record) -> Score:
@@ -209,48 +209,48 @@ class Scorer:
 
     def _begin(self, record: Record, is_rated: bool) -> _Begun:
         """Runs the rules that are cheap whatever the completion is."""
-        begun = _Begun(record.reward)
-        if self._with_language or record.reward == "language":
+        begun = _Begun(record.question.reward)
+        if self._with_language or record.question.reward == "language":
             text = thoughts(record.completion, think_prefilled=record.think_prefilled)
-            begun.work["language"] = [text, record.language, self._detector]
-            begun.work["question"] = record.question or record.prompt
-        if record.reward == "language":
+            begun.work["language"] = [text, record.question.language, self._detector]
+            begun.work["question"] = record.asked
+        if record.question.reward == "language":
             return begun
         problem = format_problem(
             record.completion, think_prefilled=record.think_prefilled, blank_think_allowed=self._blank_think
         )
         begun.components["format"] = 0.0 if problem else 1.0
-        if record.reward in ("format", "preference"):
+        if record.question.reward in ("format", "preference"):
             begun.decided = ("wrong", problem) if problem else ("right", "well-formed")
-            if record.reward == "preference" and is_rated:
+            if record.question.reward == "preference" and is_rated:
                 begun.asked = self._questions(record)
             return begun
         begun.note = f"; format: {problem}" if problem else ""
-        if record.reward in NEED_TESTS:
+        if record.question.reward in NEED_TESTS:
             probe().require(unsafe=self._unsafe)
-        if record.reward == "code":
+        if record.question.reward == "code":
             program, why_none = _program(record)
             begun.decided = ("wrong", why_none) if program is None else None
-            begun.work |= {"code": [program, record.tests, self._unsafe]} if program is not None else {}
+            begun.work |= {"code": [program, record.question.tests, self._unsafe]} if program is not None else {}
             return begun
         answer, why_none = final_answer(record.completion, think_prefilled=record.think_prefilled)
         if answer is None:
             begun.decided = ("wrong", why_none)
-        elif record.reward == "math":
-            begun.decided = judge_at_once(answer, record.answer, self._policy)
+        elif record.question.reward == "math":
+            begun.decided = judge_at_once(answer, record.question.answer, self._policy)
             if begun.decided is None:
-                begun.work["math"] = [answer, record.answer, asdict(self._policy)]
-        elif record.reward == "choice":
-            begun.decided = judge_choice(answer, record.answer)
-        elif record.reward == "gym":
-            begun.work["gym"] = [answer, record.tests, self._unsafe]
-        elif record.reward == "judge":
+                begun.work["math"] = [answer, record.question.answer, asdict(self._policy)]
+        elif record.question.reward == "choice":
+            begun.decided = judge_choice(answer, record.question.answer)
+        elif record.question.reward == "gym":
+            begun.work["gym"] = [answer, record.question.tests, self._unsafe]
+        elif record.question.reward == "judge":
             self._require("judge" in self._servers, "'judge'", "a judge (rewards.judge)")
-            begun.asked = {"judge": Pair(answer, record.answer)}
-        elif record.reward == "exact":
-            begun.decided = judge_exact(answer, record.answer)
+            begun.asked = {"judge": Pair(answer, record.question.answer)}
+        elif record.question.reward == "exact":
+            begun.decided = judge_exact(answer, record.question.answer)
         else:
-            raise ValueError(f"Scorer: found reward '{record.reward}', required one of {', '.join(REWARDS)}")
+            raise ValueError(f"Scorer: found reward '{record.question.reward}', required one of {', '.join(REWARDS)}")
         return begun
 
     def _questions(self, record: Record) -> dict[str, Any]:
@@ -258,7 +258,7 @@ class Scorer:
         self._require(bool(self._reward_models), "'preference'", "a reward model (rewards.helpfulness_model, ...)")
         return {
             name: (
-                record.question or record.prompt,
+                record.asked,
                 rated_text(name, record.completion, think_prefilled=record.think_prefilled),
             )
             for name in self._reward_models
@@ -270,7 +270,7 @@ class Scorer:
 
 
 def _program(record: Record) -> tuple[str | None, str]:
-    fields = record.tests if isinstance(record.tests, dict) else {}
+    fields = record.question.tests if isinstance(record.question.tests, dict) else {}
     return final_code(
         record.completion,
         "cpp" if fields.get("language") == "cpp" else "python",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from r1engine.batch import Prompt
+from r1engine.data.question import Question
 from r1engine.data.questions import PromptStream, file_digest, load_prompts, read_questions, render
 
 
@@ -63,9 +64,18 @@ def test_jsonl_fields_become_prompts(write):
         {"question": "b", "answer": "x", "reward": "exact", "tests": [1], "language": "zh", "other": [1]},
     )
     assert load_prompts(path, encode, "none", 5) == [
-        Prompt(0, [97], "a", "a", "2", "math"),
-        Prompt(1, [98], "b", "b", "x", "exact", [1], "zh"),
+        Prompt(0, [97], "a", Question("a", "2", "math")),
+        Prompt(1, [98], "b", Question("b", "x", "exact", [1], "zh")),
     ]
+
+
+def test_row_of_a_question_is_read_as_the_same_question(write):
+    rows = [
+        {"question": "a", "answer": "2"},
+        {"question": "b", "reward": "code", "tests": [{"stdout": "1"}], "language": "zh"},
+    ]
+    questions = read_questions(write(*rows))
+    assert read_questions(write(*(question.as_row() for question in questions))) == questions
 
 
 def test_parquet_gives_the_same_prompts_as_jsonl(write, tmp_path):
@@ -165,7 +175,7 @@ def test_digest_changes_with_one_byte(write):
 
 
 def stream(count: int, *, seed: int = 0, digest: str = "d") -> PromptStream:
-    return PromptStream([Prompt(n, [n], "", "", "") for n in range(count)], seed=seed, digest=digest)
+    return PromptStream([Prompt(n, [n], "", Question("")) for n in range(count)], seed=seed, digest=digest)
 
 
 def ids(prompts: list[Prompt]) -> list[int]:

@@ -21,6 +21,7 @@ from megatron.core import parallel_state  # noqa: E402
 
 from r1engine.batch import Completion, PackedBatch, Prompt, Sample, pack  # noqa: E402
 from r1engine.config import Config  # noqa: E402
+from r1engine.data.question import Question  # noqa: E402
 from r1engine.grpo import objective  # noqa: E402
 from r1engine.hf.architecture import Moe  # noqa: E402
 from r1engine.model.parallel import join, leave  # noqa: E402
@@ -34,7 +35,7 @@ def samples(moe: Moe | None = None) -> list[Sample]:
     rng = random.Random(5)  # tokens from 2 on: the embedding of padding (0) is zero, where a norm has no slope
     made = []
     for i in range(8):
-        prompt = Prompt(i // 4, [rng.randrange(2, 96) for _ in range(3 + i // 4)], "", "", "")
+        prompt = Prompt(i // 4, [rng.randrange(2, 96) for _ in range(3 + i // 4)], "", Question(""))
         tokens = [rng.randrange(2, 96) for _ in range(rng.randint(1, 20) if i else 40)]
         logp = [-rng.random() for _ in tokens]
         advantage, experts = rng.gauss(0, 1), None

@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import psutil
 import pytest
+from reward_records import record
 from typer.testing import CliRunner
 
 from r1engine.cli import app
 from r1engine.data.questions import read_questions
-from r1engine.rewards import Record, Scorer, read_records
+from r1engine.rewards import Scorer
+from r1engine.rewards.offline import read_records
 from r1engine.rewards.sandbox import probe
 from r1engine.rewards.sandbox.protection import compiler
 
@@ -40,9 +42,9 @@ def score_lines(scorer, tmp_path, *rows):
 def test_code_record_is_run_and_its_format_kept(scorer):
     right, wrong, none = scorer.score(
         [
-            Record("code", answer("print(int(input()) ** 2)"), tests=SQUARE),
-            Record("code", answer("print(9)"), tests=SQUARE),
-            Record("code", "print(9)", tests=SQUARE),
+            record("code", answer("print(int(input()) ** 2)"), tests=SQUARE),
+            record("code", answer("print(9)"), tests=SQUARE),
+            record("code", "print(9)", tests=SQUARE),
         ]
     )
     assert (right.verdict, right.components, right.reason) == ("right", {"format": 1, "accuracy": 1}, "passed 2 tests")
@@ -57,7 +59,7 @@ def test_cpp_record_is_compiled_run_and_compared(scorer):
     tests = {"language": "cpp", "tests": SQUARE}
     texts = [answer(program.format(factor)).replace("```python", "```cpp") for factor in ("n", "3")]
     texts.append(answer("int main() { return x; }").replace("```python", "```cpp"))
-    scores = scorer.score([Record("code", text, tests=tests) for text in texts])
+    scores = scorer.score([record("code", text, tests=tests) for text in texts])
     assert [score.verdict for score in scores] == ["right", "wrong", "wrong"]
     assert scores[1].reason == "test 2 of 2: line 1: found '12', required '16'"
     assert "it does not compile" in scores[2].reason
@@ -77,7 +79,7 @@ def test_lines_of_known_data_sets_need_no_tests_field(scorer, tmp_path):
 
 
 def test_tests_that_cannot_be_read_are_undecided_and_say_why(scorer):
-    scores = scorer.score([Record("code", answer("1"), tests=tests) for tests in ([], {"inputs": 1})])
+    scores = scorer.score([record("code", answer("1"), tests=tests) for tests in ([], {"inputs": 1})])
     assert [score.verdict for score in scores] == ["undecided"] * 2
     assert "it has no tests" in scores[0].reason and "found the fields ['inputs'], required tests" in scores[1].reason
     assert "accuracy" not in scores[0].components
@@ -103,8 +105,8 @@ def test_code_is_refused_where_nothing_protects_and_the_rest_is_scored(scorer, m
     bare = replace(probe(), bwrap=None, bwrap_problem="bubblewrap is not installed", landlock=0)
     monkeypatch.setattr("r1engine.rewards.scorer.probe", lambda: bare)  # a machine without protection
     with pytest.raises(RuntimeError, match=r"neither namespaces .* nor Landlock; required to run untrusted code"):
-        scorer.submit(Record("code", answer("1"), tests=SQUARE))
-    assert scorer.score([Record("exact", "<answer>a</answer>", "a")])[0].verdict == "right"
+        scorer.submit(record("code", answer("1"), tests=SQUARE))
+    assert scorer.score([record("exact", "<answer>a</answer>", "a")])[0].verdict == "right"
 
 
 def test_bytes_that_are_no_utf8_and_ten_megabytes_are_scored(scorer, tmp_path):
@@ -112,7 +114,7 @@ def test_bytes_that_are_no_utf8_and_ten_megabytes_are_scored(scorer, tmp_path):
     line = json.dumps({"reward": "code", "completion": answer("print('@')"), "tests": [{"stdout": "x"}]})
     file.write_bytes(line.encode().replace(b"@", b"\xff\xfe"))
     long = answer("print(1)").replace("So.", "x" * 10_000_000)
-    scores = scorer.score([*read_records(file), Record("code", long, tests=[{"stdout": "1"}])])
+    scores = scorer.score([*read_records(file), record("code", long, tests=[{"stdout": "1"}])])
     assert [score.verdict for score in scores] == ["wrong", "right"]
     assert "SyntaxError" in scores[0].reason
 
@@ -121,7 +123,7 @@ def test_workers_and_sandboxes_end_with_the_scorer():
     me = psutil.Process()
     before = set(me.children(recursive=True))
     with Scorer(workers=2) as scorer:
-        scorer.score([Record("code", answer("print(9)"), tests=SQUARE[:1]) for _ in range(4)])
+        scorer.score([record("code", answer("print(9)"), tests=SQUARE[:1]) for _ in range(4)])
         started = set(me.children(recursive=True)) - before
         assert "bwrap" in {process.name() for process in started}
     _, alive = psutil.wait_procs(started, timeout=10)
@@ -134,7 +136,7 @@ def test_gym_record_is_scored_in_the_sandbox(scorer):
 
     row = next(gym_records("spiral_matrix", seed=1, size=1))
     texts = [f"<think>a</think><answer>{text}</answer>" for text in (row["answer"], "__import__('os')._exit(0)")]
-    scores = scorer.score([Record("gym", text, row["answer"], tests=row["tests"]) for text in texts])
+    scores = scorer.score([record("gym", text, row["answer"], tests=row["tests"]) for text in texts])
     assert [score.verdict for score in scores] == ["right", "wrong"]
 
 
@@ -151,6 +153,6 @@ def test_command_tells_what_protects_and_refuses_without(tmp_path, monkeypatch):
 
 
 def test_unusable_tests_are_listed_at_load(scorer):
-    records = [Record("code", "", tests=SQUARE), Record("code", "", tests=[{"stdin": "1"}])]
+    records = [record("code", "", tests=SQUARE), record("code", "", tests=[{"stdin": "1"}])]
     ((found, problem),) = scorer.unusable_references(records)
     assert found is records[1] and "found no stdout" in problem

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from r1engine.data.question import Question
 from r1engine.rewards import Record, Scorer
 from r1engine.rewards.math.accuracy import MathPolicy
 
@@ -32,7 +33,7 @@ def pairs(name: str) -> list[dict[str, str]]:
 
 
 def record(answer: str, reference: str) -> Record:
-    return Record("math", f"<think>so</think><answer>\\boxed{{{answer}}}</answer>", reference)
+    return Record(Question("", reference), f"<think>so</think><answer>\\boxed{{{answer}}}</answer>")
 
 
 @pytest.fixture(scope="module", params=POLICIES)

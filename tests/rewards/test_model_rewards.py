@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from r1engine.cli import app
 from r1engine.config import Rewards
+from r1engine.data.question import Question
 from r1engine.rewards import Record, Scorer
 from r1engine.rewards.configured import make_scorer
 from r1engine.rewards.servers.gather import Gatherer
@@ -44,7 +45,7 @@ def scorer(servers):
 
 def record(reward: str, answer: str, think: str = "We add the numbers.") -> Record:
     text = f"<think>{think}</think><answer>{answer}</answer>"
-    return Record(reward, text, "0.5", question="What is half of one?", prompt="?")
+    return Record(Question("What is half of one?", "0.5", reward), text, "?")
 
 
 def test_judge_sees_the_final_answer_and_its_verdict_is_the_accuracy(scorer, servers):

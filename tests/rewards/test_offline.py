@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from r1engine.data.question import Question
+from r1engine.rewards import Record
+from r1engine.rewards.offline import read_records
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -68,6 +72,13 @@ def test_file_is_scored_in_order_with_tables_and_the_undecided(tmp_path):
     assert "undecided: 1" in done.stdout and "e: the answer has a power in an exponent" in done.stdout
 
 
+def test_row_of_a_record_is_read_as_the_same_record(tmp_path):
+    # So that undecided.jsonl of a run can be graded again.
+    made = Record(Question("q", "5", "math", None, "zh"), "a\udcff", "Solve: q <think>", id="7/1")
+    code = Record(Question("", reward="code", tests={"tests": [{"stdout": "1"}]}), "b", id="8/0")
+    assert read_records(write(tmp_path / "rows.jsonl", made.as_row(), code.as_row())) == [made, code]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -75,7 +86,7 @@ def test_file_is_scored_in_order_with_tables_and_the_undecided(tmp_path):
         ({"reward": "math", "completion": "a"}, "found no `answer`, required by reward 'math'"),
         ({"reward": "math", "completion": 5, "answer": "5"}, "completion is 5, required a text"),
         ({"completion": "a"}, "reward is None, required a text"),
-        ({"reward": "math", "completion": "a", "answer": [1]}, "answer is [1], required a text or a number"),
+        ({"reward": "math", "completion": "a", "answer": [1]}, "answer is [1], required a number or a text"),
         ({"reward": "language", "completion": "a", "language": "xx"}, "found language 'xx', required one of ar, be"),
         ([1], "found list, required an object with `reward` and `completion`"),
     ],

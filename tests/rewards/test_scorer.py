@@ -6,8 +6,9 @@ import asyncio
 import sys
 
 import pytest
+from reward_records import record
 
-from r1engine.rewards import Record, Score, Scorer
+from r1engine.rewards import Score, Scorer
 from r1engine.rewards.workers.pool import WorkerPool
 
 
@@ -22,7 +23,7 @@ def boxed(answer: str, think: str = "a") -> str:
 
 
 def grade(scorer: Scorer, reward: str, completion: str, answer: str = "", **fields: str) -> Score:
-    return scorer.score([Record(reward, completion, answer, **fields)])[0]
+    return scorer.score([record(reward, completion, answer, **fields)])[0]
 
 
 @pytest.mark.parametrize(
@@ -76,9 +77,9 @@ def test_language_joins_the_other_components_where_asked_for():
         english = "We add the two numbers and carry the one."
         done = scorer.score(
             [
-                Record("math", boxed("1+x", english), "x+1", question="What is the sum of these two numbers?"),
-                Record("math", boxed("5", english), "5", language="ru"),
-                Record("math", boxed("5", "$1+1$"), "5", language="ru"),
+                record("math", boxed("1+x", english), "x+1", question="What is the sum of these two numbers?"),
+                record("math", boxed("5", english), "5", language="ru"),
+                record("math", boxed("5", "$1+1$"), "5", language="ru"),
             ]
         )
     assert [s.components for s in done] == [
@@ -103,7 +104,7 @@ def test_blank_think_block_is_a_matter_of_configuration(scorer):
 
 
 def test_scores_keep_the_order_of_the_records_and_report_progress(scorer):
-    records = [Record("math", boxed(f"{n}+x" if n % 3 == 0 else str(n)), str(n)) for n in range(60)]
+    records = [record("math", boxed(f"{n}+x" if n % 3 == 0 else str(n)), str(n)) for n in range(60)]
     done = []
     scores = scorer.score(records, on_done=done.append)
     assert [s.verdict for s in scores] == ["wrong" if n % 3 == 0 else "right" for n in range(60)]
@@ -123,9 +124,9 @@ def test_missed_deadline_is_undecided_and_spares_the_others():
     with Scorer(workers=1, deadline_seconds=0.05) as scorer:
         scores = scorer.score(
             [
-                Record("math", boxed(slow), slow.replace("(x+y)", "(y+x)")),
-                Record("math", boxed("0.5"), "1/2"),
-                Record("math", boxed("5"), "5"),
+                record("math", boxed(slow), slow.replace("(x+y)", "(y+x)")),
+                record("math", boxed("0.5"), "1/2"),
+                record("math", boxed("5"), "5"),
             ]
         )
     assert [s.verdict for s in scores] == ["undecided", "right", "right"]
@@ -145,7 +146,7 @@ def test_ten_megabytes_and_broken_unicode_are_graded_like_anything_else(scorer):
 
 def test_works_from_asyncio(scorer):
     async def main() -> list[Score]:
-        return await asyncio.gather(*(scorer.run(Record("math", boxed(a), "x+1")) for a in ("1+x", "2+x")))
+        return await asyncio.gather(*(scorer.run(record("math", boxed(a), "x+1")) for a in ("1+x", "2+x")))
 
     assert [s.verdict for s in asyncio.run(main())] == ["right", "wrong"]
 
@@ -162,8 +163,8 @@ def test_references_that_no_rule_can_use_are_found(scorer):
         "(1, \\sqrt{)",
         "$",
     ]
-    records = [Record("math", "", reference) for reference in references] + [Record("choice", "", "seven")]
-    assert [(record.answer, problem) for record, problem in scorer.unusable_references(records)] == [
+    records = [record("math", "", reference) for reference in references] + [record("choice", "", "seven")]
+    assert [(record.question.answer, problem) for record, problem in scorer.unusable_references(records)] == [
         ("\\sqrt{", "cannot be read"),
         ("1,2,\\ldots,n", "is a pattern with an ellipsis"),
         ("9^{9^{9}}", "has a power in an exponent"),

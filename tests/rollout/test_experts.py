@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from r1engine.batch import Completion, Prompt, Sample, pack
 from r1engine.config import Config
+from r1engine.data.question import Question
 from r1engine.model.policy import Policy
 from r1engine.rollout.local.generator import LocalGenerator
 from r1engine.sft import cross_entropy
@@ -19,7 +20,7 @@ FAMILIES = ("deepseek", "moonlight", "qwen3-moe")
 def generate(folder, weights, *, num_samples=2, slots=4, temperature=1.0) -> list[Completion]:
     generator = LocalGenerator(folder, seed=7, slots=slots, device=torch.device("cpu"), dtype=torch.float32)
     generator.load_weights(weights)
-    prompts = [Prompt(i, [2 + (5 * i + j) % 90 for j in range(1 + 7 * i)], "", "", "") for i in range(4)]
+    prompts = [Prompt(i, [2 + (5 * i + j) % 90 for j in range(1 + 7 * i)], "", Question("")) for i in range(4)]
     return generator.generate(prompts, num_samples=num_samples, step=3, max_tokens=30, temperature=temperature)
 
 

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models
 from torch.overrides import TorchFunctionMode
 
 from r1engine.batch import Completion, Prompt
+from r1engine.data.question import Question
 from r1engine.rollout.local import compiled
 from r1engine.rollout.local.cache import FIRST_TOKENS, KVCache
 from r1engine.rollout.local.generator import LocalGenerator
@@ -75,7 +76,7 @@ def new_generator(folder: Path, model: torch.nn.Module, *, slots: int = 64, seed
 
 
 def new_prompt(index: int, tokens: list[int]) -> Prompt:
-    return Prompt(id=index, tokens=tokens, text="", question="", answer="")
+    return Prompt(id=index, tokens=tokens, text="", question=Question(""))
 
 
 def prompts_of_different_lengths() -> list[Prompt]:

@@ -9,6 +9,7 @@ from model_folders import save_model
 
 from r1engine.batch import Completion, Prompt, Sample, pack
 from r1engine.config import Config
+from r1engine.data.question import Question
 from r1engine.data.questions import PromptStream
 from r1engine.grpo import objective
 from r1engine.rollout.local.generator import LocalGenerator
@@ -51,7 +52,7 @@ def build(model, cfg: Config) -> tuple[Watched, Ahead]:
 
 
 def stream() -> PromptStream:
-    prompts = [Prompt(i, [5 + i % 80, 6, 7], "", "", "") for i in range(200)]
+    prompts = [Prompt(i, [5 + i % 80, 6, 7], "", Question("")) for i in range(200)]
     return PromptStream(prompts, seed=1, digest="")
 
 
@@ -232,7 +233,9 @@ def test_a_token_that_is_too_stale_stops_the_run(model):
 
 def test_a_stale_token_has_its_ratio_against_the_policy_that_drew_it():
     cfg = Config(grpo={"clip_eps": 10.0, "kl_coef": 0.0}).grpo
-    completion = Completion(Prompt(0, [5], "", "", ""), 0, [6, 7], [-1.0, -2.0], "", False, versions=((3, 1), (4, 1)))
+    completion = Completion(
+        Prompt(0, [5], "", Question("")), 0, [6, 7], [-1.0, -2.0], "", False, versions=((3, 1), (4, 1))
+    )
     ((row,),) = pack([Sample(completion, 1.0)], max_tokens=8, version=4)
     assert row.stale.tolist() == [False, True, False]
     logp = torch.tensor([0.0, -0.5, -1.5], requires_grad=True)

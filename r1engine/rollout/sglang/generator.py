@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from r1engine.batch import Completion, PackedBatch, Prompt, Sequence, pack_sequences
 from r1engine.config import Config
+from r1engine.data.question import Question
 from r1engine.hf.architecture import read_architecture
 from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
 from r1engine.rollout.draft import Draft, check_prompts, completions, new_drafts
@@ -180,7 +181,9 @@ class SglangGenerator:
         length = min(CANARY_PROMPT, self._arch.max_positions - CANARY_TOKENS - 1)
         fixed = torch.Generator().manual_seed(0)
         prompts = torch.randint(self._arch.vocab_size, (CANARIES, length), generator=fixed).tolist()
-        drafts = [Draft(Prompt(i, tokens, "", "", ""), 0, -1, 0, CANARY_TOKENS) for i, tokens in enumerate(prompts)]
+        drafts = [
+            Draft(Prompt(i, tokens, "", Question("")), 0, -1, 0, CANARY_TOKENS) for i, tokens in enumerate(prompts)
+        ]
         router.run(drafts, self._sampling(self._cfg.rollout.temperature, 1.0, 0), version=self.weight_version)
         return [
             Sequence(d.prompt.tokens + d.tokens, len(d.prompt.tokens), 1.0, logp=d.logp, experts=d.experts)

@@ -9,6 +9,7 @@ import torch
 
 from r1engine.batch import Prompt
 from r1engine.config import Config, Data, Model, Rollout, Sglang
+from r1engine.data.question import Question
 from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.checksum import Expected
 from r1engine.rollout.sglang.generator import SglangGenerator
@@ -68,7 +69,7 @@ def expected(engine: SglangGenerator, weights: dict[str, torch.Tensor]) -> Expec
 
 
 def prompts(count: int) -> list[Prompt]:
-    return [Prompt(i, [5 + i, 6, 7, 8 + i], "", "", "") for i in range(count)]
+    return [Prompt(i, [5 + i, 6, 7, 8 + i], "", Question("")) for i in range(count)]
 
 
 @torch.no_grad()

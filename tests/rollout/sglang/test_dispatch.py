@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fake_server import FakeServer
 
 from r1engine.batch import Prompt
+from r1engine.data.question import Question
 from r1engine.hf.architecture import Architecture
 from r1engine.rollout.draft import Draft, new_drafts
 from r1engine.rollout.sglang.client import Client, ServerError
@@ -52,7 +53,7 @@ def always(what: str, after: int = 0) -> Callable[[int, int], str | None]:
 def route(servers: list[FakeServer], groups: int = 4, size: int = 3, max_tokens: int = 12):
     endpoints = [Endpoint(Client(s.url, stall_seconds=STALL_SECONDS), version=1) for s in servers]
     router = Dispatcher(endpoints, vocab_size=60, stall_seconds=STALL_SECONDS)
-    prompts = [Prompt(group, [3, 4, 5 + group], "", "", "") for group in range(groups)]
+    prompts = [Prompt(group, [3, 4, 5 + group], "", Question("")) for group in range(groups)]
     drafts = new_drafts(prompts, num_samples=size, step=0, max_tokens=max_tokens)
     incidents = router.run(drafts, {"temperature": 1.0}, version=1)
     return drafts, endpoints, incidents
@@ -149,7 +150,7 @@ def test_a_server_that_speaks_no_http_is_left_out(servers):
 
         threading.Thread(target=shout, daemon=True).start()
         endpoints = [Endpoint(Client(u, stall_seconds=STALL_SECONDS), version=1) for u in (url, good.url)]
-        drafts = new_drafts([Prompt(0, [3], "", "", "")], num_samples=3, step=0, max_tokens=12)
+        drafts = new_drafts([Prompt(0, [3], "", Question(""))], num_samples=3, step=0, max_tokens=12)
         Dispatcher(endpoints, vocab_size=60, stall_seconds=STALL_SECONDS).run(drafts, {}, version=1)
         with pytest.raises(ServerError, match="no answer"):
             endpoints[0].client.get("/health")
@@ -168,7 +169,7 @@ def model(layers: int, dense: int, top_k: int) -> Architecture:
 def draw_experts(server: FakeServer, arch: Architecture, prompt: list[int], *, size: int, max_tokens: int):
     endpoint = Endpoint(Client(server.url, stall_seconds=30.0), version=1)
     router = Dispatcher([endpoint], vocab_size=60, stall_seconds=30.0, replays=arch)
-    drafts = new_drafts([Prompt(0, prompt, "", "", "")], num_samples=size, step=0, max_tokens=max_tokens)
+    drafts = new_drafts([Prompt(0, prompt, "", Question(""))], num_samples=size, step=0, max_tokens=max_tokens)
     return drafts, router.run(drafts, {}, version=1), endpoint
 
 
@@ -258,7 +259,7 @@ def test_an_interrupted_run_keeps_what_came_and_the_next_goes_on_with_its_own_we
     (server,) = servers(lambda number, sent: "hang" if number < 4 and sent == 5 else None)
     endpoint = Endpoint(Client(server.url, stall_seconds=60.0), version=1)
     router = Dispatcher([endpoint], vocab_size=60, stall_seconds=60.0)
-    drafts = new_drafts([Prompt(0, [3, 4, 5], "", "", "")], num_samples=4, step=0, max_tokens=12)
+    drafts = new_drafts([Prompt(0, [3, 4, 5], "", Question(""))], num_samples=4, step=0, max_tokens=12)
     count = []
     router.run(drafts, {}, version=1, on_tokens=count.append, should_stop=lambda: sum(count) == 20)
     assert [draft.versions for draft in drafts] == [[(1, 5)]] * 4
@@ -273,6 +274,6 @@ def test_an_interrupted_run_keeps_what_came_and_the_next_goes_on_with_its_own_we
 def test_a_stop_token_whose_stream_was_cut_is_an_end(servers):
     (server,) = servers(lambda number, sent: "cut" if number == 0 and sent == 4 else None)
     router = Dispatcher([Endpoint(Client(server.url, stall_seconds=9.0), version=1)], vocab_size=60, stall_seconds=9.0)
-    (draft,) = drafts = new_drafts([Prompt(0, [3], "", "", "")], num_samples=1, step=0, max_tokens=12)
+    (draft,) = drafts = new_drafts([Prompt(0, [3], "", Question(""))], num_samples=1, step=0, max_tokens=12)
     router.run(drafts, {"stop_token_ids": [15]}, version=1)  # 6, 9, 12, 15
     assert draft.tokens == [6, 9, 12, 15] and draft.finish == "stop"

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import real
 
 from r1engine.batch import Prompt
+from r1engine.data.question import Question
 from r1engine.hf.architecture import read_architecture
 from r1engine.rollout.local.decoder import Decoder
 
@@ -84,7 +85,7 @@ def test_the_experts_of_a_long_sample_arrive(tmp_path):
         server.wait_ready(real.START_SECONDS)
         engine = real.generator(folder, [server.client.url], tmp_path, stall_seconds=120.0)
         engine.load_weights(iter(load_file(folder / "model.safetensors").items()))
-        prompt = Prompt(0, torch.arange(3500).remainder(120).add(4).tolist(), "", "", "")
+        prompt = Prompt(0, torch.arange(3500).remainder(120).add(4).tolist(), "", Question(""))
         (drawn,) = engine.generate([prompt], num_samples=1, step=0, max_tokens=100)
     finally:
         server.stop()

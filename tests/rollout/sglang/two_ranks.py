@@ -14,6 +14,7 @@ warnings.filterwarnings("ignore")
 
 from r1engine.batch import Prompt, Sample, pack  # noqa: E402
 from r1engine.config import Config  # noqa: E402
+from r1engine.data.question import Question  # noqa: E402
 from r1engine.model.parallel import join, leave  # noqa: E402
 from r1engine.model.policy import Policy  # noqa: E402
 from r1engine.rollout.sglang.generator import SglangGenerator  # noqa: E402
@@ -46,7 +47,7 @@ def main() -> None:
     )
     engine.load_weights(policy.weights())  # raises if a digest differs
     canary = engine.check_canaries(policy.logprobs, row_multiple=policy.row_multiple)
-    prompts = [Prompt(i, [5 + i, 6, 7, 8 + i], "", "", "") for i in range(4)]
+    prompts = [Prompt(i, [5 + i, 6, 7, 8 + i], "", Question("")) for i in range(4)]
 
     def draw(own: list[Prompt]) -> list:
         completions = engine.generate(own, num_samples=3, step=0, max_tokens=16)

@@ -1,0 +1,23 @@
+"""A question: what is asked, and what the grading of its answers needs. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a data file. Prompts and records hold it whole: a field stands here and in `read_question`."""
+
+    text: str  # without a template; field `question` of a file
+    answer: str = ""  # reference answer; "" if there is none
+    reward: str = "math"  # the rule that grades it, see r1engine.rewards.rules
+    tests: Any = None  # JSON value: of "code" see `code.problems.parse_problem`, of "gym" `gym.gym_records`
+    language: str = ""  # that the thoughts are to be in (ISO 639-1); "": that of the question
+    place: str = field(default="", compare=False)  # "train.jsonl:7", for error messages
+
+    def as_row(self) -> dict[str, Any]:
+        """The fields of a line of a data file; `read_question` of it gives this question."""
+        row = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "place"}
+        return {"question": row.pop("text"), **row}

@@ -4,24 +4,77 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from r1engine.hf.architecture import read_json
 
+OTHERS = ("*tiktoken*", "*.model", "vocab.*")  # files of tokenizers that are not read here
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+
+class PromptTokenizer:
+    """A tokenizer whose tokens are the whole text and nothing else, but for what the model expects in front of it.
+
+    A tokenizer.json may hold more than the tokenizer: the truncation, padding and special tokens of the task that it
+    was last saved for. Here a text is neither cut nor padded, as transformers does it. What is added in front (BOS) is
+    there once, also if the text begins with it, as a rendered chat does. What is added behind (EOS) is left out: a
+    prompt goes on.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Takes over `tokenizer` and changes its settings."""
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._front = tokenizer.encode("")
+        text = tokenizer.encode("a", add_special_tokens=False).ids
+        added = tokenizer.encode("a").ids
+        # What is added to "a" stands around its tokens, and is added to the empty text alike.
+        at = next((i for i in range(len(added)) if added[i : i + len(text)] == text), 0)
+        self._front.truncate(at)
+
+    def encode(self, text: str) -> Encoding:
+        """The tokens of a text, `ids` among them."""
+        return self._fronted(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def encode_batch(self, texts: list[str]) -> list[Encoding]:
+        """As `encode`, on all cores."""
+        return [self._fronted(one) for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of tokens."""
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def decode_batch(self, sequences: list[list[int]], *, skip_special_tokens: bool = True) -> list[str]:
+        """As `decode`, on all cores."""
+        return self._tokenizer.decode_batch(sequences, skip_special_tokens=skip_special_tokens)
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token, None if there is no such token."""
+        return self._tokenizer.token_to_id(token)
+
+    def _fronted(self, encoding: Encoding) -> Encoding:
+        front = self._front.ids
+        if not front or encoding.ids[: len(front)] == front:
+            return encoding
+        return Encoding.merge([self._front, encoding])
+
+
+def load_tokenizer(folder: Path) -> PromptTokenizer:
     """The tokenizer of a folder.
 
     Raises:
-        ValueError: there is no tokenizer.json.
+        ValueError: there is no tokenizer.json; if the folder has another kind, what makes one of it.
     """
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; required to encode prompts and decode completions")
-    return Tokenizer.from_file(str(path))
+    if path.is_file():
+        return PromptTokenizer(Tokenizer.from_file(str(path)))
+    message = f"{path}: no such file; required to encode prompts and decode completions"
+    if others := sorted(file.name for kind in OTHERS for file in folder.glob(kind)):
+        message += f". The folder has {others[0]}: docs/models.md has the lines that make tokenizer.json of it"
+    raise ValueError(message)
 
 
-def stop_tokens(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
+def stop_tokens(folder: Path, tokenizer: PromptTokenizer) -> frozenset[int]:
     """Every end-of-sequence id that generation_config.json, config.json or tokenizer_config.json of a folder name.
 
     Raises:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from tokenizers import Tokenizer
 
 from r1engine.batch import Completion, Prompt
 from r1engine.hf.architecture import Architecture
+from r1engine.hf.tokenizer import PromptTokenizer
 
 
 @dataclass
@@ -79,7 +79,7 @@ def check_prompts(drafts: list[Draft], arch: Architecture) -> None:
             raise ValueError(f"generate: prompt {prompt.id} has {found}, required is 0 to {arch.vocab_size - 1}")
 
 
-def completions(drafts: list[Draft], tokenizer: Tokenizer) -> list[Completion]:
+def completions(drafts: list[Draft], tokenizer: PromptTokenizer) -> list[Completion]:
     """Ended drafts as completions, in order."""
     assert all(draft.finish for draft in drafts)
     spoken = [draft.tokens if draft.finish == "length" else draft.tokens[:-1] for draft in drafts]

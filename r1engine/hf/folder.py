@@ -15,6 +15,7 @@ from r1kernels import fp8_dequantize
 
 BLOCK = 128  # rows and columns that share a scale in DeepSeek's FP8 checkpoints
 SCALE = "_scale_inv"  # what the name of a weight's scales ends in
+BUFFERS = "rotary_emb."  # in the names of what old checkpoints store and everybody computes: inv_freq, cos_cached
 INDEX = "model.safetensors.index.json"
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -29,16 +30,18 @@ class Folder:
     def __init__(self, path: Path, model: Architecture) -> None:
         """
         Raises:
-            ValueError: a file is missing or cut off, or tensors are missing, unexpected, misshaped, of a type that is
-                not computed with, or FP8 without scales; every one is named (the first five of each kind).
+            ValueError: a file is missing or cut off; there are two sets of weights; or tensors are missing, unexpected,
+                misshaped, of a type that is not computed with, or FP8 without scales; every one is named (the first
+                five of each kind).
         """
         self.path = path
         self._files: dict[str, Path] = {}
         self._types: dict[str, str] = {}
         shapes: dict[str, tuple[int, ...]] = {}
-        for file in _files(path):
-            for name, kind, shape in _header(file):
-                self._files[name], self._types[name], shapes[name] = file, kind, shape
+        for file, header in _read_files(path).items():
+            for name, kind, shape in header:
+                if BUFFERS not in name:
+                    self._files[name], self._types[name], shapes[name] = file, kind, shape
         if model.is_tied:
             shapes.pop("lm_head.weight", None)  # some exporters write the tied copy as well
         mtp = {name: shape for name, shape in mtp_shapes(model).items() if name in shapes}  # may be absent altogether
@@ -103,17 +106,42 @@ class Folder:
             )
 
 
-def _files(path: Path) -> list[Path]:
-    """The safetensors files, all that the index names."""
+Header = list[tuple[str, str, tuple[int, ...]]]  # (name, type, shape) of each tensor
+
+
+def _read_files(path: Path) -> dict[Path, Header]:
+    """The safetensors files, all that the index names, with their headers.
+
+    Raises:
+        ValueError: a file is missing or cut off, or there are two sets of weights.
+    """
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise ValueError(f"model.path: {path} has no *.safetensors file")
+    named = {file.name for file in files}
     if (path / INDEX).is_file():
         named = set(read_json(path / INDEX)["weight_map"].values())
         if missing := sorted(named - {file.name for file in files}):
             raise ValueError(f"model.path: {path}: {INDEX} names {_listed(missing, 'missing files')}")
-        files = [path / name for name in sorted(named)]
-    return files
+    headers = {file: list(_header(file)) for file in files}
+    _refuse_second_set(path, headers, named)
+    return {file: header for file, header in headers.items() if file.name in named}
+
+
+def _refuse_second_set(path: Path, headers: dict[Path, Header], named: set[str]) -> None:
+    """Which of two sets is the newer one cannot be seen; transformers reads model.safetensors, others the index."""
+    whole, problem = "model.safetensors", ""
+    if whole not in named and path / whole in headers:
+        problem = f"{whole}, and {min(named)} and others that {INDEX} names"
+    where: dict[str, str] = {}  # tensor -> file
+    for file, header in headers.items():
+        for name, *_ in header:
+            if where.setdefault(name, file.name) != file.name:
+                problem = problem or f"{name} is in {where[name]} and in {file.name}"
+    if problem:
+        raise ValueError(
+            f"model.path: {path} holds two sets of weights: {problem}; required is one, remove the files of the other"
+        )
 
 
 def _header(file: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:

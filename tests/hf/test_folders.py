@@ -9,6 +9,7 @@ from model_folders import save_model
 from safetensors.torch import load_file, save_file
 
 from r1engine.config import Parallel
+from r1engine.convert import convert
 from r1engine.hf.architecture import read_architecture
 from r1engine.hf.folder import Folder
 from r1engine.hf.layout import check_layout, check_sizes
@@ -61,6 +62,80 @@ def test_missing_unexpected_and_misshaped_tensors_are_all_named(folder):
         Folder(folder, read_architecture(folder))
     for part in ("1 missing (model.norm.weight)", "1 unexpected (model.norm.bias)", "lm_head.weight is (2, 2)"):
         assert part in str(error.value)
+
+
+BUFFERS = [
+    "model.layers.0.self_attn.rotary_emb.inv_freq",
+    "model.layers.3.self_attn.rotary_emb.cos_cached",
+    "model.rotary_emb.inv_freq",
+    "model.rotary_emb.original_inv_freq",
+]
+
+
+@pytest.mark.parametrize("family", ["llama", "moonlight"])
+def test_stored_rotary_buffers_are_not_read(folders, tmp_path, family):
+    folder = shutil.copytree(folders[family][0], tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {name: torch.ones(4, dtype=torch.int64) for name in BUFFERS}, folder / "model.safetensors")
+    assert Folder(folder, read_architecture(folder))._files.keys() == tensors.keys()
+    convert(folder, tmp_path / "out", "bfloat16")
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == tensors.keys()
+
+
+def write(folder, files: dict[str, dict], *, index: dict[str, dict] | None = None):
+    """Replace the weights of a folder by these files; `index` as model.safetensors.index.json has it."""
+    (folder / "model.safetensors").unlink()
+    for name, tensors in files.items():
+        save_file(tensors, folder / name, {"format": "pt"})
+    if index is not None:
+        weight_map = {name: file for file, tensors in index.items() for name in tensors}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+SHARDS = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def halves(folder) -> tuple[dict, dict, dict]:
+    """All tensors of a folder, and each half of them."""
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    half = len(names) // 2
+    return tensors, {n: tensors[n] for n in names[:half]}, {n: tensors[n] for n in names[half:]}
+
+
+def second_sets(folder) -> dict[str, tuple[dict, dict | None, tuple[str, str]]]:
+    """files, index, and the two that must be named."""
+    whole, first, second = halves(folder)
+    shards, name = dict(zip(SHARDS, (first, second), strict=True)), min(first)
+    zeros, other = {n: torch.zeros_like(t) for n, t in whole.items()}, "model-00001-of-00003.safetensors"
+    bare = {n.removeprefix("model."): t for n, t in whole.items()}
+    return {
+        "older shards in the index": (shards | {"model.safetensors": zeros}, shards, ("model.safetensors", SHARDS[0])),
+        "other names": (shards | {"model.safetensors": bare}, shards, ("model.safetensors", SHARDS[0])),
+        "no index": (shards | {"model.safetensors": whole}, None, (SHARDS[0], "model.safetensors")),
+        "a shard of other sizes": (shards | {other: zeros}, shards, (SHARDS[0], other)),
+        "a tensor in both": (shards | {SHARDS[1]: second | {name: zeros[name]}}, shards, (name, SHARDS[1])),
+        "an index of the whole": (shards | {"model.safetensors": whole}, {"model.safetensors": whole}, SHARDS[:1] * 2),
+    }
+
+
+@pytest.mark.parametrize("case", range(6))
+def test_two_sets_of_weights_are_refused_and_both_named(folder, case):
+    files, index, named = list(second_sets(folder).values())[case]
+    write(folder, files, index=index)
+    with pytest.raises(ValueError, match="holds two sets of weights: ") as caught:
+        Folder(folder, read_architecture(folder))
+    assert all(name in str(caught.value) for name in named)
+
+
+def test_files_beside_the_weights_that_the_index_does_not_name_are_left_alone(folder):
+    whole, first, second = halves(folder)
+    shards = dict(zip(SHARDS, (first, second), strict=True))
+    adapter = {"base_model.model.lora_A.weight": torch.ones(2, 2)}
+    write(folder, shards | {"adapter_model.safetensors": adapter}, index=shards)
+    read = Folder(folder, read_architecture(folder))
+    assert read._files.keys() == whole.keys()
+    assert all(torch.equal(read.read(name), tensor) for name, tensor in whole.items())
 
 
 LAYOUTS = [

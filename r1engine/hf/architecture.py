@@ -29,28 +29,36 @@ class Llama3Scaling:
 
 @dataclass(frozen=True)
 class YarnScaling:
-    """YaRN as DeepSeek-V3 uses it: wavelengths stretched by how often they turn within the original context."""
+    """YaRN: wavelengths stretched by how often they turn within the original context."""
 
     factor: float
     original_context: int  # tokens
     beta_fast: float  # pairs that turn more often than this within the original context keep their frequency
     beta_slow: float  # pairs that turn less often are divided by `factor`
-    mscale: float
-    mscale_all_dim: float
-
-    @property
-    def magnitude(self) -> float:
-        """Factor on the rotated part of queries and keys."""
-        return _mscale(self.factor, self.mscale) / _mscale(self.factor, self.mscale_all_dim)
-
-    @property
-    def softmax_factor(self) -> float:
-        """Factor on the attention scores."""
-        return _mscale(self.factor, self.mscale_all_dim) ** 2 if self.mscale_all_dim else 1.0
+    is_rounded: bool  # the ramp between the two begins and ends at a whole pair
+    magnitude: float  # factor on the rotated part of queries and keys
+    softmax_factor: float  # on the attention scores
 
 
-def _mscale(factor: float, mscale: float) -> float:
-    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+@dataclass(frozen=True)
+class LinearScaling:
+    """Every wavelength stretched by the same factor (position interpolation)."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class DynamicScaling:
+    """A stretch that begins beyond the context: up to there, as far as this engine goes, there is none.
+
+    Beyond it the angles depend on the length of the whole sequence, so that no cache of keys holds what a trainer
+    computes from the finished sequence.
+    """
+
+    factor: float
+
+
+RopeScaling = Llama3Scaling | YarnScaling | LinearScaling | DynamicScaling
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ class Architecture:
     max_positions: int
     norm_eps: float
     rope_theta: float
-    rope_scaling: Llama3Scaling | YarnScaling | None
+    rope_scaling: RopeScaling | None
     has_qkv_bias: bool
     has_output_bias: bool  # bias of o_proj
     has_qk_norm: bool
@@ -166,6 +174,7 @@ def quantization(folder: Path) -> dict[str, Any]:
 def _architecture(config: dict[str, Any], family: str, path: Path) -> Architecture:
     hidden_size, num_heads = config["hidden_size"], config["num_attention_heads"]
     mla = _mla(config, path) if family == "DeepseekV3ForCausalLM" else None
+    scaling = _rope_scaling(config, path, is_latent=mla is not None)
     moe = {"DeepseekV3ForCausalLM": _deepseek_moe, "Qwen3MoeForCausalLM": _qwen3_moe}.get(family)
     return Architecture(
         num_layers=config["num_hidden_layers"],
@@ -177,10 +186,10 @@ def _architecture(config: dict[str, Any], family: str, path: Path) -> Architectu
         else config.get("head_dim") or _default_head_dim(family, hidden_size, num_heads),
         intermediate_size=config["intermediate_size"],
         vocab_size=config["vocab_size"],
-        max_positions=config["max_position_embeddings"],
+        max_positions=_context(config, scaling),
         norm_eps=config["rms_norm_eps"],
         rope_theta=_rope(config).get("rope_theta", 10_000.0),
-        rope_scaling=_rope_scaling(config, path, may_be_yarn=mla is not None),
+        rope_scaling=scaling,
         has_qkv_bias=family == "Qwen2ForCausalLM" or config.get("attention_bias", False),
         has_output_bias=family != "Qwen2ForCausalLM" and config.get("attention_bias", False),
         has_qk_norm=family in ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
@@ -275,28 +284,62 @@ def _rope(config: dict[str, Any]) -> dict[str, Any]:
     return rope
 
 
-def _rope_scaling(config: dict[str, Any], path: Path, *, may_be_yarn: bool) -> Llama3Scaling | YarnScaling | None:
+def _rope_scaling(config: dict[str, Any], path: Path, *, is_latent: bool) -> RopeScaling | None:
     rope = _rope(config)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
-    if kind == "yarn" and may_be_yarn:
-        return YarnScaling(
-            factor=rope["factor"],
-            original_context=rope["original_max_position_embeddings"],
-            beta_fast=rope.get("beta_fast") or 32,
-            beta_slow=rope.get("beta_slow") or 1,
-            mscale=rope.get("mscale") or 1.0,
-            mscale_all_dim=rope.get("mscale_all_dim") or 0.0,
-        )
+    if kind not in ("linear", "dynamic", "yarn", "llama3"):
+        raise ValueError(f"{path}: rope_type {kind!r}, required is 'default', 'linear', 'dynamic', 'yarn' or 'llama3'")
+    original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
+    original = original or config["max_position_embeddings"]
+    factor = rope["factor"] if kind != "yarn" else rope.get("factor") or config["max_position_embeddings"] / original
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or factor < 1:
+        raise ValueError(f"{path}: the factor of rope_type {kind!r} is {factor!r}, required is a number of at least 1")
+    if kind == "yarn":
+        return _yarn(rope, factor, original, is_latent=is_latent)
     if kind != "llama3":
-        raise ValueError(f"{path}: rope_type {kind!r}, required is 'default' or 'llama3' (DeepSeek-V3: or 'yarn')")
+        return LinearScaling(factor) if kind == "linear" else DynamicScaling(factor)
     return Llama3Scaling(
-        factor=rope["factor"],
+        factor=factor,
         low_freq_factor=rope["low_freq_factor"],
         high_freq_factor=rope["high_freq_factor"],
-        original_context=rope["original_max_position_embeddings"],
+        original_context=original,
     )
+
+
+def _yarn(rope: dict[str, Any], factor: float, original: int, *, is_latent: bool) -> YarnScaling:
+    """As transformers reads it, but for `attn_factor`, which transformers passes over: vLLM and SGLang multiply the
+    magnitude by it, and DeepSeek-R1-0528-Qwen3-8B was published with one that makes the magnitude 1."""
+    mscale, all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
+    if is_latent:  # DeepSeek's own code: either may stand alone
+        magnitude = _mscale(factor, mscale or 1.0) / _mscale(factor, all_dim or 0.0)
+    else:
+        magnitude = _mscale(factor, mscale) / _mscale(factor, all_dim) if mscale and all_dim else _mscale(factor, 1.0)
+    magnitude *= rope.get("attn_factor") or 1.0
+    return YarnScaling(
+        factor=factor,
+        original_context=original,
+        beta_fast=rope.get("beta_fast") or 32,
+        beta_slow=rope.get("beta_slow") or 1,
+        is_rounded=rope.get("truncate", True),
+        magnitude=magnitude if rope.get("attention_factor") is None else rope["attention_factor"],
+        softmax_factor=_mscale(factor, all_dim) ** 2 if is_latent and all_dim else 1.0,
+    )
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _context(config: dict[str, Any], scaling: RopeScaling | None) -> int:
+    """The longest sequence (tokens), as SGLang has it: max_position_embeddings may be that of before the stretch."""
+    longest = config["max_position_embeddings"]
+    if isinstance(scaling, LinearScaling):
+        return int(longest * scaling.factor)
+    if isinstance(scaling, YarnScaling):
+        return max(longest, int(scaling.original_context * scaling.factor))
+    return longest
 
 
 def _refuse_unsupported(config: dict[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rotary position embedding: the angle of each pair of dimensions, stretched for long contexts by one of two rules."""
+"""Rotary position embedding: the angle of each pair of dimensions, stretched for long contexts by three rules."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from r1engine.hf.architecture import Architecture, Llama3Scaling, YarnScaling
+from r1engine.hf.architecture import Architecture, DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
 
 
 def rotary_frequencies(arch: Architecture) -> torch.Tensor:
@@ -18,16 +18,21 @@ def rotary_frequencies(arch: Architecture) -> torch.Tensor:
     size, theta, scaling = arch.rope_dim, arch.rope_theta, arch.rope_scaling
     exponents = torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size
     unscaled = 1.0 / theta**exponents
-    if scaling is None:
+    if scaling is None or isinstance(scaling, DynamicScaling):
         return unscaled
+    if isinstance(scaling, LinearScaling):
+        return unscaled / scaling.factor
     # kept = 1: short wavelengths keep their frequency; 0: long ones are divided by factor; a ramp between the two.
     if isinstance(scaling, Llama3Scaling):
         wavelengths = 2 * math.pi / unscaled
         kept = scaling.original_context / wavelengths - scaling.low_freq_factor
         kept = (kept / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0.0, 1.0)
     else:
-        first = max(math.floor(_pair_that_turns(scaling.beta_fast, size, theta, scaling)), 0)
-        last = min(math.ceil(_pair_that_turns(scaling.beta_slow, size, theta, scaling)), size - 1)
+        first = _pair_that_turns(scaling.beta_fast, size, theta, scaling)
+        last = _pair_that_turns(scaling.beta_slow, size, theta, scaling)
+        if scaling.is_rounded:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, size - 1)
         pairs = torch.arange(size // 2, dtype=torch.float32, device="cpu")
         kept = 1.0 - ((pairs - first) / max(last - first, 0.001)).clamp(0.0, 1.0)
     return kept * unscaled + (1.0 - kept) * unscaled / scaling.factor

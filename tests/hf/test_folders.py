@@ -33,7 +33,7 @@ def edit(folder, **changes):
         ({"architectures": ["GPT2LMHeadModel"]}, "'GPT2LMHeadModel', required is one of Qwen2ForCausalLM"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu', required is 'silu'"),
         ({"use_sliding_window": True}, "use_sliding_window is true"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1.0}}, "rope_type 'longrope'"),
     ],
 )
 def test_unsupported_model_is_named(folder, changes, message):

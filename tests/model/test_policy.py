@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from model_folders import save_model
 from safetensors.torch import load_file
 
 from r1engine.batch import PackedBatch, Sequence, pack_sequences
@@ -62,6 +63,28 @@ def test_logprobs_match_transformers(world, folders, family, equal):
             torch.testing.assert_close(
                 found[tuple(item.tokens)].double(), hf_logp(model, item.tokens), atol=1e-5, rtol=0
             )
+
+
+STRETCHED = {
+    "qwen3": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    "qwen2": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "attention_factor": 0.8},
+    "qwen3-moe": {"rope_type": "linear", "factor": 4.0},
+    "llama": {"rope_type": "dynamic", "factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("family", STRETCHED)
+def test_logprobs_past_the_original_context_match_transformers(world, tmp_path, family):
+    model = save_model(tmp_path, family, rope_parameters=STRETCHED[family] | {"rope_theta": 500.0})
+    policy = new_policy(world, tmp_path)
+    items = sequences(3)
+    items.append(Sequence([2 + i % 94 for i in range(120)], 1, 1.0))
+    rows = rows_of(items)
+    found = unpacked(rows, policy.logprobs(rows))
+    with torch.no_grad():
+        for item in items:
+            wanted = hf_logp(model, item.tokens)
+            torch.testing.assert_close(found[tuple(item.tokens)].double(), wanted, atol=1e-5, rtol=0)
 
 
 def test_temperature_divides_the_logits(world, folders):

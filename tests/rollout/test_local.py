@@ -40,6 +40,12 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,  # the longest sequence here has 99 tokens
+}
 FAMILIES = {
     "qwen2": ("Qwen2", {}),
     "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True}),
@@ -47,6 +53,9 @@ FAMILIES = {
     "qwen3-bias-tied": ("Qwen3", {"head_dim": 8, "attention_bias": True, "tie_word_embeddings": True}),
     "llama": ("Llama", {"num_key_value_heads": 1}),
     "llama3-scaling": ("Llama", {"rope_parameters": LLAMA3, "attention_bias": True}),
+    "qwen2-linear": ("Qwen2", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}),
+    "qwen3-yarn": ("Qwen3", {"head_dim": 16, "rope_parameters": YARN}),
+    "llama-dynamic": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
     "llama3-scaling-tied": ("Llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
 }
 
@@ -332,8 +341,8 @@ def test_the_whole_context_can_be_used(tmp_path, model):
     ("changes", "message"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "architecture 'GPT2LMHeadModel', required is one of Qwen2ForCausalLM"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn', required is 'default' or 'llama3'"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rope_type 'linear', required is"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope', required is 'default', 'linear',"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "key 'factor' is missing"),
         ({"use_sliding_window": True}, "use_sliding_window is true, required is full attention"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu', required is 'silu'"),
         ({"mlp_bias": True}, "mlp_bias is true"),

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from r1engine.batch import Completion, PackedBatch, Prompt, Sequence, pack_sequences
 from r1engine.config import Config
 from r1engine.data.question import Question
-from r1engine.hf.architecture import read_architecture
+from r1engine.hf.architecture import DynamicScaling, read_architecture
 from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
 from r1engine.rollout.draft import Draft, check_prompts, completions, new_drafts
 from r1engine.rollout.sglang.digest import CpuDigest, CudaDigest
@@ -71,6 +71,11 @@ class SglangGenerator:
             )
         self._store, self._note = store, note
         self._arch = read_architecture(cfg.model.path)
+        if isinstance(self._arch.rope_scaling, DynamicScaling):
+            raise ValueError(
+                f"{cfg.model.path / 'config.json'}: rope_type 'dynamic', required is another one with rollout.engine "
+                "sglang: SGLang stretches short sequences too, the trainer does not"
+            )
         self._tokenizer = load_tokenizer(cfg.model.path)
         self._stop_tokens = sorted(stop_tokens(cfg.model.path, self._tokenizer))
         self._fleet = Fleet(cfg, rank=rank, world_size=world_size, device=device, dtype=dtype, note=note)

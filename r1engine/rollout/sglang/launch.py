@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from r1engine.config import Config, Sglang
-from r1engine.hf.architecture import read_architecture
+from r1engine.hf.architecture import YarnScaling, read_architecture
 from r1engine.rollout.sglang.client import Client, ServerError
 from r1engine.rollout.sglang.server import Server, check_environment, free_port
 
@@ -34,7 +34,10 @@ def command(cfg: Config, *, host: str, port: int, dtype: str, on_gpu: bool) -> l
         options |= {"--grammar-backend": "none", "--max-total-tokens": s.cpu_tokens}
         options["--max-running-requests"] = cfg.rollout.slots
         flags.append("--sleep-on-idle")  # an idle scheduler spins a core without it
-    if cfg.model.routing_replay and read_architecture(cfg.model.path).moe is not None:
+    arch = read_architecture(cfg.model.path)
+    if isinstance(arch.rope_scaling, YarnScaling):
+        options["--context-length"] = arch.max_positions
+    if cfg.model.routing_replay and arch.moe is not None:
         flags.append("--enable-return-routed-experts")
     if s.deterministic:
         flags.append("--enable-deterministic-inference")
@@ -44,9 +47,11 @@ def command(cfg: Config, *, host: str, port: int, dtype: str, on_gpu: bool) -> l
 
 def environment(s: Sglang, *, devices: list[int] | None) -> dict[str, str]:
     """Variables of a server: its GPUs, or what makes SGLang run on CPUs."""
+    # YaRN's context is longer than the max_position_embeddings of folders that give the original one.
+    common = {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1"}
     if devices is not None:
-        return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
-    env = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
+        return common | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
+    env = common | {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
     if s.tensor > 1:
         env["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(core) for core in range(s.tensor))
     return env

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +14,11 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+import real
+
+from r1engine.config import Config
+from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.server import Server, check_environment, free_port
 
 # Answers every GET with 200 after it has started a child that ignores SIGTERM.
@@ -99,3 +106,25 @@ def test_an_environment_without_sglang_gets_the_install_command(tmp_path):
         check_environment(tmp_path / "python")
     with pytest.raises(ValueError, match=r"has no sglang; install it: .*pip install sglang==0.5.23"):
         check_environment(Path(sys.executable))
+
+
+@pytest.mark.parametrize(("rope", "given"), [(None, None), ("yarn", 512), ("linear", None)])
+def test_a_server_is_started_with_the_context_that_yarn_makes(tmp_path, rope, given):
+    config = {"architectures": ["Qwen3ForCausalLM"], "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48}
+    config |= {"num_hidden_layers": 2, "num_attention_heads": 4, "rms_norm_eps": 1e-6, "max_position_embeddings": 128}
+    scaling = {"rope_type": rope, "factor": 4.0, "original_max_position_embeddings": 128} if rope else None
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rope_scaling": scaling}))
+    cfg = Config(model={"path": tmp_path}, rollout={"engine": "sglang", "sglang": {"python": sys.executable}})
+    words = launch.command(cfg, host="127.0.0.1", port=1, dtype="float32", on_gpu=True)
+    assert given == (int(words[words.index("--context-length") + 1]) if "--context-length" in words else None)
+
+
+def test_dynamic_scaling_is_refused_since_servers_compute_it_otherwise(folders, tmp_path):
+    folder = shutil.copytree(folders["llama"][0], tmp_path / "model")
+    path = folder / "config.json"
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 500.0}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_parameters": rope}))
+    with pytest.raises(
+        ValueError, match=r"config\.json: rope_type 'dynamic', required is another one with rollout\.engine"
+    ):
+        real.generator(folder, ["http://127.0.0.1:1"], tmp_path)

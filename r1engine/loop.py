@@ -28,6 +28,7 @@ from r1engine.model.cpu import keep_freed_memory
 from r1engine.model.layers import fp8
 from r1engine.model.parallel import World
 from r1engine.model.policy import Policy, model_dtype
+from r1engine.observe.hacking_alarm import Alarms
 from r1engine.observe.metrics import MetricsLog, Phases, device_telemetry, peak_rss_gb
 from r1engine.observe.progress import Progress
 from r1engine.observe.report import write_report
@@ -36,7 +37,6 @@ from r1engine.rewards import Record, Scorer
 from r1engine.rewards.configured import make_scorer
 from r1engine.rewards.record import NEED_TESTS
 from r1engine.rewards.sandbox import probe
-from r1engine.rewards.servers.reward_model import Alarms
 from r1engine.rollout.local.generator import LocalGenerator
 from r1engine.rollout.rollouts import Ahead
 from r1engine.rollout.sglang.generator import SglangGenerator

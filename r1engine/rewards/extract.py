@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+
+from r1engine.rewards.thoughts import split_thoughts
 
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are set braces, not groups
 MAX_ANSWER_CHARACTERS = 2000  # longer answers are undecided
@@ -25,46 +28,40 @@ def final_answer(text: str, *, think_prefilled: bool = False) -> tuple[str | Non
         text: what the model wrote after the prompt.
         think_prefilled: the prompt itself ended with `<think>`.
     """
-    opened = text.rfind("<think>")
-    closed = text.rfind("</think>")
-    if (closed < 0 and think_prefilled) or opened > closed:
-        return None, "the think block is not closed"
-    region = text[closed + len("</think>") :] if closed >= 0 else text
-
-    start = region.rfind("<answer>")
-    if start >= 0:
-        start += len("<answer>")
-        end = region.find("</answer>", start)
-        if end < 0:
-            return None, "the answer block is not closed"
-        region = region[start:end]
-    region = region[-_SEARCHED_CHARACTERS:]
-    box = last_boxed(region)
+    region, why_none = answer_region(text, think_prefilled=think_prefilled)
+    if region is None:
+        return None, why_none
+    searched = region.text[-_SEARCHED_CHARACTERS:]
+    box = last_boxed(searched)
     if box is None:
-        if "\\boxed" in region:
+        if "\\boxed" in searched:
             return None, "the last \\boxed{ is not closed"
-        if start < 0:
+        if not region.is_tagged:
             return None, "no answer block and no \\boxed{}"
-        box = region
+        box = searched
     while len(box) <= MAX_ANSWER_CHARACTERS and (inner := last_boxed(box)) is not None:
         box = inner
     return (box.strip(), "") if box.strip() else (None, "the answer is blank")
 
 
-def thoughts(text: str, *, think_prefilled: bool = False) -> str:
-    """The chain of thought: what is between the first `<think>` and the last `</think>`; without tags, all.
+@dataclass(frozen=True)
+class AnswerRegion:
+    """The part of a completion that may hold the answer."""
 
-    A block that is open at the end reaches to the end.
-    """
-    start = text.find("<think>")
-    end = text.rfind("</think>")
-    if think_prefilled or (start < 0 <= end):
-        start = 0
-    elif start >= 0:
-        start += len("<think>")
-    else:
-        return text
-    return text[start : end if end >= start else len(text)]
+    text: str
+    is_tagged: bool  # it is the content of an `<answer>` block
+
+
+def answer_region(text: str, *, think_prefilled: bool = False) -> tuple[AnswerRegion | None, str]:
+    """(what follows the thoughts, or the last `<answer>` block in it, "") or (None, why there is none)."""
+    split = split_thoughts(text, think_prefilled=think_prefilled)
+    if split.is_open:
+        return None, "the think block is not closed"
+    _, tag, block = split.rest.rpartition("<answer>")
+    if not tag:
+        return AnswerRegion(split.rest, is_tagged=False), ""
+    content, closing, _ = block.partition("</answer>")
+    return (AnswerRegion(content, is_tagged=True), "") if closing else (None, "the answer block is not closed")
 
 
 def last_boxed(text: str) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 from r1engine.rewards.choice import choices, judge_choice, judge_exact
 from r1engine.rewards.code.grade import final_code
 from r1engine.rewards.code.problems import tests_problem
-from r1engine.rewards.extract import final_answer, thoughts
+from r1engine.rewards.extract import final_answer
 from r1engine.rewards.format import format_problem
 from r1engine.rewards.language import Detector
 from r1engine.rewards.math.accuracy import STRICT, MathPolicy, judge_at_once, reference_problem_at_once
@@ -25,6 +25,7 @@ from r1engine.rewards.sandbox import probe
 from r1engine.rewards.servers.gather import Gatherer
 from r1engine.rewards.servers.judge import GenerativeJudge, Pair
 from r1engine.rewards.servers.reward_model import RewardModel, rated_text
+from r1engine.rewards.thoughts import split_thoughts
 from r1engine.rewards.workers.pool import Outcome, WorkerPool, in_order
 
 CONSISTENT = 0.9  # share of target-language words from which reward "language" says right
@@ -211,7 +212,8 @@ class Scorer:
         """Runs the rules that are cheap whatever the completion is."""
         begun = _Begun(record.question.reward)
         if self._with_language or record.question.reward == "language":
-            text = thoughts(record.completion, think_prefilled=record.think_prefilled)
+            split = split_thoughts(record.completion, think_prefilled=record.think_prefilled)
+            text = record.completion if split.thoughts is None else split.thoughts
             begun.work["language"] = [text, record.question.language, self._detector]
             begun.work["question"] = record.asked
         if record.question.reward == "language":

@@ -14,6 +14,7 @@ from typing import Literal
 
 from r1engine.rewards.code.compare import is_same_value, output_problem
 from r1engine.rewards.code.problems import CodeProblem
+from r1engine.rewards.extract import answer_region
 from r1engine.rewards.sandbox import DEFAULT_LIMITS, Channel, Limits, ProgramError, ProgramRun, Sandbox, SandboxError
 from r1engine.rewards.sandbox.inside.plain import encode
 
@@ -37,22 +38,16 @@ def final_code(
         think_prefilled: the prompt itself ended with `<think>`.
         bare_allowed: a text without any fence or tag is the program: a base model that goes on with the prompt.
     """
-    closed = text.rfind("</think>")
-    if (closed < 0 and think_prefilled) or text.rfind("<think>") > closed:
-        return None, "the think block is not closed"
-    region = text[closed + len("</think>") :] if closed >= 0 else text
-    start = region.rfind("<answer>")
-    if start >= 0:
-        end = region.find("</answer>", start)
-        if end < 0:
-            return None, "the answer block is not closed"
-        region = region[start + len("<answer>") : end]
-    blocks, is_open = _fenced(region)
+    region, why_none = answer_region(text, think_prefilled=think_prefilled)
+    if region is None:
+        return None, why_none
+    blocks, is_open = _fenced(region.text)
     if is_open:
         return None, "the last code block is not closed"
     programs = [code for name, code in blocks if name in _NAMES[language]]
-    if not blocks and region.strip() and (start >= 0 or (bare_allowed and region is text)):
-        programs = [region.strip("\n")]
+    is_bare = region.is_tagged or (bare_allowed and region.text == text)
+    if not blocks and region.text.strip() and is_bare:
+        programs = [region.text.strip("\n")]
     if not programs:
         return None, f"no {language} code block"
     if len(programs[-1]) > MAX_PROGRAM_CHARACTERS:

@@ -15,6 +15,7 @@ from multiprocessing.pool import ThreadPool  # its threads are daemons: no silen
 from typing import Literal
 
 from r1engine.rewards.servers.endpoint import ModelServers, ModelServersError
+from r1engine.rewards.thoughts import split_thoughts
 
 Verdict = Literal["right", "wrong", "undecided"]
 
@@ -133,7 +134,7 @@ class GenerativeJudge:
             except (KeyError, IndexError, TypeError):
                 problem = "the reply has no choices[0].message.content"
                 continue
-            word = str(content).rpartition("</think>")[2].strip().strip("*.\"'` ").upper()
+            word = split_thoughts(str(content)).rest.strip().strip("*.\"'` ").upper()
             if word in ("SAME", "DIFFERENT"):
                 return word
             problem = f"the judge replied {str(content)[:60]!r}, required SAME or DIFFERENT"

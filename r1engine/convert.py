@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from r1engine.hf.architecture import read_architecture
+from r1engine.hf.export import is_unfinished
 from r1engine.hf.folder import Folder
 from r1engine.hf.formats import Precision, begin_export, finish_export, put, store
 from r1engine.hf.tensors import hf_shapes
@@ -19,11 +20,19 @@ def convert(source: Path, target: Path, precision: Precision) -> None:
     A second run after an interruption keeps the files that are whole, if the source is the same.
 
     Raises:
-        ValueError: `source` is no whole model folder of a supported family, or is `target`.
+        ValueError: `source` is no whole model folder of a supported family, or is `target`; `target` holds anything but
+            an interrupted run.
         RuntimeError: the disk is full.
     """
     if source.resolve() == target.resolve():
         raise ValueError(f"convert: source and target are both {source}, required two folders")
+    if target.exists() and not is_unfinished(target):
+        found = sorted(file.name for file in target.iterdir()) if target.is_dir() else ["no folder, but a file"]
+        if found:
+            raise ValueError(
+                f"convert: {target} holds {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}; required is an "
+                "empty folder, a new one, or one that an interrupted convert has begun"
+            )
     arch = read_architecture(source)
     folder = Folder(source, arch)
     export, done = begin_export(folder, arch, target, precision, {"source": _identity(source)})

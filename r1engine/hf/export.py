@@ -47,18 +47,19 @@ class Export:
         """Prepare `target`; the files that an interrupted export of the same `identity` finished are kept.
 
         Args:
-            target:   folder to write; other weights in it are removed.
+            target:   folder to write; weights of an earlier export in it are removed.
             stored:   every tensor that will come, in the order of the files.
             source:   folder whose config.json and tokenizer files are copied.
             identity: what is exported, as JSON; another one starts from nothing.
 
         Raises:
-            RuntimeError: the disk has less room than the files need.
+            RuntimeError: `target` has weights that no export wrote, or the disk has less room than the files need.
         """
         self.target, self._stored, self._source = target, stored, source
         self._files = _plan(stored)
         self._file_of = {name: file for file, names in self._files.items() for name in names}
         target.mkdir(parents=True, exist_ok=True)
+        self._refuse_foreign()
         layout = json.dumps([(n, s.shape, str(s.dtype)) for n, s in stored.items()])
         wanted = {"identity": identity, "tensors": hashlib.sha256(layout.encode()).hexdigest()}
         finished = self._finished() if _read(target / UNFINISHED) == wanted else {}
@@ -117,14 +118,23 @@ class Export:
             _write(self.target / "config.json", json.dumps(config, indent=2) + "\n")
         (self.target / UNFINISHED).unlink()
 
+    def _refuse_foreign(self) -> None:
+        """Weights that somebody else put there are not removed."""
+        written = set(_listed_hashes(self.target))
+        if is_unfinished(self.target):
+            written |= self._files.keys()  # the last one may not be listed yet
+        foreign = sorted({file.name for file in self.target.glob("*.safetensors")} - written)
+        if foreign:
+            raise RuntimeError(
+                f"export: {self.target} holds {', '.join(foreign[:5])}, which no export wrote; required is a folder "
+                "without other weights"
+            )
+
     def _finished(self) -> dict[str, str]:
         """File -> SHA-256 of the files that are whole and unchanged."""
-        if not (self.target / HASHES).is_file():
-            return {}
-        listed = [line.split("  ", 1) for line in (self.target / HASHES).read_text().splitlines()]
         return {
             name: digest
-            for digest, name in listed
+            for name, digest in _listed_hashes(self.target).items()
             if name in self._files and (self.target / name).is_file() and _sha256(self.target / name) == digest
         }
 
@@ -139,6 +149,19 @@ class Export:
             raise RuntimeError(
                 f"export: {self.target} has {free / 1e9:.2f} GB free, but the files need {needed / 1e9:.2f} GB"
             )
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether an export into this folder was begun and did not come to its end."""
+    begun = _read(folder / UNFINISHED)
+    return isinstance(begun, dict) and begun.keys() == {"identity", "tensors"}
+
+
+def _listed_hashes(folder: Path) -> dict[str, str]:
+    """File -> SHA-256, as an export noted them in this folder."""
+    if not (folder / HASHES).is_file():
+        return {}
+    return {name: digest for digest, _, name in (x.partition("  ") for x in (folder / HASHES).read_text().splitlines())}
 
 
 class _File:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from r1engine.convert import convert
 from r1engine.hf import export as hf_export
 from r1engine.hf.export import Export, Stored
 
@@ -96,3 +97,65 @@ def test_a_full_disk_is_named_and_the_export_can_go_on(source, tmp_path, monkeyp
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(RuntimeError, match=r"has 0\.00 GB free, but the files need"):
         export(source, tmp_path / "c", [])
+
+
+FOREIGN = "old_experiment.safetensors"
+
+
+@pytest.mark.parametrize("state", ["only it", "unfinished", "finished"])
+def test_weights_that_no_export_wrote_are_not_removed(source, tmp_path, state):
+    target = tmp_path / "b"
+    target.mkdir()
+    if state != "only it":
+        made = export(source, target, TENSORS if state == "finished" else ["t0", "t1"])
+        if state == "finished":
+            made.finish()
+    (target / FOREIGN).write_bytes(b"a month of work")
+    before = contents(target)
+    with pytest.raises(RuntimeError, match=f"holds {FOREIGN}, which no export wrote"):
+        export(source, target, [], identity={"step": 2})
+    assert contents(target) == before
+
+
+def test_a_finished_export_is_replaced_by_the_next(source, tmp_path):
+    export(source, tmp_path / "b", TENSORS).finish()
+    export(source, tmp_path / "b", TENSORS, identity={"step": 2}).finish()
+    export(source, tmp_path / "whole", TENSORS).finish()
+    assert contents(tmp_path / "b") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {FOREIGN: "x"},
+        {"notes.txt": "x"},
+        {"model.safetensors": "x", "config.json": "{}"},
+        {"model.safetensors": "x", "SHA256SUMS": "0  model.safetensors\n"},
+        {"export.json": "{}", FOREIGN: "x"},
+        {"export.json": "[1]"},
+        {".hidden": ""},
+    ],
+)
+def test_convert_refuses_a_folder_that_holds_something(folders, tmp_path, files):
+    target = tmp_path / "target"
+    target.mkdir()
+    for name, text in files.items():
+        (target / name).write_text(text)
+    with pytest.raises(
+        ValueError, match=r"^convert: .*target holds .*; required is an empty folder, a new one, or"
+    ) as caught:
+        convert(folders["qwen2"][0], target, "bfloat16")
+    assert all(name in str(caught.value) for name in files)
+    assert {name: data.decode() for name, data in contents(target).items()} == files
+
+
+def test_convert_refuses_its_own_finished_folder_and_a_file(folders, tmp_path):
+    (tmp_path / "empty").mkdir()
+    convert(folders["qwen2"][0], tmp_path / "empty", "bfloat16")
+    before = contents(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"empty holds SHA256SUMS, config\.json"):
+        convert(folders["qwen3"][0], tmp_path / "empty", "bfloat16")
+    assert contents(tmp_path / "empty") == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file holds no folder, but a file"):
+        convert(folders["qwen2"][0], tmp_path / "file", "bfloat16")

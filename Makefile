@@ -1,4 +1,4 @@
-# make demo | test | lint | gpu | clean. demo, test and lint set up .venv when it is missing or out of date.
+# make demo | test | test-all | smoke | lint | gpu | clean. demo, test and lint set up .venv when it is missing or out of date.
 
 # The first Python that r1engine supports; a pyenv shim exists for versions that do not run, so each is tried.
 PYTHON = $(shell for p in python3.11 python3.12 python3; do \
@@ -8,7 +8,7 @@ VENV = .venv/bin
 STAMP = .venv/.installed
 BUILD_INPUTS = CMakeLists.txt $(wildcard csrc/*.* csrc/cpu/*)
 
-.PHONY: demo demo-moe test lint format gpu clean sglang-cpu test-sglang test-sglang-faults demo-sglang
+.PHONY: demo demo-moe test test-all smoke lint format gpu clean sglang-cpu test-sglang test-sglang-faults demo-sglang
 SGLANG = .venv-sglang
 
 demo: $(STAMP)
@@ -20,9 +20,16 @@ demo-moe: $(STAMP)
 	rm -rf runs/demo-moe
 	$(VENV)/torchrun --standalone --nproc-per-node 2 r1engine/train.py configs/tiny_moe_r1_zero.yaml
 
-# Two processes of one thread: the tests are small, and the parallel ones start several processes. A file stays together.
+# Two processes of one thread: the tests are small, and the parallel ones start several processes. A file stays together;
+# the longest come first (tests/conftest.py, which also says what R1_TURN is).
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-all: export R1_TURN = all
+test-all: test
+
+smoke: $(STAMP)
+	$(VENV)/python benchmarks/run_all.py --smoke
 
 lint: $(STAMP)
 	$(VENV)/ruff check
@@ -49,7 +56,7 @@ $(SGLANG)/.installed: $(wildcard tests/rollout/sglang/cpu_env/*)
 # CI runs the quick ones: make test-sglang SELECT='sglang and not slow'.
 test-sglang: SELECT = sglang
 test-sglang: $(STAMP) sglang-cpu
-	OMP_NUM_THREADS=1 R1_SGLANG_PYTHON=$(CURDIR)/$(SGLANG)/bin/python $(VENV)/python -m pytest -m '$(SELECT)'
+	OMP_NUM_THREADS=1 R1_SGLANG_PYTHON=$(CURDIR)/$(SGLANG)/bin/python $(VENV)/python -m pytest -m '$(SELECT)' tests/rollout/sglang
 
 # Twenty kills and stops at random moments.
 test-sglang-faults: $(STAMP) sglang-cpu

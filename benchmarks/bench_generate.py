@@ -10,7 +10,6 @@ import argparse
 import json
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,8 +19,6 @@ from pathlib import Path
 import torch
 import transformers
 from tokenizers import Tokenizer, models
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from r1engine.batch import Prompt
 from r1engine.data.question import Question

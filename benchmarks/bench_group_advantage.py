@@ -5,15 +5,11 @@ python benchmarks/bench_group_advantage.py --device cuda
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from functools import partial
-from pathlib import Path
 
 import timing
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 
 from r1kernels import group_advantage
 

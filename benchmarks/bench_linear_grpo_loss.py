@@ -5,17 +5,13 @@ python benchmarks/bench_linear_grpo_loss.py --device cpu
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import peers
 import timing
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 
 from r1kernels import GrpoObjective, grpo_loss, linear_grpo_loss, linear_logprob
 from r1kernels.linear_grpo_loss.reference import linear_grpo_loss_reference

@@ -5,17 +5,13 @@ python benchmarks/bench_linear_logprob.py --device cpu
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import peers
 import timing
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 
 from r1kernels import linear_logprob
 

@@ -7,16 +7,12 @@ which moves what cannot be avoided: every logit read once, every gradient writte
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import peers
 import timing
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 
 from r1kernels import GrpoObjective, grpo_loss, logits_grpo_loss, logprob_entropy
 

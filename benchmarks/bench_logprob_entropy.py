@@ -7,16 +7,12 @@ aim's shape. Peak extra memory is what a call needs beside the logits.
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import peers
 import timing
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 
 from r1kernels import logprob_entropy
 

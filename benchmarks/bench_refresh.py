@@ -10,15 +10,12 @@ send and the verification; at the end the same arithmetic for 671B on paper.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
 import timing
 import torch
 from step_model import Shape, make_folder
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from r1engine.config import Config, Model, Rollout, Sglang
 from r1engine.hf.architecture import read_architecture

@@ -11,12 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import timing
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from r1engine.data.question import Question
 from r1engine.rewards import Record, Scorer

@@ -1,9 +1,10 @@
-"""Shared fixtures. Every test process is one Megatron rank; layouts of several ranks are in tests/parallel."""
+"""Shared fixtures, and which tests a session runs, in which order. Every test process is one Megatron rank; layouts of
+several ranks are in tests/parallel."""
 
 import os
 import shutil
 import subprocess
-import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,40 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of Triton, which decides once and for all
 
-# tests/model_folders.py, tests/parallel/reshard_worker.py
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "parallel")]
+TURNS = 3  # a test that is marked `rotating` has its turn every third day
+# The files of ten CPU seconds or more, longest first: xdist deals files in this order, so that none ends alone.
+LONGEST = (
+    "test_loop.py",
+    "parallel/test_layouts.py",
+    "rewards/test_hostile_programs.py",
+    "parallel/test_reshard.py",
+    "rewards/test_math_corpus.py",
+    "kernels/test_csrc.py",
+    "test_grading_servers.py",
+    "model/test_fp8_linears.py",
+)
+
+
+def pytest_configure() -> None:
+    # In the environment, for the processes of xdist to have the same at midnight.
+    os.environ.setdefault("R1_TURN", str(datetime.now(UTC).toordinal() % TURNS))
+
+
+def pytest_report_header() -> str:
+    return f"rotating tests: R1_TURN={os.environ['R1_TURN']} (0 .. {TURNS - 1} by the day, or all)"
+
+
+@pytest.hookimpl(tryfirst=True)  # turns are counted before -k and -m leave out anything
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.relative_to(Path(__file__).parent).as_posix(), len(order)))
+    turn, is_named = os.environ["R1_TURN"], config.option.keyword or any("::" in name for name in config.args)
+    if turn == "all" or is_named:
+        return
+    rotating = [item for item in items if item.get_closest_marker("rotating")]
+    left_out = set(rotating) - set(rotating[int(turn) % TURNS :: TURNS])
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

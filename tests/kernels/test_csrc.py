@@ -8,11 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import cuda_on_cpu
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-import cuda_on_cpu
 
 from r1kernels import RowPlan, cuda_lib, moe_plan
 from r1kernels.fp8_cast import cuda_impl as cast_cuda

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import aot
+import pytest
 
 MAX_SHARED_BYTES = 48 * 1024  # what a block may have without asking
 # Kernel -> most registers a thread. 65536 registers / 32 is full occupancy, / 64 half of it.

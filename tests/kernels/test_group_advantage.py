@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-import sys
-from pathlib import Path
-
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import aot
+import pytest
+import torch
 
 from r1kernels import group_advantage
 

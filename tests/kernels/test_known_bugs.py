@@ -6,20 +6,17 @@ Each entry: where it was reported, what went wrong, and the tests. The ones that
 from __future__ import annotations
 
 import ast
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from compile_keys import number_of_keys
+from ranks import on_ranks
 
 from r1kernels import GrpoObjective, logits_grpo_loss, logprob_entropy
 
 FOLDER = Path(__file__).resolve().parent
-ROOT = FOLDER.parents[1]
 
 KNOWN = [
     ("trl#7266, mamba#1015", "32-bit offsets overflow beyond 2^31 logits", "test_offsets_beyond_32_bits"),
@@ -112,11 +109,7 @@ def test_log_probabilities_are_at_most_zero(impl):
 
 
 def test_no_length_asks_for_another_compilation():
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "kernels"), env.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, FOLDER / "compile_keys.py"], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    keys = json.loads(done.stdout)
+    (keys,) = on_ranks(1, number_of_keys)
     names = {"partials_kernel", "merge_kernel", "gradient_kernel", "grpo_kernel", "logits_grpo_kernel"}
     assert names <= keys.keys()
     assert set(keys.values()) == {1}, keys

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import aot
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import aot
 
 from r1kernels import GrpoObjective, grpo_loss, logits_grpo_loss, logprob_entropy
 from r1kernels.grpo_loss.reference import grpo_loss_reference

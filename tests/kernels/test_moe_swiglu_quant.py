@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import aot
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import aot
 
 from r1kernels import RowPlan, fp8_quantize, moe_plan, moe_swiglu, moe_swiglu_quant, moe_swiglu_quant_backward
 from r1kernels.fp8_cast.reference import dequantize

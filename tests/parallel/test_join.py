@@ -1,11 +1,9 @@
 """How the ranks meet, and what is said when they cannot."""
 
-import json
 import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,13 +14,13 @@ from r1engine.config import Parallel
 from r1engine.model.parallel import join, leave
 
 
-def join_and_count(folder: str) -> None:
-    """Two layouts one after the other; the threads of this process after each."""
+def join_and_count() -> list[int]:
+    """The threads of this process after each of two layouts, one after the other."""
     from megatron.core import parallel_state as ps
 
     threads, layouts = [], (Parallel(tensor=2), Parallel(pipeline=2))
     for layout in layouts:
-        world = join(layout)
+        join(layout)
         group = ps.get_tensor_model_parallel_group()
         assert ps.get_context_parallel_group() is ps.get_data_parallel_group()  # of this rank alone
         x = torch.ones(1)
@@ -30,14 +28,13 @@ def join_and_count(folder: str) -> None:
         assert x.item() == layout.tensor
         threads.append(len(os.listdir("/proc/self/task")))
         ps.destroy_model_parallel()
-    Path(folder, str(world.rank)).write_text(json.dumps(threads))
     leave()
+    return threads
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="NCCL's groups start when they are used")
-def test_groups_of_the_same_ranks_are_one_gloo_group(tmp_path):
-    on_ranks(2, join_and_count, str(tmp_path))
-    first, second = json.loads((tmp_path / "0").read_text())
+def test_groups_of_the_same_ranks_are_one_gloo_group():
+    first, second = on_ranks(2, join_and_count)[0]
     assert first == second  # nothing is left over, nothing is made anew
     assert first < 20  # three a group; Megatron asks for more than twenty groups
 

@@ -1,17 +1,24 @@
 """A checkpoint is resumed in another layout: every tensor of it bit for bit, and the next update as in the old one."""
 
 import json
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
-from megatron.core import dist_checkpointing
+import torch.distributed as dist
+from layout_updates import GRPO, samples
+from megatron.core import dist_checkpointing, parallel_state
 from model_folders import save_model
-from ranks import forked
-from reshard_worker import run
+from ranks import on_ranks
 from safetensors.torch import load_file
 
+from r1engine.batch import pack
+from r1engine.config import Config
+from r1engine.grpo import objective
 from r1engine.model.cpu import on_cpu
+from r1engine.model.parallel import join, leave
+from r1engine.model.policy import Policy
 
 VOCABULARY = 97  # two ranks fill it up to 98 rows
 FLOAT16 = {"model": {"dtype": "bfloat16"}}
@@ -51,6 +58,58 @@ AT_LAST = {  # one rank
 RESUMED = [(name, source) for name, (_, _, source) in (THEN | AT_LAST).items()]
 
 
+def run(model: Path, settings: dict, source: Path | None, out: Path) -> None:
+    """A policy trains, or goes on from a checkpoint; it makes a checkpoint, and one more update.
+
+    Writes out/checkpoint, out/asked.json (bytes of space that it asks for, all ranks together), out/next.json
+    (statistics of the update) and the exported folder out/next.
+    """
+    cfg = Config(
+        model={"path": model} | settings.get("model", {}),
+        parallel={"distributed_optimizer": True} | settings.get("parallel", {}),
+        grpo=GRPO,
+        steps=8,
+        optimizer={"eps": 1e-3, "weight_decay": 0.1} | settings.get("optimizer", {}),
+    )
+    world = join(cfg.parallel)  # as it is, in a process that has joined already
+    policy = Policy(cfg, world)
+    reference = policy.snapshot()
+
+    def update() -> dict[str, float]:
+        shards = pack(samples(), max_tokens=72, shards=world.dp_size, multiple=policy.row_multiple)
+        rows = shards[world.dp_rank]
+        logp = policy.logprobs(rows)
+        for row, ref, old in zip(rows, policy.reference_logprobs(reference, rows), logp, strict=True):
+            row.ref_logp, row.old_logp = ref, old - 0.1 * row.advantage
+        return policy.update(rows, partial(objective, cfg=cfg.grpo), 1e-2)
+
+    if source is None:
+        for _ in range(2):
+            update()
+    else:
+        reference = policy.load(source / "checkpoint", has_snapshot=True)
+    if world.is_first:
+        (out / "checkpoint").mkdir(parents=True)
+    dist.barrier()
+    policy.save(out / "checkpoint", reference)
+    asked = torch.tensor(policy.state_bytes() - 2**20)
+    dist.all_reduce(asked)
+    stats = update()
+    policy.export(out / "next")
+    if world.is_first:
+        (out / "next.json").write_text(json.dumps(stats))
+        (out / "asked.json").write_text(str(asked.item()))
+    dist.barrier()
+
+
+def run_all(cases: dict[str, tuple[str, dict, str]], models: Path, out: Path) -> None:
+    """On each of several ranks: case {name: (family, settings, the case to go on from)} into out/<name>."""
+    for name, (family, settings, source) in cases.items():
+        run(models / family, settings, out / source, out / name)
+        parallel_state.destroy_model_parallel()
+    leave()
+
+
 @pytest.fixture(scope="module")
 def out(world, folders, tmp_path_factory):
     """The folder that every case wrote into."""
@@ -59,13 +118,13 @@ def out(world, folders, tmp_path_factory):
     (models / "deepseek-mtp").symlink_to(folders["deepseek-mtp"][0])
     for name, (family, settings, _) in FIRST.items():
         run(models / family, settings, None, out / name)
-    done = forked(2, Path(__file__).with_name("reshard_worker.py"), json.dumps(THEN), models, out)
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_ranks(2, run_all, THEN, models, out)
     for name, (family, settings, source) in AT_LAST.items():
         run(models / family, settings, out / source, out / name)
     return out
 
 
+@cache
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint, whole; of a padded vocabulary, the tokens."""
     with on_cpu():

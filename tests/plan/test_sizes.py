@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from ranks import forked
+from ranks import on_ranks
 
+from r1engine.config import Config, Model, Parallel
 from r1engine.hf.architecture import read_architecture
+from r1engine.model.stage_sizes import stage_parameters
 from r1engine.plan.layout import Layout
 from r1engine.plan.sizes import active_parameters, forward_work, rank_parameters, total_parameters
 
@@ -67,11 +69,14 @@ def test_the_ranks_hold_the_model_together():
     assert held - latents == total_parameters(arch)
 
 
+def stages(folder: Path, parallel: dict, gpus: int, mtp_weight: float) -> list[int]:
+    cfg = Config(parallel=Parallel(**parallel), model=Model(mtp_loss_weight=mtp_weight))
+    return [sum(names.values()) for names in stage_parameters(read_architecture(folder), cfg, gpus)]
+
+
 def built(folder: Path, parallel: dict, gpus: int, mtp_weight: float = 0.0) -> list[int]:
     """Parameters of each stage of the true Megatron model; in a process of its own, as it needs its own groups."""
-    done = forked(1, Path(__file__).with_name("build_stages.py"), folder, json.dumps(parallel), gpus, mtp_weight)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return on_ranks(1, stages, folder, parallel, gpus, mtp_weight)[0]
 
 
 @pytest.mark.slow

@@ -4,16 +4,12 @@ import os
 import queue
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # hostile_programs.py
-
 from hostile_programs import ANSWER, PRINTING, RETURNING
 from ordinary_user import ROOT, as_ordinary_user
 

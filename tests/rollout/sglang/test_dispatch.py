@@ -5,18 +5,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import socket
-import sys
 import threading
 import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from fake_server import FakeServer
 
 from r1engine.batch import Prompt

@@ -8,15 +8,11 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sys
-from pathlib import Path
 
 import pytest
+import real
 import torch
 from model_folders import save_model
-
-sys.path.insert(0, str(Path(__file__).parent))
-import real
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 

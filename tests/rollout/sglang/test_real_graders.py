@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import real
 import torch
 import transformers
 from model_folders import SIZES, save_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-sys.path.insert(0, str(Path(__file__).parent))
-import real
 
 from r1engine.config import Sglang
 from r1engine.rewards.servers.endpoint import ModelServers

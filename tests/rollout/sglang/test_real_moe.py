@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
+import real
 import torch
 from model_folders import save_model
 from ranks import torchrun
 from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).parent))
-import real
 
 from r1engine.batch import Prompt
 from r1engine.data.question import Question

@@ -5,17 +5,13 @@ from __future__ import annotations
 import copy
 import os
 import signal
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
+import real
 import torch
 from model_folders import save_model
-
-sys.path.insert(0, str(Path(__file__).parent))
-import real
 from real import changed, difference, logp_of, prompts
 
 from r1engine.config import Config

@@ -1,7 +1,7 @@
 """Compile kernels for GPUs that are not here, and read what the assembler made of them.
 
 Triton ships ptxas and cuobjdump, so no GPU and no CUDA toolkit is needed; `compile_cuda` needs nvcc. Kernels under test
-are named, not passed: the tests' own process interprets them (TRITON_INTERPRET), so another one compiles.
+are named, not passed: the tests' own process interprets them (TRITON_INTERPRET), so another one compiles (ranks.py).
 
     kernel = aot.Kernel("r1kernels.x.triton_impl:_kernel", {"x_ptr": "*bf16", "size": "i64"}, {"BLOCK": 1024})
     (made,) = aot.compile_triton([kernel])
@@ -11,17 +11,14 @@ are named, not passed: the tests' own process interprets them (TRITON_INTERPRET)
 from __future__ import annotations
 
 import importlib
-import json
-import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from ranks import on_ranks
 
 
 @dataclass(frozen=True)
@@ -62,18 +59,13 @@ class Compiled:
 
 
 def compile_triton(kernels: Sequence[Kernel]) -> list[Compiled]:
-    """Compile all kernels in one child process (half a second to three each; Triton caches them on disk).
+    """Compile all kernels in one other process (half a second to three each; Triton caches them on disk).
 
     Raises:
         RuntimeError: a kernel does not compile; with the compiler's message.
     """
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), env.get("PYTHONPATH", "")])
-    text = json.dumps([asdict(kernel) for kernel in kernels])
-    done = subprocess.run([sys.executable, __file__], input=text, env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"aot: {done.stderr[-4000:]}")
-    return [Compiled(**compiled) for compiled in json.loads(done.stdout)]
+    (made,) = on_ranks(1, _compile_all, list(kernels))
+    return made
 
 
 def compile_cuda(source: Path, arch: str = "sm_90a", *options: str) -> dict[str, Compiled]:
@@ -116,6 +108,10 @@ def _cuobjdump(option: str, cubin: Path) -> str:
     return subprocess.run([tool, option, cubin], check=True, capture_output=True, text=True).stdout
 
 
+def _compile_all(kernels: list[Kernel]) -> list[Compiled]:
+    return [_compile(kernel) for kernel in kernels]
+
+
 def _compile(kernel: Kernel) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
@@ -150,11 +146,3 @@ def _load(function: str) -> object:
     else:
         loaded = importlib.import_module(module)
     return getattr(loaded, name)
-
-
-if __name__ == "__main__":
-    print(
-        json.dumps(
-            [asdict(_compile(Kernel(**{**k, "unaligned": tuple(k["unaligned"])}))) for k in json.load(sys.stdin)]
-        )
-    )

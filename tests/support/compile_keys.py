@@ -1,22 +1,17 @@
-"""Counts the compilations that launches of many lengths would ask Triton for; a process of its own, without a GPU.
+"""Counts the compilations that launches of many lengths would ask Triton for; without a GPU.
 
 The driver is a fake that names a GPU (compute capability 9) and has no other use: Triton works out the key under which
-it would look for compiled code, the hook notes it, and no code is made or run. Prints {kernel: number of keys}.
+it would look for compiled code, the hook notes it, and no code is made or run.
 """
 
 from __future__ import annotations
 
-import json
 import os
 
 import torch
 import triton
 
 from r1kernels import GrpoObjective, group_advantage, grpo_loss, logits_grpo_loss, logprob_entropy
-
-# Imported before TRITON_INTERPRET is set: what is defined then is compiled, not interpreted.
-__import__("r1kernels.group_advantage.triton_impl")
-__import__("r1kernels.logits_grpo_loss.triton_impl")
 
 LENGTHS = (1, 2, 15, 16, 17, 100, 1000, 1024, 4097, 70_001)
 VOCAB = 48
@@ -37,7 +32,11 @@ class Driver:
         return GPUTarget("cuda", 90, 32)
 
 
-def main() -> None:
+def number_of_keys() -> dict[str, int]:
+    """Of each kernel. For a process that has no TRITON_INTERPRET (ranks.py), which interprets nothing."""
+    # What is defined before TRITON_INTERPRET is set is compiled.
+    __import__("r1kernels.group_advantage.triton_impl")
+    __import__("r1kernels.logits_grpo_loss.triton_impl")
     keys: dict[str, set[str]] = {}
 
     def note(*, key: str, fn: object, **rest: object) -> bool:
@@ -61,8 +60,4 @@ def main() -> None:
         logits_grpo_loss(logits, labels, **tokens, objective=objective, impl="triton").loss.backward()
         group_advantage(x, labels.clone(), impl="triton")
         group_advantage(x, cu_groups=torch.tensor([0, length]), impl="triton")
-    print(json.dumps({name: len(found) for name, found in keys.items()}))
-
-
-if __name__ == "__main__":
-    main()
+    return {name: len(found) for name, found in keys.items()}

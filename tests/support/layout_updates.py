@@ -1,14 +1,9 @@
-"""What every rank of tests/parallel/test_layouts.py runs: three GRPO updates for each case (a family in a layout).
-
-worker.py CASES FOLDERS OUT: CASES is JSON, {name: [family, settings]}; reads FOLDERS/<family>, writes
-OUT/<name>.json, and the exported folders OUT/<name> (at the end) and OUT/<name>/loaded.
-"""
+"""What every rank of tests/parallel/test_layouts.py runs: three GRPO updates for each case (a family in a layout)."""
 
 import itertools
-import json
 import random
-import sys
 import warnings
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -56,7 +51,16 @@ def by_sequence(rows: list[PackedBatch], logp: list[torch.Tensor]) -> dict[str, 
     }
 
 
-def run(folder: Path, settings: dict, out: Path) -> None:
+@dataclass(frozen=True)
+class Trained:
+    """Of each update its statistics, and the log-probabilities by sequence before it."""
+
+    stats: list[dict[str, float]]
+    logp: list[dict[str, list[float]]]
+    exported: Path  # in its folder `loaded`, what was exported before the first update
+
+
+def train(folder: Path, settings: dict, out: Path) -> Trained:
     cfg = Config(
         model={"path": folder} | settings.get("model", {}),
         parallel={"distributed_optimizer": True} | settings.get("parallel", {}),
@@ -87,18 +91,12 @@ def run(folder: Path, settings: dict, out: Path) -> None:
     gathered: list = [None] * world.size
     dist.all_gather_object(gathered, logps)
     policy.export(out)
-    if world.is_first:
-        merged = [{k: v for part in gathered for k, v in part[i].items()} for i in range(3)]
-        out.with_suffix(".json").write_text(json.dumps({"stats": stats, "logp": merged}))
     parallel_state.destroy_model_parallel()
+    return Trained(stats, [{k: v for part in gathered for k, v in part[i].items()} for i in range(3)], out)
 
 
-def main() -> None:
-    cases, folders, out = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
-    for name, (family, settings) in cases.items():
-        run(folders / family, settings, out / name)
+def train_all(cases: dict[str, tuple[str, dict]], folders: Path, out: Path) -> dict[str, Trained]:
+    """Of each case {name: (family, settings)}; reads folders/<family>, exports to out/<name>."""
+    found = {name: train(folders / family, settings, out / name) for name, (family, settings) in cases.items()}
     leave()
-
-
-if __name__ == "__main__":
-    main()
+    return found

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from r1engine.rewards.sandbox.protection import probe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 USER = 54_321
 _BECOME = """
 import os, runpy, sys

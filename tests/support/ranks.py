@@ -1,7 +1,8 @@
-"""Runs a script as one or several ranks: under torchrun, or forked from a process that has imported the engine."""
+"""Runs a function or a script as one or several ranks: forks of a process that has imported the engine; or torchrun."""
 
 import multiprocessing
 import os
+import pickle
 import runpy
 import socket
 import subprocess
@@ -9,15 +10,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
+
+import pytest
 
 SECONDS = 900  # for a machine that others use too
 _forks = multiprocessing.get_context("forkserver")
 # Seconds of imports: PyTorch, Megatron, transformers; what PyTorch's and Megatron's calls import; the report's.
 _forks.set_forkserver_preload(
-    ["r1engine.loop", "torch._dynamo", "matplotlib.backends.backend_agg", "plotly.graph_objects"]
+    ["r1engine.loop", "torch._dynamo", "matplotlib.backends.backend_agg", "plotly.graph_objects", "pytest"]
 )
 
 
@@ -46,9 +50,17 @@ def forked(ranks: int, script: Path, *arguments: object) -> subprocess.Completed
         return subprocess.CompletedProcess(argv, status, out.read_text(), err.read_text())
 
 
-def on_ranks(ranks: int, function: Callable[..., None], *arguments: object, context: BaseContext = _forks) -> None:
-    """Calls function(*arguments) in a process a rank; with the context "fork" these are forks of the caller."""
-    assert _status(_environments(ranks), function, arguments, context) == 0
+def on_ranks(ranks: int, function: Callable, *arguments: object, context: BaseContext = _forks) -> list:
+    """What function(*arguments) returns on each rank; with the context "fork" the ranks are forks of the caller.
+
+    Raises:
+        RuntimeError: the function fails on a rank; with what the ranks wrote to stderr.
+    """
+    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
+        err, environments = Path(folder, "err"), _environments(ranks)
+        if _status(environments, _keep_result, (Path(folder), function, arguments), context):
+            raise RuntimeError(f"{function.__name__} on {ranks} ranks: {err.read_text()[-4000:]}")
+        return [pickle.loads(Path(folder, env["RANK"]).read_bytes()) for env in environments]
 
 
 def _environments(ranks: int) -> list[dict[str, str]]:
@@ -59,7 +71,7 @@ def _environments(ranks: int) -> list[dict[str, str]]:
     return [meeting | sizes | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(ranks)]
 
 
-def _call(env: dict[str, str], function: Callable[..., None], arguments: Sequence[object]) -> None:
+def _start(env: dict[str, str], function: Callable[..., None], arguments: Sequence[object]) -> None:
     import torch
 
     os.environ.update(env)
@@ -67,19 +79,34 @@ def _call(env: dict[str, str], function: Callable[..., None], arguments: Sequenc
     function(*arguments)
 
 
+def _keep_result(folder: Path, function: Callable, arguments: Sequence[object]) -> None:
+    _redirect(2, folder / "err")
+    result = function(*arguments)
+    Path(folder, os.environ["RANK"]).write_bytes(pickle.dumps(result))
+
+
 def _run_script(argv: list[str], out: Path, err: Path) -> None:
-    for stream, file in ((1, out), (2, err)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), stream)
+    _redirect(1, out)
+    _redirect(2, err)
     sys.argv = argv
     sys.path.insert(0, str(Path(argv[0]).parent))
     runpy.run_path(argv[0], run_name="__main__")
+
+
+def _redirect(stream: int, file: Path) -> None:
+    """From here on what this process writes to the stream is appended to the file."""
+    os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), stream)
 
 
 def _status(
     environments: list[dict[str, str]], function: Callable[..., None], arguments: Sequence[object], context: BaseContext
 ) -> int:
     """Of the first process that fails, 0 if none does."""
-    processes = [context.Process(target=_call, args=(env, function, arguments)) for env in environments]
+    if context is _forks:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("TRITON_INTERPRET", raising=False)  # a rank is no test: it has the Triton that a user has
+            forkserver.ensure_running()
+    processes = [context.Process(target=_start, args=(env, function, arguments)) for env in environments]
     for process in processes:
         process.start()
     deadline, running = time.monotonic() + SECONDS, {process.sentinel: process for process in processes}

@@ -17,9 +17,9 @@ import timing
 import torch
 
 from r1engine.data.question import Question
-from r1engine.rewards import Record, Scorer
+from r1engine.rewards import Record, Scorer, ScorerSettings
 from r1engine.rewards.math.accuracy import judge_at_once
-from r1engine.rewards.workers.tasks import warm_up, work
+from r1engine.rewards.math.rule import compute, warm_up
 
 CORPUS = Path(__file__).resolve().parents[1] / "tests" / "rewards" / "math_corpus.jsonl"
 DEADLINE = 1.0
@@ -67,7 +67,7 @@ def exact_path(repeats: int) -> None:
     records = [
         Record(Question("", reference), f"<think>a</think><answer>{answer}</answer>") for answer, reference in pairs
     ]
-    with Scorer(workers=1) as scorer:
+    with Scorer(ScorerSettings(workers=1)) as scorer:
         start = time.perf_counter()
         scorer.score(records)
         rate = len(records) / (time.perf_counter() - start)
@@ -87,12 +87,12 @@ def symbolic_path(count: int | None, rounds: int) -> None:
     pairs = [pair for pair in pairs if judge_at_once(*pair) is None][:count]
     warm_up()
     policy = {"percent_may_be_missing": False, "interval_may_be_inequality": False}
-    with Scorer(workers=1, deadline_seconds=60) as scorer:
+    with Scorer(ScorerSettings(workers=1, deadline_seconds=60)) as scorer:
         records = [Record(Question("", reference), f"\\boxed{{{answer}}}") for answer, reference in pairs]
         scorer.score(records[:2])  # starts the workers
         ways: dict[str, Callable[[int], object]] = {
             "through the pool": lambda i: scorer.score([records[i]]),
-            "in process": lambda i: work({"math": [*pairs[i], policy]}),
+            "in process": lambda i: compute(*pairs[i], policy),
             "Math-Verify": lambda i: math_verify(*pairs[i]),
         }
         taken: dict[str, list[float]] = {name: [] for name in ways}
@@ -113,7 +113,7 @@ def hostile_load(honest: int, hostile: int) -> None:
     records = [Record(Question("", f"x+{n}"), f"\\boxed{{{n}+x}}") for n in range(honest)]
     for n in range(hostile):
         records.insert(n * (len(records) // hostile), Record(Question("", HOSTILE[1]), f"\\boxed{{{HOSTILE[0]}}}"))
-    with Scorer(workers=2, deadline_seconds=DEADLINE) as scorer:
+    with Scorer(ScorerSettings(workers=2, deadline_seconds=DEADLINE)) as scorer:
         scorer.score(records[1:3])
         start = time.perf_counter()
         scores = scorer.score(records)

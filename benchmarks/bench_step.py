@@ -30,7 +30,7 @@ from r1engine.model import parallel
 from r1engine.model.policy import Policy, model_dtype
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
-from r1engine.rewards import Scorer
+from r1engine.rewards import Scorer, ScorerSettings
 from r1engine.rollout.local.generator import LocalGenerator
 from r1engine.step import Parts, iterate
 
@@ -70,7 +70,7 @@ class Ours:
         generator.load_weights(policy.weights())
         synchronize = torch.cuda.synchronize if device.type == "cuda" else None
         progress = Progress(cfg.steps, "bench_step", enabled=False)
-        parts = (cfg, world, policy, generator, Phases(synchronize), progress, Scorer(workers=1))
+        parts = (cfg, world, policy, generator, Phases(synchronize), progress, Scorer(ScorerSettings(workers=1)))
         self.parts = Parts(*parts, policy.snapshot())
         pairs = step_model.prompts(folder, work)
         self.prompts = [Prompt(i, ids, text, Question(text, "0")) for i, (text, ids) in enumerate(pairs)]

@@ -40,7 +40,7 @@ def train(
         cfg = load(config, overrides or [])
         check_files(cfg)
         check_world(cfg, int(os.environ.get("WORLD_SIZE", "1")))
-        from r1engine.rewards.configured import check_rewards
+        from r1engine.rewards.from_config import check_rewards
 
         check_rewards(cfg.rewards)
         if dry_run:
@@ -163,7 +163,7 @@ def reward(
     from rich.console import Console
 
     from r1engine.config import load_rewards
-    from r1engine.rewards.configured import make_scorer
+    from r1engine.rewards.from_config import make_scorer
     from r1engine.rewards.offline import score_file
 
     try:

@@ -34,8 +34,8 @@ from r1engine.observe.progress import Progress
 from r1engine.observe.report import write_report
 from r1engine.observe.summary import print_summary
 from r1engine.rewards import Record, Scorer
-from r1engine.rewards.configured import make_scorer
-from r1engine.rewards.record import NEED_TESTS
+from r1engine.rewards.from_config import make_scorer
+from r1engine.rewards.rules import rule_of
 from r1engine.rewards.sandbox import probe
 from r1engine.rollout.local.generator import LocalGenerator
 from r1engine.rollout.rollouts import Ahead
@@ -143,7 +143,7 @@ class Run:
                 raise ConfigError("rewards: found a reward model, required questions of reward 'preference' for it")
             if rewards <= {"preference", "format", "language"}:
                 self.progress.note("no question has a verifiable reward: nothing tells if a reward model is hacked")
-        if rewards & set(NEED_TESTS):
+        if any(rule_of(reward, "data").runs_code for reward in rewards):
             try:
                 probe().require(unsafe=self.cfg.rewards.unsafe)
             except RuntimeError as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from r1engine.data.question import Question
 from r1engine.rewards.code.problems import test_fields
-from r1engine.rewards.record import check_question
+from r1engine.rewards.rules import check_question
 
 if TYPE_CHECKING:
     from r1engine.batch import Prompt

@@ -8,5 +8,6 @@ from __future__ import annotations
 
 from r1engine.rewards.record import Record, Score, Verdict
 from r1engine.rewards.scorer import Scorer
+from r1engine.rewards.settings import ScorerSettings
 
-__all__ = ["Record", "Score", "Scorer", "Verdict"]
+__all__ = ["Record", "Score", "Scorer", "ScorerSettings", "Verdict"]

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from r1engine.rewards.record import Record
+from r1engine.rewards.rule import Grade, Rule, find_all
+
+if TYPE_CHECKING:
+    from r1engine.rewards.settings import ScorerSettings
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
@@ -46,3 +53,14 @@ def _tags(text: str) -> Iterator[tuple[str, int]]:
         tag = min(found, key=found.__getitem__)
         yield tag, found[tag]
         nearest[tag] = text.find(tag, found[tag] + 1)
+
+
+def grade_format(completion: str, record: Record, settings: ScorerSettings) -> Grade:
+    """Right if the completion is well-formed."""
+    problem = format_problem(
+        completion, think_prefilled=record.think_prefilled, blank_think_allowed=settings.blank_think_allowed
+    )
+    return Grade("wrong", problem) if problem else Grade("right", "well-formed")
+
+
+FORMAT = Rule("format", grade_format, find=find_all, component="format")

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from r1engine.rewards.record import Record, Verdict
+from r1engine.rewards.rule import Rule, Task
 from r1engine.rewards.sandbox import Limits, ProgramError, Sandbox, SandboxError
 from r1engine.rewards.sandbox.inside.plain import encode
+from r1engine.rewards.workers.tasks import own_sandbox
 
-Verdict = Literal["right", "wrong", "undecided"]
+if TYPE_CHECKING:
+    from r1engine.rewards.settings import ScorerSettings
 
 MODULES = ("reasoning_gym",)  # for Sandbox(modules=...): imported once, before the forks
 BROKEN = {
@@ -146,3 +150,15 @@ def _equal(answer: str, fields: dict[str, Any]) -> tuple[Verdict, str]:
     accepted = [fields.get("answer"), *(metadata.get("valid_answers") or [])]
     is_equal = answer.strip() in [text.strip() for text in accepted if isinstance(text, str)]
     return ("right", "equal text") if is_equal else ("wrong", "other text")
+
+
+def _grade(answer: str, record: Record, settings: ScorerSettings) -> Task:
+    return Task(compute, (answer, record.question.tests, settings.unsafe))
+
+
+def compute(answer: str, tests: dict[str, Any], unsafe: bool) -> tuple[Verdict, str]:
+    """(verdict, reason) of an answer, in this process's sandbox."""
+    return grade_gym(answer, tests, own_sandbox(MODULES, unsafe))
+
+
+GYM = Rule("gym", _grade, needs="tests", runs_code=True)

@@ -12,7 +12,14 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from r1engine.rewards.record import Record, Verdict
+from r1engine.rewards.rule import Rule, Task, find_all
+from r1engine.rewards.thoughts import split_thoughts
+
+if TYPE_CHECKING:
+    from r1engine.rewards.settings import ScorerSettings
 
 Detector = Literal["py3langid", "lingua"]
 
@@ -44,6 +51,7 @@ _LANGUAGE_SCRIPT = {code: script for script, codes in SCRIPT_LANGUAGES.items() f
 _PER_CHARACTER = ("Han", "Kana", "Thai")  # written without spaces: a character counts as a word
 _JAPANESE_WITHOUT_KANA = 8  # so many Han characters alone may be a Japanese name; a sentence has kana
 
+CONSISTENT = 0.9  # share of target-language words from which reward "language" says right
 MAX_CHARACTERS = 200_000
 CHUNK_WORDS = 8  # Latin words that make a decision sure; shorter sentences are decided together
 MIN_WORDS = 4  # Latin words below which there is no decision
@@ -187,3 +195,29 @@ def _identifier(candidates: tuple[str, ...], detector: Detector) -> Callable[[st
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
     identifier.set_languages(candidates)
     return lambda text: identifier.classify(text.lower())[0]
+
+
+def _grade(completion: str, record: Record, settings: ScorerSettings) -> Task:
+    """A completion without think tags is thoughts as a whole."""
+    thoughts = split_thoughts(completion, think_prefilled=record.think_prefilled).thoughts
+    text = completion if thoughts is None else thoughts
+    return Task(compute, (text, record.question.language, record.asked, settings.detector))
+
+
+def compute(text: str, target: str, asked: str, detector: Detector) -> tuple[Verdict, str, dict[str, float]]:
+    """(verdict, reason, {"language": share}) of thoughts; the target "" is the language of what is asked."""
+    target = target or language_of(asked, detector=detector)
+    share, num_words, by_language = language_share(text, target, detector=detector) if target else (None, 0, {})
+    if share is None:
+        return "undecided", "there are no words outside code and formulas" if target else "no target language", {}
+    others = ", ".join(f"{n} {name}" for name, n in by_language.items() if name != target)
+    reason = f"{share:.0%} of {num_words} words are {target}" + (f"; also {others}" if others else "")
+    return "right" if share >= CONSISTENT else "wrong", reason, {"language": share}
+
+
+def warm_up() -> None:
+    """Loads the identifier."""
+    language_of("what language is this sentence written in")
+
+
+LANGUAGE = Rule("language", _grade, find=find_all, component="language", warm_up=warm_up)

@@ -13,12 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from r1engine.data.questions import read_question
-from r1engine.rewards.record import NEED_TESTS, Record, Score
+from r1engine.rewards.record import Record, Score
+from r1engine.rewards.rule import Rule
+from r1engine.rewards.rules import rule_of
 from r1engine.rewards.sandbox import probe
 from r1engine.rewards.scorer import Scorer
 
 SHOWN = 20  # undecided records that are listed; all are in the output file
-_PRIMARY = {"format": "format", "language": "language", "preference": "format"}  # else "accuracy"
 
 
 def score_file(source: Path, out: Path, scorer: Scorer, console: Console) -> None:
@@ -33,7 +34,7 @@ def score_file(source: Path, out: Path, scorer: Scorer, console: Console) -> Non
     if out.resolve() == source.resolve():
         raise ValueError(f"{out}: found the input itself, required another file")
     records = read_records(source)
-    if any(record.question.reward in NEED_TESTS for record in records):
+    if any(_rule(record).runs_code for record in records):
         lines = ["code runs in a sandbox of:", *probe().describe()]
         console.print("\n  ".join(lines), highlight=False, markup=False)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -86,8 +87,12 @@ def _record(line: str, where: str, number: int) -> Record:
     return Record(read_question(row, where), row["completion"], row["prompt"], str(row.get("id", number)))
 
 
+def _rule(record: Record) -> Rule:
+    return rule_of(record.question.reward, record.question.place)
+
+
 def _row(record: Record, score: Score) -> dict:
-    value = score.components.get(_PRIMARY.get(record.question.reward, "accuracy"))
+    value = score.components.get(_rule(record).component)
     return {
         "id": record.id,
         "reward": record.question.reward,

@@ -6,14 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from r1engine.data.question import Question
-from r1engine.rewards.language import check_language
 
 Verdict = Literal["right", "wrong", "undecided"]
-
-# What a record may name.
-REWARDS = ("math", "choice", "exact", "format", "language", "code", "gym", "judge", "preference")
-NEED_ANSWER = ("math", "choice", "exact", "judge")
-NEED_TESTS = ("code", "gym")
 
 
 @dataclass(frozen=True)
@@ -48,23 +42,3 @@ class Score:
     components: dict[str, float]  # each rule's value, unweighted; a rule that could not be computed is not in it
     reason: str  # one line
     seconds: float = 0.0  # spent on it, with waiting for the servers that were asked
-
-
-def check_question(question: Question) -> None:
-    """Refuses a question whose answers cannot be scored.
-
-    Raises:
-        ValueError: there is no such reward, it needs a reference or tests and there are none, or the language is
-            unknown; the question's place is named.
-    """
-    where, reward = question.place, question.reward
-    if reward not in REWARDS:
-        raise ValueError(f"{where}: found reward '{reward}', required one of {', '.join(REWARDS)}")
-    if reward in NEED_ANSWER and not question.answer.strip():
-        raise ValueError(f"{where}: found no `answer`, required by reward '{reward}'")
-    if reward in NEED_TESTS and not isinstance(question.tests, (dict, list)):
-        raise ValueError(
-            f"{where}: found tests {question.tests!r:.40}, required by reward '{reward}' an object or a list"
-        )
-    if question.language:
-        check_language(question.language, where)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from r1engine.cli import app
 from r1engine.data.questions import read_questions
-from r1engine.rewards import Scorer
+from r1engine.rewards import Scorer, ScorerSettings
 from r1engine.rewards.offline import read_records
 from r1engine.rewards.sandbox import probe
 from r1engine.rewards.sandbox.protection import compiler
@@ -25,7 +25,7 @@ HUMAN_EVAL = {
 
 @pytest.fixture(scope="module")
 def scorer():
-    with Scorer(workers=1, code_deadline_seconds=60) as made:
+    with Scorer(ScorerSettings(workers=1, code_deadline_seconds=60)) as made:
         yield made
 
 
@@ -122,7 +122,7 @@ def test_bytes_that_are_no_utf8_and_ten_megabytes_are_scored(scorer, tmp_path):
 def test_workers_and_sandboxes_end_with_the_scorer():
     me = psutil.Process()
     before = set(me.children(recursive=True))
-    with Scorer(workers=2) as scorer:
+    with Scorer(ScorerSettings(workers=2)) as scorer:
         scorer.score([record("code", answer("print(9)"), tests=SQUARE[:1]) for _ in range(4)])
         started = set(me.children(recursive=True)) - before
         assert "bwrap" in {process.name() for process in started}

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from r1engine.data.question import Question
-from r1engine.rewards import Record, Scorer
+from r1engine.rewards import Record, Scorer, ScorerSettings
 from r1engine.rewards.math.accuracy import MathPolicy
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ def record(answer: str, reference: str) -> Record:
 def graded(request) -> list[tuple[dict[str, str], str, bool]]:
     """(pair, our verdict from the pool, whether Math-Verify accepts it) of one corpus."""
     found = pairs(request.param)
-    with Scorer(workers=1, deadline_seconds=60, policy=POLICIES[request.param]) as scorer:
+    with Scorer(ScorerSettings(workers=1, deadline_seconds=60, policy=POLICIES[request.param])) as scorer:
         scores = scorer.score(record(pair["answer"], pair["reference"]) for pair in found)
     return [(p, s.verdict, math_verify(p["answer"], p["reference"])) for p, s in zip(found, scores, strict=True)]
 
@@ -116,10 +116,10 @@ def test_hostile_answers_are_never_right_and_a_thousand_honest_ones_beside_them_
     records = list(honest)
     for place, answer in enumerate(HOSTILE):
         records.insert(place * 30, record(answer, "\\sqrt{2}+x"))
-    with Scorer(workers=2, deadline_seconds=10) as scorer:
+    with Scorer(ScorerSettings(workers=2, deadline_seconds=10)) as scorer:
         scores = dict(zip(map(id, records), scorer.score(records), strict=True))
     assert [scores[id(r)].verdict for r in honest] == ["right" if n % 2 else "wrong" for n in [*range(960), *range(40)]]
-    hostile = [scores[id(r)] for r in records if r.answer == "\\sqrt{2}+x"]
+    hostile = [scores[id(r)] for r in records if r.question.answer == "\\sqrt{2}+x"]
     assert len(hostile) == len(HOSTILE) >= 20
     assert {score.verdict for score in hostile} == {"wrong", "undecided"}
     assert sorted(score.seconds for score in scores.values())[int(0.99 * len(scores))] <= 10 + 0.5

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from r1engine.cli import app
 from r1engine.config import Rewards
 from r1engine.data.question import Question
-from r1engine.rewards import Record, Scorer
-from r1engine.rewards.configured import make_scorer
+from r1engine.rewards import Record, Scorer, ScorerSettings
+from r1engine.rewards.from_config import make_scorer
 from r1engine.rewards.servers.gather import Gatherer
 
 
@@ -96,7 +96,7 @@ def test_works_from_asyncio(scorer):
 
 
 def test_records_without_their_server_are_refused():
-    with Scorer(workers=1) as scorer:
+    with Scorer(ScorerSettings(workers=1)) as scorer:
         with pytest.raises(ValueError, match="found a record of reward 'judge', required a judge"):
             scorer.score([record("judge", "5")])
         with pytest.raises(ValueError, match="found a record of reward 'preference', required a reward model"):

@@ -3,7 +3,7 @@
 import pytest
 
 from r1engine.config import RewardModelServer, Rewards
-from r1engine.rewards.servers.reward_model import rated_text, summary
+from r1engine.rewards.servers.preference import rated_text, summary
 
 
 def test_helpfulness_sees_the_summary_and_harmlessness_everything():

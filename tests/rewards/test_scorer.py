@@ -8,13 +8,13 @@ import sys
 import pytest
 from reward_records import record
 
-from r1engine.rewards import Score, Scorer
+from r1engine.rewards import Score, Scorer, ScorerSettings
 from r1engine.rewards.workers.pool import WorkerPool
 
 
 @pytest.fixture(scope="module")
 def scorer():
-    with Scorer(workers=1, deadline_seconds=60, with_language=False) as made:
+    with Scorer(ScorerSettings(workers=1, deadline_seconds=60, with_language=False)) as made:
         yield made
 
 
@@ -73,7 +73,7 @@ def test_language_of_the_thoughts_is_a_reward_of_its_own(scorer):
 
 
 def test_language_joins_the_other_components_where_asked_for():
-    with Scorer(workers=1, deadline_seconds=60, with_language=True) as scorer:
+    with Scorer(ScorerSettings(workers=1, deadline_seconds=60, with_language=True)) as scorer:
         english = "We add the two numbers and carry the one."
         done = scorer.score(
             [
@@ -99,7 +99,7 @@ def test_prefilled_think_is_seen_in_the_prompt(scorer):
 def test_blank_think_block_is_a_matter_of_configuration(scorer):
     text = "<think> </think><answer>5</answer>"
     assert grade(scorer, "format", text).reason == "found a blank think block"
-    with Scorer(workers=1, blank_think_allowed=True) as lenient:
+    with Scorer(ScorerSettings(workers=1, blank_think_allowed=True)) as lenient:
         assert grade(lenient, "format", text).verdict == "right"
 
 
@@ -121,7 +121,7 @@ def test_what_text_settles_starts_no_process():
 def test_missed_deadline_is_undecided_and_spares_the_others():
     # Within every size limit; SymPy alone takes longer to import. The others need no worker.
     slow = "\\sin(x)^{20}\\cos(y)^{20}\\tan(x+y)^{13}"
-    with Scorer(workers=1, deadline_seconds=0.05) as scorer:
+    with Scorer(ScorerSettings(workers=1, deadline_seconds=0.05)) as scorer:
         scores = scorer.score(
             [
                 record("math", boxed(slow), slow.replace("(x+y)", "(y+x)")),
@@ -177,7 +177,7 @@ def test_references_that_no_rule_can_use_are_found(scorer):
 def test_language_detector_that_is_not_installed_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "lingua", None)  # as if it were not there
     with pytest.raises(ValueError, match=r"language_detector lingua is not installed, required: pip install 'r1engine"):
-        Scorer(detector="lingua")
+        Scorer(ScorerSettings(detector="lingua"))
 
 
 def test_unknown_reward_is_refused(scorer):

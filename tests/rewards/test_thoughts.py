@@ -6,7 +6,7 @@ import pytest
 
 from r1engine.rewards.code.grade import final_code
 from r1engine.rewards.extract import final_answer
-from r1engine.rewards.servers.reward_model import summary
+from r1engine.rewards.servers.preference import summary
 from r1engine.rewards.thoughts import SplitCompletion, split_thoughts
 
 OPEN = "the think block is not closed"

@@ -10,15 +10,13 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Literal
 
 from r1engine.rewards.code.compare import is_same_value, output_problem
 from r1engine.rewards.code.problems import CodeProblem
 from r1engine.rewards.extract import answer_region
+from r1engine.rewards.record import Verdict
 from r1engine.rewards.sandbox import DEFAULT_LIMITS, Channel, Limits, ProgramError, ProgramRun, Sandbox, SandboxError
 from r1engine.rewards.sandbox.inside.plain import encode
-
-Verdict = Literal["right", "wrong", "undecided"]
 
 MAX_PROGRAM_CHARACTERS = 200_000
 _NAMES = {"python": ("python", "py", "python3", ""), "cpp": ("cpp", "c++", "cc", "cxx", "")}

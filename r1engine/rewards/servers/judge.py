@@ -12,12 +12,15 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool  # its threads are daemons: no silent server delays the end of the program
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
+from r1engine.rewards.record import Record, Verdict
+from r1engine.rewards.rule import Grade, Inquiry, Rule
 from r1engine.rewards.servers.endpoint import ModelServers, ModelServersError
 from r1engine.rewards.thoughts import split_thoughts
 
-Verdict = Literal["right", "wrong", "undecided"]
+if TYPE_CHECKING:
+    from r1engine.rewards.settings import ScorerSettings
 
 # Answers without content that language models are known to accept (arXiv 2507.08794, 2505.22203).
 CANARIES = (
@@ -148,3 +151,14 @@ def _combine(first: str, second: str) -> tuple[Verdict, str]:
     if first != second:
         return "undecided", "the judge changes its mind with the order"
     return ("right", "the judge says the same") if first == "SAME" else ("wrong", "the judge says different")
+
+
+def _grade(answer: str, record: Record, _: ScorerSettings) -> Inquiry:
+    return Inquiry({"judge": Pair(answer, record.question.answer)}, _conclude)
+
+
+def _conclude(replies: dict[str, Any]) -> Grade:
+    return Grade(*replies["judge"])
+
+
+JUDGE = Rule("judge", _grade, needs="answer", server="judge")

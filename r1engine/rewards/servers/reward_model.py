@@ -1,4 +1,4 @@
-"""Preference rewards (paper, section 2.3.4): what each reward model sees, and its scores."""
+"""Preference rewards (paper, section 2.3.4): the scores of a reward model behind a server."""
 
 from __future__ import annotations
 
@@ -10,25 +10,9 @@ from multiprocessing.pool import ThreadPool  # its threads are daemons: no silen
 from typing import Any
 
 from r1engine.rewards.servers.endpoint import ModelServers, ModelServersError
-from r1engine.rewards.thoughts import OPENING, split_thoughts
 
 Rating = tuple[float | None, str]  # a score, higher is better, or None and why there is none
 _MARKER = re.compile(r"<[^<>\s]+>|\[/?INST\]")  # of a chat template
-
-
-def summary(completion: str, *, think_prefilled: bool = False) -> str:
-    """What follows the thoughts, up to thoughts that begin again: what the user reads, without `<answer>` tags; "" if
-    the thoughts never end."""
-    shown = split_thoughts(completion, think_prefilled=think_prefilled).rest.partition(OPENING)[0]
-    return shown.replace("<answer>", "").replace("</answer>", "").strip()
-
-
-def rated_text(name: str, completion: str, *, think_prefilled: bool = False) -> str:
-    """What the reward model `name` sees of a completion.
-
-    "For helpfulness, we focus exclusively on the final summary"; "for harmlessness, we evaluate the entire response".
-    """
-    return summary(completion, think_prefilled=think_prefilled) if name == "helpfulness" else completion
 
 
 @dataclass(frozen=True)

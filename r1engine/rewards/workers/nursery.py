@@ -3,9 +3,10 @@
 The nursery is single-threaded, so that forking is safe, and a killed worker is replaced within milliseconds. It
 speaks JSON lines over one socket with its parent:
 
-    start  {"path": [...], "function": "module:name", "memory_bytes": n}  ->  {"ready": true} or {"error": text}
-    fork   {"fork": true} + the worker's end of a socket pair             ->  {"pid": n}
-    reap   {"reap": pid}                                                  ->  {"status": what os.waitpid says}
+    start  {"path": [...], "function": "module:name", "warm_up": [the same], "memory_bytes": n}
+                                                                 ->  {"ready": true} or {"error": text}
+    fork   {"fork": true} + the worker's end of a socket pair    ->  {"pid": n}
+    reap   {"reap": pid}                                         ->  {"status": what os.waitpid says}
 
 No worker is reaped before its parent asks, so a pid that the parent kills is never somebody else's. Everything
 ends with the parent: the nursery when its socket closes, a worker when its own closes or the nursery ends.
@@ -25,7 +26,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 HEADER = struct.Struct("!I")  # bytes of the JSON text that follows, between pool and worker
@@ -39,11 +40,22 @@ _PARENT_CHECK_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
+def address(function: Callable[..., Any]) -> str:
+    """Where another process finds a function of a module: "module:name"."""
+    return f"{function.__module__}:{function.__qualname__}"
+
+
+def function_at(where: str) -> Callable[..., Any]:
+    """The function at an `address`."""
+    module, _, name = where.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 class Nursery:
     """The parent's handle of the nursery process."""
 
-    def __init__(self, function: str, memory_bytes: int) -> None:
-        self._start = {"path": sys.path, "function": function, "memory_bytes": memory_bytes}
+    def __init__(self, function: str, memory_bytes: int, warm_up: Sequence[str] = ()) -> None:
+        self._start = {"path": sys.path, "function": function, "warm_up": warm_up, "memory_bytes": memory_bytes}
         self._process: subprocess.Popen | None = None
         self._control: socket.socket | None = None
 
@@ -126,11 +138,9 @@ def main() -> None:
     if start is None:
         return
     try:
-        module_name, _, name = start["function"].partition(":")
-        module = importlib.import_module(module_name)
-        function = getattr(module, name)
-        if hasattr(module, "warm_up"):
-            module.warm_up()
+        function = function_at(start["function"])
+        for where in start["warm_up"]:
+            function_at(where)()
     except Exception as error:  # whatever an import raises; the parent reports it
         _reply(control, {"error": f"{start['function']} cannot be imported: {type(error).__name__}: {error}"})
         return

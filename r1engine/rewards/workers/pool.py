@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -59,7 +59,7 @@ class WorkerPool:
     """Calls a function on items in warm child processes; usable from any thread, and with `run` from asyncio.
 
     The processes start with the first item. The workers are forked from a process that has imported the function's
-    module and called its `warm_up()`, if it has one.
+    module and called what warms it up.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class WorkerPool:
         deadline_seconds: float,
         memory_gb: float = 4.0,
         max_pending: int | None = None,
+        warm_up: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -78,6 +79,7 @@ class WorkerPool:
             deadline_seconds: of one item, from when a worker gets it; then that worker is killed.
             memory_gb: address space of a worker (GiB).
             max_pending: items waiting or being worked on at which `submit` blocks; None: 64 a worker.
+            warm_up: "module:name" of functions that load what the function needs.
 
         Raises:
             ValueError: a number is not positive.
@@ -87,7 +89,7 @@ class WorkerPool:
             if value <= 0:
                 raise ValueError(f"WorkerPool: found {name} = {value}, required more than 0")
         self.size, self.deadline_seconds = workers, deadline_seconds
-        self._nursery = Nursery(function, int(memory_gb * 2**30))
+        self._nursery = Nursery(function, int(memory_gb * 2**30), warm_up)
         self._room = threading.BoundedSemaphore(max_pending or 64 * workers)
         self._lock = threading.Lock()  # of _waiting, _thread and _closed
         self._waiting: deque[_Item] = deque()

@@ -8,6 +8,7 @@ from r1engine.rewards.scorer import Scorer
 from r1engine.rewards.servers.endpoint import ModelServers
 from r1engine.rewards.servers.judge import GenerativeJudge
 from r1engine.rewards.servers.reward_model import RewardModel
+from r1engine.rewards.settings import ScorerSettings
 
 
 def make_scorer(rewards: Rewards, *, workers: int | None = None) -> Scorer:
@@ -33,18 +34,19 @@ def make_scorer(rewards: Rewards, *, workers: int | None = None) -> Scorer:
         models[name] = RewardModel(
             _endpoint(server), server.model, server.template, batch_size=server.batch_size, parallel=server.parallel
         )
-    return Scorer(
+    settings = ScorerSettings(
         workers=rewards.workers or workers,
         deadline_seconds=rewards.deadline_seconds,
+        code_deadline_seconds=rewards.code_deadline_seconds,
         with_language=rewards.language != 0,
         detector=rewards.language_detector,
         blank_think_allowed=rewards.blank_think_allowed,
         policy=MathPolicy(rewards.percent_may_be_missing, rewards.interval_may_be_inequality),
-        code_deadline_seconds=rewards.code_deadline_seconds,
         unsafe=rewards.unsafe,
         judge=judge,
         reward_models=models,
     )
+    return Scorer(settings)
 
 
 def check_rewards(rewards: Rewards) -> None:

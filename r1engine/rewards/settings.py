@@ -1,0 +1,28 @@
+"""What a scorer is told once: how long to compute, how strict to be, whom to ask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from r1engine.rewards.language import Detector
+from r1engine.rewards.math.accuracy import STRICT, MathPolicy
+from r1engine.rewards.servers.judge import GenerativeJudge
+from r1engine.rewards.servers.reward_model import RewardModel
+
+
+@dataclass(frozen=True)
+class ScorerSettings:
+    """The settings of a scorer; each rule reads what it needs of them."""
+
+    workers: int | None = None  # processes; None: one a usable core
+    deadline_seconds: float = 5.0  # of one task; past it the record is undecided
+    code_deadline_seconds: float = 600.0  # of all tests of one program together; each test has limits of its own
+    with_language: bool = False  # every score has the component "language", not only those of reward "language"
+    detector: Detector = "py3langid"  # see `language.language_share`
+    blank_think_allowed: bool = False  # see `format.format_problem`
+    policy: MathPolicy = STRICT  # of the math rule
+    unsafe: bool = False  # run code even where too little protects the machine from it, see `sandbox.Protection`
+    judge: GenerativeJudge | None = None  # for records of reward "judge"
+    # For records of reward "preference", by what they rate: "helpfulness", "harmlessness".
+    reward_models: Mapping[str, RewardModel] = field(default_factory=dict)

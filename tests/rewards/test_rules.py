@@ -31,7 +31,7 @@ def compute(answer, reference):
     if reference == "none":
         return "undecided", "nothing to compare with"
     is_same = sorted(answer) == sorted(reference)
-    return ("right", "an anagram", {"anagram": 1.0}) if is_same else ("wrong", "other letters", {"anagram": 0.0})
+    return ("right", "an anagram", {"anagram": 1.0}) if is_same else ("wrong", "other letters", {"anagram": 0.25})
 
 
 def reference_problem(question):
@@ -63,7 +63,7 @@ def test_a_rule_is_its_file_and_a_row(with_toy, tmp_path):
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(row["verdict"], row["score"], row["reason"].partition(";")[0]) for row in rows] == [
         ("right", 1.0, "an anagram"),
-        ("wrong", 0.0, "other letters"),
+        ("wrong", 0.25, "other letters"),
         ("wrong", 0.0, "too short"),
         ("undecided", None, "nothing to compare with"),
     ]

@@ -323,6 +323,7 @@ def test_a_refused_launch_is_reported(library):
 
 
 @pytest.mark.slow
+@pytest.mark.rotating
 @pytest.mark.skipif(SANITIZED is not None, reason="this is what the sanitized run is started by")
 def test_the_address_sanitizer_finds_nothing(tmp_path):
     preload = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()

@@ -29,6 +29,12 @@ ESCAPES = (
     "traces its parent", "ignores signals and computes", "stops itself", "becomes a shell",
     "poisons the interpreter for the next",
 )  # fmt: skip
+# Each takes the whole second of processor time that it may have. As an ordinary user the escapes among such programs
+# stand for these: the same limit, as root and not, ends all of them.
+COMPUTING = (
+    "memory bomb that catches the error", "computes in C and hears no signal", "deep recursion", "deep recursion in C",
+    "swallows everything",
+)  # fmt: skip
 ALL_LAYERS = probe()
 NAMESPACES = replace(ALL_LAYERS, has_seccomp=False, landlock=0)
 LANDLOCK = replace(ALL_LAYERS, bwrap=None, bwrap_problem="switched off")
@@ -156,11 +162,14 @@ def test_hostile_programs_score_nothing_and_a_thousand_honest_ones_keep_their_ve
         with Sandbox() as sandbox:
             verdicts.extend(honest(number, sandbox)[0] for number in range(1000))
 
-    run_hostile(HOSTILE, ALL_LAYERS, tmp_path, monkeypatch, grade_honest)
+    items = [item for item in HOSTILE if os.geteuid() == 0 or item[0] not in COMPUTING]
+    assert len(items) == len(HOSTILE) - (0 if os.geteuid() == 0 else len(COMPUTING))
+    run_hostile(items, ALL_LAYERS, tmp_path, monkeypatch, grade_honest)
     assert verdicts == ["right", "wrong"] * 500
 
 
 @pytest.mark.slow
+@pytest.mark.rotating
 def test_namespaces_alone_hold_programs_that_try_to_escape(tmp_path, monkeypatch):
     items = [(name, source, problem) for name, source, problem in HOSTILE if name in ESCAPES]
     assert len(items) == len(ESCAPES)
@@ -178,6 +187,7 @@ def test_landlock_and_seccomp_alone_hold_programs_that_try_to_escape(tmp_path, m
 @pytest.mark.skipif(os.geteuid() != 0, reason="it does run as an ordinary user")
 def test_all_of_this_as_an_ordinary_user():
     arguments = ["-q", "-p", "no:cacheprovider", str(Path(__file__).relative_to(ROOT))]
-    done = subprocess.run(as_ordinary_user("pytest", *arguments), capture_output=True, text=True, timeout=500)
+    env = os.environ | {"R1_TURN": "all"}
+    done = subprocess.run(as_ordinary_user("pytest", *arguments), env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "4 passed, 1 skipped" in done.stdout

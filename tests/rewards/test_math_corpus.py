@@ -116,10 +116,10 @@ def test_hostile_answers_are_never_right_and_a_thousand_honest_ones_beside_them_
     records = list(honest)
     for place, answer in enumerate(HOSTILE):
         records.insert(place * 30, record(answer, "\\sqrt{2}+x"))
-    with Scorer(ScorerSettings(workers=2, deadline_seconds=10)) as scorer:
+    with Scorer(ScorerSettings(workers=2, deadline_seconds=4)) as scorer:
         scores = dict(zip(map(id, records), scorer.score(records), strict=True))
     assert [scores[id(r)].verdict for r in honest] == ["right" if n % 2 else "wrong" for n in [*range(960), *range(40)]]
     hostile = [scores[id(r)] for r in records if r.question.answer == "\\sqrt{2}+x"]
     assert len(hostile) == len(HOSTILE) >= 20
     assert {score.verdict for score in hostile} == {"wrong", "undecided"}
-    assert sorted(score.seconds for score in scores.values())[int(0.99 * len(scores))] <= 10 + 0.5
+    assert sorted(score.seconds for score in scores.values())[int(0.99 * len(scores))] <= 4 + 0.5

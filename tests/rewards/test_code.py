@@ -125,6 +125,40 @@ def test_last_closed_block_after_the_thoughts_is_the_program(text, program):
     assert bool(why_none) == (program is None)
 
 
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ("```python title='a.py' {1,3}\nprint(1)\n```", "print(1)"),  # the language is the first word
+        ("```Python3.11\nprint(1)\n```", "print(1)"),
+        ("```{.python .numberLines}\nprint(1)\n```", "print(1)"),
+        ("```python:main.py\nprint(1)\n```", "print(1)"),
+        ("```language-python\nprint(1)\n```", "print(1)"),
+        ("~~~py\nprint(1)\n~~~", "print(1)"),
+        ("~~~py\nprint('```')\n```\n~~~", "print('```')\n```"),  # another sign does not close it
+        ("```python\nprint(1)\n```\nIt prints\n```\n1\n```", "print(1)"),  # named before nameless
+        ("```\nold\n```\n```\nprint(1)\n```", "print(1)"),
+        ("1. So:\n   ```python\n   if x:\n       y\n   ```", "if x:\n    y"),  # the indent is the list's
+        ("- ```python\n  if x:\n      y\n  ```", "if x:\n    y"),
+        ("10. * ```python\n      if x:\n          y\n      ```", "if x:\n    y"),
+        ("> ```python\n> if x:\n>     y\n> ```", "if x:\n    y"),
+        ("  ```python\nprint(1)\n  ```", "print(1)"),  # a line with less indent loses what it has
+        ("```python\nx = (\n        ```\n)\n```", "x = (\n        ```\n)"),  # too deep to close it
+        ("`````python\n```\n`````", "```"),
+        ("``` not a fence``` \n```python\nprint(1)\n```", "print(1)"),
+        ("```pycon\n>>> 1\n```", None),
+        ("```text\nprint(1)\n```", None),
+    ],
+)
+def test_fences_are_read_as_commonmark_has_them(text, program):
+    assert final_code(text, "python")[0] == program
+
+
+@pytest.mark.parametrize("name", ["cpp", "C++", "c++17", "cpp20", "cc", "g++", "c++ linenums"])
+def test_every_name_of_cpp_counts(name):
+    assert final_code(f"```{name}\nint main() {{}}\n```\n```\n5\n```", "cpp") == ("int main() {}", "")
+    assert final_code(f"```{name}\nint main() {{}}\n```", "python")[0] is None
+
+
 def test_completion_of_ten_megabytes_is_read_at_once():
     text = "<think>" + "`" * 5_000_000 + "```python\nx\n" * 400_000 + "</think>\n```python\nprint(1)\n```"
     assert final_code(text, "python") == ("print(1)", "")

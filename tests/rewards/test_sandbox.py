@@ -25,6 +25,22 @@ def test_script_reads_stdin_and_prints_as_python_does(sandbox):
     assert (run.problem, run.stdout, run.stderr) == ("", b"cba\nat exit\n", "oops\n")
 
 
+@pytest.mark.parametrize(
+    ("source", "problem", "printed"),
+    [
+        ("print(1)\nexit()\nprint(2)", "", b"1\n"),
+        ("print(1)\nquit(0)\nprint(2)", "", b"1\n"),
+        ("print(1)\nexit(4)", "exit status 4: no message", b"1\n"),
+        ("exit('bad input')", "exit status 1: bad input", b""),
+        ("def f():\n    exit()\ntry:\n    f()\nexcept SystemExit:\n    print(2)", "", b"2\n"),
+        ("print(callable(help), all(map(callable, (copyright, credits, license))))", "", b"True True\n"),
+    ],
+)
+def test_programs_have_what_the_module_site_defines(sandbox, source, problem, printed):
+    run = sandbox.run_script(source)
+    assert (run.problem, run.stdout) == (problem, printed)
+
+
 def test_thread_that_nobody_joins_prints_before_the_end(sandbox):
     source = "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.05), print('late'))).start()"
     assert sandbox.run_script(source).stdout == b"late\n"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from r1engine.rewards.code.compare import is_same_value, output_problem
+from r1engine.rewards.code.fences import fenced_blocks
 from r1engine.rewards.code.problems import CodeProblem
 from r1engine.rewards.extract import answer_region
 from r1engine.rewards.record import Verdict
@@ -19,7 +20,6 @@ from r1engine.rewards.sandbox import DEFAULT_LIMITS, Channel, Limits, ProgramErr
 from r1engine.rewards.sandbox.inside.plain import encode
 
 MAX_PROGRAM_CHARACTERS = 200_000
-_NAMES = {"python": ("python", "py", "python3", ""), "cpp": ("cpp", "c++", "cc", "cxx", "")}
 
 
 def final_code(
@@ -27,22 +27,24 @@ def final_code(
 ) -> tuple[str | None, str]:
     """(the program, "") or (None, why there is none): the last fenced block of the language after the thoughts.
 
+    A block without a name is the program only where none is named: behind a program it shows what that prints.
     With an `<answer>` tag only the last `<answer>` block counts, and if nothing in it is fenced, all of it is the
     program. A fence that is not closed holds no program.
 
     Args:
         text: what the model wrote after the prompt.
-        language: "python" or "cpp"; a fence without a name counts, too.
+        language: "python" or "cpp"; a fence without a name counts where none has one.
         think_prefilled: the prompt itself ended with `<think>`.
         bare_allowed: a text without any fence or tag is the program: a base model that goes on with the prompt.
     """
     region, why_none = answer_region(text, think_prefilled=think_prefilled)
     if region is None:
         return None, why_none
-    blocks, is_open = _fenced(region.text)
+    blocks, is_open = fenced_blocks(region.text)
     if is_open:
         return None, "the last code block is not closed"
-    programs = [code for name, code in blocks if name in _NAMES[language]]
+    named = [block.code for block in blocks if block.is_of(language)]
+    programs = named or [block.code for block in blocks if not block.name]
     is_bare = region.is_tagged or (bare_allowed and region.text == text)
     if not blocks and region.text.strip() and is_bare:
         programs = [region.text.strip("\n")]
@@ -136,20 +138,3 @@ def _solution(program: str, problem: CodeProblem, sandbox: Sandbox, limits: Limi
             yield module
     except ProgramError as error:
         raise _SolutionError(str(error)) from None
-
-
-def _fenced(text: str) -> tuple[list[tuple[str, str]], bool]:
-    """(name, content) of every fenced block, and whether one is open at the end."""
-    blocks: list[tuple[str, str]] = []
-    fence, name, lines = "", "", []
-    for line in text.split("\n"):
-        bare = line.strip()
-        if not fence and bare.startswith("```"):
-            fence = bare[: len(bare) - len(bare.lstrip("`"))]
-            name, lines = bare[len(fence) :].strip().lower(), []
-        elif fence and bare.startswith(fence) and not bare.strip("`"):
-            blocks.append((name, "\n".join(lines)))
-            fence = ""
-        elif fence:
-            lines.append(line)
-    return blocks, bool(fence)

@@ -15,6 +15,7 @@ import atexit
 import io
 import json
 import os
+import site
 import sys
 import threading
 import traceback
@@ -42,6 +43,8 @@ def run(mode: str, argument: str, scratch: str, *, program: int, channel: int) -
     sys.stdout = sys.__stdout__ = _text(1, "w")
     sys.stderr = sys.__stderr__ = _text(2, "w")
     sys.argv = ["program.py"]
+    for define in (site.setquit, site.setcopyright, site.sethelper):  # exit, quit, help, ...: the interpreter has -S
+        define()
     sys.set_int_max_str_digits(0)  # a contest's answer may be longer; the time limit holds
     try:
         if mode == "script":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from r1engine.config import ConfigError, GradingServer, Rewards
-from r1engine.rewards.math.accuracy import MathPolicy
+from r1engine.rewards.math.decision import MathPolicy
 from r1engine.rewards.scorer import Scorer
 from r1engine.rewards.servers.endpoint import ModelServers
 from r1engine.rewards.servers.judge import GenerativeJudge

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from r1engine.rewards.language import Detector
-from r1engine.rewards.math.accuracy import STRICT, MathPolicy
+from r1engine.rewards.math.decision import STRICT, MathPolicy
 from r1engine.rewards.servers.judge import GenerativeJudge
 from r1engine.rewards.servers.reward_model import RewardModel
 

@@ -26,6 +26,38 @@ from r1engine.rewards.choice import judge_choice, judge_exact
         ("A, C", "A,C"),
         ("C and A", "A, C"),
         ("A,C,D", "D; C; A"),
+        # what stands around the letter
+        ("**D**", "D"),
+        ("**D. 40**", "D"),
+        ("**Answer:** D", "D"),
+        ("`D`", "D"),
+        ("The best answer is D.", "D"),
+        ("I would pick (D)", "D"),
+        ("Option D is correct", "D"),
+        ("D - forty", "D"),
+        ("D\nas 40 is the largest", "D"),
+        ("D, because 40 is the largest", "D"),
+        ("(D) 40", "D"),
+        ("\\textbf{(D) } 40", "D"),
+        ("$\\mathbf{D}$", "D"),
+        # Chinese: choose D, so choose D, the answer is D, the correct option is D, option D, D as it is the largest
+        ("\u9009D", "D"),
+        ("\u6545\u9009\uff1aD", "D"),
+        ("\u7b54\u6848\u662fD\u3002", "D"),
+        ("\u6b63\u786e\u9009\u9879\u662f\uff08D\uff09", "D"),
+        ("D\u9009\u9879", "D"),
+        ("D\uff0c\u56e0\u4e3a\u6700\u5927", "D"),
+        ("\uff24", "D"),
+        # several letters
+        ("BD", "B, D"),
+        ("B, D", "BD"),
+        ("D B", "BD"),
+        ("(B)(D)", "BD"),
+        ("(B) and (D)", "BD"),
+        ("Both B and D", "BD"),
+        ("B, C, and D", "BCD"),
+        ("B\u3001D", "BD"),
+        ("B\u548cD", "D; B"),
     ],
 )
 def test_right_choice(answer, reference):
@@ -42,6 +74,18 @@ def test_right_choice(answer, reference):
         ("Because", "B", "the answer is no choice letter"),
         ("5", "B", "the answer is no choice letter"),
         ("A or B or C or D?", "B", "the answer is no choice letter"),
+        ("A or B", "B", "the answer is no choice letter"),
+        ("(A) or (B)", "B", "the answer is no choice letter"),
+        ("not B", "B", "the answer is no choice letter"),
+        ("The answer is not B", "B", "the answer is no choice letter"),
+        ("B is wrong", "B", "the answer is no choice letter"),
+        ("(B) is not right", "B", "the answer is no choice letter"),
+        ("All except B", "B", "the answer is no choice letter"),
+        ("\u4e0d\u9009B", "B", "the answer is no choice letter"),  # do not choose B
+        ("bad", "ABD", "the answer is no choice letter"),  # a word
+        ("A, B, C, D", "B", "found A, B, C, D, required B"),
+        ("AB", "AC", "found A, B, required A, C"),
+        ("B", "AB", "found B, required A, B"),
     ],
 )
 def test_wrong_choice(answer, reference, reason):

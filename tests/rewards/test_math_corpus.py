@@ -16,7 +16,7 @@ import pytest
 
 from r1engine.data.question import Question
 from r1engine.rewards import Record, Scorer, ScorerSettings
-from r1engine.rewards.math.accuracy import MathPolicy
+from r1engine.rewards.math.decision import MathPolicy
 
 pytestmark = pytest.mark.slow
 

@@ -7,20 +7,33 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from r1engine.rewards.extract import matching_brace
-from r1engine.rewards.math.units import take_unit
+from r1engine.rewards.math import chinese
+from r1engine.rewards.math.angles import in_radians
+from r1engine.rewards.math.characters import to_latex
+from r1engine.rewards.math.families import with_parameter
+from r1engine.rewards.math.markdown import without_markdown
+from r1engine.rewards.math.notation import NOTATIONS
+from r1engine.rewards.math.numerals import (
+    STARTS,
+    exact_number,
+    spelled,
+    spelled_in_chinese,
+    sum_without_groups,
+    without_groups,
+    without_repeating,
+)
+from r1engine.rewards.math.phrases import take_phrase
+from r1engine.rewards.math.structure import split
+from r1engine.rewards.math.tex import tidy
+from r1engine.rewards.math.units import named
+from r1engine.rewards.math.words import with_commas, with_minus, without_label
 
 _DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
-_TEXT_COMMANDS = ("\\text", "\\textbf", "\\mathrm", "\\mathbf", "\\textrm", "\\mbox")
-_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
-_PREFIX = re.compile(r"(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*:?\s+", re.IGNORECASE)
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?")
-_FRACTION = re.compile(r"([+-]?)\\frac\{(\d+)\}\{(\d+)\}|([+-]?)\\frac(\d)(\d)|([+-]?)(\d+)/(\d+)")
-_MIXED = re.compile(r"([+-]?)(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}|([+-]?)(\d+)\s+(\d+)/(\d+)")
-_SPACING = re.compile(r"(?<!\\)\\[,;:! ]|~|\\(?:left|right|displaystyle|quad|qquad)(?![a-zA-Z])")
-_AND = re.compile(r"\s*,?\s*(?:\\(?:text|mbox|textrm)\{\s*,?\s*(?:and|or)\s*\}|(?<![\w\\])(?:and|or)(?!\w))\s*,?\s*")
+_TEXT_COMMANDS = ("\\text", "\\textbf", "\\mathrm", "\\mathbf", "\\textrm", "\\mbox", "\\boxed", "\\fbox")
+_MARKED = re.compile(r"[\\~^_{}]")
 
 # What may stand left of "=" without being a condition: x, x_1, f(x), AB, |AB|, \angle A, A:B, \frac{NO}{BO}, (x, y).
-_SYMBOL = r"(?:[A-Za-z]|\\[a-z]{2,7}(?![a-z]))(?:_(?:\{\w{1,9}\}|\w))?'{0,2}"
+_SYMBOL = r"(?:[A-Za-z]|\\[a-z]{2,7}(?![a-z]))\s*(?:_(?:\{\w{1,9}\}|\w))?'{0,2}"
 _NAME = rf"(?:\\(?:angle|triangle|text)\s*)?(?:{_SYMBOL}|[A-Z]{{2,4}}|\{{[\w ]{{1,40}}\}})(?:\s*\([\w, ]{{1,20}}\))?"
 _NAME = rf"(?:{_NAME}|\|{_NAME}\||\\frac\{{{_NAME}\}}\{{{_NAME}\}}|\({_SYMBOL}(?:\s*,\s*{_SYMBOL}){{1,5}}\))"
 _NAMES = rf"{_NAME}(?:\s*:\s*{_NAME})?"
@@ -33,49 +46,44 @@ class Answer:
     """A normalized answer."""
 
     text: str  # without its unit and without "x ="
-    unit: str  # "" if none; "%" for percent, "degree", "dollar", or the word as written
+    unit: str  # "" if none; "%" for percent, "degree", "dollar", or the words as written
     number: Fraction | None  # exact value of an integer, decimal or fraction
     equation: str = ""  # with "x =", where that was taken off
+    qualifier: str = ""  # words that make the value another one, as "or more"
 
     @property
     def value(self) -> Fraction | None:
         """The exact number with percent taken as hundredths."""
         return self.number / 100 if self.number is not None and self.unit == "%" else self.number
 
+    @property
+    def name(self) -> str:
+        """What stood left of "=", without spaces and \\text; "" if nothing did."""
+        return re.sub(r"\\text|[{}\s]", "", self.equation[: len(self.equation) - len(self.text)]).rstrip("=:")
+
 
 def normalize(answer: str) -> Answer:
-    """Plain form of an answer: no delimiters, spacing, "x =", final stop or unit; "and" is a comma."""
-    text = unwrap(answer.strip())
-    text = text.replace("\u2212", "-").replace("\u2248", "\\approx ").replace("==", "=")
+    """Plain form of an answer: no delimiters, styling, spacing, "x =", final stop or unit; "and" is a comma."""
     # Each rule only where it can apply: most answers are plain numbers, and this runs for every completion.
-    if "\\" in text or "~" in text:
-        text = _plain_latex(text)
+    if answer.isdecimal() and answer.isascii() and len(answer) < 1000:
+        return Answer(answer, "", Fraction(int(answer)))
+    text = unwrap(to_latex(without_markdown(answer.strip())).strip())
+    text = (
+        text.replace("==", "=").replace("**", "^").replace(">=", "\\ge ").replace("<=", "\\le ").replace("!=", "\\neq ")
+    )
+    if _MARKED.search(text):
+        text = tidy(text)
     text = " ".join(text.split())
-    text = unwrap(text.rstrip(".") if not text.endswith("..") else text)
-    if "and" in text or "or" in text:
-        text = _AND.sub(", ", text)
-    text = _without_approximation(text)
-    text, unit = take_unit(text)
+    text = "" if text == "$" else unwrap(text.rstrip(".") if not text.endswith("..") else text).rstrip(",;").strip()
+    text = with_minus(_plain_words(in_radians(sum_without_groups(without_repeating(text)))))
+    for notation in NOTATIONS:
+        text = notation(text)
+    text = with_parameter(text)
+    phrase = take_phrase(text)
+    text = _without_approximation(with_commas(phrase.value))
     text, equation = _without_name(text)
-    if "," in text and _THOUSANDS.fullmatch(text):
-        text = text.replace("{,}", "").replace(",", "")
-    return Answer(text, unit, exact_number(text), equation)
-
-
-def exact_number(text: str) -> Fraction | None:
-    """Exact value of an integer, decimal or fraction, as -3, 0.25, 1/4, 1 1/2, \\frac{1}{4}; None for anything else."""
-    text = text.replace(" ", "") if re.match(r"[+-]\s", text) else text
-    if len(text) > 1000:  # Python refuses int() beyond 4,300 digits, and no answer is that long
-        return None
-    if re.fullmatch(_NUMBER, text, re.ASCII):
-        return Fraction(text)
-    match = _MIXED.fullmatch(text) or _FRACTION.fullmatch(text)
-    if match is None or not text.isascii():  # \d also matches the digits of other scripts
-        return None
-    sign, *whole, above, below = (part for part in match.groups() if part is not None)
-    if int(below) == 0:
-        return None
-    return (int(whole[0] if whole else 0) + Fraction(int(above), int(below))) * (-1 if sign == "-" else 1)
+    text = without_groups(text)
+    return Answer(text, phrase.unit, exact_number(text), equation, phrase.qualifier)
 
 
 def is_name(text: str) -> bool:
@@ -84,31 +92,71 @@ def is_name(text: str) -> bool:
 
 
 def unwrap(text: str) -> str:
-    """Takes off math delimiters, a text command around everything and "the answer is"."""
-    while text[:1] in ("$", "\\") or text[:1].isalpha():
+    """Takes off math delimiters, a text command or braces around everything, and "the answer is"."""
+    while text[:1] and not text[:1].isdigit():
         before = text
         for left, right in _DELIMITERS:
             inner = text[len(left) : -len(right)]
-            if text.startswith(left) and text.endswith(right) and inner.strip() and left not in inner:
+            if (
+                text.startswith(left)
+                and text.endswith(right)
+                and inner.strip()
+                and left not in inner.replace("\\$", "")
+            ):
                 text = inner.strip()
-        for command in _TEXT_COMMANDS:
-            if text.startswith(command + "{") and matching_brace(text, len(command)) == len(text) - 1:
-                text = text[len(command) + 1 : -1].strip()
-        if text[:1].isalpha() and (prefix := _PREFIX.match(text)):
-            text = text[prefix.end() :]
+        if text[0] == "\\":
+            text = _without_text_command(text)
+        if text[:1] == "{" and len(split(text[1:-1])) == 1 and matching_brace(text, 0) == len(text) - 1:
+            text = text[1:-1].strip()
+        if not text.isascii() or text[:1].isalpha():
+            text = without_label(text)
+        if text.startswith("\\text{") and (end := matching_brace(text, 5)) and (label := text[6:end]):
+            rest = without_label(f"{label.rstrip()} {text[end + 1 :].lstrip()}")
+            text = rest if text.endswith(rest) and len(rest) <= len(text) - end - 1 else text
+        if (text.startswith(("= ", "=", "\\approx", "\\therefore", "\\sim ")) and len(text) > 8) or text[:1] == "=":
+            text = re.sub(r"^(?:=|\\approx(?![a-z])|\\therefore(?![a-z])|\\sim(?![a-z]))\s*", "", text)
         if text == before:
             break
     return text
 
 
-def _plain_latex(text: str) -> str:
-    for variant in ("\\dfrac", "\\tfrac", "\\cfrac"):
-        text = text.replace(variant, "\\frac")
-    if "\\mathrm" in text:
-        text = re.sub(r"\\mathrm\s*\{?\s*e\s*\}?", "e", text)  # Math-Verify drops \mathrm{e}
-    if "\\sqrt" in text:
-        text = re.sub(r"\\sqrt\s*(\d|[a-z](?![a-z]))", r"\\sqrt{\1}", text)
-    return _SPACING.sub(" ", text)
+def _without_text_command(text: str) -> str:
+    for command in _TEXT_COMMANDS:
+        if text.startswith(command + "{") and matching_brace(text, len(command)) == len(text) - 1:
+            return text[len(command) + 1 : -1].strip()
+    return text
+
+
+_FIRST_WORD = re.compile(r"[A-Za-z]+")
+_NUMERALS = (*chinese.DIGITS, *chinese.TENS, *chinese.MYRIADS, *chinese.NEGATIVES, chinese.POINT, chinese.PARTS_OF)
+_CHINESE_NUMERALS = re.compile(f"[{''.join(_NUMERALS)}]+")
+
+
+def _plain_words(text: str) -> str:
+    """Digits for a number that is spelled out, alone or before what is counted."""
+    if not text[:1].isalpha() or "(" in text:
+        return text
+    if not text[0].isascii():
+        return _plain_chinese(text)
+    if _FIRST_WORD.match(text)[0].lower() not in STARTS:
+        return text
+    pieces = re.split(r"([\s-]+)", text)
+    words = [piece.lower() for piece in pieces[::2]]
+    for length in range(min(len(words), 12), 0, -1):
+        if (value := spelled(words[:length])) is not None:
+            return f"{value} {''.join(pieces[2 * length - 1 :]).strip(' -')}".strip()
+    return text
+
+
+def _plain_chinese(text: str) -> str:
+    numerals = _CHINESE_NUMERALS.match(text)
+    if numerals is None:
+        return text
+    rest = text[numerals.end() :]
+    value = spelled_in_chinese(numerals[0])
+    if value is None or (rest and named(rest) is None):
+        return text
+    return f"{value}{rest}"
 
 
 def _without_approximation(text: str) -> str:
@@ -120,6 +168,13 @@ def _without_approximation(text: str) -> str:
 
 
 def _without_name(text: str) -> tuple[str, str]:
-    """(what is right of "x =", all of it), or (text, "") if there is no such name; the rest may be a chain."""
+    """(what is right of "x =", all of it), or (text, "") if there is no such name; the rest may be a chain.
+
+    A list keeps its names: each item has its own.
+    """
     name = _ASSIGNMENT.match(text) if "=" in text or "\\in" in text else None
-    return (text[name.end() :], text) if name else (text, "")
+    if name is None:
+        return text, ""
+    value = text[name.end() :]
+    is_list = len(split(text)) > 1 and without_groups(value) == value  # x = 1,234 is no list
+    return (text, "") if is_list else (value, text)

@@ -6,13 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from r1engine.data.question import Question
-from r1engine.rewards.math.accuracy import (
-    MathPolicy,
-    judge,
-    judge_at_once,
-    reference_problem,
-    reference_problem_at_once,
-)
+from r1engine.rewards.math.accuracy import judge, judge_at_once, reference_problem, reference_problem_at_once
+from r1engine.rewards.math.decision import MathPolicy
 from r1engine.rewards.record import Record
 from r1engine.rewards.rule import Grade, Rule, Task
 
@@ -44,7 +39,7 @@ def warm_up() -> None:
         ("\\sqrt{2}+\\pi", "e^{2}"),
         ("\\sin^2(x)+\\cos^2(x)", "1"),
         ("y=2x+1", "2x-y+1=0"),
-        ("x<3", "3>x"),
+        ("x+y<3", "3>y+x"),
     ):
         judge(answer, reference)
 

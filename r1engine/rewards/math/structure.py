@@ -9,6 +9,8 @@ _RELATION = re.compile(r"=|<|>|\\(?:le|ge|leq|geq|leqslant|geqslant|lt|gt|ne|neq
 _RELATION_OR_BRACKET = re.compile(_RELATION.pattern + r"|[(\[{}\])]")
 _INEQUALITY = re.compile(r"<|>|\\(?:le|ge|leq|geq|leqslant|geqslant|lt|gt)(?![a-z])")
 _COLUMN = re.compile(r"\\begin\{([pb]?matrix)\}\s*([^&]*?)\s*(?:\\\\)?\s*\\end\{\1\}")
+_ROW = re.compile(r"\\begin\{([pb]?matrix)\}\s*((?:(?!\\\\).)*?&(?:(?!\\\\).)*?)\s*(?:\\\\)?\s*\\end\{\1\}", re.DOTALL)
+_ANGLES = re.compile(r"\\langle\s*(.+?)\s*\\rangle")
 
 
 def kind(text: str) -> str:
@@ -25,17 +27,17 @@ def kind(text: str) -> str:
         if text[0] in "([" and text[-1] in ")]":
             return "interval"
         return "list"  # {1, 2}
+    if _is_vector(text):
+        return "vector"
     if len(split(text)) > 1:
         return "list"
-    if (column := _COLUMN.fullmatch(text)) and len(column[2].split("\\\\")) > 1:
-        return "vector"
     return "relation" if has_relation(text) else "other"
 
 
 def items(text: str, shape: str) -> list[str]:
     """What a collection of that kind holds."""
     if shape == "vector":
-        return [part.strip() for part in _COLUMN.fullmatch(text)[2].split("\\\\")]
+        return _vector(text)
     if shape == "set":
         text = text[2:-2]
     elif shape in ("pair", "interval") or (shape == "list" and text[0] == "{" and _closing(text) == len(text) - 1):
@@ -87,6 +89,20 @@ def split_at(text: str, separator: str) -> list[str]:
             parts.append(text[start:position])
             start = position + 1
     return [*parts, text[start:]]
+
+
+def _vector(text: str) -> list[str]:
+    """The entries of a column, a row, or \\langle 1, 2 \\rangle; fewer than two if `text` is no vector."""
+    if column := _COLUMN.fullmatch(text):
+        return [part.strip() for part in column[2].split("\\\\")]
+    if row := _ROW.fullmatch(text):
+        return [part.strip() for part in row[2].split("&")]
+    angles = _ANGLES.fullmatch(text)
+    return [part.strip() for part in split(angles[1])] if angles else []
+
+
+def _is_vector(text: str) -> bool:
+    return text.startswith(("\\begin", "\\langle")) and len(_vector(text)) > 1
 
 
 def _closing(text: str) -> int:

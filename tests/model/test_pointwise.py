@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import on_ranks
 
+from r1engine.model.cpu import keep_freed_memory
 from r1engine.model.layers import pointwise as fused
 from r1kernels import cpu_lib
 
@@ -76,29 +79,26 @@ def test_no_tokens_are_no_error() -> None:
     assert x.grad.shape == x.shape and gate_up.grad.shape == gate_up.shape and not weight.grad.any()
 
 
+def late_page_faults(is_kept: bool) -> int:
+    """Of allocating 36 MiB, above every limit of glibc's own heap policy, and freeing it, four times."""
+    if is_kept:
+        keep_freed_memory()
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            torch.ones(9 * 2**20)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    for _ in range(8):  # aligned blocks do not fit their own holes at first: the heap grows by a few of them
+        faults()
+    return faults()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts page faults by getrusage of Linux")
 def test_freed_memory_is_used_again_without_page_faults() -> None:
-    script = """
-import resource, sys, torch
-from r1engine.model.cpu import keep_freed_memory
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(4):
-        torch.ones(9 * 2**20)  # 36 MiB, above every limit of glibc's own heap policy
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-for _ in range(8):  # aligned blocks do not fit their own holes at first: the heap grows by a few of them
-    faults()
-print(faults())
-"""
-    counts = {
-        mode: int(
-            subprocess.run([sys.executable, "-c", script, mode], capture_output=True, text=True, check=True).stdout
-        )
-        for mode in ("default", "keep")
-    }
-    assert counts["keep"] * 10 < counts["default"], counts
+    (kept,), (by_default,) = (on_ranks(1, late_page_faults, is_kept) for is_kept in (True, False))
+    assert kept * 10 < by_default, (kept, by_default)
 
 
 def test_the_heap_has_large_pages_where_the_system_gives_them() -> None:

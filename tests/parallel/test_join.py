@@ -2,8 +2,6 @@
 
 import os
 import socket
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -39,23 +37,16 @@ def test_groups_of_the_same_ranks_are_one_gloo_group():
     assert first < 20  # three a group; Megatron asks for more than twenty groups
 
 
+def join_where_nobody_answers(port: int) -> str:
+    os.environ |= {"WORLD_SIZE": "2", "MASTER_PORT": str(port)}
+    with pytest.raises(RuntimeError) as caught:
+        join(Parallel())
+    return str(caught.value)
+
+
 def test_a_port_in_use_is_named():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                "from r1engine.config import Parallel; from r1engine.model.parallel import join; join(Parallel())",
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env=os.environ | rank,
-        )
-    assert done.returncode == 1
-    assert f"parallel: the 2 ranks cannot meet at 127.0.0.1:{port}" in done.stderr
-    assert "choose another one with torchrun --master-port or MASTER_PORT" in done.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (said,) = on_ranks(1, join_where_nobody_answers, port)
+    assert said.startswith(f"parallel: the 2 ranks cannot meet at 127.0.0.1:{port}")
+    assert "choose another one with torchrun --master-port or MASTER_PORT" in said

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from ranks import on_ranks
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -249,15 +248,20 @@ def config(tmp_path):
     return file
 
 
+def run_command(*arguments: str) -> tuple[str, int]:
+    """(what the command prints, the most kB of memory that this process has held)."""
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    return done.stdout, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 @pytest.mark.slow
 def test_the_command_prints_json_and_a_page(config, tmp_path):
     page = tmp_path / "plan.html"
     arguments = ["plan", str(config), "--gpus", "512", "--gpu", "h800", "--json", "--html", str(page)]
-    command = [sys.executable, "-c", "from r1engine.cli import main; main()", *arguments]  # needs groups of its own
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 8e6  # kB, of the largest child process
-    plan = json.loads(done.stdout)
+    ((printed, memory),) = on_ranks(1, run_command, *arguments)  # needs groups of its own
+    assert memory < 8e6
+    plan = json.loads(printed)
     assert plan["parameters_total"] == 671_026_404_352 and plan["fits"] and plan["ranks"] == 512
     assert {"weights", "gradients", "optimizer", "activations"} <= plan["memory_gib"]["update"].keys()
     assert set(plan["phase_seconds"]) == {"generate", "logprobs", "update", "optimizer", "refresh", "switch"}

@@ -46,7 +46,7 @@ def out(models, tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(models, out):
     """{ranks: what they found}, of one rank and of two tensor-parallel ones."""
-    path = os.pathsep.join([str(HERE / "fake_te"), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(HERE / "fake_te"), str(HERE.parent / "support"), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, WORKER, models, out], env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -13,12 +13,12 @@ SGLANG = .venv-sglang
 
 demo: $(STAMP)
 	rm -rf runs/demo
-	$(VENV)/r1engine train configs/tiny_r1_zero.yaml
+	$(VENV)/r1engine pipeline configs/demo.yaml
 
 # The same on a tiny DeepSeek-V3 (latent attention, experts) dealt to two ranks.
 demo-moe: $(STAMP)
 	rm -rf runs/demo-moe
-	$(VENV)/torchrun --standalone --nproc-per-node 2 r1engine/train.py configs/tiny_moe_r1_zero.yaml
+	$(VENV)/torchrun --standalone --nproc-per-node 2 -m r1engine pipeline configs/demo_moe.yaml
 
 # Two processes of one thread: the tests are small, and the parallel ones start several processes. A file stays together;
 # the longest come first (tests/conftest.py, which also says what R1_TURN is).
@@ -65,8 +65,9 @@ test-sglang-faults: $(STAMP) sglang-cpu
 
 demo-sglang: $(STAMP) sglang-cpu
 	rm -rf runs/demo-sglang
-	$(VENV)/r1engine train configs/tiny_r1_zero.yaml run_dir=runs/demo-sglang rollout.engine=sglang \
-		rollout.sglang.python=$(SGLANG)/bin/python rollout.sglang.stall_seconds=120  # on a busy machine a CPU server is slow
+	$(VENV)/r1engine pipeline configs/demo.yaml run_dir=runs/demo-sglang stages.r1_zero.rollout.engine=sglang \
+		stages.r1_zero.rollout.sglang.python=$(SGLANG)/bin/python \
+		stages.r1_zero.rollout.sglang.stall_seconds=120  # on a busy machine a CPU server is slow
 
 # On a GPU machine: build csrc/, run the GPU tests, run every benchmark. Uses the Python it is given and what
 # is installed there (`make gpu PYTHON=python3`); needs no network and makes no environment.

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, models
 
 from r1engine.batch import Prompt
 from r1engine.data.question import Question
+from r1engine.rollout import generate
 from r1engine.rollout.local.generator import LocalGenerator
 
 SIZES = {
@@ -134,7 +135,7 @@ def new_model(folder: Path, sizes: dict[str, object], stops: list[int]) -> torch
 def run_ours(generator: LocalGenerator, prompts: list[Prompt], case: Case) -> int:
     """Tokens sampled."""
     with generator.awake():
-        completions = generator.generate(prompts, num_samples=case.samples, step=0, max_tokens=case.max_tokens)
+        completions = generate(generator, prompts, num_samples=case.samples, step=0, max_tokens=case.max_tokens)
     return sum(len(completion.tokens) for completion in completions)
 
 

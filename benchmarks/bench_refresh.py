@@ -17,7 +17,7 @@ import timing
 import torch
 from step_model import Shape, make_folder
 
-from r1engine.config import Config, Model, Rollout, Sglang
+from r1engine.config import Model, RlConfig, Rollout, Sglang
 from r1engine.hf.architecture import read_architecture
 from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.buckets import buckets, flatten, payload
@@ -83,7 +83,9 @@ def measure(name: str, shape: Shape, folder: Path, python: Path | None, rounds: 
         timing.note("refresh: no --sglang-python, so no server and no routes")
         return
     settings = Sglang(python=python, cpu_tokens=4096)
-    cfg = Config(run_dir=folder, model=Model(path=folder / "model"), rollout=Rollout(engine="sglang", sglang=settings))
+    cfg = RlConfig(
+        run_dir=folder, model=Model(path=folder / "model"), rollout=Rollout(engine="sglang", sglang=settings)
+    )
     server = launch.start(cfg, name="server", host="127.0.0.1", port=None, devices=None, dtype="float32")
     try:
         server.wait_ready(600.0)

@@ -23,16 +23,18 @@ import torch
 from step_model import SHAPES, Shape, Work
 
 from r1engine.batch import Prompt
-from r1engine.config import Config
+from r1engine.config import RlConfig
 from r1engine.data.question import Question
-from r1engine.loop import set_up_torch
+from r1engine.data.stream import PromptStream
 from r1engine.model import parallel
-from r1engine.model.policy import Policy, model_dtype
+from r1engine.model.policy import Policy
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
 from r1engine.rewards import Scorer, ScorerSettings
-from r1engine.rollout.local.generator import LocalGenerator
-from r1engine.step import Parts, iterate
+from r1engine.rollout import make_generator
+from r1engine.rollout.rollouts import Rollouts
+from r1engine.run import set_up_torch
+from r1engine.stages.iteration import Parts, iterate
 
 BETA, LR = 0.04, 1e-6  # a small rate: the weights stay random, and so does the length of the work
 PHASES = ("generate", "score", "logprobs", "update", "refresh")
@@ -42,7 +44,7 @@ class Ours:
     """r1engine's side: the parts that a training run makes, and its iteration."""
 
     def __init__(self, folder: Path, work: Work, device: torch.device, threads: int | None) -> None:
-        cfg = Config.model_validate(
+        cfg = RlConfig.model_validate(
             {
                 "steps": 10**6,
                 "threads": threads,
@@ -63,17 +65,16 @@ class Ours:
         )
         set_up_torch(cfg)
         world = parallel.join(cfg.parallel)
-        policy = Policy(cfg, world)
-        generator = LocalGenerator(
-            folder, seed=cfg.seed, slots=cfg.rollout.slots, device=world.device, dtype=model_dtype(cfg, world)
-        )
+        policy = Policy(cfg.model, cfg.parallel, cfg.optimizer, world)
+        generator = make_generator(cfg, world, policy.dtype, timing.note)
         generator.load_weights(policy.weights())
-        synchronize = torch.cuda.synchronize if device.type == "cuda" else None
-        progress = Progress(cfg.steps, "bench_step", enabled=False)
-        parts = (cfg, world, policy, generator, Phases(synchronize), progress, Scorer(ScorerSettings(workers=1)))
-        self.parts = Parts(*parts, policy.snapshot())
         pairs = step_model.prompts(folder, work)
-        self.prompts = [Prompt(i, ids, text, Question(text, "0")) for i, (text, ids) in enumerate(pairs)]
+        prompts = [Prompt(i, ids, text, Question(text, "0")) for i, (text, ids) in enumerate(pairs)]
+        rollouts = Rollouts(generator, PromptStream(prompts, seed=cfg.seed, digest=""), cfg, world)
+        phases = Phases(torch.cuda.synchronize if device.type == "cuda" else None)
+        progress = Progress("bench_step", enabled=False)
+        scorer = Scorer(ScorerSettings(workers=1))
+        self.parts = Parts(cfg, world, policy, generator, rollouts, scorer, phases, progress, policy.snapshot())
         self.tokens, self.device, self.step_number = work.completions * work.completion, device, 0
         self.cpu: list[float] = []
         self.phases: dict[str, list[float]] = {name: [] for name in (*PHASES, "rest")}
@@ -82,9 +83,7 @@ class Ours:
         """Seconds of one iteration; those of its phases are kept."""
         self.parts.phases.take()
         results, cpu_start = [], time.process_time()
-        seconds = timing.seconds(
-            lambda: results.append(iterate(self.parts, self.prompts, self.step_number)), self.device
-        )
+        seconds = timing.seconds(lambda: results.append(iterate(self.parts, self.step_number)), self.device)
         self.cpu.append(time.process_time() - cpu_start)
         self.step_number += 1
         assert results[0].metrics["tokens_generated"] == self.tokens

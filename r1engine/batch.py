@@ -6,8 +6,8 @@ in the same sequence). The first token of a sequence has logp 0 and weight 0. No
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -38,6 +38,10 @@ class Completion:
     # [T - 1, layers with experts, k] int16, the experts of prompt and completion; the last token was never run
     experts: torch.Tensor | None = None
 
+    def num_older_than(self, version: int) -> int:
+        """Tokens that were drawn from weights before `version`; they come first."""
+        return sum(count for drawn_from, count in self.versions if drawn_from < version)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -61,7 +65,7 @@ class Sequence:
     num_stale: int = 0  # the first so many weighted tokens were drawn from older weights than the policy's
 
 
-@dataclass
+@dataclass(frozen=True)
 class PackedBatch:
     """Whole sequences laid end to end in one row; the unit that a model forward takes. T tokens, S sequences."""
 
@@ -80,41 +84,60 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same row on another device."""
-        moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in vars(self).items()}
-        return PackedBatch(**moved)
+        return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
 
     def padded(self, num_tokens: int) -> PackedBatch:
         """The same row, filled up to `num_tokens` by a sequence of zeros with weight 0."""
         missing = num_tokens - len(self.tokens)
         if missing == 0:
             return self
-        row = replace(self, max_seqlen=max(self.max_seqlen, missing))
-        for name in ("tokens", "advantage", "loss_weight", "rollout_logp", "old_logp", "ref_logp", "experts"):
-            if (values := getattr(self, name)) is not None:
-                filling = values.new_full((missing, *values.shape[1:]), -1 if name == "experts" else 0)
-                setattr(row, name, torch.cat([values, filling]))
-        row.positions = torch.cat([self.positions, torch.arange(missing, device=self.positions.device)])
-        row.cu_seqlens = torch.cat([self.cu_seqlens, self.cu_seqlens.new_tensor([num_tokens])])
-        return row
+        grown = {
+            name: torch.cat([values, values.new_full((missing, *values.shape[1:]), -1 if name == "experts" else 0)])
+            for name, values in self._tensors().items()
+        }
+        grown["positions"] = torch.cat([self.positions, torch.arange(missing, device=self.positions.device)])
+        grown["cu_seqlens"] = torch.cat([self.cu_seqlens, self.cu_seqlens.new_tensor([num_tokens])])
+        return replace(self, max_seqlen=max(self.max_seqlen, missing), **grown)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
-def pack(
+class TokenOutputs(NamedTuple):
+    """What a model says of the tokens of a packed row, at its temperature; 0 on the first token of a sequence."""
+
+    logp: torch.Tensor  # [T] float32, log-probability of each token given those before it in its sequence (nats)
+    entropy: torch.Tensor  # [T] float32, of the distribution that it is drawn from (nats)
+    draft_logp: torch.Tensor | None = None  # [T] float32, under the MTP modules, where these are trained
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """How sequences become rows: see `Policy.row_shape` for those that a policy can take."""
+
+    max_tokens: int  # most tokens of a row
+    shards: int = 1  # data-parallel size
+    multiple: int = 1  # rows are padded to a multiple of so many tokens
+    num_rows_multiple: int = 1  # each shard gets a multiple of so many rows (interleaved pipelines need their stages)
+
+
+Weighting = Literal["sequence_mean", "token_mean", "constant"]
+
+
+def to_sequences(
     samples: list[Sample],
     *,
-    max_tokens: int,
-    shards: int = 1,
-    multiple: int = 1,
-    num_rows_multiple: int = 1,
-    weighting: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean",
+    weighting: Weighting = "sequence_mean",
     constant_tokens: int = 1,
     skip_zero_advantage: bool = False,
     replays_experts: bool = True,
     version: int | None = None,
-) -> list[list[PackedBatch]]:
-    """Pack the samples of one mini-batch into rows, dealt to data-parallel shards.
+) -> list[Sequence]:
+    """The training sequences of one mini-batch of all shards.
 
-    The loss weights of all rows of all shards sum to 1 (`sequence_mean`, `token_mean`), so that the loss is a
-    sum over rows and does not depend on how they are packed, split or dealt:
+    The loss weights of all sequences sum to 1 (`sequence_mean`, `token_mean`), so that the loss is a sum over rows and
+    does not depend on how they are packed, split or dealt:
 
         sequence_mean: 1 / (N * |o_i|)          eq. 1 as DeepSeekMath defines it: mean over tokens, then samples
         token_mean:    1 / sum_i |o_i|          DAPO
@@ -124,22 +147,12 @@ def pack(
 
     Args:
         samples:         the mini-batch of all shards.
-        max_tokens:      most tokens of a row.
-        shards:          data-parallel size.
-        multiple:        rows are padded to a multiple of this (Policy.row_multiple).
-        num_rows_multiple: each shard gets a multiple of this many rows (interleaved pipelines need their stages).
         weighting:       as above.
         constant_tokens: length that `constant` divides by: the completion limit (tokens).
         skip_zero_advantage: leave out samples whose advantage is 0; they still count in N and in the tokens, so the
             loss and its gradient are the same where nothing but the advantage drives them (no KL term).
         replays_experts: hand on the experts that the generator chose.
-        version:         of the policy's weights, if completions may be of older ones.
-
-    Returns:
-        Rows of each shard; every shard has equally many, at least one.
-
-    Raises:
-        ValueError: a sequence does not fit a row.
+        version:         of the policy's weights: tokens of older ones are marked as stale; None: none is.
     """
     used = [s for s in samples if not s.is_masked]
     num_tokens = sum(len(s.completion.tokens) for s in used)
@@ -151,7 +164,7 @@ def pack(
             return 1.0 / (len(used) * constant_tokens)
         return 1.0 / (len(used) * len(sample.completion.tokens))
 
-    sequences = [
+    return [
         Sequence(
             tokens=s.completion.prompt.tokens + s.completion.tokens,
             num_prompt=len(s.completion.prompt.tokens),
@@ -159,28 +172,25 @@ def pack(
             advantage=s.advantage,
             logp=s.completion.logp,
             experts=s.completion.experts if replays_experts else None,
-            num_stale=0
-            if version is None
-            else sum(n for drawn_from, n in s.completion.versions if drawn_from < version),
+            num_stale=0 if version is None else s.completion.num_older_than(version),
         )
         for s in used
         if s.advantage or not skip_zero_advantage
     ]
-    return pack_sequences(
-        sequences, max_tokens=max_tokens, shards=shards, multiple=multiple, num_rows_multiple=num_rows_multiple
-    )
 
 
-def pack_sequences(
-    sequences: list[Sequence], *, max_tokens: int, shards: int = 1, multiple: int = 1, num_rows_multiple: int = 1
-) -> list[list[PackedBatch]]:
+def pack(sequences: list[Sequence], shape: RowShape) -> list[list[PackedBatch]]:
     """Deal sequences to shards, longest first to the least loaded, and pack each shard's into rows by best fit.
 
-    Returns and raises as `pack`.
+    Returns:
+        Rows of each shard; every shard has equally many, at least one.
+
+    Raises:
+        ValueError: a sequence does not fit a row.
     """
-    capacity = max_tokens - max_tokens % multiple
-    shard_items: list[list[Sequence]] = [[] for _ in range(shards)]
-    load = [0] * shards
+    capacity = shape.max_tokens - shape.max_tokens % shape.multiple
+    shard_items: list[list[Sequence]] = [[] for _ in range(shape.shards)]
+    load = [0] * shape.shards
     for sequence in sorted(sequences, key=lambda s: -len(s.tokens)):
         if len(sequence.tokens) > capacity:
             raise ValueError(f"pack: a sequence of {len(sequence.tokens)} tokens does not fit a row of {capacity}")
@@ -189,8 +199,8 @@ def pack_sequences(
         load[least] += len(sequence.tokens)
     rows = [_best_fit(items, capacity) for items in shard_items]
     num_rows = max(1, *(len(r) for r in rows))
-    num_rows += -num_rows % num_rows_multiple
-    return [[_row(items, multiple) for items in shard + [[]] * (num_rows - len(shard))] for shard in rows]
+    num_rows += -num_rows % shape.num_rows_multiple
+    return [[_row(items, shape.multiple) for items in shard + [[]] * (num_rows - len(shard))] for shard in rows]
 
 
 def _best_fit(items: list[Sequence], capacity: int) -> list[list[Sequence]]:
@@ -217,25 +227,44 @@ def _row(items: list[Sequence], multiple: int) -> PackedBatch:
     lengths = [len(s.tokens) for s in items]
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
     total = int(cu_seqlens[-1])
-    row = PackedBatch(
+    starts = cu_seqlens.tolist()
+    advantage, loss_weight, rollout_logp = torch.zeros(3, total).unbind()
+    for start, s in zip(starts, items, strict=False):
+        weighted = slice(start + s.num_prompt, start + len(s.tokens))
+        loss_weight[weighted], advantage[weighted] = s.weight, s.advantage
+        if s.logp is not None:
+            rollout_logp[weighted] = torch.tensor(s.logp)
+    return PackedBatch(
         tokens=torch.tensor([t for s in items for t in s.tokens]),
         positions=torch.arange(total) - cu_seqlens[:-1].repeat_interleave(torch.tensor(lengths)),
         cu_seqlens=cu_seqlens.int(),
         max_seqlen=max(lengths),
-        advantage=torch.zeros(total),
-        loss_weight=torch.zeros(total),
-        rollout_logp=torch.zeros(total),
+        advantage=advantage,
+        loss_weight=loss_weight,
+        rollout_logp=rollout_logp,
+        experts=_experts(items, starts),
+        stale=_stale(items, starts),
     )
-    for start, s in zip(cu_seqlens.tolist(), items, strict=False):
-        weighted = slice(start + s.num_prompt, start + len(s.tokens))
-        row.loss_weight[weighted], row.advantage[weighted] = s.weight, s.advantage
-        if s.logp is not None:
-            row.rollout_logp[weighted] = torch.tensor(s.logp)
-        if s.num_stale:
-            row.stale = torch.zeros(total, dtype=torch.bool) if row.stale is None else row.stale
-            row.stale[weighted.start : weighted.start + s.num_stale] = True
+
+
+def _experts(items: list[Sequence], starts: list[int]) -> torch.Tensor | None:
+    """[T, layers with experts, k] int16 of a row; None where no sequence has any."""
+    recorded = next((s.experts for s in items if s.experts is not None), None)
+    if recorded is None:
+        return None
+    experts = torch.full((starts[-1], *recorded.shape[1:]), -1, dtype=torch.int16)
+    for start, s in zip(starts, items, strict=False):
         if s.experts is not None:
-            if row.experts is None:
-                row.experts = torch.full((total, *s.experts.shape[1:]), -1, dtype=torch.int16)
-            row.experts[start : start + len(s.experts)] = s.experts
-    return row
+            experts[start : start + len(s.experts)] = s.experts
+    return experts
+
+
+def _stale(items: list[Sequence], starts: list[int]) -> torch.Tensor | None:
+    """[T] bool of a row; None where no token is stale."""
+    if not any(s.num_stale for s in items):
+        return None
+    stale = torch.zeros(starts[-1], dtype=torch.bool)
+    for start, s in zip(starts, items, strict=False):
+        first = start + s.num_prompt
+        stale[first : first + s.num_stale] = True
+    return stale

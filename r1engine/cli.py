@@ -6,17 +6,19 @@ Help and a config error answer without importing torch.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from r1engine import __version__
-from r1engine.config import Config, ConfigError, check_files, check_world, load, to_yaml
+from r1engine.config import KINDS, ConfigError, RlConfig, check_files, check_world, load, to_yaml
 
 app = typer.Typer(
     name="r1engine",
-    help="Reinforcement-learning post-training as in DeepSeek-R1.",
+    help="Post-training as in DeepSeek-R1.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # a plain traceback can be pasted into an issue
@@ -39,40 +41,86 @@ def train(
     try:
         cfg = load(config, overrides or [])
         check_files(cfg)
-        check_world(cfg, int(os.environ.get("WORLD_SIZE", "1")))
-        from r1engine.rewards.from_config import check_rewards
+        check_world(cfg, _world_size())
+        if isinstance(cfg, RlConfig):
+            from r1engine.rewards.from_config import check_rewards
 
-        check_rewards(cfg.rewards)
+            check_rewards(cfg.rewards)
         if dry_run:
             typer.echo(to_yaml(cfg), nl=False)
             return
-        from r1engine.loop import train as run  # brings torch, so only once the config is known to be good
+        from r1engine.run import train as run  # brings torch, so only once the config is known to be good
 
-        run(cfg)
+        with _ranks():
+            run(cfg)
     except ConfigError as error:
         _fail(error)
+
+
+@app.command()
+def pipeline(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every stage, print what would run, stop.")] = False,
+) -> None:
+    """Run the stages of CONFIG in order; what is done is not run again. On ranks: torchrun -m r1engine pipeline ..."""
+    from r1engine.config.pipeline import load_pipeline
+    from r1engine.pipeline.driver import print_plan, run_pipeline
+
+    try:
+        stages = load_pipeline(config, overrides or [])
+        print_plan(stages, _world_size()) if _is_first() else None
+        if dry_run:
+            return
+        with _ranks():
+            run_pipeline(stages)
+    except ConfigError as error:
+        _fail(error)
+
+
+@contextmanager
+def _ranks() -> Iterator[None]:
+    """Inside, torch.distributed may run; Ctrl-C ends the program with its message."""
+    from r1engine.model.parallel import leave
+
+    try:
+        yield
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
+        if _is_first():
             typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
         raise typer.Exit(130) from None
+    finally:
+        leave()
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 @app.command("config")
 def show_config(
-    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="YAML file; not with --defaults.")] = None,
+    config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="YAML file; with --defaults a stage.")] = None,
     overrides: Overrides = None,
-    defaults: Annotated[bool, typer.Option("--defaults", help="Print every key with its default and meaning.")] = False,
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="Print every key of a stage (rl, sft, tiny) with default and meaning.")
+    ] = False,
 ) -> None:
     """Print CONFIG with every default filled in."""
-    if defaults == (config is not None):
-        _fail(ConfigError("config: required either CONFIG or --defaults"))
-    if config is None:
-        from r1engine.config_file import commented_defaults
-
-        typer.echo(commented_defaults(Config), nl=False)
-        return
     try:
-        typer.echo(to_yaml(load(config, overrides or [])), nl=False)
+        if defaults:
+            from r1engine.config.words import commented_defaults
+
+            if (kind := config or "rl") not in KINDS:
+                raise ConfigError(f"config --defaults: found {kind}, required one of {', '.join(KINDS)}")
+            typer.echo(commented_defaults(KINDS[kind]), nl=False)
+            return
+        if config is None:
+            raise ConfigError("config: required CONFIG, or --defaults and a kind of stage")
+        typer.echo(to_yaml(load(Path(config), overrides or [])), nl=False)
     except ConfigError as error:
         _fail(error)
 
@@ -99,27 +147,19 @@ def plan(
     auto: Annotated[
         bool, typer.Option("--auto", help="Search the layouts and rank them; CONFIG's is ignored.")
     ] = False,
-    generator_gpus: Annotated[
-        int | None, typer.Option("--generator-gpus", min=1, help="GPUs of one generator; by default what fits well.")
-    ] = None,
-    mean_tokens: Annotated[
-        int | None, typer.Option("--mean-tokens", min=1, help="Mean completion; by default a quarter of the longest.")
-    ] = None,
     assume: Annotated[
-        list[str] | None, typer.Option("--assume", metavar="NAME=VALUE", help="Change an assumed efficiency.")
+        list[str] | None,
+        typer.Option("--assume", metavar="NAME=VALUE", help="Change what is assumed, e.g. mean_tokens=4000."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with stacked bars.")] = None,
 ) -> None:
     """Memory, traffic and time of CONFIG on so many GPUs; needs no weights and no GPU."""
     try:
-        cfg = load(config, overrides or [])
+        cfg = load(config, overrides or [], RlConfig)
         from r1engine.plan.command import run_plan
 
-        fits = run_plan(
-            cfg, gpus, gpu, auto=auto, generator_gpus=generator_gpus, mean_tokens=mean_tokens,
-            assume=assume or [], as_json=as_json, html=html,
-        )  # fmt: skip
+        fits = run_plan(cfg, gpus, gpu, auto=auto, assume=assume or [], as_json=as_json, html=html)
     except ConfigError as error:
         _fail(error)
     if not fits:
@@ -135,7 +175,7 @@ def serve(
 ) -> None:
     """Run the SGLang servers of a disaggregated CONFIG on this machine, until Ctrl-C."""
     try:
-        cfg = load(config, overrides or [])
+        cfg = load(config, overrides or [], RlConfig)
         from r1engine.rollout.sglang.serve import serve as run
 
         run(cfg, servers, host)
@@ -220,6 +260,6 @@ def _options(
 
 def _fail(error: ConfigError) -> NoReturn:
     """Ends the program with status 2 and the message, once and not once a rank."""
-    if os.environ.get("RANK", "0") == "0":
+    if _is_first():
         typer.echo(f"error: {error}", err=True)
     raise typer.Exit(2)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from decimal import Decimal
 
 import torch
 
-from r1engine.batch import Completion, PackedBatch, Sample
-from r1engine.config import Grpo, Optimizer
+from r1engine.batch import Completion, PackedBatch, Sample, TokenOutputs
+from r1engine.config import Grpo
 from r1engine.rewards import Record, Score
 from r1kernels import GrpoObjective, group_advantage, grpo_loss
 
@@ -99,59 +99,41 @@ def split_minibatches(samples: list[Sample], count: int, *, seed: int, step: int
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def objective(
-    logp: torch.Tensor, entropy: torch.Tensor, row: PackedBatch, cfg: Grpo
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def objective(outputs: TokenOutputs, row: PackedBatch, cfg: Grpo) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss of one packed row (eq. 1 and 2, negated), and sums for the metrics.
 
-    A row without `old_logp` is in the first and only update of its rollout: the policy that it was drawn from is
-    the present one, and its log-probabilities are those of this very forward pass; they are kept in the row.
+    A row without `old_logp` is in the first and only update of its rollout: the policy that drew it is the present
+    one, and its log-probabilities are those of this forward pass.
 
-    The policy that drew a `stale` token is an older one: its ratio is against the generator's own log-probability
-    (the behaviour policy), and truncated importance sampling, which corrects what separates the generator from
-    `old_logp`, has nothing left to correct there.
+    An older policy drew a `stale` token. Its ratio is against the generator's own log-probability (the behaviour
+    policy). Truncated importance sampling corrects what separates the generator from `old_logp`: there is nothing
+    left to correct there.
 
     Args:
-        logp:    [T] float32, of the policy, differentiable.
-        entropy: [T] float32.
+        outputs: of the policy; `logp` is differentiable.
         row:     with ref_logp if cfg.kl_coef > 0.
         cfg:     section `grpo`.
 
     Returns:
         The loss, and sums weighted by loss_weight: GrpoMetrics and the entropy; and the sum of weights.
     """
-    if row.old_logp is None:
-        row.old_logp = logp.detach()
-    old_logp = row.old_logp if row.stale is None else torch.where(row.stale, row.rollout_logp, row.old_logp)
+    logp, weight = outputs.logp, row.loss_weight
+    old_logp = logp.detach() if row.old_logp is None else row.old_logp
+    if row.stale is not None:
+        old_logp = torch.where(row.stale, row.rollout_logp, old_logp)
     loss, metrics = grpo_loss(
         logp,
         old_logp,
         row.advantage,
-        row.loss_weight,
-        GrpoObjective(
-            loss=cfg.loss,
-            ratio_level=cfg.ratio_level,
-            clip_eps=cfg.clip_eps,
-            clip_eps_high=cfg.clip_eps_high,
-            dual_clip=cfg.dual_clip,
-            kl_coef=cfg.kl_coef,
-            kl_grad=cfg.kl_grad,
-            tis=cfg.tis,
-            tis_high=cfg.tis_high,
-        ),
+        weight,
+        _terms(cfg),
         ref_logp=row.ref_logp,
         rollout_logp=row.rollout_logp,
         cu_seqlens=row.cu_seqlens,
     )
-    weight = row.loss_weight
-    return loss, {**metrics._asdict(), "entropy": (weight * entropy).sum(), "weight": weight.sum()}
+    return loss, {**metrics._asdict(), "entropy": (weight * outputs.entropy).sum(), "weight": weight.sum()}
 
 
-def learning_rate(step: int, total_steps: int, cfg: Optimizer) -> float:
-    """Learning rate of an optimizer step (from 0): linear warm-up, then constant or a cosine to min_lr_ratio."""
-    warmup = min(1.0, (step + 1) / (cfg.warmup_steps + 1))
-    if cfg.schedule == "constant":
-        return cfg.lr * warmup
-    done = max(0, step - cfg.warmup_steps) / max(1, total_steps - cfg.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * done))
-    return cfg.lr * warmup * (cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * cosine)
+def _terms(cfg: Grpo) -> GrpoObjective:
+    """The fields of section `grpo` that the op takes, by their names."""
+    return GrpoObjective(**{f.name: getattr(cfg, f.name) for f in fields(GrpoObjective) if f.name in Grpo.model_fields})

@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
 TURNS = 3  # a test that is marked `rotating` has its turn every third day
 # The files of ten CPU seconds or more, longest first: xdist deals files in this order, so that none ends alone.
 LONGEST = (
-    "test_loop.py",
+    "test_run.py",
     "parallel/test_layouts.py",
     "rewards/test_hostile_programs.py",
     "parallel/test_reshard.py",
@@ -65,6 +65,30 @@ def folders(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("models")
     return {family: (root / family, save_model(root / family, family)) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a pipeline whose stages are `tiny` (questions, texts) and `base` (a model trained on them)."""
+    from ranks import forked
+
+    folder = tmp_path_factory.mktemp("tiny_base")
+    settings = [
+        f"run_dir={folder}",
+        "stages.tiny.hidden_size=32",
+        "stages.tiny.texts=3840",
+        "stages.tiny.heldout=4",
+        "stages.base.sft.batch_size=24",
+        "stages.base.max_row_tokens=2048",
+        "stages.base.optimizer.warmup_steps=30",
+        "stages.base.threads=1",
+        "stages.base.log.tensorboard=false",
+    ]
+    root = Path(__file__).resolve().parents[1]
+    script = root / "tests" / "support" / "until_base.py"
+    done = forked(1, script, root / "configs" / "demo.yaml", *settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import pytest
 import torch
 
-from r1engine.batch import Completion, PackedBatch, Prompt, Sample, Sequence, pack, pack_sequences
+from r1engine.batch import Completion, PackedBatch, Prompt, RowShape, Sample, Sequence, TokenOutputs, pack, to_sequences
 from r1engine.config import Grpo
 from r1engine.data.question import Question
 from r1engine.grpo import objective
@@ -57,8 +58,9 @@ def loss_and_gradient(shards: list[list[PackedBatch]], kl_coef: float = 0.0) -> 
     cfg = Grpo(clip_eps=0.2, kl_coef=kl_coef)
     total = torch.zeros((), dtype=torch.float64)
     for row in flat(shards):
-        row.old_logp, row.ref_logp = bigram_logp(old, row), bigram_logp(ref, row)
-        total = total + objective(bigram_logp(table, row), torch.zeros(len(row.tokens)), row, cfg)[0]
+        row = replace(row, old_logp=bigram_logp(old, row), ref_logp=bigram_logp(ref, row))
+        outputs = TokenOutputs(bigram_logp(table, row), torch.zeros(len(row.tokens)))
+        total = total + objective(outputs, row, cfg)[0]
     (gradient,) = torch.autograd.grad(total, table)
     return total.item(), gradient
 
@@ -78,7 +80,9 @@ THREE = [sample([1], [2] * 2), sample([1], [3] * 5), sample([1, 1], [4])]  # ans
 )
 @pytest.mark.parametrize("shards", [1, 2])
 def test_weights_by_hand(weighting, two, five, one, shards):
-    rows = flat(pack(THREE, max_tokens=6, shards=shards, weighting=weighting, constant_tokens=10))
+    rows = flat(
+        pack(to_sequences(THREE, weighting=weighting, constant_tokens=10), RowShape(max_tokens=6, shards=shards))
+    )
     found = {tuple(tokens): weights for row in rows for tokens, weights, _, _ in sequences_of(row)}
     assert found[1, 2, 2] == pytest.approx([0, two, two])
     assert found[1, 3, 3, 3, 3, 3] == pytest.approx([0, *[five] * 5])
@@ -89,7 +93,12 @@ def test_weights_by_hand(weighting, two, five, one, shards):
 @pytest.mark.parametrize(("max_tokens", "shards", "multiple"), [(12, 1, 1), (40, 3, 4), (17, 2, 8)])
 def test_weights_of_all_rows_of_all_shards_sum_to_one(weighting, max_tokens, shards, multiple):
     samples = [*random_samples(20), sample([1], [2, 3], is_masked=True)]
-    rows = flat(pack(samples, max_tokens=max_tokens, shards=shards, multiple=multiple, weighting=weighting))
+    rows = flat(
+        pack(
+            to_sequences(samples, weighting=weighting),
+            RowShape(max_tokens=max_tokens, shards=shards, multiple=multiple),
+        )
+    )
     assert sum(row.loss_weight.double().sum().item() for row in rows) == pytest.approx(1.0, abs=1e-6)
 
 
@@ -100,11 +109,14 @@ def test_weights_of_all_rows_of_all_shards_sum_to_one(weighting, max_tokens, sha
 @pytest.mark.parametrize("kl_coef", [0.0, 0.5])
 def test_loss_and_gradient_do_not_depend_on_the_layout(weighting, kl_coef):
     samples = random_samples(20)
-    alone = [pack(samples, max_tokens=12, shards=20, weighting=weighting)]  # one sequence a row
+    alone = [pack(to_sequences(samples, weighting=weighting), RowShape(max_tokens=12, shards=20))]  # one sequence a row
     wanted, gradient = loss_and_gradient(flat(alone), kl_coef)
     assert gradient.abs().max() > 1e-3
     for max_tokens, shards, multiple in [(12, 1, 1), (1000, 1, 1), (40, 3, 1), (24, 2, 8), (50, 5, 7)]:
-        packed = pack(samples, max_tokens=max_tokens, shards=shards, multiple=multiple, weighting=weighting)
+        packed = pack(
+            to_sequences(samples, weighting=weighting),
+            RowShape(max_tokens=max_tokens, shards=shards, multiple=multiple),
+        )
         loss, found = loss_and_gradient(packed, kl_coef)
         assert loss == pytest.approx(wanted, rel=1e-6)
         torch.testing.assert_close(found, gradient, rtol=1e-5, atol=1e-7)
@@ -113,8 +125,8 @@ def test_loss_and_gradient_do_not_depend_on_the_layout(weighting, kl_coef):
 @pytest.mark.parametrize("weighting", ["sequence_mean", "token_mean", "constant"])
 def test_leaving_out_zero_advantages_changes_neither_loss_nor_gradient(weighting):
     samples = random_samples(20)
-    whole = pack(samples, max_tokens=24, shards=2, weighting=weighting)
-    less = pack(samples, max_tokens=24, shards=2, weighting=weighting, skip_zero_advantage=True)
+    whole = pack(to_sequences(samples, weighting=weighting), RowShape(max_tokens=24, shards=2))
+    less = pack(to_sequences(samples, weighting=weighting, skip_zero_advantage=True), RowShape(max_tokens=24, shards=2))
     num_tokens = [sum(len(row.tokens) for row in flat(shards)) for shards in (whole, less)]
     assert num_tokens[1] < num_tokens[0]
     (loss, gradient), (less_loss, less_gradient) = loss_and_gradient(whole), loss_and_gradient(less)
@@ -123,20 +135,22 @@ def test_leaving_out_zero_advantages_changes_neither_loss_nor_gradient(weighting
 
 
 def test_zero_advantages_stay_where_a_kl_term_needs_them():
-    assert len(sequences_of(pack([sample([1], [2], 0.0)], max_tokens=9)[0][0])) == 1
-    assert sequences_of(pack([sample([1], [2], 0.0)], max_tokens=9)[0][0])[0][1] == [0.0, 1.0]
+    assert len(sequences_of(pack(to_sequences([sample([1], [2], 0.0)]), RowShape(max_tokens=9))[0][0])) == 1
+    assert sequences_of(pack(to_sequences([sample([1], [2], 0.0)]), RowShape(max_tokens=9))[0][0])[0][1] == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("weighting", ["sequence_mean", "token_mean", "constant"])
 def test_masked_samples_take_no_part(weighting):
     masked = [sample([9], [9, 9], 5.0, is_masked=True), sample([9, 9], [9], -5.0, is_masked=True)]
-    with_masked = pack([masked[0], *THREE, masked[1]], max_tokens=20, weighting=weighting, constant_tokens=10)
-    without = pack(THREE, max_tokens=20, weighting=weighting, constant_tokens=10)
+    with_masked = pack(
+        to_sequences([masked[0], *THREE, masked[1]], weighting=weighting, constant_tokens=10), RowShape(max_tokens=20)
+    )
+    without = pack(to_sequences(THREE, weighting=weighting, constant_tokens=10), RowShape(max_tokens=20))
     assert [sequences_of(row) for row in flat(with_masked)] == [sequences_of(row) for row in flat(without)]
 
 
 def test_a_batch_of_masked_samples_only_is_a_row_of_weight_zero():
-    rows = flat(pack([sample([1], [2], is_masked=True)], max_tokens=8))
+    rows = flat(pack(to_sequences([sample([1], [2], is_masked=True)]), RowShape(max_tokens=8)))
     assert [row.loss_weight.tolist() for row in rows] == [[0.0]]
 
 
@@ -144,7 +158,7 @@ def test_a_batch_of_masked_samples_only_is_a_row_of_weight_zero():
 
 
 def test_entry_t_belongs_to_token_t():
-    (row,) = pack([sample([5, 6], [7, 8, 9], 2.0), sample([3], [4], -1.0)], max_tokens=10)[0]
+    (row,) = pack(to_sequences([sample([5, 6], [7, 8, 9], 2.0), sample([3], [4], -1.0)]), RowShape(max_tokens=10))[0]
     assert row.tokens.tolist() == [5, 6, 7, 8, 9, 3, 4]
     assert row.positions.tolist() == [0, 1, 2, 3, 4, 0, 1]
     assert row.cu_seqlens.tolist() == [0, 5, 7]
@@ -158,9 +172,8 @@ def test_entry_t_belongs_to_token_t():
 
 
 def test_a_row_goes_to_a_device_with_all_its_tensors():
-    (row,) = pack(THREE, max_tokens=20)[0]
-    row.ref_logp = row.rollout_logp + 1
-    moved = row.to(torch.device("meta"))
+    (row,) = pack(to_sequences(THREE), RowShape(max_tokens=20))[0]
+    moved = replace(row, ref_logp=row.rollout_logp + 1).to(torch.device("meta"))
     assert {k for k, v in vars(moved).items() if isinstance(v, torch.Tensor) and v.is_meta} == {
         "tokens", "positions", "cu_seqlens", "advantage", "loss_weight", "rollout_logp", "ref_logp"
     }  # fmt: skip
@@ -177,7 +190,7 @@ def lengths_of(rows: list[PackedBatch]) -> list[list[int]]:
 
 def test_best_fit_leaves_no_avoidable_row():
     # First fit puts the 3 beside the 15, where it leaves 1: the last 2 then needs a fourth row.
-    assert lengths_of(pack_sequences(of_lengths(3, 2, 18, 10, 2, 6, 15), max_tokens=19)[0]) == [
+    assert lengths_of(pack(of_lengths(3, 2, 18, 10, 2, 6, 15), RowShape(max_tokens=19))[0]) == [
         [18],
         [15, 2, 2],
         [10, 6, 3],
@@ -186,29 +199,34 @@ def test_best_fit_leaves_no_avoidable_row():
 
 def test_shards_are_dealt_equal_loads():
     # Longest first to the least loaded: 9 | 7, then 5 to the 7, 4 to the 9, 3 to the 12.
-    shards = pack_sequences(of_lengths(4, 9, 3, 5, 7), max_tokens=16, shards=2)
+    shards = pack(of_lengths(4, 9, 3, 5, 7), RowShape(max_tokens=16, shards=2))
     assert [lengths_of(rows) for rows in shards] == [[[9, 4]], [[7, 5, 3]]]
 
 
 @pytest.mark.parametrize("multiple", [2, 4, 8])
 def test_rows_are_padded_to_a_multiple(multiple):
-    for row in flat(pack(random_samples(20), max_tokens=24, multiple=multiple)):
+    for row in flat(pack(to_sequences(random_samples(20)), RowShape(max_tokens=24, multiple=multiple))):
         assert len(row.tokens) % multiple == 0
         assert len(row.tokens) <= 24
         assert row.cu_seqlens[-1] == len(row.tokens) == len(row.positions) == len(row.loss_weight)
 
 
 def test_padding_is_a_sequence_of_its_own_with_weight_zero():
-    (row,) = pack_sequences(of_lengths(5), max_tokens=9, multiple=4)[0]  # a row holds 8
+    (row,) = pack(of_lengths(5), RowShape(max_tokens=9, multiple=4))[0]  # a row holds 8
     assert sequences_of(row)[1] == ([0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0])
     assert row.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
     assert row.max_seqlen == 5
 
 
 def test_a_row_filled_up_is_the_row_with_another_sequence_of_weight_zero():
-    (row,) = pack_sequences(of_lengths(5), max_tokens=5)[0]
-    row.old_logp, row.experts = torch.ones(5), torch.zeros(5, 2, 1, dtype=torch.int16)
+    (row,) = pack(of_lengths(5), RowShape(max_tokens=5))[0]
+    every = {field.name for field in fields(row)} - {"max_seqlen"}
+    given = {name: torch.ones(5) for name in ("old_logp", "ref_logp")}
+    experts, stale = torch.zeros(5, 2, 1, dtype=torch.int16), torch.ones(5, dtype=torch.bool)
+    row = replace(row, experts=experts, stale=stale, **given)
     filled = row.padded(12)
+    assert {name: len(getattr(filled, name)) for name in every} == dict.fromkeys(every, 12) | {"cu_seqlens": 3}
+    assert filled.stale.tolist() == [True] * 5 + [False] * 7
     assert sequences_of(filled)[:1] == sequences_of(row)
     assert sequences_of(filled)[1] == ([0] * 7, [0] * 7, [0] * 7, [0] * 7)
     assert filled.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]
@@ -218,7 +236,7 @@ def test_a_row_filled_up_is_the_row_with_another_sequence_of_weight_zero():
 
 @pytest.mark.parametrize("multiple", [1, 4])
 def test_every_shard_has_as_many_rows_as_the_fullest(multiple):
-    shards = pack_sequences(of_lengths(8, 8, 8, 8, 8), max_tokens=8, shards=3, multiple=multiple)
+    shards = pack(of_lengths(8, 8, 8, 8, 8), RowShape(max_tokens=8, shards=3, multiple=multiple))
     assert [len(rows) for rows in shards] == [2, 2, 2]
     assert lengths_of(shards[2]) == [[8], [multiple]]
     dummy = shards[2][1]
@@ -226,22 +244,23 @@ def test_every_shard_has_as_many_rows_as_the_fullest(multiple):
 
 
 def test_no_sequences_give_each_shard_one_dummy_row():
-    shards = pack([], max_tokens=8, shards=2, multiple=2)
+    shards = pack(to_sequences([]), RowShape(max_tokens=8, shards=2, multiple=2))
     assert [[row.loss_weight.tolist() for row in rows] for rows in shards] == [[[0.0, 0.0]]] * 2
 
 
 def test_packing_is_the_same_every_time():
     first, second = (
-        [sequences_of(row) for row in flat(pack(random_samples(20), max_tokens=24, shards=2))] for _ in range(2)
+        [sequences_of(row) for row in flat(pack(to_sequences(random_samples(20)), RowShape(max_tokens=24, shards=2)))]
+        for _ in range(2)
     )
     assert first == second
 
 
 def test_a_sequence_that_does_not_fit_is_refused():
     with pytest.raises(ValueError) as caught:
-        pack([sample([1, 2], [3] * 9)], max_tokens=10)
+        pack(to_sequences([sample([1, 2], [3] * 9)]), RowShape(max_tokens=10))
     assert str(caught.value) == "pack: a sequence of 11 tokens does not fit a row of 10"
     with pytest.raises(ValueError) as caught:  # a row is as long as the largest multiple
-        pack([sample([1], [3] * 9)], max_tokens=11, multiple=4)
+        pack(to_sequences([sample([1], [3] * 9)]), RowShape(max_tokens=11, multiple=4))
     assert str(caught.value) == "pack: a sequence of 10 tokens does not fit a row of 8"
-    assert len(pack([sample([1], [3] * 9)], max_tokens=10)[0]) == 1
+    assert len(pack(to_sequences([sample([1], [3] * 9)]), RowShape(max_tokens=10))[0]) == 1

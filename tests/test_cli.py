@@ -20,20 +20,22 @@ finally:
 """
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     env = {**os.environ, "PYTHONPATH": paths, "COLUMNS": "120", "NO_COLOR": "1", **environment}
-    return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=120, cwd=cwd)
 
 
-def r1engine(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run("-c", ENTRY, *arguments, **environment)
+def r1engine(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run("-c", ENTRY, *arguments, cwd=cwd, **environment)
 
 
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text("base: {}\nseed: 7\n")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "train.jsonl").write_text('{"question": "1+1", "answer": 2}\n')
+    path.write_text(f"model: {{path: {tmp_path}}}\ndata: {{train: {tmp_path / 'train.jsonl'}}}\nseed: 7\n")
     return str(path)
 
 
@@ -47,13 +49,18 @@ def config(tmp_path):
         (["config", "--defaults"], 0, "GRPO clip ratio to 10"),
         (["train", "CONFIG", "grpo.klcoef=1"], 2, "unknown key grpo.klcoef; did you mean 'kl_coef'?"),
         (["config", "CONFIG", "seed=-1"], 2, "seed: found -1"),
-        (["config"], 2, "required either CONFIG or --defaults"),
+        (["config", "--defaults", "sft"], 0, "2 to 3"),
+        (["config", "--defaults", "dpo"], 2, "found dpo, required one of rl, sft, tiny"),
+        (["config"], 2, "required CONFIG, or --defaults and a kind of stage"),
+        (["pipeline", "DEMO", "--dry-run"], 0, "r1_zero"),
+        (["pipeline", "DEMO", "stages.base.sft.epoch=1"], 2, "stage base: override 'stages.base.sft.epoch=1'"),
         (["train", "no.yaml"], 2, "no.yaml: found no such file"),
         (["report", "no_run"], 2, "found no metrics.jsonl in no_run"),
     ],
 )
 def test_answers_without_loading_torch(config, arguments, status, text):
-    done = r1engine(*[config if argument == "CONFIG" else argument for argument in arguments])
+    names = {"CONFIG": config, "DEMO": str(ROOT / "configs" / "demo.yaml")}
+    done = r1engine(*[names.get(argument, argument) for argument in arguments], cwd=ROOT)
     assert done.returncode == status, done.stderr
     assert text in (done.stderr if status else done.stdout)
     assert "torch loaded: False" in done.stderr

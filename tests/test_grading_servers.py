@@ -11,9 +11,6 @@ import pytest
 from model_server import ModelServer, Reply, fair_judge, rates, says, shown_texts
 from ranks import forked
 
-from r1engine.base_model import with_base_model
-from r1engine.config import load
-from r1engine.observe.progress import Progress
 from r1engine.rewards.extract import final_answer
 
 ROOT = Path(__file__).parents[1]
@@ -35,12 +32,9 @@ SHORT = [
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory, world) -> Path:
-    """A base model that answers sums, roughly, with its questions."""
-    folder = tmp_path_factory.mktemp("model")
-    sizes = ["base.hidden_size=32", "base.steps=200", "base.texts_per_step=24", "base.heldout=4"]
-    cfg = load(ROOT / "configs" / "tiny_r1_zero.yaml", [*sizes, f"run_dir={folder}"])
-    return with_base_model(cfg, world, Progress(1, "", enabled=False)).model.path
+def model(tiny_base) -> Path:
+    """A base model that answers sums, roughly."""
+    return tiny_base / "base" / "model"
 
 
 @pytest.fixture
@@ -58,7 +52,7 @@ def serve():
 
 def run(folder: Path, model: Path, rewards: list[str], *settings: str) -> subprocess.CompletedProcess[str]:
     """A training run on questions of these rewards in turn."""
-    rows = [json.loads(line) for line in (model / "train.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (model.parents[1] / "tiny" / "train.jsonl").read_text().splitlines()]
     for number, row in enumerate(rows):
         row["reward"] = rewards[number % len(rewards)]
     rows.append({"question": "What is it?", "answer": "\\sqrt{", "reward": "math"})  # is not drawn in so few steps
@@ -153,7 +147,9 @@ def test_servers_that_fail_in_a_run_make_its_samples_undecided_and_end_nothing(t
 
 def refused(tmp_path: Path, *rewards: str) -> str:
     """What `r1engine train` says to a run that cannot start; it has no time to load torch, and makes nothing."""
-    (tmp_path / "run.yaml").write_text("base: {}\n")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "train.jsonl").write_text('{"question": "1+1", "answer": 2}\n')
+    (tmp_path / "run.yaml").write_text(f"model: {{path: {tmp_path}}}\ndata: {{train: {tmp_path / 'train.jsonl'}}}\n")
     code = "import sys; from r1engine.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
     command = [sys.executable, "-c", code, "train", str(tmp_path / "run.yaml"), f"run_dir={tmp_path / 'run'}", *rewards]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from r1engine.batch import Completion, PackedBatch, Prompt, Sample, pack
+from r1engine.batch import Completion, PackedBatch, Prompt, RowShape, Sample, TokenOutputs, pack, to_sequences
 from r1engine.config import Grpo, Optimizer, Rewards
 from r1engine.data.question import Question
-from r1engine.grpo import learning_rate, objective, split_minibatches, to_samples, total_rewards
+from r1engine.grpo import objective, split_minibatches, to_samples, total_rewards
 from r1engine.rewards import Score
 
 HALF = math.sqrt(0.5)  # advantage of the better of two
@@ -192,28 +193,28 @@ def test_the_split_is_random_and_leaves_the_rollout_as_it_is():
 
 
 def test_a_constant_rate_needs_no_warmup():
-    assert [learning_rate(step, 10, Optimizer(lr=2.0)) for step in (0, 5, 9)] == [2.0, 2.0, 2.0]
+    assert [Optimizer(lr=2.0).lr_at(step, 10) for step in (0, 5, 9)] == [2.0, 2.0, 2.0]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_warmup_rises_in_equal_steps_from_above_zero_to_the_full_rate(schedule):
     cfg = Optimizer(lr=1.0, warmup_steps=4, schedule=schedule)
-    assert [learning_rate(step, 100, cfg) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert [cfg.lr_at(step, 100) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
 def test_the_cosine_runs_from_the_end_of_the_warmup_to_its_floor():
     cfg = Optimizer(lr=2.0, warmup_steps=10, schedule="cosine", min_lr_ratio=0.1)
-    assert learning_rate(10, 110, cfg) == pytest.approx(2.0)
-    assert learning_rate(35, 110, cfg) == pytest.approx(2 * (0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2))
-    assert learning_rate(60, 110, cfg) == pytest.approx(2 * 0.55)
-    assert learning_rate(110, 110, cfg) == pytest.approx(0.2)
-    rates = [learning_rate(step, 110, cfg) for step in range(10, 111)]
+    assert cfg.lr_at(10, 110) == pytest.approx(2.0)
+    assert cfg.lr_at(35, 110) == pytest.approx(2 * (0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2))
+    assert cfg.lr_at(60, 110) == pytest.approx(2 * 0.55)
+    assert cfg.lr_at(110, 110) == pytest.approx(0.2)
+    rates = [cfg.lr_at(step, 110) for step in range(10, 111)]
     assert rates == sorted(rates, reverse=True)
 
 
 def test_a_run_that_is_all_warmup_has_a_rate():
     cfg = Optimizer(lr=1.0, warmup_steps=4, schedule="cosine")
-    assert learning_rate(3, 4, cfg) == pytest.approx(0.8)
+    assert cfg.lr_at(3, 4) == pytest.approx(0.8)
 
 
 # ---- objective -------------------------------------------------------------------------------------------------
@@ -222,32 +223,29 @@ def test_a_run_that_is_all_warmup_has_a_rate():
 def packed_row() -> PackedBatch:
     """Prompt of two tokens and three weighted ones, twice: advantages 2 and -1."""
     samples = [Sample(completion(sample=0), 2.0), Sample(completion(sample=1), -1.0)]
-    return pack(samples, max_tokens=10)[0][0]
+    return pack(to_sequences(samples), RowShape(max_tokens=10))[0][0]
 
 
 LOGP = [0.0, -0.1, -0.2, -0.3, -0.4, 0.0, -0.5, -0.6, -0.7, -0.8]
 
 
 def test_the_first_forward_pass_stands_for_the_old_policy():
-    row, logp = packed_row(), torch.tensor(LOGP, requires_grad=True)
-    loss, metrics = objective(logp, torch.zeros(10), row, Grpo(kl_coef=0.0, clip_eps=0.2))
+    logp = torch.tensor(LOGP, requires_grad=True)
+    loss, metrics = objective(TokenOutputs(logp, torch.zeros(10)), packed_row(), Grpo(kl_coef=0.0, clip_eps=0.2))
     loss.backward()
-    # Every ratio is 1, so loss and gradient are those of -sum(weight * A); the row keeps what the ratio was taken to.
+    # Every ratio is 1, so loss and gradient are those of -sum(weight * A).
     assert loss.item() == pytest.approx(-(2.0 - 1.0) / 2)
     assert logp.grad.tolist() == pytest.approx([0, 0, -1 / 3, -1 / 3, -1 / 3, 0, 0, 1 / 6, 1 / 6, 1 / 6])
     assert metrics["ratio"].item() == pytest.approx(1.0)
     assert metrics["clip_fraction"].item() == 0.0
-    assert torch.equal(row.old_logp, torch.tensor(LOGP))
-    assert not row.old_logp.requires_grad
 
 
-def test_a_row_with_old_logp_keeps_it():
-    row = packed_row()
-    row.old_logp = torch.tensor(LOGP) - math.log(1.1)
-    loss, metrics = objective(torch.tensor(LOGP), torch.zeros(10), row, Grpo(kl_coef=0.0, clip_eps=0.2))
+def test_the_ratio_is_to_the_old_logp_of_the_row():
+    row = replace(packed_row(), old_logp=torch.tensor(LOGP) - math.log(1.1))
+    outputs = TokenOutputs(torch.tensor(LOGP), torch.zeros(10))
+    loss, metrics = objective(outputs, row, Grpo(kl_coef=0.0, clip_eps=0.2))
     assert metrics["ratio"].item() == pytest.approx(1.1)
     assert loss.item() == pytest.approx(-1.1 * 0.5)
-    assert torch.equal(row.old_logp, torch.tensor(LOGP) - math.log(1.1))
 
 
 @pytest.mark.parametrize(
@@ -267,16 +265,16 @@ def test_a_row_with_old_logp_keeps_it():
     ],
 )
 def test_the_config_reaches_the_loss(cfg, loss):
-    row, logp = packed_row(), torch.tensor(LOGP)
-    row.old_logp, row.ref_logp = logp - math.log(5), logp + math.log(2)
-    row.rollout_logp = row.old_logp - math.log(2)
-    assert objective(logp, torch.zeros(10), row, cfg)[0].item() == pytest.approx(loss, rel=1e-5)
+    logp = torch.tensor(LOGP)
+    old = logp - math.log(5)
+    row = replace(packed_row(), old_logp=old, ref_logp=logp + math.log(2), rollout_logp=old - math.log(2))
+    assert objective(TokenOutputs(logp, torch.zeros(10)), row, cfg)[0].item() == pytest.approx(loss, rel=1e-5)
 
 
 def test_metrics_are_sums_over_the_weighted_tokens():
-    row, logp = packed_row(), torch.tensor(LOGP)
-    row.ref_logp = logp + math.log(2)
+    logp = torch.tensor(LOGP)
+    row = replace(packed_row(), ref_logp=logp + math.log(2))
     entropy = torch.tensor([9.0, 9.0, 1.0, 2.0, 3.0, 9.0, 9.0, 4.0, 5.0, 6.0])
-    _, metrics = objective(logp, entropy, row, Grpo())
+    _, metrics = objective(TokenOutputs(logp, entropy), row, Grpo())
     wanted = {"kl": 1 - math.log(2), "clip_fraction": 0.0, "ratio": 1.0, "entropy": 3.5, "weight": 1.0}
     assert {name: metrics[name].item() for name in wanted} == pytest.approx(wanted, abs=1e-6)

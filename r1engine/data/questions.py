@@ -1,18 +1,17 @@
-"""Prompts: questions from JSONL or Parquet, rendered and tokenized, and a resumable stream over them.
+"""Questions from JSONL or Parquet, rendered and tokenized.
 
 Imports torch only when prompts are built (batch.py does), so a data file can be looked at without it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from r1engine.data.question import Question
+from r1engine.data.rows import read_rows
 from r1engine.rewards.code.problems import test_fields
 from r1engine.rewards.rules import check_question
 
@@ -45,16 +44,8 @@ def read_questions(path: Path) -> list[Question]:
     Raises:
         ValueError: the file is missing, empty or of another kind, or a line is not as above; the line is named.
     """
-    path = Path(path)
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise ValueError(f"{path}: found the extension '{path.suffix}', required .jsonl or .parquet")
-    if not path.is_file():
-        raise ValueError(f"{path}: found no such file, required a data file")
-    rows = _jsonl_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path)
-    questions = [_question(row, place) for place, row in rows]
-    if not questions:
-        raise ValueError(f"{path}: found no questions, required at least one")
-    return questions
+    fields = ("question", "answer", "reward", "tests", "language")
+    return [_question(row, place) for place, row in read_rows(path, fields)]
 
 
 def read_question(row: dict[str, Any], place: str) -> Question:
@@ -112,118 +103,6 @@ def load_prompts(
             )
         prompts.append(Prompt(index, tokens, text, question))
     return prompts
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes (hex)."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class PromptStream:
-    """Prompts without end, every epoch in another order.
-
-    The order of an epoch is a function of (seed, epoch) alone, so the whole state is two numbers and a run
-    resumes exactly where it stopped. It uses no global generator.
-    """
-
-    def __init__(self, prompts: list[Prompt], *, seed: int, digest: str) -> None:
-        """
-        Args:
-            prompts: what to draw from.
-            seed: of the run.
-            digest: SHA-256 of the data file (`file_digest`); resuming on other data is refused.
-
-        Raises:
-            ValueError: there are no prompts.
-        """
-        if not prompts:
-            raise ValueError("PromptStream: found no prompts, required at least one")
-        self.prompts, self._seed, self._digest = prompts, seed, digest
-        self._epoch, self._position = 0, 0
-        self._order = self._shuffled(0)
-
-    def next(self, n: int) -> list[Prompt]:
-        """The next `n` prompts; runs on into the next epoch."""
-        return [self._advance() for _ in range(n)]
-
-    def state(self) -> dict[str, int | str]:
-        """What `restore` needs, of plain values."""
-        return {
-            "epoch": self._epoch,
-            "position": self._position,
-            "seed": self._seed,
-            "count": len(self.prompts),
-            "sha256": self._digest,
-        }
-
-    def restore(self, state: dict[str, int | str]) -> None:
-        """Goes to a place given by `state`.
-
-        Raises:
-            ValueError: the state is of another data file or seed, or names a place that does not exist.
-        """
-        here = self.state()
-        if set(state) != set(here):
-            raise ValueError(f"PromptStream: found a state with keys {sorted(state)}, required {sorted(here)}")
-        for key, what in (("count", "number of prompts"), ("sha256", "data file (sha256)"), ("seed", "seed")):
-            if state[key] != here[key]:
-                raise ValueError(
-                    f"PromptStream: the {what} changed since the checkpoint: it has {state[key]}, this run {here[key]}"
-                )
-        epoch, position = int(state["epoch"]), int(state["position"])
-        if epoch < 0 or not 0 <= position < len(self.prompts):
-            raise ValueError(
-                f"PromptStream: found epoch {epoch}, position {position}, "
-                f"required epoch >= 0 and position in 0..{len(self.prompts) - 1}"
-            )
-        self._epoch, self._position = epoch, position
-        self._order = self._shuffled(epoch)
-
-    def _advance(self) -> Prompt:
-        prompt = self.prompts[self._order[self._position]]
-        self._position += 1
-        if self._position == len(self._order):
-            self._epoch, self._position = self._epoch + 1, 0
-            self._order = self._shuffled(self._epoch)
-        return prompt
-
-    def _shuffled(self, epoch: int) -> list[int]:
-        """The order of an epoch: indices sorted by a hash of (seed, epoch, index), the same on every platform."""
-        return sorted(range(len(self.prompts)), key=lambda index: _hash(self._seed, epoch, index))
-
-
-def _hash(seed: int, epoch: int, index: int) -> bytes:
-    return hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=16).digest()
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield f"{path}:{number}", json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path}:{number}: not valid JSON: {error}") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a Parquet file: {error}") from error
-    wanted = [name for name in Question("").as_row() if name in file.schema_arrow.names]
-    number = 0
-    with file:
-        for chunk in file.iter_batches(columns=wanted):
-            for row in chunk.to_pylist():
-                number += 1
-                # A column holds null where JSON would leave the field out.
-                yield f"{path}: row {number}", {key: value for key, value in row.items() if value is not None}
 
 
 def _question(row: Any, place: str) -> Question:

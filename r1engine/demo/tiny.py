@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from r1engine.config import Base
+from r1engine.config import TinyConfig
+from r1engine.data.questions import render
 from r1engine.hf.architecture import Architecture, read_architecture
 from r1engine.hf.tensors import hf_shapes
 
@@ -45,7 +46,6 @@ GUESS_DEVIATION = 6.0  # standard deviation of a guess: it has about the right s
 SLIP_RATE = 0.25  # chance that one step of a worked solution is wrong; what follows is consistent with it
 
 Pair = tuple[int, int]
-Render = Callable[[str], str]  # question -> prompt: the template
 
 
 def task_pairs(heldout: int, *, seed: int) -> tuple[list[Pair], list[Pair]]:
@@ -66,14 +66,21 @@ def question(pair: Pair) -> str:
     return f"What is {pair[0]}+{pair[1]}?"
 
 
-def write_task(folder: Path, base: Base, *, seed: int) -> tuple[Path, Path]:
-    """Write train.jsonl and heldout.jsonl (fields `question` and `answer`); returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = (folder / "train.jsonl", folder / "heldout.jsonl")
-    for path, pairs in zip(paths, task_pairs(base.heldout, seed=seed), strict=True):
-        rows = ({"question": question(pair), "answer": str(sum(pair))} for pair in pairs)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return paths
+def write_world(cfg: TinyConfig) -> None:
+    """Write all of it into cfg.run_dir: model/ (tokenizer and random weights), texts.jsonl to pre-train it on, and
+    train.jsonl and heldout.jsonl, the questions (fields `question` and `answer`)."""
+    folder = cfg.run_dir
+    write_model(folder / "model", cfg)
+    train, heldout = task_pairs(cfg.heldout, seed=cfg.seed)
+    for name, pairs in (("train", train), ("heldout", heldout)):
+        _write_rows(folder / f"{name}.jsonl", ({"question": question(p), "answer": str(sum(p))} for p in pairs))
+    texts = base_texts(cfg.texts, seed=cfg.seed, pairs=train)
+    _write_rows(folder / "texts.jsonl", ({"question": asked, "completion": told} for asked, told in texts))
+
+
+def _write_rows(path: Path, rows: Iterator[dict[str, str]]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def _worked_steps(pair: Pair, rng: random.Random) -> tuple[str, int]:
@@ -110,35 +117,33 @@ def base_completion(pair: Pair, style: str, rng: random.Random) -> str:
     return texts[style]
 
 
-def base_texts(step: int, num_texts: int, *, seed: int, pairs: list[Pair], render: Render) -> Iterator[tuple[str, str]]:
-    """The (prompt, completion) texts of one pre-training step, without the end token.
+def base_texts(count: int, *, seed: int, pairs: list[Pair]) -> Iterator[tuple[str, str]]:
+    """(question, completion) of the texts to pre-train on, without template and end token.
 
-    Each text depends on (seed, step, index) alone, so an interrupted pre-training run continues exactly.
+    Each text depends on (seed, index) alone.
 
     Args:
-        step:      pre-training step.
-        num_texts: texts of the step.
-        seed:      run seed.
-        pairs:     the training pairs (never the held-out ones).
-        render:    question -> prompt.
+        count: number of texts.
+        seed:  of the world.
+        pairs: the training pairs (never the held-out ones).
     """
     styles, shares = list(STYLES), list(STYLES.values())
-    for index in range(num_texts):
-        rng = random.Random(f"base text {seed} {step} {index}")
+    for index in range(count):
+        rng = random.Random(f"base text {seed} {index}")
         pair = rng.choice(pairs)
         style = rng.choices(styles, shares)[0]
-        yield render(question(pair)), base_completion(pair, style, rng)
+        yield question(pair), base_completion(pair, style, rng)
 
 
-def make_tokenizer(folder: Path, base: Base, *, seed: int, render: Render) -> Tokenizer:
-    """Train a byte-level BPE on the base texts and write it as a Hugging Face tokenizer.
+def make_tokenizer(folder: Path, cfg: TinyConfig) -> Tokenizer:
+    """Train a byte-level BPE on texts in the paper's template and write it as a Hugging Face tokenizer.
 
     Digits are single tokens. Pieces may cross spaces, so the constant text of the template becomes a handful
     of tokens: a prompt has 7 instead of some 90, and a sequence a quarter of the length. The tags are ordinary
-    text. Ids from the tokenizer's size (471) up to base.vocab_size stay unused.
+    text. Ids from the tokenizer's size (471) up to cfg.vocab_size stay unused.
 
     Raises:
-        ValueError: base.vocab_size is too small for the bytes, the special tokens and the template.
+        ValueError: cfg.vocab_size is too small for the bytes, the special tokens and the template.
     """
     folder.mkdir(parents=True, exist_ok=True)
     digits = pre_tokenizers.Digits(individual_digits=True)
@@ -147,19 +152,18 @@ def make_tokenizer(folder: Path, base: Base, *, seed: int, render: Render) -> To
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=base.vocab_size,
+        vocab_size=cfg.vocab_size,
         special_tokens=[PAD, EOS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    pairs, _ = task_pairs(base.heldout, seed=seed)
-    texts = base_texts(0, 512, seed=seed, pairs=pairs, render=render)
-    tokenizer.train_from_iterator((piece for text in texts for piece in text), trainer)
-    size = len(tokenizer.encode(render(question(pairs[0]))).ids)
+    pairs, _ = task_pairs(cfg.heldout, seed=cfg.seed)
+    texts = base_texts(512, seed=cfg.seed, pairs=pairs)
+    pieces = (piece for asked, told in texts for piece in (render(asked, "r1_zero"), told))
+    tokenizer.train_from_iterator(pieces, trainer)
+    size = len(tokenizer.encode(render(question(pairs[0]), "r1_zero")).ids)
     if size > 32:
-        raise ValueError(
-            f"make_tokenizer: a prompt has {size} tokens with vocab_size={base.vocab_size}, required <= 32"
-        )
+        raise ValueError(f"make_tokenizer: a prompt has {size} tokens with vocab_size={cfg.vocab_size}, required <= 32")
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -172,29 +176,20 @@ def make_tokenizer(folder: Path, base: Base, *, seed: int, render: Render) -> To
     return tokenizer
 
 
-def make_model_config(base: Base) -> dict[str, object]:
-    """The content of config.json: a Qwen2 or DeepSeek-V3 model, small in every dimension.
-
-    Raises:
-        ValueError: hidden_size does not split into heads, or heads into kv_heads.
-    """
-    if base.hidden_size % base.heads or base.heads % base.kv_heads:
-        raise ValueError(
-            f"make_model_config: hidden_size={base.hidden_size}, heads={base.heads}, kv_heads={base.kv_heads}, "
-            "required: heads divides hidden_size and kv_heads divides heads"
-        )
+def make_model_config(cfg: TinyConfig) -> dict[str, object]:
+    """The content of config.json: a Qwen2 or DeepSeek-V3 model, small in every dimension."""
     theta = 10_000.0  # sequences are under 256 tokens
     family = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": True}
-    if base.family == "deepseek_v3":
-        family = _deepseek_config(base)
+    if cfg.family == "deepseek_v3":
+        family = _deepseek_config(cfg)
     return {
         **family,
-        "vocab_size": base.vocab_size,
-        "hidden_size": base.hidden_size,
-        "intermediate_size": base.intermediate_size,
-        "num_hidden_layers": base.layers,
-        "num_attention_heads": base.heads,
-        "num_key_value_heads": base.kv_heads,
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.hidden_size,
+        "intermediate_size": cfg.intermediate_size,
+        "num_hidden_layers": cfg.layers,
+        "num_attention_heads": cfg.heads,
+        "num_key_value_heads": cfg.kv_heads,
         "hidden_act": "silu",
         "rms_norm_eps": 1e-6,
         "max_position_embeddings": 256,
@@ -210,23 +205,23 @@ def make_model_config(base: Base) -> dict[str, object]:
     }
 
 
-def _deepseek_config(base: Base) -> dict[str, object]:
-    head = base.hidden_size // base.heads
+def _deepseek_config(cfg: TinyConfig) -> dict[str, object]:
+    head = cfg.hidden_size // cfg.heads
     return {
         "architectures": ["DeepseekV3ForCausalLM"],
         "model_type": "deepseek_v3",
-        "q_lora_rank": base.hidden_size // 2,
-        "kv_lora_rank": base.hidden_size // 4,
+        "q_lora_rank": cfg.hidden_size // 2,
+        "kv_lora_rank": cfg.hidden_size // 4,
         "qk_nope_head_dim": head // 2,
         "qk_rope_head_dim": head // 2,
         "v_head_dim": head,
         "first_k_dense_replace": 1,
-        "n_routed_experts": base.experts,
+        "n_routed_experts": cfg.experts,
         "n_shared_experts": 1,
         "num_experts_per_tok": 2,
         "n_group": 2,
         "topk_group": 1,
-        "moe_intermediate_size": base.intermediate_size // 4,
+        "moe_intermediate_size": cfg.intermediate_size // 4,
         "routed_scaling_factor": 1.0,
         "norm_topk_prob": True,
         "scoring_func": "sigmoid",
@@ -256,11 +251,11 @@ def init_weights(arch: Architecture, *, seed: int) -> dict[str, torch.Tensor]:
     return weights
 
 
-def write_model(folder: Path, base: Base, *, seed: int, render: Render) -> None:
+def write_model(folder: Path, cfg: TinyConfig) -> None:
     """Write a complete Hugging Face folder: tokenizer, config.json and random model.safetensors."""
-    make_tokenizer(folder, base, seed=seed, render=render)
-    (folder / "config.json").write_text(json.dumps(make_model_config(base), indent=2) + "\n")
+    make_tokenizer(folder, cfg)
+    (folder / "config.json").write_text(json.dumps(make_model_config(cfg), indent=2) + "\n")
     eos = {"eos_token_id": 1, "pad_token_id": 0}
     (folder / "generation_config.json").write_text(json.dumps(eos, indent=2) + "\n")
-    weights = init_weights(read_architecture(folder), seed=seed)
+    weights = init_weights(read_architecture(folder), seed=cfg.seed)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

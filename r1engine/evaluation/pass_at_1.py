@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from r1engine.batch import Completion, Prompt
-from r1engine.config import Config
+from r1engine.config import RlConfig
 from r1engine.grpo import record_of
-from r1engine.model.parallel import World
+from r1engine.ranks import World, spread
 from r1engine.rewards import Score, Scorer
-from r1engine.rollout.local.generator import LocalGenerator
-from r1engine.rollout.spread import spread
+from r1engine.rollout import Generator, generate
+from r1engine.rollout.draft import Sampling
 
 
 def pass_at_1(
-    generator: LocalGenerator,
+    generator: Generator,
     scorer: Scorer,
     prompts: list[Prompt],
-    cfg: Config,
+    cfg: RlConfig,
     world: World,
     *,
     step: int,
@@ -42,20 +42,20 @@ def pass_at_1(
 
     def work(own: list[Prompt]) -> list[list]:
         with generator.awake():
-            completions = generator.generate(
+            completions = generate(
+                generator,
                 own,
                 num_samples=k,
                 step=-1,  # no training step: held-out prompts share ids with training prompts, never seeds
-                max_tokens=cfg.max_tokens_at(step),
-                temperature=cfg.evaluation.temperature,
-                top_p=cfg.evaluation.top_p,
+                max_tokens=cfg.rollout.max_tokens_at(step),
+                sampling=Sampling(cfg.evaluation.temperature, cfg.evaluation.top_p),
                 on_tokens=on_tokens,
             )
         scores = scorer.score((record_of(c) for c in completions), are_rated=False)
         graded = list(zip(completions, scores, strict=True))
         return [graded[i : i + k] for i in range(0, len(graded), k)]
 
-    groups = spread(prompts, world.rank, world.size, work)
+    groups = spread(prompts, world, work)
     graded = [pair for group in groups for pair in group]
     decided: list[Score] = [s for _, s in graded if s.verdict != "undecided"]
     count = max(1, len(decided))

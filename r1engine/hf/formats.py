@@ -98,3 +98,10 @@ def finish_export(
         else:
             put(export, store(name, source.read(name), precision), on_bytes)
     export.finish(config_json(read_json(source.path / "config.json"), precision))
+
+
+def model_dtype(setting: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
+    """dtype of weights on a device: as `model.dtype` says, or float32 on CPUs and bfloat16 on GPUs."""
+    if setting == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[setting]

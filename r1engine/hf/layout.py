@@ -1,40 +1,12 @@
-"""What the parallel sizes must divide: the processes, the model, and the matrices that FP8 products take."""
+"""What the parallel sizes must divide: the model, and the matrices that FP8 products take."""
 
 from __future__ import annotations
-
-import math
 
 from r1engine.config import Parallel
 from r1engine.hf.architecture import Architecture
 
 MATRIX_SIDE = 16  # both sides of a weight on each rank: 16-byte rows for the tensor cores (cuBLAS)
 GATHERED_SIDE = 128  # width of what sequence parallelism gathers: whole scaled parts (Transformer Engine asserts it)
-
-
-def check_sizes(world_size: int, layout: Parallel) -> None:
-    """Whether the sizes make up the processes.
-
-    Raises:
-        ValueError: tensor x pipeline x context (x data), or the experts' share, does not fit their number.
-    """
-    sizes = {"tensor": layout.tensor, "pipeline": layout.pipeline}
-    if layout.context > 1:
-        sizes["context"] = layout.context
-    if layout.data is not None:
-        sizes["data"] = layout.data
-    ranks = math.prod(sizes.values())
-    if world_size % ranks or (layout.data is not None and ranks != world_size):
-        wanted = " x ".join(f"{name}={size}" for name, size in sizes.items())
-        raise ValueError(
-            f"parallel: {wanted} does not fit {world_size} process{'es' * (world_size > 1)}; "
-            f"start with torchrun --nproc-per-node {ranks} or change the sizes"
-        )
-    experts = layout.expert * layout.expert_tensor * layout.pipeline
-    if world_size % experts:
-        raise ValueError(
-            f"parallel: expert={layout.expert} x expert_tensor={layout.expert_tensor} x pipeline={layout.pipeline} = "
-            f"{experts} does not divide {world_size} process{'es' * (world_size > 1)}"
-        )
 
 
 def check_layout(arch: Architecture, layout: Parallel) -> None:

@@ -40,6 +40,10 @@ class PromptTokenizer:
         """As `encode`, on all cores."""
         return [self._fronted(one) for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def encode_continuations(self, texts: list[str]) -> list[Encoding]:
+        """The tokens of texts that stand behind others: nothing is put in front."""
+        return self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """The text of tokens."""
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -75,16 +79,26 @@ def load_tokenizer(folder: Path) -> PromptTokenizer:
 
 
 def stop_tokens(folder: Path, tokenizer: PromptTokenizer) -> frozenset[int]:
-    """Every end-of-sequence id that generation_config.json, config.json or tokenizer_config.json of a folder name.
+    """Every end-of-sequence id that a folder names: at each of them a completion ends.
 
     Raises:
         ValueError: there is none, so no completion could end.
     """
-    stops: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        if (folder / name).is_file():
-            ids = read_json(folder / name).get("eos_token_id")
-            stops.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    return frozenset(_end_tokens(folder, tokenizer))
+
+
+def end_token(folder: Path, tokenizer: PromptTokenizer) -> int:
+    """The id that ends a text that the model learns to write: the first one that the folder names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return _end_tokens(folder, tokenizer)[0]
+
+
+def _end_tokens(folder: Path, tokenizer: PromptTokenizer) -> list[int]:
+    """Of tokenizer_config.json (eos_token), then of generation_config.json and config.json (eos_token_id)."""
+    ends: list[int] = []
     if (folder / "tokenizer_config.json").is_file():
         token = read_json(folder / "tokenizer_config.json").get("eos_token")
         text = token["content"] if isinstance(token, dict) else token
@@ -92,7 +106,11 @@ def stop_tokens(folder: Path, tokenizer: PromptTokenizer) -> frozenset[int]:
             index = tokenizer.token_to_id(text)
             if index is None:
                 raise ValueError(f"{folder / 'tokenizer_config.json'}: eos_token {text!r} is not in tokenizer.json")
-            stops.add(index)
-    if not stops:
+            ends.append(index)
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            ids = read_json(folder / name).get("eos_token_id")
+            ends += ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if not ends:
         raise ValueError(f"{folder}: no eos_token_id in generation_config.json or config.json, required is one")
-    return frozenset(stops)
+    return ends

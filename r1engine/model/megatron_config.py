@@ -7,42 +7,50 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
-from r1engine.config import Config, Parallel
-from r1engine.config_checks import has_sequence_parallelism
+from r1engine.config import Model, Parallel
 from r1engine.hf.architecture import Architecture
 
 
-def transformer_config(model: Architecture, cfg: Config, *, dtype: torch.dtype, on_cpu: bool) -> TransformerConfig:
-    """Megatron's configuration of the model in the layout of `cfg.parallel`."""
-    par, recompute = cfg.parallel, cfg.model.recompute
-    settings = _sizes(model) | _layout(par) | _running(dtype, on_cpu=on_cpu)
-    if recompute == "selective":
+def transformer_config(
+    arch: Architecture, model: Model, layout: Parallel, *, dtype: torch.dtype, on_cpu: bool
+) -> TransformerConfig:
+    """Megatron's configuration of a model in a layout.
+
+    Args:
+        arch:   what the model is.
+        model:  how it is to be computed.
+        layout: parallel sizes.
+        dtype:  of the weights.
+        on_cpu: whether it runs on CPUs.
+    """
+    settings = _sizes(arch) | _layout(layout) | _running(dtype, on_cpu=on_cpu)
+    if model.recompute == "selective":
         settings |= {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
-    elif recompute:
+    elif model.recompute:
         settings |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    if model.moe is not None:
-        settings |= _expert_settings(model, cfg)
-    if cfg.model.fp8:
+    if arch.moe is not None:
+        settings |= _expert_settings(arch, model, layout)
+    if model.fp8:
         settings |= {"fp8": "e4m3", "fp8_recipe": "blockwise"}
-    if model.mla is None:
+    if arch.mla is None:
         return TransformerConfig(**settings)
-    return MLATransformerConfig(**settings | _latent_settings(model))
+    return MLATransformerConfig(**settings | _latent_settings(arch))
 
 
-def _sizes(model: Architecture) -> dict[str, Any]:
+def _sizes(arch: Architecture) -> dict[str, Any]:
     return {
-        "num_layers": model.num_layers,
-        "hidden_size": model.hidden_size,
-        "num_attention_heads": model.num_heads,
-        "num_query_groups": model.num_kv_heads,
-        "kv_channels": model.head_dim,
-        "ffn_hidden_size": model.intermediate_size,
+        "num_layers": arch.num_layers,
+        "hidden_size": arch.hidden_size,
+        "num_attention_heads": arch.num_heads,
+        "num_query_groups": arch.num_kv_heads,
+        "kv_channels": arch.head_dim,
+        "ffn_hidden_size": arch.intermediate_size,
         "add_bias_linear": False,
-        "add_qkv_bias": model.has_qkv_bias,
-        "softmax_scale": model.softmax_scale,
-        "qk_layernorm": model.has_qk_norm,
+        "add_qkv_bias": arch.has_qkv_bias,
+        "softmax_scale": arch.softmax_scale,
+        "qk_layernorm": arch.has_qk_norm,
         "normalization": "RMSNorm",
-        "layernorm_epsilon": model.norm_eps,
+        "layernorm_epsilon": arch.norm_eps,
         "gated_linear_unit": True,
         "activation_func": torch.nn.functional.silu,
         "hidden_dropout": 0.0,
@@ -58,7 +66,7 @@ def _layout(par: Parallel) -> dict[str, Any]:
         "num_layers_in_first_pipeline_stage": par.first_stage_layers,
         "num_layers_in_last_pipeline_stage": par.last_stage_layers,
         "context_parallel_size": par.context,
-        "sequence_parallel": has_sequence_parallelism(par),
+        "sequence_parallel": par.is_sequence_parallel,
         # Between interleaved stages the shape messages of rows of different lengths cross each other (Megatron 0.16),
         # and two stages in a batch of messages mistake a gradient for an activation.
         "variable_seq_lengths": par.virtual == 1,
@@ -87,8 +95,8 @@ def _running(dtype: torch.dtype, *, on_cpu: bool) -> dict[str, Any]:
     }
 
 
-def _latent_settings(model: Architecture) -> dict[str, Any]:
-    mla = model.mla
+def _latent_settings(arch: Architecture) -> dict[str, Any]:
+    mla = arch.mla
     assert mla is not None
     return {
         "multi_latent_attention": True,
@@ -103,10 +111,10 @@ def _latent_settings(model: Architecture) -> dict[str, Any]:
     }
 
 
-def _expert_settings(model: Architecture, cfg: Config) -> dict[str, Any]:
-    moe = model.moe
+def _expert_settings(arch: Architecture, model: Model, layout: Parallel) -> dict[str, Any]:
+    moe = arch.moe
     assert moe is not None
-    has_balance_loss = cfg.model.balance_loss > 0
+    has_balance_loss = model.balance_loss > 0
     return {
         "num_moe_experts": moe.num_experts,
         "moe_ffn_hidden_size": moe.intermediate_size,
@@ -119,10 +127,10 @@ def _expert_settings(model: Architecture, cfg: Config) -> dict[str, Any]:
         "moe_router_pre_softmax": not moe.is_normalized,
         "moe_router_topk_scaling_factor": moe.scale if moe.scale != 1 else None,
         "moe_router_enable_expert_bias": moe.has_bias,
-        "moe_router_bias_update_rate": cfg.model.expert_bias_rate,
+        "moe_router_bias_update_rate": model.expert_bias_rate,
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "seq_aux_loss" if has_balance_loss else "none",
-        "moe_aux_loss_coeff": cfg.model.balance_loss,
-        "expert_model_parallel_size": cfg.parallel.expert,
-        "expert_tensor_parallel_size": cfg.parallel.expert_tensor,
+        "moe_aux_loss_coeff": model.balance_loss,
+        "expert_model_parallel_size": layout.expert,
+        "expert_tensor_parallel_size": layout.expert_tensor,
     }

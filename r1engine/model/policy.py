@@ -6,123 +6,146 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as ps
 from megatron.core import tensor_parallel
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.transformer_config import TransformerConfig
 
-from r1engine.batch import PackedBatch
-from r1engine.config import Config
-from r1engine.config_checks import has_sequence_parallelism
+from r1engine.batch import PackedBatch, RowShape, TokenOutputs
+from r1engine.config import Model, Optimizer, Parallel
+from r1engine.config.stage import row_multiple
 from r1engine.hf.architecture import read_architecture
+from r1engine.hf.export import Export
 from r1engine.hf.folder import Folder
-from r1engine.hf.formats import Precision, begin_export, finish_export, put, store
+from r1engine.hf.formats import Precision, begin_export, finish_export, model_dtype, put, store
 from r1engine.hf.layout import check_layout, fp8_problem
 from r1engine.hf.tensors import mtp_copies, mtp_shapes
 from r1engine.model.cpu import runs_on_cpu
+from r1engine.model.gradients import make_optimizer, with_gradient_buffers
 from r1engine.model.layers import fp8
 from r1engine.model.layers.gpt import build
 from r1engine.model.megatron_config import transformer_config
-from r1engine.model.parallel import World
 from r1engine.model.state import dist_checkpoint
 from r1engine.model.state.offload import Offloader, lent_weights
-from r1engine.model.state.optimizer_state import held, move_to_host
+from r1engine.model.state.optimizer_state import held
 from r1engine.model.state.sharded_weights import ShardedWeights
+from r1engine.ranks import World
 
-# (logp [T], entropy [T], row) -> (loss scalar, metrics: sums over the row)
-LossFn = Callable[[torch.Tensor, torch.Tensor, PackedBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+# (outputs of a row, row) -> (loss scalar, metrics: sums over the row)
+LossFn = Callable[[TokenOutputs, PackedBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+
+
+class Updated(NamedTuple):
+    """What came of an optimizer step."""
+
+    metrics: dict[str, float]  # sums over all rows of all ranks, and grad_norm
+    logp: list[torch.Tensor]  # [T] float32 a row, before the step; empty on all but the last pipeline stage
 
 
 class Policy:
     """A model with an optimizer. It owns the micro-batch loop, so that a pipeline schedule can run it; the loss
     sees log-probabilities only, so that a vocabulary split over ranks stays inside. All calls are collective."""
 
-    def __init__(self, cfg: Config, world: World) -> None:
-        """Build the model of `cfg.model.path` in the layout of `world` and load its weights.
+    def __init__(
+        self,
+        model: Model,
+        layout: Parallel,
+        optimizer: Optimizer,
+        world: World,
+        *,
+        seed: int = 0,
+        temperature: float = 1.0,
+    ) -> None:
+        """Build the model of the folder `model.path` in the layout of `world` and load its weights.
+
+        Args:
+            model:       which model, and how it is computed.
+            layout:      parallel sizes.
+            optimizer:   its constants; the learning rate comes with each update.
+            world:       as `join(layout)` gives it.
+            seed:        of the run.
+            temperature: divides the logits: that of the sampling in RL, 1 in supervised training.
 
         Raises:
             ValueError: the folder is not a supported model, or the parallel sizes do not divide it.
             ConfigError: `model.fp8` on a machine that cannot.
         """
-        assert cfg.model.path is not None
-        self.world, self.folder = world, cfg.model.path
+        assert model.path is not None
+        self.world, self.folder = world, model.path
+        self._settings, self._layout, self._temperature = model, layout, temperature
         self.shape = read_architecture(self.folder)
-        if self.shape.has_output_bias:
-            raise ValueError(f"{self.folder}: attention_bias is true; the trainer computes o_proj without bias only")
-        check_layout(self.shape, cfg.parallel)
-        if cfg.model.fp8:
-            fp8.check_machine()
-            is_shared = has_sequence_parallelism(cfg.parallel)
-            problem = fp8_problem(self.shape, cfg.parallel.tensor, cfg.model.experts, is_sequence_parallel=is_shared)
-            if problem:
-                raise ValueError(problem)
+        self._check()
         self._source = Folder(self.folder, self.shape)
-        self.dtype = model_dtype(cfg, world)
-        self._mtp_weight = cfg.model.mtp_loss_weight
+        self.dtype = model_dtype(model.dtype, world.device)
         if self.trains_mtp and not self._source.mtp_names:
             raise ValueError(
-                f"model.mtp_loss_weight: found {self._mtp_weight}, required 0: {self.folder} has no MTP module"
+                f"model.mtp_loss_weight: found {model.mtp_loss_weight}, required 0: {self.folder} has no MTP module"
             )
-        self._build(cfg)
+        # inference_rng_tracker: forking the tracker does nothing, so no CUDA generator is needed; dropout is 0.
+        tensor_parallel.model_parallel_cuda_manual_seed(seed, inference_rng_tracker=True)
+        self._build(optimizer)
         modules = [chunk.module for chunk in self.chunks]
         self._weights = ShardedWeights(modules, self.shape, world, with_mtp=self.trains_mtp)
         self._load()
-        self._offloader = Offloader(self._storages, is_on=cfg.parallel.offload and world.device.type == "cuda")
+        self._offloader = Offloader(self._storages, is_on=layout.offload and world.device.type == "cuda")
+
+    def _check(self) -> None:
+        """Refuse a model that is not computed here, or not in this layout."""
+        if self.shape.has_output_bias:
+            raise ValueError(f"{self.folder}: attention_bias is true; the trainer computes o_proj without bias only")
+        check_layout(self.shape, self._layout)
+        if self._settings.fp8:
+            fp8.check_machine()
+            problem = fp8_problem(
+                self.shape,
+                self._layout.tensor,
+                self._settings.experts,
+                is_sequence_parallel=self._layout.is_sequence_parallel,
+            )
+            if problem:
+                raise ValueError(problem)
+
+    def row_shape(self, max_tokens: int) -> RowShape:
+        """The rows of at most so many tokens that this policy can take."""
+        layout = self._layout
+        # The interleaved schedule takes micro-batches in rounds of one a stage.
+        rounds = layout.pipeline if layout.virtual > 1 else 1
+        return RowShape(max_tokens, self.world.dp_size, self.row_multiple, rounds)
+
+    @property
+    def row_multiple(self) -> int:
+        """Tokens that the length of a row is a multiple of."""
+        return row_multiple(self._settings, self._layout)
 
     @property
     def trains_mtp(self) -> bool:
         """Whether the multi-token-prediction modules learn; else they are kept as they are in the folder."""
-        return self._mtp_weight > 0
+        return self._settings.mtp_loss_weight > 0
 
     @runs_on_cpu
-    def _build(self, cfg: Config) -> None:
-        # inference_rng_tracker: forking the tracker does nothing, so no CUDA generator is needed; dropout is 0.
-        tensor_parallel.model_parallel_cuda_manual_seed(cfg.seed, inference_rng_tracker=True)
-        par, opt = cfg.parallel, cfg.optimizer
+    def _build(self, optimizer: Optimizer) -> None:
         on_cpu = self.world.device.type == "cpu"
-        config = transformer_config(self.shape, cfg, dtype=self.dtype, on_cpu=on_cpu)
-        self.row_multiple = cfg.row_multiple
-        # The interleaved schedule takes micro-batches in rounds of one a stage.
-        self.num_rows_multiple = par.pipeline if par.virtual > 1 else 1
-        config.finalize_model_grads_func = finalize_model_grads
+        config = transformer_config(self.shape, self._settings, self._layout, dtype=self.dtype, on_cpu=on_cpu)
+        modules = [
+            build(
+                self.shape,
+                config,
+                self._temperature,
+                experts=self._settings.experts,
+                with_mtp=self.trains_mtp,
+                stage=self.world.pp_rank,
+                chunk=chunk,
+            )
+            for chunk in range(self._layout.virtual)
+        ]
         replicas = max(self.world.replicas, self.world.expert_dp_size if self.shape.moe is not None else 1)
-        use_distributed = par.distributed_optimizer and replicas > 1
-        ddp = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
-            check_for_nan_in_grad=True,  # stops with the rank's name before the weights are touched
-            use_distributed_optimizer=use_distributed,
-        )
-        self.chunks = [DistributedDataParallel(config, ddp, self._chunk(config, cfg, i)) for i in range(par.virtual)]
-        self.optimizer = get_megatron_optimizer(
-            OptimizerConfig(
-                optimizer="adam",
-                lr=opt.lr,
-                weight_decay=opt.weight_decay,
-                adam_beta1=opt.beta1,
-                adam_beta2=opt.beta2,
-                adam_eps=opt.eps,
-                clip_grad=opt.clip_grad,
-                bf16=self.dtype == torch.bfloat16,
-                params_dtype=self.dtype,
-                use_distributed_optimizer=use_distributed,
-            ),
-            self.chunks,
-            use_gloo_process_groups=False,
-        )
-        if opt.offload:
-            move_to_host(self.optimizer)
+        is_sharded = self._layout.distributed_optimizer and replicas > 1
+        self.chunks = with_gradient_buffers(modules, config, is_sharded=is_sharded)
+        self.optimizer = make_optimizer(self.chunks, optimizer, self.dtype, is_sharded=is_sharded)
         self._schedule = get_forward_backward_func()
-
-    def _chunk(self, config: TransformerConfig, cfg: Config, chunk: int) -> torch.nn.Module:
-        where = {"stage": self.world.pp_rank, "chunk": chunk}
-        options = {"experts": cfg.model.experts, "with_mtp": self.trains_mtp}
-        return build(self.shape, config, cfg.rollout.temperature, **options, **where)
 
     @runs_on_cpu
     @torch.no_grad()
@@ -147,15 +170,16 @@ class Policy:
         results = self._run(rows, _take_logp, forward_only=True)
         if self.world.pp_size == 1:
             return results
-        results = [logp[: len(row.tokens)].contiguous() for logp, row in zip(results, rows, strict=False)]
-        if not results:
+        if results:
+            results = [logp[: len(row.tokens)].contiguous() for logp, row in zip(results, rows, strict=True)]
+        else:  # not the last stage
             results = [torch.empty(len(row.tokens), device=self.world.device) for row in rows]
         for logp in results:
             dist.broadcast(logp, ps.get_pipeline_model_parallel_last_rank(), ps.get_pipeline_model_parallel_group())
         return results
 
     @runs_on_cpu
-    def update(self, rows: list[PackedBatch], loss_fn: LossFn, lr: float) -> dict[str, float]:
+    def update(self, rows: list[PackedBatch], loss_fn: LossFn, lr: float) -> Updated:
         """One optimizer step on the sum of `loss_fn` over all rows of all ranks.
 
         Args:
@@ -164,8 +188,8 @@ class Policy:
             lr:      learning rate of this step.
 
         Returns:
-            Sums over all rows of `loss` and of what loss_fn reports, `mtp_loss` (nats a token, before its weight)
-            where MTP modules are trained, and `grad_norm` before clipping.
+            metrics: sums over all rows of `loss` and of what loss_fn reports, `mtp_loss` (nats a token, before its
+            weight) where MTP modules are trained, and `grad_norm` before clipping; logp: of the rows before the step.
         """
         self._set_training(True)
         if self.trains_mtp:
@@ -173,11 +197,12 @@ class Policy:
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        sums = self._run(rows, partial(_loss, loss_fn, self._mtp_weight), forward_only=False)
+        sums = self._run(rows, partial(_loss, loss_fn, self._settings.mtp_loss_weight), forward_only=False)
+        logp = [sums_of_row.pop("logp")[: len(row.tokens)] for sums_of_row, row in zip(sums, rows, strict=False)]
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         _, grad_norm, _ = self.optimizer.step()
-        return self._reduce(sums) | {"grad_norm": float(grad_norm)}
+        return Updated(self._reduce(sums) | {"grad_norm": float(grad_norm)}, logp)
 
     def _run(self, rows: list[PackedBatch], finish: Callable, forward_only: bool) -> list:
         """Megatron's schedule over the rows; what `finish` makes of each row, on the last stage."""
@@ -188,7 +213,11 @@ class Policy:
 
         def forward_step(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable]:
             row = next(iterator)
-            return model(row), partial(finish, row=row)
+            outputs = model(row)
+            if not isinstance(outputs, TokenOutputs):
+                return outputs, finish  # not the last stage: never called
+            # The schedule wants one tensor, and hands it to what finishes the row.
+            return outputs.logp, lambda _, non_loss_data=False: finish(outputs, row)
 
         results = self._schedule(
             forward_step_func=forward_step,
@@ -222,7 +251,7 @@ class Policy:
 
     def _reduce(self, sums: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         """Add the rows' metrics over the data-parallel ranks and tell every pipeline stage."""
-        message: list = [None]
+        message: list[Any] = [None]
         if sums:
             total = torch.stack([torch.stack([s[k].float() for k in sums[0]]) for s in sums]).sum(0)
             if self.world.dp_size > 1:
@@ -261,13 +290,14 @@ class Policy:
             on_bytes:  told of the bytes written.
         """
         precision = precision or ("bfloat16" if self.dtype == torch.bfloat16 else "float32")
-        export, done = None, set()
-        if self.world.is_first:
+        export: Export | None = None
+
+        def begin() -> set[str]:
+            nonlocal export
             export, done = begin_export(self._source, self.shape, target, precision, identity)
-        message = [done]
-        if self.world.size > 1:
-            dist.broadcast_object_list(message, src=0)
-        for name, tensor in self._exported(message[0]):
+            return done
+
+        for name, tensor in self._exported(self.world.from_first(begin)):
             if export is not None:
                 put(export, store(name, tensor, precision), on_bytes)
         if export is not None:
@@ -349,25 +379,22 @@ class Policy:
         return dist_checkpoint.load(folder, self._model(), self.optimizer, template)
 
 
-def _take_logp(out: torch.Tensor, row: PackedBatch, non_loss_data: bool) -> torch.Tensor:
+def _take_logp(outputs: TokenOutputs, row: PackedBatch) -> torch.Tensor:
     """What the schedule collects of a forward-only row."""
-    return out[0].contiguous()
+    return outputs.logp.contiguous()
 
 
 def _loss(
-    loss_fn: LossFn, mtp_weight: float, out: torch.Tensor, row: PackedBatch
+    loss_fn: LossFn, mtp_weight: float, outputs: TokenOutputs, row: PackedBatch
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """In Megatron's triple form. A token count of 0 says: the loss is a sum already, divide by nothing."""
-    loss, metrics = loss_fn(out[0], out[1].detach(), row)
+    """In Megatron's triple form. A token count of 0 says: the loss is a sum already, divide by nothing.
+
+    The schedule collects the third part; the row's log-probabilities travel in it.
+    """
+    loss, metrics = loss_fn(outputs._replace(entropy=outputs.entropy.detach()), row)
     metrics = {"loss": loss.detach(), **metrics}
-    if mtp_weight > 0:  # DeepSeek-V3, eq. 24-25
-        mtp_loss = -(out[2] * row.loss_weight).sum()
+    if outputs.draft_logp is not None:  # DeepSeek-V3, eq. 24-25
+        mtp_loss = -(outputs.draft_logp * row.loss_weight).sum()
         metrics["mtp_loss"] = mtp_loss.detach()
         loss = loss + mtp_weight * mtp_loss
-    return loss, torch.zeros([], dtype=torch.int, device=loss.device), metrics
-
-
-def model_dtype(cfg: Config, world: World) -> torch.dtype:
-    """dtype of the weights: as configured, or float32 on CPUs and bfloat16 on GPUs."""
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    return names.get(cfg.model.dtype) or (torch.bfloat16 if world.device.type == "cuda" else torch.float32)
+    return loss, torch.zeros([], dtype=torch.int, device=loss.device), {**metrics, "logp": outputs.logp.detach()}

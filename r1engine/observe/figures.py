@@ -30,7 +30,7 @@ class Figure:
 
 
 BLUE, ORANGE, GREEN, GREY, RED = "#2f6fb5", "#d9731a", "#2a8c5a", "#8a94a3", "#c23b4b"
-FIGURES = (
+RL_FIGURES = (
     Figure(
         "Figure 2 of the paper: accuracy during training",
         "accuracy",
@@ -68,6 +68,16 @@ FIGURES = (
         is_log=True,
     ),
 )
+SFT_FIGURES = (
+    Figure(
+        "Cross-entropy",
+        "nats per token",
+        (Series("loss", "training texts", BLUE), Series("eval/loss", "held-out texts", ORANGE, is_rare=True)),
+    ),
+    Figure("Entropy of the predictions", "nats per token", (Series("entropy", "training texts", BLUE),)),
+    Figure("Gradient norm before clipping", "norm", (Series("grad_norm", "all parameters", BLUE),), is_log=True),
+    Figure("Learning rate", "learning rate", (Series("lr", "learning rate", BLUE),)),
+)
 _PHASES = ("generate", "score", "logprobs", "update", "refresh")
 _PHASE_COLORS = (BLUE, GREEN, "#8e6bb8", ORANGE, GREY)
 _SMOOTH_FROM = 20  # points; with fewer the raw line is readable
@@ -93,6 +103,11 @@ def smoothed(values: list[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
+def figures_of(rows: list[Row]) -> tuple[Figure, ...]:
+    """The figures of reinforcement learning, or of supervised training."""
+    return RL_FIGURES if any("tokens_generated" in row or "eval/pass_at_1" in row for row in rows) else SFT_FIGURES
+
+
 def write_png(rows: list[Row], path: Path) -> None:
     """Draws the figures into one PNG, without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -101,7 +116,7 @@ def write_png(rows: list[Row], path: Path) -> None:
     canvas = Canvas(figsize=(12.5, 8.0), dpi=150, layout="constrained")
     FigureCanvasAgg(canvas)
     canvas.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
-    for axes, figure in zip(canvas.subplots(2, 2).flat, FIGURES, strict=True):
+    for axes, figure in zip(canvas.subplots(2, 2).flat, figures_of(rows), strict=True):
         axes.set_title(figure.title, loc="left", fontsize=10.5, fontweight="bold", color="#1d2733", pad=8)
         axes.set_xlabel("optimizer step", fontsize=9)
         axes.set_ylabel(figure.y_label, fontsize=9)
@@ -142,7 +157,7 @@ def _draw_lines(axes, rows: list[Row], figure: Figure) -> bool:
 
 def html_figures(rows: list[Row]) -> list[str]:
     """Interactive figures as HTML fragments; the page must contain `plotly_script` before them."""
-    made = {figure.title: _plotly_lines(rows, figure) for figure in FIGURES}
+    made = {figure.title: _plotly_lines(rows, figure) for figure in figures_of(rows)}
     made["Where the time goes"] = _plotly_phases(rows)
     options = {
         "displaylogo": False,

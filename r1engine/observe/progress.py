@@ -18,6 +18,7 @@ _PHASE_LINE_SECONDS = 10.0  # without a terminal, at most one line of a phase in
 _MEDIAN_OF = 21  # steps behind the ETA; the median ignores the occasional evaluation or checkpoint
 # Shown if the row has them: key -> (name, format)
 _SHOWN = {
+    "loss": ("loss", "{:.3f}"),
     "reward/mean": ("reward", "{:.3f}"),
     "reward/accuracy": ("accuracy", "{:.3f}"),
     "completion/length_mean": ("length", "{:.0f}"),
@@ -31,22 +32,20 @@ class Progress:
 
     def __init__(
         self,
-        total_steps: int,
         title: str,
-        enabled: bool,
         *,
+        enabled: bool,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
-            total_steps: steps of the whole run, those before a resume included.
-            title:       name of the run.
-            enabled:     False on ranks other than 0: every method then does nothing.
-            console:     where to write; None: stdout.
-            clock:       seconds, monotonic.
+            title:   name of the run.
+            enabled: False on ranks other than 0: every method then does nothing.
+            console: where to write; None: stdout.
+            clock:   seconds, monotonic.
         """
-        self._total, self._title, self._enabled = total_steps, title, enabled
+        self._total, self._title, self._enabled = 0, title, enabled
         self._console = console or Console()
         self._clock = clock
         self._step, self._stepped_at = 0, clock()
@@ -57,8 +56,6 @@ class Progress:
     def __enter__(self) -> Self:
         if self._bars is not None:
             self._bars.start()
-        elif self._enabled:
-            self._line(f"{self._title}: {self._total} steps")
         return self
 
     def __exit__(
@@ -69,15 +66,18 @@ class Progress:
         if self._enabled and kind is KeyboardInterrupt:
             self._line(f"interrupted at step {self._step} of {self._total}")
 
-    def start(self, step: int) -> None:
-        """Says that the first iteration begins: the ETA counts from here.
+    def start(self, step: int, total: int) -> None:
+        """Says that the first stride begins: the ETA counts from here.
 
         Args:
-            step: steps done before, by the run this one resumes; 0 for a fresh run.
+            step:  steps done before, by the run this one resumes; 0 for a fresh run.
+            total: steps of the whole run, those before a resume included.
         """
-        self._step, self._stepped_at = step, self._clock()
+        self._step, self._total, self._stepped_at = step, total, self._clock()
         if self._bars is not None:
-            self._bars.update(self._run_bar, completed=step)
+            self._bars.update(self._run_bar, completed=step, total=total)
+        elif self._enabled:
+            self._line(f"{self._title}: {total} steps")
 
     def phase(self, name: str, total: int | None = None) -> None:
         """Names what is going on.
@@ -153,8 +153,6 @@ class Progress:
             console=self._console,
             refresh_per_second=4,
         )
-        self._run_bar = bars.add_task(
-            escape(self._title), total=self._total, completed=self._step, values="", eta="ETA -"
-        )
+        self._run_bar = bars.add_task(escape(self._title), total=None, completed=self._step, values="", eta="ETA -")
         self._phase_bar = bars.add_task("", total=None, visible=False, values="", eta="")
         return bars

@@ -11,6 +11,7 @@ from r1engine.observe import figures
 _SAMPLE_BYTES = 16_000_000  # completions put into the page; a browser opens that at once
 # key of an evaluation -> (name, is a share)
 _HEADLINES = {
+    "loss": ("Held-out loss", False),
     "pass_at_1": ("Held-out pass@1", True),
     "format": ("Format followed", True),
     "length_mean": ("Mean response length", False),
@@ -132,12 +133,14 @@ def _facts(rows: list[dict], summary: dict) -> str:
 
 def _headlines(rows: list[dict]) -> str:
     """Cards with the numbers of the first and the last evaluation; none before the second one."""
-    evaluations = [row for row in rows if "eval/pass_at_1" in row]
+    evaluations = [row for row in rows if any(key.startswith("eval/") for key in row)]
     if len(evaluations) < 2:
         return ""
     before, after = evaluations[0], evaluations[-1]
     cards = []
     for key, (name, is_share) in _HEADLINES.items():
+        if f"eval/{key}" not in before and f"eval/{key}" not in after:
+            continue
         old, new = (_number(row.get(f"eval/{key}"), is_share) for row in (before, after))
         cards.append(
             f'<div class="card headline"><h3>{name}</h3>'
@@ -150,4 +153,4 @@ def _headlines(rows: list[dict]) -> str:
 def _number(value: float | None, is_share: bool) -> str:
     if not isinstance(value, (int, float)):
         return "&ndash;"
-    return f"{value:.1%}" if is_share else f"{value:,.1f}"
+    return f"{value:.1%}" if is_share else f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3f}"

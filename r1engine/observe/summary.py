@@ -9,6 +9,7 @@ from rich.text import Text
 
 # key of an evaluation -> (name, format, does more mean better; None: neither)
 _ROWS = {
+    "loss": ("loss (nats a token)", "{:.4f}", False),
     "pass_at_1": ("pass@1", "{:.1%}", True),
     "format": ("format followed", "{:.1%}", True),
     "length_mean": ("mean length (tokens)", "{:.1f}", None),
@@ -20,19 +21,21 @@ def summary_table(before: dict[str, float], after: dict[str, float]) -> Table:
     """Held-out evaluation before and after training, side by side.
 
     Args:
-        before: "pass_at_1", "format", "length_mean", "truncated", each with or without the prefix "eval/".
+        before: "loss", "pass_at_1", "format", "length_mean", "truncated", with or without the prefix "eval/".
         after:  the same.
 
     Returns:
-        A rich table; a number that is missing is shown as "-".
+        A rich table of the numbers that there are; one that is missing on one side is shown as "-".
     """
     before, after = _plain(before), _plain(after)
-    table = Table(title="Held-out questions", title_justify="left")
+    table = Table(title="Held out", title_justify="left")
     table.add_column("")
     for name in ("before", "after", "change"):
         table.add_column(name, justify="right")
     for key, (name, form, more_is_better) in _ROWS.items():
         old, new = before.get(key), after.get(key)
+        if old is None and new is None:
+            continue
         texts = ["-" if value is None else form.format(value) for value in (old, new)]
         table.add_row(name, *texts, _change(old, new, form, more_is_better))
     return table

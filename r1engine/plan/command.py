@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from r1engine.config import Config, ConfigError
+from r1engine.config import ConfigError, Parallel, RlConfig
 from r1engine.hf.architecture import Architecture, read_architecture
 from r1engine.plan.hardware import Assumed, Gpu
 from r1engine.plan.layout import Layout
@@ -21,13 +21,11 @@ from r1engine.plan.sizes import rank_parameters
 
 
 def run_plan(
-    cfg: Config,
+    cfg: RlConfig,
     gpus: int,
     gpu_name: str,
     *,
     auto: bool,
-    generator_gpus: int | None,
-    mean_tokens: int | None,
     assume: list[str],
     as_json: bool,
     html: Path | None,
@@ -43,8 +41,8 @@ def run_plan(
         raise ConfigError("plan: model.path: found null, required a folder with config.json")
     try:
         arch = read_architecture(cfg.model.path)
-        job = job_of(cfg, assumed, generator_gpus=generator_gpus or 1, mean_tokens=mean_tokens)
-        if generator_gpus is None:
+        job = job_of(cfg, assumed)
+        if not assumed.generator_gpus:
             job = replace(job, generator_tensor=smallest_generator(arch, job, gpus, gpu, assumed))
         offload = cfg.optimizer.offload
         plans = search(arch, job, gpus, gpu, assumed, optimizer_offload=offload) if auto else []
@@ -69,18 +67,18 @@ def run_plan(
     return plan.fits
 
 
-def _check_against_model(arch: Architecture, cfg: Config, plan: Plan) -> None:
+def _check_against_model(arch: Architecture, cfg: RlConfig, plan: Plan) -> None:
     """Build the true Megatron model of every stage and hold the closed forms to it."""
     from r1engine.model.stage_sizes import stage_parameters
 
-    built = stage_parameters(arch, _with_layout(cfg, plan.layout), plan.layout.gpus)
+    built = stage_parameters(arch, cfg.model, _parallel(cfg, plan.layout), plan.layout.gpus)
     for stage, names in enumerate(built):
         expected = sum(rank_parameters(arch, plan.layout, stage, with_mtp=plan.job.with_mtp).values())
         assert sum(names.values()) == expected, f"stage {stage}: Megatron builds {sum(names.values())}, not {expected}"
 
 
-def _with_layout(cfg: Config, layout: Layout) -> Config:
-    parallel = cfg.parallel.model_copy(
+def _parallel(cfg: RlConfig, layout: Layout) -> Parallel:
+    return cfg.parallel.model_copy(
         update={
             "tensor": layout.tensor,
             "pipeline": layout.pipeline,
@@ -92,7 +90,6 @@ def _with_layout(cfg: Config, layout: Layout) -> Config:
             "last_stage_layers": layout.last_stage,
         }
     )
-    return cfg.model_copy(update={"parallel": parallel})
 
 
 def _print_least(

@@ -46,7 +46,9 @@ class Assumed:
     layer_ms: float = 3.0  # the same of one layer's forward pass of one micro-batch in training
     reduce_us: float = 25.0  # latency of one all-reduce or all-to-all within a node
     reduce_across_us: float = 100.0  # and across nodes
-    mean_length_share: float = 0.25  # mean completion over the longest, unless a length is given
+    mean_length_share: float = 0.25  # mean completion over the longest, unless mean_tokens is given
+    mean_tokens: float = 0.0  # mean completion; 0: mean_length_share of the longest
+    generator_gpus: float = 0.0  # GPUs of one generator; 0: the smallest that keeps half of its memory for KV
     kv_pool_share: float = 0.85  # of GPU memory for weights and KV pool while generating (SGLang's mem-fraction)
     runtime_gib: float = 3.5  # CUDA context, NCCL channels, allocator slack
     cpu_adam_gb_s: float = 100.0  # bytes of optimizer state that a node's CPUs update a second

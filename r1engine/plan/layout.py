@@ -7,7 +7,7 @@ from typing import Literal
 
 from r1engine.config import Parallel
 from r1engine.hf.architecture import Architecture
-from r1engine.hf.layout import check_layout, check_sizes
+from r1engine.hf.layout import check_layout
 
 Recompute = Literal["none", "full"]
 
@@ -70,7 +70,7 @@ class Layout:
             last_stage_layers=self.last_stage,
         )
         try:
-            check_sizes(self.gpus, parallel)
+            parallel.data_ranks(self.gpus)
             check_layout(arch, parallel)
         except ValueError as error:
             return str(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from r1engine.config import Config, ConfigError
+from r1engine.config import ConfigError, RlConfig
 from r1engine.hf.architecture import Architecture, is_fp8_folder
 from r1engine.plan.hardware import GIB, GPUS, Assumed, Gpu
 from r1engine.plan.layout import Layout
@@ -42,7 +42,7 @@ def assumptions(texts: list[str]) -> Assumed:
     return Assumed(**changed)
 
 
-def layout_of(cfg: Config, gpus: int) -> Layout:
+def layout_of(cfg: RlConfig, gpus: int) -> Layout:
     """The layout that `cfg` has on `gpus` GPUs."""
     par = cfg.parallel
     return Layout(
@@ -61,29 +61,22 @@ def layout_of(cfg: Config, gpus: int) -> Layout:
     )
 
 
-def job_of(cfg: Config, assumed: Assumed, *, generator_gpus: int, mean_tokens: int | None) -> Job:
-    """The work of one rollout and its updates, at the start of the run.
-
-    Args:
-        cfg:            of the run.
-        assumed:        gives the mean length where there is none.
-        generator_gpus: GPUs of one generator.
-        mean_tokens:    mean completion; None: a share of the longest.
-    """
+def job_of(cfg: RlConfig, assumed: Assumed) -> Job:
+    """The work of one rollout and its updates, at the start of the run, with generators as assumed or of one GPU."""
     assert cfg.model.path is not None
-    longest = cfg.max_tokens_at(0)
+    longest = cfg.rollout.max_tokens_at(0)
     return Job(
         questions=cfg.grpo.questions,
         group_size=cfg.grpo.group_size,
         minibatches=cfg.grpo.minibatches,
         inner_epochs=cfg.grpo.inner_epochs,
         prompt_tokens=min(PROMPT_TOKENS, cfg.data.max_prompt_tokens),
-        mean_tokens=mean_tokens or assumed.mean_length_share * longest,
+        mean_tokens=assumed.mean_tokens or assumed.mean_length_share * longest,
         max_tokens=longest,
         row_tokens=cfg.max_row_tokens or cfg.data.max_prompt_tokens + longest,
         has_reference=cfg.grpo.kl_coef > 0,
         logits_chunk=None,
-        generator_tensor=generator_gpus,
+        generator_tensor=int(assumed.generator_gpus) or 1,
         generator_bytes=1 if is_fp8_folder(cfg.model.path) else 2,
         with_mtp=cfg.model.mtp_loss_weight > 0,
         fp8=cfg.model.fp8,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from r1engine.config import ConfigError, GradingServer, Rewards
 from r1engine.rewards.math.decision import MathPolicy
+from r1engine.rewards.rules import rule_of
+from r1engine.rewards.sandbox import probe
 from r1engine.rewards.scorer import Scorer
 from r1engine.rewards.servers.endpoint import ModelServers
 from r1engine.rewards.servers.judge import GenerativeJudge
@@ -47,6 +49,39 @@ def make_scorer(rewards: Rewards, *, workers: int | None = None) -> Scorer:
         reward_models=models,
     )
     return Scorer(settings)
+
+
+def check_named(rewards: Rewards, named: set[str]) -> list[str]:
+    """What to tell the user about the rewards that the questions of a run name.
+
+    Args:
+        rewards: section `rewards`.
+        named:   rewards of the questions.
+
+    Raises:
+        ConfigError: one needs a server that is not configured, or runs code where too little protects from it; or a
+            reward model has no questions.
+    """
+    notes = []
+    if "judge" in named and rewards.judge is None:
+        raise ConfigError("rewards.judge: found null, required by the questions of reward 'judge'")
+    if "preference" in named and not rewards.reward_models:
+        raise ConfigError(
+            "rewards.helpfulness_model or rewards.harmlessness_model: found null, required by the questions of reward "
+            "'preference'"
+        )
+    if rewards.reward_models:
+        if "preference" not in named:
+            raise ConfigError("rewards: found a reward model, required questions of reward 'preference' for it")
+        if named <= {"preference", "format", "language"}:
+            notes.append("no question has a verifiable reward: nothing tells if a reward model is hacked")
+    if any(rule_of(reward, "data").runs_code for reward in named):
+        try:
+            probe().require(unsafe=rewards.unsafe)
+        except RuntimeError as error:
+            raise ConfigError(str(error)) from None
+        notes.append("\n  ".join(["code rewards run in a sandbox of:", *probe().describe()]))
+    return notes
 
 
 def check_rewards(rewards: Rewards) -> None:

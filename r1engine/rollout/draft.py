@@ -13,6 +13,23 @@ from r1engine.hf.architecture import Architecture
 from r1engine.hf.tokenizer import PromptTokenizer
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn."""
+
+    temperature: float = 1.0  # divides the logits, also those of the reported log-probabilities
+    top_p: float = 1.0  # the smallest set of tokens with this probability; 1: all
+    top_k: int = 0  # the likeliest so many tokens; 0: all
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"generate: temperature is {self.temperature}, required is above 0")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"generate: top_p is {self.top_p}, required is above 0 and at most 1")
+        if self.top_k < 0:
+            raise ValueError(f"generate: top_k is {self.top_k}, required is at least 0")
+
+
 @dataclass
 class Draft:
     """One sample of a question. A generator goes on from the tokens that are there, with the weights that it has."""

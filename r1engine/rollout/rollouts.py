@@ -1,14 +1,15 @@
-"""Generation one step ahead: the next rollout is drawn while the trainer works on this one (rollout.max_staleness).
+"""The completions of each iteration: drawn by the present weights, or partly ahead while the trainer works on others.
 
     take: the oldest questions that are drawn to their end        -> this iteration trains on them
-    drawing: a thread goes on with the others                     -> while the updates run
+    drawing: with rollout.max_staleness, a thread goes on with the others while the updates run
     the weights change: what is not finished keeps its tokens, and goes on with the new weights
+
+max_staleness 0 is on-policy: every question is issued, drawn to its end and taken in one call, by the present weights.
 
 A question is carried over at most max_staleness - 1 times, then it is waited for: dropping what takes long would favour
 short completions. So every sampled token is at most max_staleness versions of the weights old when it is trained on;
-that is checked from the version tags of the samples, not from this reasoning. Every question that was issued is
-consumed once, dropped for a reason, or still here; that is checked in every iteration. Nothing here draws while a
-checkpoint is written, so a checkpoint holds all of it.
+the version tags of the samples prove it in every iteration, and so does the account of the questions: each that was
+issued is consumed once, dropped for a reason, or still here. Nothing draws while a checkpoint is written.
 """
 
 from __future__ import annotations
@@ -20,19 +21,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 
 from r1engine.batch import Completion, Prompt
-from r1engine.config import Config
-from r1engine.data.questions import PromptStream
-from r1engine.rollout.draft import Draft, new_drafts
-from r1engine.rollout.local.generator import LocalGenerator
-
-if TYPE_CHECKING:
-    from r1engine.rollout.sglang.generator import SglangGenerator
+from r1engine.config import RlConfig
+from r1engine.data.stream import PromptStream
+from r1engine.ranks import World
+from r1engine.rollout.draft import Draft, Sampling, new_drafts
+from r1engine.rollout.generator import Generator
 
 
 @dataclass
@@ -54,22 +51,19 @@ class Pending:
         return min((version for draft in self.drafts for version, _ in draft.versions), default=None)
 
 
-class Ahead:
-    """This rank's questions on their way. `take` and `metrics` are collective."""
+class Rollouts:
+    """This rank's questions on their way. `take`, `metrics` and `load` are collective."""
 
-    def __init__(
-        self, generator: LocalGenerator | SglangGenerator, prompts: PromptStream, cfg: Config, *, rank: int, size: int
-    ) -> None:
+    def __init__(self, generator: Generator, prompts: PromptStream, cfg: RlConfig, world: World) -> None:
         """
         Args:
             generator: with weights of a known version.
             prompts:   of the run; only this object takes from it.
             cfg:       of the run.
-            rank:      of this process, which has every size-th question of a rollout.
-            size:      number of processes.
+            world:     each rank has every size-th question of a rollout.
         """
-        self._generator, self._prompts, self._cfg, self._rank, self._size = generator, prompts, cfg, rank, size
-        self._quota = len(range(rank, cfg.grpo.questions, size))
+        self._generator, self._prompts, self._cfg, self._world = generator, prompts, cfg, world
+        self._quota = len(range(world.rank, cfg.grpo.questions, world.size))
         self._room = round(self._quota * cfg.rollout.oversample)
         self.questions: list[Pending] = []  # in the order of their issue
         self._issued = 0  # by all ranks
@@ -133,14 +127,8 @@ class Ahead:
         rollout = self._cfg.rollout
         drafts = [draft for question in self.questions for draft in question.drafts if not draft.finish]
         if drafts and not should_stop():
-            self._generator.draw(
-                drafts,
-                temperature=rollout.temperature,
-                top_p=rollout.top_p,
-                top_k=rollout.top_k,
-                on_tokens=on_tokens,
-                should_stop=should_stop,
-            )
+            sampling = Sampling(rollout.temperature, rollout.top_p, rollout.top_k)
+            self._generator.draw(drafts, sampling, on_tokens=on_tokens, should_stop=should_stop)
 
     def _choose(self) -> list[Pending] | None:
         """The questions to train on, the oldest first; None while they have not ended.
@@ -161,14 +149,14 @@ class Ahead:
 
     def _issue(self, step: int) -> None:
         """Take new questions from the stream and deal them round to the ranks that have room."""
-        rooms: list[int] = self._gather(self._room - len(self.questions))
-        turns = [rank for turn in range(max(rooms)) for rank in range(self._size) if rooms[rank] > turn]
+        rooms: list[int] = self._world.everyones(self._room - len(self.questions))
+        turns = [rank for turn in range(max(rooms)) for rank in range(self._world.size) if rooms[rank] > turn]
         own: list[tuple[int, Prompt]] = []
         for rank, prompt in zip(turns, self._prompts.next(len(turns)), strict=True):
-            if rank == self._rank:
+            if rank == self._world.rank:
                 own.append((self._issued, prompt))
             self._issued += 1
-        size, limit = self._cfg.grpo.group_size, self._cfg.max_tokens_at(step)
+        size, limit = self._cfg.grpo.group_size, self._cfg.rollout.max_tokens_at(step)
         drafts = new_drafts([prompt for _, prompt in own], num_samples=size, step=step, max_tokens=limit)
         for i, (number, _) in enumerate(own):
             self.questions.append(Pending(number, drafts[i * size : (i + 1) * size]))
@@ -207,21 +195,14 @@ class Ahead:
     def metrics(self, completions: list[Completion]) -> dict[str, float]:
         """Questions since the start of the run on all ranks, and how old the tokens of an iteration are (versions)."""
         total: Counter[str] = Counter()
-        for counts in self._gather(dict(self._counts) | {"carried": len(self.questions)}):
+        for counts in self._world.everyones(dict(self._counts) | {"carried": len(self.questions)}):
             total.update(counts)
         spans = [(self._version - drawn_from, number) for c in completions for drawn_from, number in c.versions]
         return {f"questions/{name}": total[name] for name in sorted(total)} | {
             "staleness/mean": sum(age * number for age, number in spans) / max(1, sum(number for _, number in spans)),
             "staleness/max": max(age for age, _ in spans),
-            "tokens_ahead": sum(self._gather(self._tokens_ahead)),
+            "tokens_ahead": sum(self._world.everyones(self._tokens_ahead)),
         }
-
-    def _gather(self, value: object) -> list:
-        if self._size == 1:
-            return [value]
-        values: list = [None] * self._size
-        dist.all_gather_object(values, value)
-        return values
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -236,24 +217,34 @@ class Ahead:
             }
             for question in self.questions
         ]
-        state = {"questions": questions, "issued": self._issued, "counts": dict(self._counts)}
-        torch.save(state | {"weight_version": self._generator.weight_version}, folder / f"ahead_{self._rank}.pt")
+        state = {
+            "questions": questions,
+            "issued": self._issued,
+            "counts": dict(self._counts),
+            "weight_version": self._generator.weight_version,
+        }
+        torch.save(state, folder / f"rollouts_{self._world.rank}.pt")
 
     def load(self, folder: Path) -> None:
         """Read back what every rank's `save` wrote, also of another number of ranks, and take this rank's share.
 
         The generator's next weights get the number that they had.
+
+        Raises:
+            ValueError: the folder has none.
         """
-        states = [torch.load(file, weights_only=True) for file in sorted(folder.glob("ahead_*.pt"))]
+        states = [torch.load(file, weights_only=True) for file in sorted(folder.glob("rollouts_*.pt"))]
+        if not states:
+            raise ValueError(f"{folder}: found no rollouts_*.pt, required those of a checkpoint of this version")
         prompts = {prompt.id: prompt for prompt in self._prompts.prompts}
         everyone = [
             Pending(q["number"], [Draft(prompts[q["prompt"]], **draft) for draft in q["drafts"]], q["carried"])
             for state in states
             for q in state["questions"]
         ]
-        self.questions = sorted(everyone, key=lambda question: question.number)[self._rank :: self._size]
+        self.questions = sorted(everyone, key=lambda question: question.number)[self._world.rank :: self._world.size]
         self._counts = Counter(issued=len(self.questions))
-        if self._rank == 0:  # and what is past is on its account
+        if self._world.rank == 0:  # and what is past is on its account
             for state in states:
                 self._counts.update(state["counts"])
             self._counts["issued"] -= len(everyone)

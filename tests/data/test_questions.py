@@ -10,7 +10,8 @@ import pytest
 
 from r1engine.batch import Prompt
 from r1engine.data.question import Question
-from r1engine.data.questions import PromptStream, file_digest, load_prompts, read_questions, render
+from r1engine.data.questions import load_prompts, read_questions, render
+from r1engine.data.stream import PromptStream, file_digest
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_unknown_extension_is_refused(write):
 
 @pytest.mark.parametrize("rows", [[], ["", "  "]])
 def test_empty_file_is_refused(write, rows):
-    assert refusal(write(*rows)) == "train.jsonl: found no questions, required at least one"
+    assert refusal(write(*rows)) == "train.jsonl: found no rows, required at least one"
 
 
 def test_bad_json_names_the_line(write):

@@ -9,55 +9,64 @@ from pathlib import Path
 
 import pytest
 import torch
-from ruamel.yaml import YAML
 
-from r1engine.config import Base, Config
+from r1engine.config import TinyConfig
+from r1engine.config.pipeline import load_pipeline
+from r1engine.data.questions import render as template
 from r1engine.demo import tiny
 from r1engine.hf.architecture import read_architecture
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = Base(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=64)
+SIZES = {"hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 2, "intermediate_size": 64}
+WORLD = TinyConfig(**SIZES, seed=3, texts=3000)
 PAIRS, HELDOUT = tiny.task_pairs(64, seed=3)
 
 
 def render(question: str) -> str:
-    """A template of about the size and with the tags of the paper's Table 1."""
-    rules = "The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags"
-    return f"A conversation between User and Assistant. {rules * 3}. User: {question}. Assistant:"
+    return template(question, "r1_zero")
 
 
-def texts(step: int, num_texts: int, seed: int = 3) -> list[tuple[str, str]]:
-    return list(tiny.base_texts(step, num_texts, seed=seed, pairs=PAIRS, render=render))
+def texts(num_texts: int, seed: int = 3) -> list[tuple[str, str]]:
+    """(prompt, completion) of the texts to pre-train on."""
+    return [(render(asked), told) for asked, told in tiny.base_texts(num_texts, seed=seed, pairs=PAIRS)]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("tiny")
-    tiny.write_model(path, BASE, seed=3, render=render)
-    return path
+def made(tmp_path_factory) -> Path:
+    """The whole world."""
+    cfg = WORLD.model_copy(update={"run_dir": tmp_path_factory.mktemp("tiny")})
+    tiny.write_world(cfg)
+    return cfg.run_dir
 
 
-def test_heldout_questions_are_in_no_training_text(tmp_path):
-    train, heldout = tiny.write_task(tmp_path, BASE, seed=3)
-    asked = [{json.loads(line)["question"] for line in path.read_text().splitlines()} for path in (train, heldout)]
+@pytest.fixture(scope="module")
+def folder(made) -> Path:
+    return made / "model"
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_heldout_questions_are_in_no_training_text(made):
+    asked = [{row["question"] for row in rows(made / f"{name}.jsonl")} for name in ("train", "heldout", "texts")]
     assert len(asked[0]) == 8100 - 64 and len(asked[1]) == 64
     assert not asked[0] & asked[1]
-    questions = {tiny.question(pair) for pair in HELDOUT}
-    assert questions == asked[1]
-    assert not any(question in prompt for prompt, _ in texts(0, 3000) for question in questions)
+    assert {tiny.question(pair) for pair in HELDOUT} == asked[1]
+    assert asked[2] <= asked[0]
 
 
-def test_answers_are_the_sums(tmp_path):
-    for path in tiny.write_task(tmp_path, BASE, seed=0):
-        for row in map(json.loads, path.read_text().splitlines()):
-            a, b = map(int, re.fullmatch(r"What is (\d\d)\+(\d\d)\?", row["question"]).groups())
-            assert int(row["answer"]) == a + b
+def test_answers_are_the_sums(made):
+    for row in [*rows(made / "train.jsonl"), *rows(made / "heldout.jsonl")]:
+        a, b = map(int, re.fullmatch(r"What is (\d\d)\+(\d\d)\?", row["question"]).groups())
+        assert int(row["answer"]) == a + b
 
 
-def test_texts_are_a_function_of_seed_step_and_index():
-    assert texts(5, 8) == texts(5, 20)[:8]
-    assert texts(5, 8) != texts(6, 8)
-    assert texts(5, 8) != texts(5, 8, seed=4)
+def test_texts_are_a_function_of_seed_and_index(made):
+    assert texts(8) == texts(20)[:8]
+    assert texts(8) != texts(8, seed=4)
+    written = [(render(row["question"]), row["completion"]) for row in rows(made / "texts.jsonl")]
+    assert written == texts(3000)
 
 
 def test_worked_solution_without_a_slip_by_hand(monkeypatch):
@@ -87,7 +96,7 @@ def style_of(completion: str) -> str:
 
 def test_styles_come_in_their_shares():
     assert sum(tiny.STYLES.values()) == pytest.approx(1.0)
-    counts = Counter(style_of(completion) for _, completion in texts(0, 4000))
+    counts = Counter(style_of(completion) for _, completion in texts(4000))
     for style, share in tiny.STYLES.items():
         # four standard deviations of a share among 4,000 draws
         assert counts[style] / 4000 == pytest.approx(share, abs=4 * (share * (1 - share) / 4000) ** 0.5)
@@ -95,7 +104,7 @@ def test_styles_come_in_their_shares():
 
 def test_base_texts_are_mostly_wrong_and_worked_solutions_mostly_better():
     right, seen = Counter(), Counter()
-    for prompt, completion in texts(0, 4000):
+    for prompt, completion in texts(4000):
         a, b = map(int, re.search(r"(\d\d)\+(\d\d)", prompt).groups())
         style = style_of(completion)
         seen[style] += 1
@@ -106,9 +115,9 @@ def test_base_texts_are_mostly_wrong_and_worked_solutions_mostly_better():
 
 
 def test_tokenizer_is_the_same_every_time_and_keeps_digits_apart(folder, tmp_path):
-    again = tiny.make_tokenizer(tmp_path, BASE, seed=3, render=render)
+    again = tiny.make_tokenizer(tmp_path, WORLD)
     assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
-    prompt, completion = texts(1, 1)[0]
+    prompt, completion = texts(1)[0]
     for text in (prompt, completion, "caf\u00e9\n<think>12345</think>"):
         assert again.decode(again.encode(text).ids) == text
     assert again.encode("12345").tokens == list("12345")
@@ -117,14 +126,9 @@ def test_tokenizer_is_the_same_every_time_and_keeps_digits_apart(folder, tmp_pat
 
 
 def test_a_vocabulary_too_small_for_the_template_is_refused(tmp_path):
-    small = BASE.model_copy(update={"vocab_size": 270})
+    small = WORLD.model_copy(update={"vocab_size": 270})
     with pytest.raises(ValueError, match=r"a prompt has \d+ tokens with vocab_size=270, required <= 32"):
-        tiny.make_tokenizer(tmp_path, small, seed=3, render=render)
-
-
-def test_heads_must_divide_the_hidden_size():
-    with pytest.raises(ValueError, match="hidden_size=32, heads=5"):
-        tiny.make_model_config(BASE.model_copy(update={"heads": 5}))
+        tiny.make_tokenizer(tmp_path, small)
 
 
 def test_transformers_loads_the_folder(folder):
@@ -132,7 +136,7 @@ def test_transformers_loads_the_folder(folder):
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 0)
-    prompt, completion = texts(2, 1)[0]
+    prompt, completion = texts(1)[0]
     ids = tokenizer.encode(prompt + completion, add_special_tokens=False)
     assert tokenizer.decode([*ids, 1], skip_special_tokens=True) == prompt + completion
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
@@ -143,7 +147,7 @@ def test_transformers_loads_the_folder(folder):
     assert all(torch.equal(loaded[name], weight) for name, weight in own.items())
     assert set(loaded) - set(own) == {"lm_head.weight"}  # tied
     assert torch.equal(loaded["lm_head.weight"], own["model.embed_tokens.weight"])
-    assert model(torch.tensor([ids])).logits.shape == (1, len(ids), BASE.vocab_size)
+    assert model(torch.tensor([ids])).logits.shape == (1, len(ids), WORLD.vocab_size)
 
 
 def test_initial_weights_are_seeded_and_leave_the_global_generator_alone(folder):
@@ -156,8 +160,9 @@ def test_initial_weights_are_seeded_and_leave_the_global_generator_alone(folder)
     assert first["model.layers.0.mlp.down_proj.weight"].std().item() == pytest.approx(0.01, rel=0.1)  # 2 layers
 
 
-def test_the_demo_config_is_valid_and_makes_this_base():
-    config = Config(**YAML(typ="safe").load(ROOT / "configs" / "tiny_r1_zero.yaml"))
-    assert config.base is not None
-    tiny.make_model_config(config.base)
-    assert config.data.max_prompt_tokens + config.max_tokens_at(0) <= 256  # max_position_embeddings
+def test_the_demos_are_valid_and_fit_the_model(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name, texts_each_step in (("demo", 96), ("demo_moe", 96)):
+        world, base, r1_zero = (stage.cfg for stage in load_pipeline(Path(f"configs/{name}.yaml"), []).stages)
+        assert world.texts % base.sft.batch_size == 0 and base.sft.batch_size == texts_each_step
+        assert max(r1_zero.longest_sequence, base.data.max_tokens) <= 256  # max_position_embeddings

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from r1engine.batch import Sequence, pack_sequences
+from r1engine.batch import RowShape, Sequence, pack
 from r1engine.model.layers.attention import packed_attention, row_layout
 from r1engine.model.layers.context import share_of_row
 
@@ -16,7 +16,7 @@ pytestmark = [
 @pytest.mark.parametrize("lengths", [[1024], [5, 300, 1, 70, 2, 640, 6], [129, 127, 128, 640]])
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_flash_attention_of_a_share_is_that_of_sdpa(lengths, ranks):
-    row = pack_sequences([Sequence([2] * n, 0, 1.0) for n in lengths], max_tokens=1024)[0][0]
+    row = pack([Sequence([2] * n, 0, 1.0) for n in lengths], RowShape(max_tokens=1024))[0][0]
     random = torch.Generator().manual_seed(1)
     q, k, v, slope = (torch.randn(1024, heads, 64, generator=random).bfloat16() for heads in (8, 2, 2, 8))
     for rank in range(ranks):

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from model_folders import save_model
+from policies import policy_of
 
-from r1engine.batch import Sequence, pack_sequences
-from r1engine.config import Config
+from r1engine.batch import Sequence, pack
+from r1engine.config import RlConfig
 from r1engine.model.layers.fp8 import machine_problem
-from r1engine.model.policy import Policy
-from r1engine.sft import cross_entropy
+from r1engine.stages.sft import cross_entropy
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,12 +31,12 @@ def folder(request, tmp_path):
 
 
 def make(world, folder, **model):
-    return Policy(Config(model={"path": folder, "experts": "fused"} | model), world)
+    return policy_of(RlConfig(model={"path": folder, "experts": "fused"} | model), world)
 
 
 def rows(policy):
     items = [Sequence(list(range(2, 2 + n)), 1, 0.01) for n in (5, 17, 40, 90)]
-    return [row.to("cuda") for row in pack_sequences(items, max_tokens=256, multiple=policy.row_multiple)[0]]
+    return [row.to("cuda") for row in pack(items, policy.row_shape(256))[0]]
 
 
 def test_fp8_is_near_bf16_and_is_not_bf16(world, folder):
@@ -44,7 +44,7 @@ def test_fp8_is_near_bf16_and_is_not_bf16(world, folder):
     a, b = (torch.cat(p.logprobs(rows(fp8))) for p in (fp8, bf16))
     assert 0 < (a - b).abs().mean() < 0.1
     for _ in range(3):
-        found, expected = (p.update(rows(fp8), cross_entropy, 1e-3) for p in (fp8, bf16))
+        found, expected = (p.update(rows(fp8), cross_entropy, 1e-3).metrics for p in (fp8, bf16))
         assert found["loss"] == pytest.approx(expected["loss"], rel=0.03)
         assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=0.1)
 
@@ -62,7 +62,7 @@ def test_the_reference_is_computed_with_its_own_weights(world, folder):
 @pytest.mark.parametrize("recompute", [True, "selective"])
 def test_recomputation_gives_the_same_gradients(world, folder, recompute):
     norms = [make(world, folder, fp8=True, recompute=r) for r in (False, recompute)]
-    norms = [policy.update(rows(policy), cross_entropy, 1e-3)["grad_norm"] for policy in norms]
+    norms = [policy.update(rows(policy), cross_entropy, 1e-3).metrics["grad_norm"] for policy in norms]
     assert norms[1] == pytest.approx(norms[0], rel=1e-3)
 
 
@@ -73,4 +73,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(world, folder, tmp_path):
     checkpoint.mkdir()
     whole.save(checkpoint, None)
     resumed.load(checkpoint, has_snapshot=False)
-    assert whole.update(rows(whole), cross_entropy, 1e-3) == resumed.update(rows(resumed), cross_entropy, 1e-3)
+    assert (
+        whole.update(rows(whole), cross_entropy, 1e-3).metrics
+        == resumed.update(rows(resumed), cross_entropy, 1e-3).metrics
+    )

@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
+from policies import policy_of
 
-from r1engine.batch import Sequence, pack_sequences
-from r1engine.config import Config
-from r1engine.model.policy import Policy
-from r1engine.sft import cross_entropy
+from r1engine.batch import RowShape, Sequence, pack
+from r1engine.config import RlConfig
+from r1engine.stages.sft import cross_entropy
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,12 +18,12 @@ pytestmark = [
 
 @pytest.fixture
 def policy(world, folders):
-    return Policy(Config(model={"path": folders["qwen3"][0]}), world)
+    return policy_of(RlConfig(model={"path": folders["qwen3"][0]}), world)
 
 
 def rows(world):
     items = [Sequence(list(range(2, 2 + n)), 1, 0.01) for n in (5, 17, 40)]
-    return [row.to(world.device) for row in pack_sequences(items, max_tokens=64)[0]]
+    return [row.to(world.device) for row in pack(items, RowShape(max_tokens=64))[0]]
 
 
 def test_bf16_logprobs_are_within_twice_the_error_of_transformers_bf16(world, folders, policy):
@@ -42,7 +42,7 @@ def test_bf16_logprobs_are_within_twice_the_error_of_transformers_bf16(world, fo
 
 
 def test_update_lowers_the_loss(world, policy):
-    losses = [policy.update(rows(world), cross_entropy, 1e-3)["loss"] for _ in range(5)]
+    losses = [policy.update(rows(world), cross_entropy, 1e-3).metrics["loss"] for _ in range(5)]
     assert losses[-1] < losses[0]
 
 
@@ -62,12 +62,12 @@ def test_an_optimizer_on_the_host_makes_the_same_updates_in_less_device_memory(w
     for offload in (False, True):
         before = torch.cuda.memory_allocated()
         optimizer = {"offload": offload, "eps": 1e-3}
-        policy = Policy(Config(model={"path": folders["deepseek"][0]}, optimizer=optimizer), world)
+        policy = policy_of(RlConfig(model={"path": folders["deepseek"][0]}, optimizer=optimizer), world)
         with policy.awake():
-            stats = [policy.update(rows(world), cross_entropy, 1e-2) for _ in range(3)]
+            stats = [policy.update(rows(world), cross_entropy, 1e-2).metrics for _ in range(3)]
             used = torch.cuda.memory_allocated() - before
         with policy.awake():  # what slept comes back, what was on the host stayed
-            stats.append(policy.update(rows(world), cross_entropy, 1e-2))
+            stats.append(policy.update(rows(world), cross_entropy, 1e-2).metrics)
         found[offload] = stats, used
         del policy
     for ordinary, on_host in zip(found[False][0], found[True][0], strict=True):
@@ -77,21 +77,24 @@ def test_an_optimizer_on_the_host_makes_the_same_updates_in_less_device_memory(w
 
 
 def test_a_policy_read_from_a_checkpoint_goes_on_bit_for_bit(world, folders, tmp_path):
-    whole, resumed = (Policy(Config(model={"path": folders["deepseek"][0]}), world) for _ in range(2))
+    whole, resumed = (policy_of(RlConfig(model={"path": folders["deepseek"][0]}), world) for _ in range(2))
     for _ in range(2):
         whole.update(rows(world), cross_entropy, 1e-3)
     whole.save(tmp_path, None)
     resumed.load(tmp_path, has_snapshot=False)  # bfloat16 weights, float32 master weights and moments
     for _ in range(2):
-        assert whole.update(rows(world), cross_entropy, 1e-3) == resumed.update(rows(world), cross_entropy, 1e-3)
+        assert (
+            whole.update(rows(world), cross_entropy, 1e-3).metrics
+            == resumed.update(rows(world), cross_entropy, 1e-3).metrics
+        )
     for (name, expected), (_, found) in zip(whole.weights(), resumed.weights(), strict=True):
         assert torch.equal(expected, found), name
 
 
 def test_mtp_modules_learn_without_moving_the_policy(world, folders):
     config = {"path": folders["deepseek-mtp"][0]}
-    plain, with_mtp = (Policy(Config(model=config | {"mtp_loss_weight": w}), world) for w in (0.0, 0.3))
-    stats = [with_mtp.update(rows(world), cross_entropy, 1e-3) for _ in range(3)]
+    plain, with_mtp = (policy_of(RlConfig(model=config | {"mtp_loss_weight": w}), world) for w in (0.0, 0.3))
+    stats = [with_mtp.update(rows(world), cross_entropy, 1e-3).metrics for _ in range(3)]
     for _ in range(3):
         plain.update(rows(world), cross_entropy, 1e-3)
     assert stats[-1]["mtp_loss"] < stats[0]["mtp_loss"]

@@ -12,7 +12,7 @@ from r1engine.config import Parallel
 from r1engine.convert import convert
 from r1engine.hf.architecture import read_architecture
 from r1engine.hf.folder import Folder
-from r1engine.hf.layout import check_layout, check_sizes
+from r1engine.hf.layout import check_layout
 from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.model.state.offload import Offloader
 
@@ -162,15 +162,23 @@ def test_layout_that_does_not_divide_the_model_is_refused(folders, family, layou
 
 
 def test_sizes_that_do_not_fit_the_world_are_refused():
-    with pytest.raises(ValueError, match=r"tensor=2 x pipeline=1 does not fit 3 processes"):
-        check_sizes(3, Parallel(tensor=2))
-    with pytest.raises(ValueError, match=r"x data=2 does not fit 8 processes"):
-        check_sizes(8, Parallel(tensor=2, data=2))
-    with pytest.raises(ValueError, match=r"tensor=2 x pipeline=1 x context=3 does not fit 8 .* --nproc-per-node 6 or"):
-        check_sizes(8, Parallel(tensor=2, context=3))
-    with pytest.raises(ValueError, match=r"expert=8 x expert_tensor=1 x pipeline=2 = 16 does not divide 8 processes"):
-        check_sizes(8, Parallel(pipeline=2, expert=8))
-    check_sizes(8, Parallel(tensor=2, pipeline=2, data=2, expert=4))
+    for sizes, ranks, message in (
+        (
+            {"tensor": 2},
+            3,
+            r"2 x pipeline 1 = 2 does not divide the world size 3; start with torchrun --nproc-per-node 2",
+        ),
+        ({"tensor": 2, "data": 2}, 8, r"data: found 2, required 4 = world size 8 / \(tensor 2 x pipeline 1\)"),
+        ({"tensor": 2, "context": 3}, 8, r"tensor 2 x pipeline 1 x context 3 = 6 does not divide the world size 8"),
+        (
+            {"pipeline": 2, "expert": 8},
+            8,
+            r"expert 8 x expert_tensor 1 x pipeline 2 = 16 does not divide the world size",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Parallel(**sizes).data_ranks(ranks)
+    assert Parallel(tensor=2, pipeline=2, data=2, expert=4).data_ranks(8) == 2
 
 
 def test_offloading_frees_storages_and_restores_every_view():

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from model_folders import save_model
+from policies import policy_of
 from safetensors.torch import load_file, save_file
 
-from r1engine.config import Config
+from r1engine.config import RlConfig
 from r1engine.convert import convert
 from r1engine.hf import export as hf_export
 from r1engine.hf.architecture import is_fp8_folder, read_architecture
 from r1engine.hf.folder import INDEX, SCALE, Folder
 from r1engine.hf.formats import QUANTIZED
 from r1engine.hf.tensors import mtp_shapes
-from r1engine.model.policy import Policy
 
 # Larger than a block of 128, and no multiple of it.
 SIZES = {"hidden_size": 144, "moe_intermediate_size": 136, "num_hidden_layers": 2, "n_routed_experts": 4, "n_group": 2}
@@ -73,7 +73,7 @@ def rewrite(folder, change):
 def test_read_trained_values_and_written_again_byte_for_byte(world, made, tmp_path, monkeypatch):
     monkeypatch.setattr(hf_export, "FILE_BYTES", 200_000)
     folder, exact = made
-    policy = Policy(Config(model={"path": folder}), world)
+    policy = policy_of(RlConfig(model={"path": folder}), world)
     for name, tensor in policy.weights():
         assert torch.equal(tensor, exact[name]), name
     policy.export(tmp_path / "fp8", precision="fp8")
@@ -212,7 +212,7 @@ def test_a_cut_off_file_and_a_missing_one_are_named(folder):
 def test_loading_takes_the_memory_of_one_tensor(world, tmp_path):
     sizes = {"hidden_size": 256, "vocab_size": 16_384, "num_hidden_layers": 6, "intermediate_size": 2048}
     save_model(tmp_path, "qwen2", **sizes)
-    policy = Policy(Config(model={"path": tmp_path}), world)
+    policy = policy_of(RlConfig(model={"path": tmp_path}), world)
 
     def status(key: str) -> int:
         return int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024

@@ -20,13 +20,13 @@ from megatron.core import parallel_state  # noqa: E402
 from ranks import on_ranks  # noqa: E402
 from transformer_engine.pytorch.distributed import checkpoints  # noqa: E402
 
-from r1engine.batch import Sequence, pack_sequences  # noqa: E402
-from r1engine.config import Config  # noqa: E402
+from r1engine.batch import Sequence, pack  # noqa: E402
+from r1engine.config import RlConfig  # noqa: E402
 from r1engine.model.cpu import runs_on_cpu  # noqa: E402
 from r1engine.model.layers.fp8 import machine_problem  # noqa: E402
 from r1engine.model.parallel import World, join, leave  # noqa: E402
 from r1engine.model.policy import Policy  # noqa: E402
-from r1engine.sft import cross_entropy  # noqa: E402
+from r1engine.stages.sft import cross_entropy  # noqa: E402
 
 PLAIN = {"experts": "fused"}
 FP8 = PLAIN | {"fp8": True}
@@ -36,7 +36,7 @@ def rows(policy: Policy) -> list:
     rng = random.Random(3)
     tokens = [[rng.randrange(2, 96) for _ in range(rng.randint(2, 60))] for _ in range(18)]  # more than a row
     items = [Sequence(t, 1, rng.random() / 18) for t in tokens]
-    return pack_sequences(items, max_tokens=512, multiple=policy.row_multiple)[0]
+    return pack(items, policy.row_shape(512))[0]
 
 
 def logps(policy: Policy) -> dict[str, list[float]]:
@@ -87,19 +87,20 @@ def study(folder: Path, world: World, parallel: dict, out: Path) -> dict:
     found = {"multiple": policy.row_multiple, "names": [n for n, _ in policy.chunks[0].named_parameters()]}
     found["unquantized"], found["logp"] = without_autocast(policy), logps(policy)
     found["in fp8"] = modules_in_fp8(policy)
-    found["stats"] = [policy.update(rows(policy), cross_entropy, 1e-3) for _ in range(2)]
+    found["stats"] = [policy.update(rows(policy), cross_entropy, 1e-3).metrics for _ in range(2)]
     return found
 
 
 def make(folder: Path, world: World, model: dict, parallel: dict | None = None) -> Policy:
-    return Policy(Config(model={"path": folder} | model, parallel=parallel or {}, optimizer={"eps": 1e-3}), world)
+    cfg = RlConfig(model={"path": folder} | model, parallel=parallel or {}, optimizer={"eps": 1e-3})
+    return Policy(cfg.model, cfg.parallel, cfg.optimizer, world)
 
 
 def local(folder: Path, world: World) -> dict:
     """The same with Megatron's own linears."""
     policy = make(folder, world, PLAIN)
     found = {"names": [n for n, _ in policy.chunks[0].named_parameters()], "logp": logps(policy)}
-    return found | {"stats": [policy.update(rows(policy), cross_entropy, 1e-3) for _ in range(2)]}
+    return found | {"stats": [policy.update(rows(policy), cross_entropy, 1e-3).metrics for _ in range(2)]}
 
 
 def recomputed(folder: Path, world: World) -> dict:
@@ -107,7 +108,7 @@ def recomputed(folder: Path, world: World) -> dict:
     found = {}
     for recompute in (False, True, "selective"):
         policy, before = make(folder, world, FP8 | {"recompute": recompute}), len(checkpoints)
-        stats = policy.update(rows(policy), cross_entropy, 1e-3)
+        stats = policy.update(rows(policy), cross_entropy, 1e-3).metrics
         found[str(recompute)] = {"stats": stats, "checkpoints": len(checkpoints) - before}
     return found
 
@@ -134,13 +135,13 @@ def resumed(folder: Path, world: World, out: Path) -> dict:
         found[written] = {
             "states": extra_states(policy),
             "saved": weights(policy),
-            "next": policy.update(rows(policy), cross_entropy, 1e-2),
+            "next": policy.update(rows(policy), cross_entropy, 1e-2).metrics,
         }
         for read in ("fp8", "plain"):
             other = make(folder, world, FP8 if read == "fp8" else PLAIN)
             other.load(checkpoint, has_snapshot=False)
             loaded = weights(other)
-            found[written][read] = {"loaded": loaded, "next": other.update(rows(other), cross_entropy, 1e-2)}
+            found[written][read] = {"loaded": loaded, "next": other.update(rows(other), cross_entropy, 1e-2).metrics}
     return found
 
 
@@ -155,7 +156,7 @@ def problem_of_the_machine() -> str | None:
 def rank_main(folders: Path, out: Path) -> None:
     ranks = int(os.environ["WORLD_SIZE"])
     parallel = {"tensor": ranks}
-    world = join(Config(parallel=parallel).parallel)
+    world = join(RlConfig(parallel=parallel).parallel)
     found = {f: study(folders / f, world, parallel, out / f"{f}-{ranks}") for f in ("qwen2", "deepseek")}
     if ranks == 1:
         found["problem"] = machine_problem(), problem_of_the_machine()
@@ -169,7 +170,7 @@ def rank_main(folders: Path, out: Path) -> None:
         found["qwen2-whole-rows"] = study(folders / "qwen2", world, whole_rows, out / "qwen2-whole-rows")
         parallel_state.destroy_model_parallel()
         parallel = {"context": 2}
-        world = join(Config(parallel=parallel).parallel)
+        world = join(RlConfig(parallel=parallel).parallel)
         found["deepseek-context"] = study(folders / "deepseek", world, parallel, out / "deepseek-context")
     if world.is_first:
         torch.save(found, out / f"{ranks}.pt")

@@ -3,20 +3,18 @@
 import itertools
 
 import torch
-from safetensors.torch import load_file
+from policies import policy_of
 
-from r1engine.base_model import with_base_model
-from r1engine.batch import PackedBatch, Sequence, pack_sequences
-from r1engine.config import Config
+from r1engine.batch import PackedBatch, RowShape, Sequence, pack
+from r1engine.config import RlConfig
 from r1engine.model.layers.attention import row_layout
 from r1engine.model.policy import Policy
-from r1engine.observe.progress import Progress
-from r1engine.sft import cross_entropy
+from r1engine.stages.sft import cross_entropy
 
 
 def rows_of(count: int) -> list[PackedBatch]:
     tokens = [[2 + (7 * i + 3 * j * j) % 90 for j in range(5 + 6 * i)] for i in range(count)]
-    return pack_sequences([Sequence(t, 1, (1 + i) / 100) for i, t in enumerate(tokens)], max_tokens=256)[0]
+    return pack([Sequence(t, 1, (1 + i) / 100) for i, t in enumerate(tokens)], RowShape(max_tokens=256))[0]
 
 
 def routers(policy):
@@ -25,7 +23,7 @@ def routers(policy):
 
 def skewed(world, folder, **model) -> Policy:
     """A policy whose routers all prefer the first experts by far."""
-    policy = Policy(Config(model={"path": folder, **model}), world)
+    policy = policy_of(RlConfig(model={"path": folder, **model}), world)
     with torch.no_grad():
         for router in routers(policy):
             router.expert_bias.copy_(torch.linspace(0.4, -0.4, len(router.expert_bias)))
@@ -36,10 +34,10 @@ def imbalance(policy, rows, steps: int, lr: float) -> list[float]:
     """Largest load of an expert over the mean load, of each step; the mean of the layers."""
     found: list[float] = []
 
-    def loss(logp, entropy, row):
+    def loss(outputs, row):
         counts = [router.local_tokens_per_expert for router in routers(policy)]
         found.append(sum((c.max() / c.mean()).item() for c in counts) / len(counts))
-        return cross_entropy(logp, entropy, row)
+        return cross_entropy(outputs, row)
 
     for _ in range(steps):
         policy.update(rows, loss, lr)
@@ -57,7 +55,7 @@ def test_a_skewed_router_becomes_balanced_without_a_loss(world, folders):
 def test_the_sequence_wise_loss_is_that_of_the_paper(world, folders):
     # DeepSeek-V3, eq. 17-20, written out for each sequence; weighted as its tokens are.
     folder, _ = folders["moonlight"]
-    policy = Policy(Config(model={"path": folder, "balance_loss": 0.3}), world)
+    policy = policy_of(RlConfig(model={"path": folder, "balance_loss": 0.3}), world)
     router, row = routers(policy)[-1], rows_of(4)[0]
     logits = torch.randn(len(row.tokens), 1, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     router.enter(row_layout(row, torch.ones(4), torch.float32), 0)
@@ -71,17 +69,3 @@ def test_the_sequence_wise_loss_is_that_of_the_paper(world, folders):
         expected = expected + row.loss_weight[a:b].sum() * 0.3 * (f * p).sum()
     (slope,) = torch.autograd.grad(expected, logits)
     torch.testing.assert_close(found, slope, rtol=1e-5, atol=1e-8)
-
-
-def test_a_base_model_is_made_with_the_settings_of_the_model(world, tmp_path):
-    base = {"family": "deepseek_v3", "hidden_size": 32, "layers": 2, "kv_heads": 4, "intermediate_size": 64}
-    cfg = Config(
-        run_dir=tmp_path,
-        base=base | {"steps": 1, "texts_per_step": 8},
-        model={"expert_bias_rate": 0.5},
-        rollout={"max_tokens": 64},
-    )
-    made = with_base_model(cfg, world, Progress(1, "", enabled=False)).model
-    assert made.expert_bias_rate == 0.5
-    bias = load_file(made.path / "model.safetensors")["model.layers.1.mlp.gate.e_score_correction_bias"]
-    assert bias.unique().abs().tolist() in ([0.5, 0.5], [0.5, 0.0, 0.5])

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from r1engine.batch import PackedBatch, Sequence, pack_sequences
+from r1engine.batch import PackedBatch, RowShape, Sequence, pack
 from r1engine.model.layers.attention import _chunk_flash, _chunk_sdpa, flash_attn_varlen, packed_attention, row_layout
 from r1engine.model.layers.context import Share, share_of_row
 
@@ -24,7 +24,7 @@ SCALE = 0.3
 
 
 def row_of(lengths: list[int]) -> PackedBatch:
-    return pack_sequences([Sequence([2] * n, 0, 1.0) for n in lengths], max_tokens=96, multiple=16)[0][0]
+    return pack([Sequence([2] * n, 0, 1.0) for n in lengths], RowShape(max_tokens=96, multiple=16))[0][0]
 
 
 def written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, borders: list[int]) -> torch.Tensor:

@@ -47,10 +47,11 @@ def test_an_error_inside_restores_too():
 @pytest.mark.parametrize("name", ["current_device"])
 def test_megatron_still_needs_the_stand_in(world, folders, monkeypatch, name):
     # When this fails after a Megatron upgrade, the entry in cpu.py can go.
-    from r1engine.config import Config
-    from r1engine.model.policy import Policy
+    from policies import policy_of
+
+    from r1engine.config import RlConfig
 
     kept = [entry for entry in cpu._patches() if entry[1] != name]
     monkeypatch.setattr(cpu, "_patches", lambda: kept)
     with pytest.raises((AssertionError, RuntimeError)):
-        Policy(Config(model={"path": folders["qwen2"][0]}), world)
+        policy_of(RlConfig(model={"path": folders["qwen2"][0]}), world)

@@ -10,14 +10,14 @@ from statistics import mean
 import pytest
 import torch
 from model_folders import save_model
+from policies import policy_of
 from safetensors.torch import load_file
 
-from r1engine.config import Config, ConfigError
+from r1engine.config import ConfigError, RlConfig
 from r1engine.hf.architecture import read_architecture
 from r1engine.hf.layout import fp8_problem
-from r1engine.loop import train
 from r1engine.model.layers import fp8
-from r1engine.model.policy import Policy
+from r1engine.run import train
 
 HERE = Path(__file__).parent
 WORKER = HERE / "fp8_linears_worker.py"
@@ -166,9 +166,9 @@ def test_the_machine_is_asked(one):
 def test_without_transformer_engine_the_error_says_what_to_install(world, models, tmp_path):
     message = r"model.fp8: .*required pip install 'r1engine\[gpu\]'"
     with pytest.raises(ConfigError, match=message):
-        Policy(Config(model={"path": models / "qwen2", "fp8": True}), world)
-    with pytest.raises(ConfigError, match=message):  # before a base model is made, before servers start
-        train(Config(run_dir=tmp_path / "run", base={}, model={"fp8": True}))
+        policy_of(RlConfig(model={"path": models / "qwen2", "fp8": True}), world)
+    with pytest.raises(ConfigError, match=message):  # before servers start
+        train(RlConfig(run_dir=tmp_path / "run", model={"path": models / "qwen2", "fp8": True}))
     assert not (tmp_path / "run").exists()
 
 

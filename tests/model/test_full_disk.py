@@ -3,14 +3,14 @@
 import resource
 
 import pytest
+from policies import policy_of
 
 from r1engine import checkpoint
-from r1engine.config import Config
-from r1engine.model.policy import Policy
+from r1engine.config import RlConfig
 
 
 def test_a_write_that_fails_half_way_is_named_and_leaves_the_last_whole_checkpoint(world, folders, tmp_path):
-    policy = Policy(Config(model={"path": folders["qwen2"][0]}), world)
+    policy = policy_of(RlConfig(model={"path": folders["qwen2"][0]}), world)
 
     def save(step: int) -> None:
         partial = checkpoint.begin(tmp_path, step)

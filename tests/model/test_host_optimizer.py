@@ -5,12 +5,13 @@ import random
 
 import pytest
 import torch
+from policies import policy_of
 
-from r1engine.batch import PackedBatch, Sequence, pack_sequences
-from r1engine.config import Config
+from r1engine.batch import PackedBatch, RowShape, Sequence, pack
+from r1engine.config import RlConfig
 from r1engine.model.policy import Policy
 from r1engine.model.state import host_optimizer
-from r1engine.sft import cross_entropy
+from r1engine.stages.sft import cross_entropy
 
 ADAM = {"eps": 1e-3, "weight_decay": 0.1, "clip_grad": 0.5}  # a small eps would turn rounding into whole steps
 
@@ -18,18 +19,18 @@ ADAM = {"eps": 1e-3, "weight_decay": 0.1, "clip_grad": 0.5}  # a small eps would
 def make(world, folder, dtype: str, *, offload: bool) -> Policy:
     mtp = 0.3 if "mtp" in folder.name else 0.0
     model = {"path": folder, "dtype": dtype, "mtp_loss_weight": mtp}
-    return Policy(Config(model=model, optimizer=ADAM | {"offload": offload}), world)
+    return policy_of(RlConfig(model=model, optimizer=ADAM | {"offload": offload}), world)
 
 
 def rows() -> list[PackedBatch]:
     rng = random.Random(3)
     items = [Sequence([rng.randrange(2, 96) for _ in range(rng.randint(2, 40))], 1, rng.random() / 7) for _ in range(7)]
-    return pack_sequences(items, max_tokens=512)[0]
+    return pack(items, RowShape(max_tokens=512))[0]
 
 
 def train(policy: Policy) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     """Statistics of three updates, and the weights that they lead to."""
-    stats = [policy.update(rows(), cross_entropy, lr) for lr in (1e-2, 2e-2, 1e-2)]
+    stats = [policy.update(rows(), cross_entropy, lr).metrics for lr in (1e-2, 2e-2, 1e-2)]
     return stats, {name: tensor.clone() for name, tensor in policy.weights()}
 
 
@@ -69,7 +70,7 @@ def test_a_checkpoint_goes_on_with_the_other_optimizer(world, folders, tmp_path,
         (checkpoint := tmp_path / str(offload)).mkdir()
         whole.save(checkpoint, None)
         other.load(checkpoint, has_snapshot=False)
-        expected, found = (p.update(rows(), cross_entropy, 1e-2) for p in (whole, other))
+        expected, found = (p.update(rows(), cross_entropy, 1e-2).metrics for p in (whole, other))
         assert found == expected  # loss and norm before the step
         for (name, tensor), (_, loaded) in zip(whole.weights(), other.weights(), strict=True):
             torch.testing.assert_close(loaded, tensor, atol=1e-6, rtol=1e-5 if dtype == "float32" else 1e-2, msg=name)

@@ -7,13 +7,13 @@ import torch
 from megatron.core import tensor_parallel
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from megatron.core.transformer.transformer_config import TransformerConfig
+from policies import policy_of
 
-from r1engine.batch import Sequence, pack_sequences
-from r1engine.config import Config
+from r1engine.batch import RowShape, Sequence, pack
+from r1engine.config import RlConfig
 from r1engine.model.cpu import on_cpu
 from r1engine.model.layers.moe import Fp8MoE, MoE, moe_layer_spec
-from r1engine.model.policy import Policy
-from r1engine.sft import cross_entropy
+from r1engine.stages.sft import cross_entropy
 
 D, INNER, E, K = 128, 128, 8, 4
 
@@ -132,13 +132,13 @@ def test_recomputation_changes_no_gradient(layer):
 
 @pytest.mark.parametrize("family", ["deepseek", "qwen3-moe", "moonlight"])
 def test_a_policy_by_the_fused_ops_equals_one_by_megatrons_layer(world, folders, family):
-    rows = pack_sequences([Sequence(list(range(2, 2 + n)), 1, 0.01) for n in (5, 17, 40)], max_tokens=64)[0]
+    rows = pack([Sequence(list(range(2, 2 + n)), 1, 0.01) for n in (5, 17, 40)], RowShape(max_tokens=64))[0]
     found = {}
     for experts in ("megatron", "fused"):
         model = {"path": folders[family][0], "experts": experts, "expert_bias_rate": 0.001}
-        policy = Policy(Config(model=model, optimizer={"eps": 1e-3}), world)
+        policy = policy_of(RlConfig(model=model, optimizer={"eps": 1e-3}), world)
         logp = policy.logprobs(rows)
-        stats = policy.update(rows, cross_entropy, 1e-2)
+        stats = policy.update(rows, cross_entropy, 1e-2).metrics
         found[experts] = [*logp, torch.tensor(stats["grad_norm"]), *(t.clone() for _, t in policy.weights())]
     for ours, theirs in zip(found["fused"], found["megatron"], strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

@@ -2,15 +2,16 @@
 
 import itertools
 
+import policies
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from r1engine.batch import Sequence, pack_sequences
-from r1engine.config import Config
+from r1engine.batch import RowShape, Sequence, pack
+from r1engine.config import RlConfig
 from r1engine.model.policy import Policy
-from r1engine.sft import cross_entropy
+from r1engine.stages.sft import cross_entropy
 
 ITEMS = [
     Sequence([2 + (7 * i + 5 * j * j) % 90 for j in range(n)], 1, 0.1 + 0.01 * i) for i, n in enumerate((2, 9, 31))
@@ -20,12 +21,12 @@ BEHIND = "model.layers.4."
 
 
 def rows():
-    return pack_sequences(ITEMS, max_tokens=36)[0]
+    return pack(ITEMS, RowShape(max_tokens=36))[0]
 
 
 def policy_of(world, folder, weight: float, **optimizer) -> Policy:
     optimizer = {"eps": 1e-3, "clip_grad": 0.0} | optimizer
-    return Policy(Config(model={"path": folder, "mtp_loss_weight": weight}, optimizer=optimizer), world)
+    return policies.policy_of(RlConfig(model={"path": folder, "mtp_loss_weight": weight}, optimizer=optimizer), world)
 
 
 class Oracle(torch.nn.Module):
@@ -72,7 +73,7 @@ def test_loss_and_update_are_those_of_transformers_layer(world, folders, tmp_pat
         [*oracle.layer.parameters(), *oracle.own.parameters()], lr=1e-2, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.0
     )
     policy = policy_of(world, folder, 0.3)
-    stats = policy.update(rows(), cross_entropy, 1e-2)
+    stats = policy.update(rows(), cross_entropy, 1e-2).metrics
     loss = -sum((item.weight * oracle(item.tokens)).sum() for item in ITEMS)
     (0.3 * loss).backward()
     optimizer.step()
@@ -94,7 +95,7 @@ def test_the_policys_update_does_not_depend_on_the_modules(world, folders):
     folder, _ = folders["deepseek-mtp"]
     with_mtp, without = (policy_of(world, folder, weight, clip_grad=0.1) for weight in (0.3, 0.0))
     for _ in range(2):
-        a, b = (policy.update(rows(), cross_entropy, 1e-2) for policy in (with_mtp, without))
+        a, b = (policy.update(rows(), cross_entropy, 1e-2).metrics for policy in (with_mtp, without))
         assert a.pop("mtp_loss") > 0
         assert a == b
     for (name, found), (_, expected) in zip(with_mtp.weights(), without.weights(), strict=True):
@@ -104,7 +105,7 @@ def test_the_policys_update_does_not_depend_on_the_modules(world, folders):
 def test_the_modules_learn_and_are_exported_with_the_new_matrices(world, folders, tmp_path):
     folder, _ = folders["deepseek-mtp"]
     policy = policy_of(world, folder, 0.3)
-    losses = [policy.update(rows(), cross_entropy, 1e-2)["mtp_loss"] for _ in range(5)]
+    losses = [policy.update(rows(), cross_entropy, 1e-2).metrics["mtp_loss"] for _ in range(5)]
     assert all(later < before for before, later in itertools.pairwise(losses))
     policy.export(tmp_path / "out")
     found, before = (load_file(path / "model.safetensors") for path in (tmp_path / "out", folder))

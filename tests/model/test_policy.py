@@ -6,18 +6,19 @@ import random
 import pytest
 import torch
 from model_folders import save_model
+from policies import policy_of
 from safetensors.torch import load_file
 
-from r1engine.batch import PackedBatch, Sequence, pack_sequences
-from r1engine.config import Config
+from r1engine.batch import PackedBatch, RowShape, Sequence, pack
+from r1engine.config import RlConfig
 from r1engine.model.policy import Policy
-from r1engine.sft import cross_entropy
+from r1engine.stages.sft import cross_entropy
 
 FAMILIES = ["qwen2", "qwen2-tied", "qwen3", "llama", "qwen3-moe", "deepseek", "moonlight"]
 
 
 def new_policy(world, folder, **sections) -> Policy:
-    return Policy(Config(model={"path": folder}, **sections), world)
+    return policy_of(RlConfig(model={"path": folder}, **sections), world)
 
 
 def sequences(count: int = 7, *, equal: bool = False) -> list[Sequence]:
@@ -29,7 +30,7 @@ def sequences(count: int = 7, *, equal: bool = False) -> list[Sequence]:
 
 
 def rows_of(items: list[Sequence], max_tokens: int = 512, multiple: int = 1) -> list[PackedBatch]:
-    return pack_sequences(items, max_tokens=max_tokens, multiple=multiple)[0]
+    return pack(items, RowShape(max_tokens=max_tokens, multiple=multiple))[0]
 
 
 def unpacked(rows: list[PackedBatch], values: list[torch.Tensor]) -> dict[tuple, torch.Tensor]:
@@ -105,7 +106,7 @@ def test_updates_match_transformers_with_adamw(world, folders, family, tmp_path)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.0)
     items = sequences()
     for _ in range(2):
-        stats = policy.update(rows_of(items, max_tokens=80), cross_entropy, 1e-2)
+        stats = policy.update(rows_of(items, max_tokens=80), cross_entropy, 1e-2).metrics
         loss = -sum((s.weight * hf_logp(model, s.tokens)[1:]).sum() for s in items)
         optimizer.zero_grad()
         loss.backward()
@@ -125,7 +126,7 @@ def test_loss_and_gradients_do_not_depend_on_packing(world, folders, multiple):
     results = []
     for max_tokens in (48, 512):
         policy = new_policy(world, folder, optimizer={"eps": 1e-3})  # as above
-        stats = policy.update(rows_of(sequences(), max_tokens, multiple), cross_entropy, 1e-3)
+        stats = policy.update(rows_of(sequences(), max_tokens, multiple), cross_entropy, 1e-3).metrics
         results.append((stats, {name: tensor.clone() for name, tensor in policy.weights()}))
     (a, weights_a), (b, weights_b) = results
     assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
@@ -140,8 +141,8 @@ def test_recompute_changes_nothing(world, folders, family, recompute):
     results = []
     for choice in (False, recompute):
         model = {"path": folders[family][0], "recompute": choice}
-        policy = Policy(Config(model=model, optimizer={"eps": 1e-3}), world)
-        stats = policy.update(rows_of(sequences()), cross_entropy, 1e-3)
+        policy = policy_of(RlConfig(model=model, optimizer={"eps": 1e-3}), world)
+        stats = policy.update(rows_of(sequences()), cross_entropy, 1e-3).metrics
         results.append((stats, {name: tensor.clone() for name, tensor in policy.weights()}))
     (expected, weights), (found, others) = results
     assert found == pytest.approx(expected, rel=1e-6)
@@ -193,8 +194,8 @@ def test_nan_in_the_gradient_stops_the_run(world, folders):
     policy = new_policy(world, folders["qwen2"][0])
     before = {name: tensor.clone() for name, tensor in policy.weights()}
 
-    def broken(logp, entropy, row):
-        return (logp * torch.nan).sum(), {}
+    def broken(outputs, row):
+        return (outputs.logp * torch.nan).sum(), {}
 
     with pytest.raises(RuntimeError, match="found NaN"):
         policy.update(rows_of(sequences()), broken, 1e-3)

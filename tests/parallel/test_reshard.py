@@ -1,6 +1,7 @@
 """A checkpoint is resumed in another layout: every tensor of it bit for bit, and the next update as in the old one."""
 
 import json
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -10,15 +11,15 @@ import torch.distributed as dist
 from layout_updates import GRPO, samples
 from megatron.core import dist_checkpointing, parallel_state
 from model_folders import save_model
+from policies import policy_of
 from ranks import on_ranks
 from safetensors.torch import load_file
 
-from r1engine.batch import pack
-from r1engine.config import Config
+from r1engine.batch import pack, to_sequences
+from r1engine.config import RlConfig
 from r1engine.grpo import objective
 from r1engine.model.cpu import on_cpu
 from r1engine.model.parallel import join, leave
-from r1engine.model.policy import Policy
 
 VOCABULARY = 97  # two ranks fill it up to 98 rows
 FLOAT16 = {"model": {"dtype": "bfloat16"}}
@@ -64,7 +65,7 @@ def run(model: Path, settings: dict, source: Path | None, out: Path) -> None:
     Writes out/checkpoint, out/asked.json (bytes of space that it asks for, all ranks together), out/next.json
     (statistics of the update) and the exported folder out/next.
     """
-    cfg = Config(
+    cfg = RlConfig(
         model={"path": model} | settings.get("model", {}),
         parallel={"distributed_optimizer": True} | settings.get("parallel", {}),
         grpo=GRPO,
@@ -72,16 +73,16 @@ def run(model: Path, settings: dict, source: Path | None, out: Path) -> None:
         optimizer={"eps": 1e-3, "weight_decay": 0.1} | settings.get("optimizer", {}),
     )
     world = join(cfg.parallel)  # as it is, in a process that has joined already
-    policy = Policy(cfg, world)
+    policy = policy_of(cfg, world)
     reference = policy.snapshot()
 
     def update() -> dict[str, float]:
-        shards = pack(samples(), max_tokens=72, shards=world.dp_size, multiple=policy.row_multiple)
+        shards = pack(to_sequences(samples()), policy.row_shape(72))
         rows = shards[world.dp_rank]
         logp = policy.logprobs(rows)
-        for row, ref, old in zip(rows, policy.reference_logprobs(reference, rows), logp, strict=True):
-            row.ref_logp, row.old_logp = ref, old - 0.1 * row.advantage
-        return policy.update(rows, partial(objective, cfg=cfg.grpo), 1e-2)
+        known = zip(rows, policy.reference_logprobs(reference, rows), logp, strict=True)
+        rows = [replace(row, ref_logp=ref, old_logp=old - 0.1 * row.advantage) for row, ref, old in known]
+        return policy.update(rows, partial(objective, cfg=cfg.grpo), 1e-2).metrics
 
     if source is None:
         for _ in range(2):

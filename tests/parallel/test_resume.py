@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from layout_updates import GRPO, samples
+from policies import policy_of
 from ranks import on_ranks
 
-from r1engine.batch import pack
-from r1engine.config import Config, Parallel
+from r1engine.batch import RowShape, pack, to_sequences
+from r1engine.config import Parallel, RlConfig
 from r1engine.grpo import objective
 from r1engine.model.parallel import join, leave
 from r1engine.model.policy import Policy
@@ -18,7 +19,7 @@ from r1engine.model.policy import Policy
 def resume(model: Path, folder: Path) -> None:
     """Updates, a checkpoint, and a fresh policy that goes on from it."""
     world = join(Parallel())
-    cfg = Config(
+    cfg = RlConfig(
         model={"path": model},
         parallel={"distributed_optimizer": True},
         grpo=GRPO | {"kl_coef": 0.0},
@@ -27,10 +28,10 @@ def resume(model: Path, folder: Path) -> None:
     )
 
     def update(policy: Policy) -> dict[str, float]:
-        rows = pack(samples(), max_tokens=48, shards=world.dp_size)[world.dp_rank]
-        return policy.update(rows, partial(objective, cfg=cfg.grpo), 1e-2)
+        rows = pack(to_sequences(samples()), RowShape(max_tokens=48, shards=world.dp_size))[world.dp_rank]
+        return policy.update(rows, partial(objective, cfg=cfg.grpo), 1e-2).metrics
 
-    whole, resumed = Policy(cfg, world), Policy(cfg, world)
+    whole, resumed = policy_of(cfg, world), policy_of(cfg, world)
     for _ in range(3):
         update(whole)
     if world.is_first:

@@ -39,7 +39,7 @@ PUBLISHED = {  # parameters of the checkpoints
 
 def test_every_configuration_of_a_real_model_is_here():
     found = {str(f.relative_to(ROOT / "configs").with_suffix("")) for f in (ROOT / "configs").rglob("*.yaml")}
-    assert found - CONFIGS.keys() == {"r1_zero", "tiny_r1_zero", "tiny_moe_r1_zero"}
+    assert found - CONFIGS.keys() == {"r1_zero", "tiny_r1_zero", "demo", "demo_moe"}
     assert {folder.name for folder in (ROOT / "configs" / "models").iterdir()} == PUBLISHED.keys()
 
 
@@ -48,11 +48,11 @@ def test_a_configuration_fits_its_gpus(monkeypatch, name):
     monkeypatch.chdir(ROOT)
     (gpu, gpus), cfg, assumed = CONFIGS[name], load(ROOT / "configs" / f"{name}.yaml", []), Assumed()
     arch = read_architecture(cfg.model.path)
-    job = job_of(cfg, assumed, generator_gpus=1, mean_tokens=None)
+    job = job_of(cfg, assumed)
     job = replace(job, generator_tensor=smallest_generator(arch, job, gpus, GPUS[gpu], assumed))
     plan = make_plan(arch, layout_of(cfg, gpus), job, GPUS[gpu], assumed)
     assert plan.limits() == []
-    longest = cfg.data.max_prompt_tokens + cfg.longest_completion
+    longest = cfg.longest_sequence
     assert longest <= arch.max_positions
 
 
@@ -63,7 +63,7 @@ def test_671b_trains_on_128_gpus_of_80_gb_with_the_optimizer_on_the_host(monkeyp
     for offload in ("false", "true"):
         cfg = load(ROOT / "configs" / "r1_zero_671b_128.yaml", [f"optimizer.offload={offload}"])
         arch = read_architecture(cfg.model.path)
-        job = job_of(cfg, assumed, generator_gpus=32, mean_tokens=None)
+        job = job_of(cfg, replace(assumed, generator_gpus=32))
         plans.append(make_plan(arch, layout_of(cfg, 128), job, gpu, assumed))
     on_device, on_host = plans
     assert not on_device.fits and on_host.limits() == []

@@ -7,17 +7,18 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.optimizer import ChainedOptimizer
 from model_folders import save_model
+from policies import policy_of
 from ranks import on_ranks
 
-from r1engine.batch import PackedBatch, Sequence, pack_sequences
-from r1engine.config import Config
+from r1engine.batch import PackedBatch, Sequence, pack
+from r1engine.config import RlConfig
 from r1engine.hf.architecture import read_architecture
 from r1engine.model.parallel import join, leave
 from r1engine.model.policy import Policy
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import GRADIENT, WEIGHT, optimizer_bytes
 from r1engine.plan.sizes import rank_parameters
-from r1engine.sft import cross_entropy
+from r1engine.stages.sft import cross_entropy
 
 CASES = {
     "tp2": {"tensor": 2},
@@ -67,10 +68,10 @@ def measure_all(cases: dict[str, dict], folder: Path) -> dict[str, dict[str, int
     items = [Sequence([2 + (7 * i + j) % 90 for j in range(32)], 1, 0.1) for i in range(2)]
     for name, parallel in cases.items():
         model = {"path": folder, "dtype": "bfloat16", "mtp_loss_weight": 0.3}
-        cfg = Config(model=model, parallel=parallel | {"distributed_optimizer": True})
+        cfg = RlConfig(model=model, parallel=parallel | {"distributed_optimizer": True})
         world = join(cfg.parallel)
-        policy = Policy(cfg, world)
-        rows = pack_sequences(items, max_tokens=64, shards=world.dp_size, multiple=policy.row_multiple)
+        policy = policy_of(cfg, world)
+        rows = pack(items, policy.row_shape(64))
         kept = update(policy, *rows[world.dp_rank])
         found[name] = measure(policy) | {"stage": world.pp_rank, "kept": kept}
         parallel_state.destroy_model_parallel()

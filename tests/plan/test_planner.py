@@ -275,7 +275,7 @@ def test_the_command_prints_json_and_a_page(config, tmp_path):
         (["--gpu", "h800", "--gpus", "500"], "does not divide 500"),
         (["--gpu", "h800", "--gpus", "512", "--assume", "speed=2"], "found --assume speed=2, required one of"),
         (["--gpus", "768", "parallel.expert=48"], "parallel.expert: 48 does not divide the model's 256 experts"),
-        (["--gpus", "512", "--generator-gpus", "24"], "generators of 24 GPUs do not divide 512"),
+        (["--gpus", "512", "--assume", "generator_gpus=24"], "generators of 24 GPUs do not divide 512"),
     ],
 )
 def test_bad_requests_are_named(config, arguments, message):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ranks import on_ranks
 
-from r1engine.config import Config, Model, Parallel
+from r1engine.config import Model, Parallel, RlConfig
 from r1engine.hf.architecture import read_architecture
 from r1engine.model.stage_sizes import stage_parameters
 from r1engine.plan.layout import Layout
@@ -70,8 +70,8 @@ def test_the_ranks_hold_the_model_together():
 
 
 def stages(folder: Path, parallel: dict, gpus: int, mtp_weight: float) -> list[int]:
-    cfg = Config(parallel=Parallel(**parallel), model=Model(mtp_loss_weight=mtp_weight))
-    return [sum(names.values()) for names in stage_parameters(read_architecture(folder), cfg, gpus)]
+    cfg = RlConfig(parallel=Parallel(**parallel), model=Model(mtp_loss_weight=mtp_weight))
+    return [sum(names.values()) for names in stage_parameters(read_architecture(folder), cfg.model, cfg.parallel, gpus)]
 
 
 def built(folder: Path, parallel: dict, gpus: int, mtp_weight: float = 0.0) -> list[int]:

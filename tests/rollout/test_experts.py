@@ -5,14 +5,15 @@ import itertools
 import pytest
 import torch
 from model_folders import save_model
+from policies import policy_of
 from safetensors.torch import load_file
 
-from r1engine.batch import Completion, Prompt, Sample, pack
-from r1engine.config import Config
+from r1engine import rollout
+from r1engine.batch import Completion, Prompt, RowShape, Sample, pack, to_sequences
+from r1engine.config import RlConfig
 from r1engine.data.question import Question
-from r1engine.model.policy import Policy
 from r1engine.rollout.local.generator import LocalGenerator
-from r1engine.sft import cross_entropy
+from r1engine.stages.sft import cross_entropy
 
 FAMILIES = ("deepseek", "moonlight", "qwen3-moe")
 
@@ -21,7 +22,9 @@ def generate(folder, weights, *, num_samples=2, slots=4, temperature=1.0) -> lis
     generator = LocalGenerator(folder, seed=7, slots=slots, device=torch.device("cpu"), dtype=torch.float32)
     generator.load_weights(weights)
     prompts = [Prompt(i, [2 + (5 * i + j) % 90 for j in range(1 + 7 * i)], "", Question("")) for i in range(4)]
-    return generator.generate(prompts, num_samples=num_samples, step=3, max_tokens=30, temperature=temperature)
+    return rollout.generate(
+        generator, prompts, num_samples=num_samples, step=3, max_tokens=30, sampling=rollout.Sampling(temperature)
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -39,7 +42,7 @@ def test_logp_agrees_with_transformers(tmp_path, family):
 
 def rows_of(completions, *, replays_experts=True):
     samples = [Sample(c, 1.0) for c in completions]
-    return pack(samples, max_tokens=128, replays_experts=replays_experts)[0]
+    return pack(to_sequences(samples, replays_experts=replays_experts), RowShape(max_tokens=128))[0]
 
 
 def distance(policy, rows) -> float:
@@ -51,7 +54,7 @@ def distance(policy, rows) -> float:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generator_and_trainer_agree_on_logp_and_experts(world, folders, family):
     folder, _ = folders[family]
-    policy = Policy(Config(model={"path": folder}), world)
+    policy = policy_of(RlConfig(model={"path": folder}), world)
     completions = generate(folder, policy.weights())
     for c in completions:
         assert c.experts.shape[0] == len(c.prompt.tokens) + len(c.tokens) - 1
@@ -67,7 +70,7 @@ def test_generator_and_trainer_agree_on_logp_and_experts(world, folders, family)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_replayed_experts_decide_where_the_trainer_would_choose_others(world, folders, recompute):
     folder, _ = folders["deepseek"]
-    policy = Policy(Config(model={"path": folder, "recompute": recompute}), world)
+    policy = policy_of(RlConfig(model={"path": folder, "recompute": recompute}), world)
     # The generator chooses with other biases, as if its rounding were coarse: the weights are the same.
     moved = ((n, -t if n.endswith("e_score_correction_bias") else t) for n, t in policy.weights())
     completions = generate(folder, moved)
@@ -86,9 +89,9 @@ def test_replayed_gradient_is_that_of_the_replayed_choice(world, folders):
     folder, _ = folders["moonlight"]
     results = []
     for replays in (False, True):
-        policy = Policy(Config(model={"path": folder}), world)
+        policy = policy_of(RlConfig(model={"path": folder}), world)
         rows = rows_of(generate(folder, policy.weights()), replays_experts=replays)
-        results.append(policy.update(rows, cross_entropy, 1e-3))
+        results.append(policy.update(rows, cross_entropy, 1e-3).metrics)
     assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 

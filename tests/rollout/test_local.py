@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from r1engine.batch import Completion, Prompt
 from r1engine.data.question import Question
+from r1engine.rollout import Sampling, generate
 from r1engine.rollout.local import compiled
 from r1engine.rollout.local.cache import FIRST_TOKENS, KVCache
 from r1engine.rollout.local.generator import LocalGenerator
@@ -128,7 +129,9 @@ def test_logp_agrees_with_transformers(tmp_path, monkeypatch, name, is_compiled)
     if not FAMILIES[name][1].get("attention_bias"):  # nobody compiles o_proj with a bias
         assert generator._decoder._is_compiled == is_compiled
     prompts = prompts_of_different_lengths()
-    completions = generator.generate(prompts, num_samples=2, step=3, max_tokens=70, temperature=0.8, top_p=0.9)
+    completions = generate(
+        generator, prompts, num_samples=2, step=3, max_tokens=70, sampling=Sampling(temperature=0.8, top_p=0.9)
+    )
     assert [(c.prompt.id, c.sample) for c in completions] == [(i, j) for i in range(5) for j in range(2)]
     assert max(len(c.tokens) for c in completions) == 70
     for completion in completions:
@@ -138,7 +141,7 @@ def test_logp_agrees_with_transformers(tmp_path, monkeypatch, name, is_compiled)
 def test_a_growing_cache_keeps_its_contents(tmp_path):
     model = save_model(tmp_path, max_position_embeddings=600, eos_token_id=VOCAB)  # never drawn
     generator = new_generator(tmp_path, model, slots=2)
-    completions = generator.generate([new_prompt(0, [5, 6, 7])], num_samples=3, step=1, max_tokens=500)
+    completions = generate(generator, [new_prompt(0, [5, 6, 7])], num_samples=3, step=1, max_tokens=500)
     assert all(len(c.tokens) > 1.5 * FIRST_TOKENS for c in completions)  # past the first and the second growth
     assert max(logp_error(model, completion) for completion in completions) < 1e-5
 
@@ -146,10 +149,10 @@ def test_a_growing_cache_keeps_its_contents(tmp_path):
 def test_older_rope_keys_mean_the_same(tmp_path):
     model = save_model(tmp_path, "llama3-scaling")
     args = {"num_samples": 1, "step": 0, "max_tokens": 40}
-    expected = new_generator(tmp_path, model).generate(prompts_of_different_lengths(), **args)
+    expected = generate(new_generator(tmp_path, model), prompts_of_different_lengths(), **args)
     rope = {k: v for k, v in LLAMA3.items() if k != "rope_theta"}
     edit_config(tmp_path, rope_parameters=None, rope_scaling=rope, rope_theta=LLAMA3["rope_theta"])
-    completions = new_generator(tmp_path, model).generate(prompts_of_different_lengths(), **args)
+    completions = generate(new_generator(tmp_path, model), prompts_of_different_lengths(), **args)
     assert [c.logp for c in completions] == [c.logp for c in expected]
 
 
@@ -159,17 +162,17 @@ def test_tokens_do_not_depend_on_slots_order_or_company(tmp_path, heads, slots):
     model = save_model(tmp_path, num_attention_heads=heads)
     prompts = prompts_of_different_lengths()
     args = {"num_samples": 3, "step": 5, "max_tokens": 30}
-    expected = by_name(new_generator(tmp_path, model).generate(prompts, **args))
+    expected = by_name(generate(new_generator(tmp_path, model), prompts, **args))
     generator = new_generator(tmp_path, model, slots=slots)
-    assert by_name(generator.generate(prompts[::-1], **args)) == expected
-    alone = generator.generate(prompts[2:3], **args)
+    assert by_name(generate(generator, prompts[::-1], **args)) == expected
+    alone = generate(generator, prompts[2:3], **args)
     assert by_name(alone) == {key: tokens for key, tokens in expected.items() if key[0] == 2}
 
 
 def test_every_part_of_the_address_changes_the_sample(tmp_path, model):
     def draw(prompt_id: int = 0, *, seed: int = 7, step: int = 0) -> list[list[int]]:
         generator = new_generator(tmp_path, model, seed=seed)
-        completions = generator.generate([new_prompt(prompt_id, [5, 6])], num_samples=2, step=step, max_tokens=20)
+        completions = generate(generator, [new_prompt(prompt_id, [5, 6])], num_samples=2, step=step, max_tokens=20)
         return [c.tokens for c in completions]
 
     assert draw() == draw()
@@ -179,13 +182,13 @@ def test_every_part_of_the_address_changes_the_sample(tmp_path, model):
 
 def test_a_prompt_that_occurs_again_draws_other_samples(tmp_path, model):
     prompt = new_prompt(0, [5, 6])
-    completions = new_generator(tmp_path, model).generate([prompt, prompt], num_samples=2, step=0, max_tokens=20)
+    completions = generate(new_generator(tmp_path, model), [prompt, prompt], num_samples=2, step=0, max_tokens=20)
     assert len({tuple(c.tokens) for c in completions}) == 4
 
 
 def test_generation_leaves_the_global_random_state_alone(tmp_path, model):
     before, numpy_before = torch.random.get_rng_state(), str(np.random.get_state())
-    new_generator(tmp_path, model).generate([new_prompt(0, [5])], num_samples=2, step=0, max_tokens=8)
+    generate(new_generator(tmp_path, model), [new_prompt(0, [5])], num_samples=2, step=0, max_tokens=8)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert str(np.random.get_state()) == numpy_before  # ends with the position in the stream
 
@@ -194,8 +197,12 @@ def test_a_completion_ends_at_a_stop_token_or_at_the_limit(tmp_path, model):
     stops = {STOP, 7, 8, 9}
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "w9"}}))
-    completions = new_generator(tmp_path, model).generate(
-        prompts_of_different_lengths(), num_samples=20, step=0, max_tokens=30
+    completions = generate(
+        new_generator(tmp_path, model),
+        prompts_of_different_lengths(),
+        num_samples=20,
+        step=0,
+        max_tokens=30,
     )
     assert {c.tokens[-1] for c in completions if not c.truncated} == stops
     assert {c.truncated for c in completions} == {True, False}
@@ -211,11 +218,16 @@ def test_a_completion_ends_at_a_stop_token_or_at_the_limit(tmp_path, model):
 def test_on_tokens_counts_every_token_and_one_token_is_enough(tmp_path, model):
     counts: list[int] = []
     generator = new_generator(tmp_path, model, slots=4)
-    completions = generator.generate(
-        prompts_of_different_lengths(), num_samples=3, step=0, max_tokens=17, on_tokens=counts.append
+    completions = generate(
+        generator,
+        prompts_of_different_lengths(),
+        num_samples=3,
+        step=0,
+        max_tokens=17,
+        on_tokens=counts.append,
     )
     assert sum(counts) == sum(len(c.tokens) for c in completions)
-    single = generator.generate(prompts_of_different_lengths(), num_samples=3, step=0, max_tokens=1)
+    single = generate(generator, prompts_of_different_lengths(), num_samples=3, step=0, max_tokens=1)
     assert [c.tokens for c in single] == [c.tokens[:1] for c in completions]
 
 
@@ -236,7 +248,7 @@ def test_no_token_is_computed_twice_or_after_the_end(tmp_path, model, slots):
     prompts = [new_prompt(i, [5 + i] * 9) for i in range(4)]
     generator = new_generator(tmp_path, model, slots=slots)
     with CountEmbedded() as count:
-        completions = generator.generate(prompts, num_samples=6, step=0, max_tokens=40)
+        completions = generate(generator, prompts, num_samples=6, step=0, max_tokens=40)
     assert len({len(c.tokens) for c in completions}) > 3
     assert count.num_tokens == 4 * 9 + sum(len(c.tokens) - 1 for c in completions)
 
@@ -245,14 +257,14 @@ def test_a_refresh_replaces_the_weights_in_place(tmp_path, model):
     generator = new_generator(tmp_path, model)
     places = [layer.attention.qkv.data_ptr() for layer in generator._decoder.weights.layers]
     prompt = new_prompt(0, [5, 6, 7])
-    before = generator.generate([prompt], num_samples=1, step=0, max_tokens=10)[0]
+    before = generate(generator, [prompt], num_samples=1, step=0, max_tokens=10)[0]
     generator.load_weights((name, 0.5 * tensor) for name, tensor in model.state_dict().items())
-    after = generator.generate([prompt], num_samples=1, step=0, max_tokens=10)[0]
+    after = generate(generator, [prompt], num_samples=1, step=0, max_tokens=10)[0]
     assert (before.versions, after.versions) == (((1, 10),), ((2, 10),))
     assert before.logp != after.logp
     assert places == [layer.attention.qkv.data_ptr() for layer in generator._decoder.weights.layers]
     generator.load_weights(model.state_dict().items())
-    assert generator.generate([prompt], num_samples=1, step=0, max_tokens=10)[0].logp == before.logp
+    assert generate(generator, [prompt], num_samples=1, step=0, max_tokens=10)[0].logp == before.logp
 
 
 def test_a_refresh_names_everything_that_is_wrong(tmp_path, model):
@@ -269,7 +281,7 @@ def test_a_refresh_names_everything_that_is_wrong(tmp_path, model):
     )
     assert generator.weight_version == 1
     with pytest.raises(RuntimeError, match="the weights are incomplete"):
-        generator.generate([new_prompt(0, [5])], num_samples=1, step=0, max_tokens=1)
+        generate(generator, [new_prompt(0, [5])], num_samples=1, step=0, max_tokens=1)
 
 
 def test_a_tied_head_may_come_if_it_is_the_embedding(tmp_path):
@@ -290,7 +302,8 @@ def test_no_cache_survives_generate(tmp_path, model):
     generator = new_generator(tmp_path, model)
     inside: list[int] = []
     with generator.awake():
-        generator.generate(
+        generate(
+            generator,
             [new_prompt(0, [5])],
             num_samples=2,
             step=0,
@@ -303,7 +316,7 @@ def test_no_cache_survives_generate(tmp_path, model):
 
 
 def test_no_prompts_give_no_completions(tmp_path, model):
-    assert new_generator(tmp_path, model).generate([], num_samples=2, step=0, max_tokens=4) == []
+    assert generate(new_generator(tmp_path, model), [], num_samples=2, step=0, max_tokens=4) == []
 
 
 @pytest.mark.parametrize(
@@ -318,21 +331,35 @@ def test_no_prompts_give_no_completions(tmp_path, model):
         ),
         ([5], {"max_tokens": 0}, "max_tokens is 0, required is at least 1"),
         ([5], {"num_samples": 0}, "num_samples is 0, required is at least 1"),
-        ([5], {"temperature": 0.0}, "temperature is 0.0, required is above 0"),
-        ([5], {"top_p": 0.0}, "top_p is 0.0, required is above 0 and at most 1"),
-        ([5], {"top_k": -1}, "top_k is -1, required is at least 0"),
     ],
 )
 def test_a_bad_request_is_refused(tmp_path, model, tokens, changes, message):
     args = {"num_samples": 1, "step": 0, "max_tokens": 9} | changes
     with pytest.raises(ValueError) as error:
-        new_generator(tmp_path, model).generate([new_prompt(4, tokens)], **args)
+        generate(new_generator(tmp_path, model), [new_prompt(4, tokens)], **args)
     assert str(error.value) == f"generate: {message}" or str(error.value).startswith(f"generate: {message},")
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"temperature": 0.0}, "temperature is 0.0, required is above 0"),
+        ({"top_p": 0.0}, "top_p is 0.0, required is above 0 and at most 1"),
+        ({"top_k": -1}, "top_k is -1, required is at least 0"),
+    ],
+)
+def test_sampling_out_of_range_is_refused(setting, message):
+    with pytest.raises(ValueError, match=f"generate: {message}"):
+        Sampling(**setting)
+
+
 def test_the_whole_context_can_be_used(tmp_path, model):
-    completion = new_generator(tmp_path, model, seed=1).generate(
-        [new_prompt(0, [5] * 127)], num_samples=1, step=0, max_tokens=1
+    completion = generate(
+        new_generator(tmp_path, model, seed=1),
+        [new_prompt(0, [5] * 127)],
+        num_samples=1,
+        step=0,
+        max_tokens=1,
     )[0]
     assert len(completion.tokens) == 1
 
@@ -380,7 +407,7 @@ def test_an_incomplete_folder_is_refused(tmp_path, model):
 
 def test_samples_follow_the_distribution(tmp_path, model):
     prompt = new_prompt(0, [5, 6, 7])
-    completions = new_generator(tmp_path, model).generate([prompt], num_samples=4000, step=0, max_tokens=1)
+    completions = generate(new_generator(tmp_path, model), [prompt], num_samples=4000, step=0, max_tokens=1)
     with torch.no_grad():
         probs = torch.softmax(model(torch.tensor([prompt.tokens])).logits[0, -1], dim=-1)
     counts = torch.bincount(torch.tensor([c.tokens[0] for c in completions]), minlength=VOCAB)

@@ -7,27 +7,31 @@ import pytest
 import torch
 from model_folders import save_model
 
-from r1engine.batch import Completion, Prompt, Sample, pack
-from r1engine.config import Config
+from r1engine.batch import Completion, Prompt, RowShape, Sample, TokenOutputs, pack, to_sequences
+from r1engine.config import RlConfig
 from r1engine.data.question import Question
-from r1engine.data.questions import PromptStream
+from r1engine.data.stream import PromptStream
 from r1engine.grpo import objective
+from r1engine.ranks import World
+from r1engine.rollout import generate
 from r1engine.rollout.local.generator import LocalGenerator
-from r1engine.rollout.rollouts import Ahead
+from r1engine.rollout.rollouts import Rollouts
 
 QUESTIONS, SIZE, LIMIT = 4, 3, 40
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
 
 
 class Watched(LocalGenerator):
     """Tells that tokens have come."""
 
-    def draw(self, drafts, *, on_tokens=None, **options):
+    def draw(self, drafts, sampling, *, on_tokens=None, **options):
         def note(number: int) -> None:
             if on_tokens is not None:
                 on_tokens(number)
             self.came.set()
 
-        super().draw(drafts, on_tokens=note, **options)
+        super().draw(drafts, sampling, on_tokens=note, **options)
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +40,19 @@ def model(tmp_path_factory):
     return folder, save_model(folder, "qwen2")
 
 
-def config(staleness: int, oversample: float = 1.0, iterations: int = 12) -> Config:
-    return Config(
+def config(staleness: int, oversample: float = 1.0, iterations: int = 12) -> RlConfig:
+    return RlConfig(
         steps=iterations,
         rollout={"max_staleness": staleness, "oversample": oversample, "max_tokens": LIMIT},
         grpo={"questions": QUESTIONS, "group_size": SIZE, "minibatches": 1},
     )
 
 
-def build(model, cfg: Config) -> tuple[Watched, Ahead]:
-    generator = Watched(model[0], seed=3, slots=8, device=torch.device("cpu"), dtype=torch.float32)
+def build(model, cfg: RlConfig) -> tuple[Watched, Rollouts]:
+    generator = Watched(model[0], seed=3, slots=8, device=CPU, dtype=torch.float32)
     generator.came = threading.Event()
     generator.load_weights(model[1].state_dict().items())
-    return generator, Ahead(generator, stream(), cfg, rank=0, size=1)
+    return generator, Rollouts(generator, stream(), cfg, ALONE)
 
 
 def stream() -> PromptStream:
@@ -56,7 +60,7 @@ def stream() -> PromptStream:
     return PromptStream(prompts, seed=1, digest="")
 
 
-def train(ahead: Ahead, generator: Watched) -> None:
+def train(ahead: Rollouts, generator: Watched) -> None:
     """Stands for the updates: lasts until tokens of the next rollout have come."""
     generator.came.clear()
     unfinished = any(not d.finish for q in ahead.questions for d in q.drafts)
@@ -73,7 +77,7 @@ def test_without_staleness_it_is_the_on_policy_rollout(model):
     generator, ahead = build(model, config(0))
     prompts = stream()
     for step in range(2):
-        expected = generator.generate(prompts.next(QUESTIONS), num_samples=SIZE, step=step, max_tokens=LIMIT)
+        expected = generate(generator, prompts.next(QUESTIONS), num_samples=SIZE, step=step, max_tokens=LIMIT)
         assert ahead.take(step) == expected
         assert ahead.questions == []
         with ahead.drawing():
@@ -128,7 +132,7 @@ def test_what_is_consumed_is_what_would_have_been_drawn_undisturbed(model):
     assert len(crossed) > 5
     for c in crossed:
         step = addresses[c.prompt.id, c.sample]
-        whole = generator.generate([c.prompt], num_samples=SIZE, step=step, max_tokens=LIMIT)[c.sample]
+        whole = generate(generator, [c.prompt], num_samples=SIZE, step=step, max_tokens=LIMIT)[c.sample]
         assert c.tokens == whole.tokens and c.truncated == whole.truncated
         assert torch.tensor(c.logp) == pytest.approx(torch.tensor(whole.logp), abs=1e-5)
 
@@ -183,7 +187,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_ranks(model, tmp_path):
     generator, ahead = build(model, cfg)
     first = ahead.take(0)
     ahead.save(tmp_path)
-    shares = [Ahead(generator, stream(), cfg, rank=rank, size=2) for rank in range(2)]
+    shares = [Rollouts(generator, stream(), cfg, World(rank, 2, CPU)) for rank in range(2)]
     for share in shares:
         share.load(tmp_path)
     assert sorted(q.number for share in shares for q in share.questions) == [q.number for q in ahead.questions]
@@ -232,17 +236,17 @@ def test_a_token_that_is_too_stale_stops_the_run(model):
 
 
 def test_a_stale_token_has_its_ratio_against_the_policy_that_drew_it():
-    cfg = Config(grpo={"clip_eps": 10.0, "kl_coef": 0.0}).grpo
+    cfg = RlConfig(grpo={"clip_eps": 10.0, "kl_coef": 0.0}).grpo
     completion = Completion(
         Prompt(0, [5], "", Question("")), 0, [6, 7], [-1.0, -2.0], "", False, versions=((3, 1), (4, 1))
     )
-    ((row,),) = pack([Sample(completion, 1.0)], max_tokens=8, version=4)
+    ((row,),) = pack(to_sequences([Sample(completion, 1.0)], version=4), RowShape(max_tokens=8))
     assert row.stale.tolist() == [False, True, False]
     logp = torch.tensor([0.0, -0.5, -1.5], requires_grad=True)
-    loss, metrics = objective(logp, torch.zeros(3), row, cfg)
+    loss, metrics = objective(TokenOutputs(logp, torch.zeros(3)), row, cfg)
     # The first token: exp(-0.5 + 1) under the behaviour policy. The second is the present policy's own: ratio 1.
     assert metrics["ratio"] == pytest.approx(0.5 * torch.tensor(0.5).exp().item() + 0.5)
     loss.backward()
     assert logp.grad.tolist() == pytest.approx([0.0, -0.5 * torch.tensor(0.5).exp().item(), -0.5])
-    ((fresh,),) = pack([Sample(completion, 1.0)], max_tokens=8)
+    ((fresh,),) = pack(to_sequences([Sample(completion, 1.0)]), RowShape(max_tokens=8))
     assert fresh.stale is None

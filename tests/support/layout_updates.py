@@ -3,7 +3,7 @@
 import itertools
 import random
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +14,8 @@ warnings.filterwarnings("ignore")
 
 from megatron.core import parallel_state  # noqa: E402
 
-from r1engine.batch import Completion, PackedBatch, Prompt, Sample, pack  # noqa: E402
-from r1engine.config import Config  # noqa: E402
+from r1engine.batch import Completion, PackedBatch, Prompt, Sample, pack, to_sequences  # noqa: E402
+from r1engine.config import RlConfig  # noqa: E402
 from r1engine.data.question import Question  # noqa: E402
 from r1engine.grpo import objective  # noqa: E402
 from r1engine.hf.architecture import Moe  # noqa: E402
@@ -61,7 +61,7 @@ class Trained:
 
 
 def train(folder: Path, settings: dict, out: Path) -> Trained:
-    cfg = Config(
+    cfg = RlConfig(
         model={"path": folder} | settings.get("model", {}),
         parallel={"distributed_optimizer": True} | settings.get("parallel", {}),
         grpo=GRPO,
@@ -70,24 +70,26 @@ def train(folder: Path, settings: dict, out: Path) -> Trained:
         optimizer={"eps": 1e-3, "clip_grad": 0.1} | settings.get("optimizer", {}),
     )
     world = join(cfg.parallel)
-    policy = Policy(cfg, world)
+    policy = Policy(cfg.model, cfg.parallel, cfg.optimizer, world)
     reference = policy.snapshot()
     policy.export(out / "loaded")
     stats, logps = [], []
     for _ in range(3):
         shards = pack(
-            samples(policy.shape.moe if folder.name == "qwen3-moe" else None),
-            max_tokens=72,
-            shards=world.dp_size,
-            multiple=policy.row_multiple,
-            num_rows_multiple=policy.num_rows_multiple,
+            to_sequences(samples(policy.shape.moe if folder.name == "qwen3-moe" else None)), policy.row_shape(72)
         )
         rows = shards[world.dp_rank]
         logp = policy.logprobs(rows)
-        for row, ref, old in zip(rows, policy.reference_logprobs(reference, rows), logp, strict=True):
-            row.ref_logp, row.old_logp = ref, old - 0.1 * row.advantage  # ratios other than 1
+        known = zip(rows, policy.reference_logprobs(reference, rows), logp, strict=True)
+        # ratios other than 1
+        rows = [replace(row, ref_logp=ref, old_logp=old - 0.1 * row.advantage) for row, ref, old in known]
         logps.append(by_sequence(rows, logp))
-        stats.append(policy.update(rows, partial(objective, cfg=cfg.grpo), 2e-3))
+        done = policy.update(rows, partial(objective, cfg=cfg.grpo), 2e-3)
+        stats.append(done.metrics)
+        # Of every row, also where interleaved stages fill rows up to the longest.
+        assert [len(kept) for kept in done.logp] in ([len(row.tokens) for row in rows], [])
+        assert all(torch.allclose(kept, known, atol=1e-6) for kept, known in zip(done.logp, logp, strict=False))
+        assert bool(done.logp) == (world.pp_rank == world.pp_size - 1)
     gathered: list = [None] * world.size
     dist.all_gather_object(gathered, logps)
     policy.export(out)

@@ -21,7 +21,7 @@ SECONDS = 900  # for a machine that others use too
 _forks = multiprocessing.get_context("forkserver")
 # Seconds of imports: PyTorch, Megatron, transformers; what PyTorch's and Megatron's calls import; the report's.
 _forks.set_forkserver_preload(
-    ["r1engine.loop", "torch._dynamo", "matplotlib.backends.backend_agg", "plotly.graph_objects", "pytest"]
+    ["r1engine.run", "torch._dynamo", "matplotlib.backends.backend_agg", "plotly.graph_objects", "pytest"]
 )
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from r1engine.batch import Prompt
-from r1engine.config import Config, Data, Model, Rollout, Sglang
+from r1engine.config import Model, QuestionData, RlConfig, Rollout, Sglang
 from r1engine.data.question import Question
+from r1engine.ranks import World
 from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.checksum import Expected
 from r1engine.rollout.sglang.generator import SglangGenerator
@@ -28,27 +29,21 @@ def python() -> Path:
 def serve(model: Path, run_dir: Path, name: str = "server", port: int | None = None) -> Server:
     """Begins to start a server of a model folder; `wait_ready(START_SECONDS)` waits for it."""
     settings = Sglang(python=python(), cpu_tokens=4096, stream_interval=4)
-    cfg = Config(run_dir=run_dir, model=Model(path=model), rollout=Rollout(engine="sglang", sglang=settings))
+    cfg = RlConfig(run_dir=run_dir, model=Model(path=model), rollout=Rollout(engine="sglang", sglang=settings))
     return launch.start(cfg, name=name, host="127.0.0.1", port=port, devices=None, dtype="float32")
 
 
 def generator(model: Path, urls: list[str], run_dir: Path, **settings) -> SglangGenerator:
     """A generator that uses these servers; `settings` of rollout.sglang."""
     sglang = Sglang(mode="remote", urls=urls, bucket_mib=1, **({"stall_seconds": 15.0} | settings))
-    cfg = Config(
+    cfg = RlConfig(
         run_dir=run_dir,
         model=Model(path=model),
-        data=Data(max_prompt_tokens=32),
+        data=QuestionData(max_prompt_tokens=32),
         rollout=Rollout(engine="sglang", sglang=sglang, max_tokens=64),
     )
-    return SglangGenerator(
-        cfg,
-        rank=0,
-        world_size=1,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        note=print,
-    )
+    world = World(rank=0, size=1, device=torch.device("cpu"))
+    return SglangGenerator(cfg, world, dtype=torch.float32, note=print)
 
 
 def changed(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:

@@ -62,7 +62,7 @@ def _sizes(q: torch.Tensor, k: torch.Tensor, borders: torch.Tensor) -> tuple[int
 
 
 @dataclass(frozen=True)
-class Block:
+class AttentionBlock:
     """Sequences of like length, attended as one padded batch."""
 
     start: int  # first row of the padded layout
@@ -74,7 +74,7 @@ class Block:
 class Padded:
     """A row as blocks."""
 
-    blocks: list[Block]
+    blocks: list[AttentionBlock]
     to_padded: torch.Tensor | None  # [P] token of each padded row; None: the layouts are the same
     to_packed: torch.Tensor | None  # [T] padded row of each token
 
@@ -94,7 +94,7 @@ def padded_blocks(cu_seqlens: torch.Tensor) -> Padded:
     for group in groups:
         group.sort()
         length = max(lengths[i] for i in group)
-        blocks.append(Block(row, len(group), length))
+        blocks.append(AttentionBlock(row, len(group), length))
         for i in group:
             own = torch.arange(starts[i], starts[i] + lengths[i])
             to_packed[own] = torch.arange(row, row + lengths[i])

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from packaging.version import Version
 
-from r1engine.config_file import ConfigError
+from r1engine.config import ConfigError
 
 NEEDED = "2.9"  # first version that Megatron-core 0.16 is tested with
 INSTALL = f"pip install 'r1engine[gpu]' (transformer-engine[pytorch]>={NEEDED},<2.12, built for CUDA 12.9 or later)"

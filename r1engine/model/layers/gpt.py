@@ -23,7 +23,7 @@ from megatron.core.transformer.transformer_layer import (
     get_transformer_layer_offset,
 )
 
-from r1engine.batch import PackedBatch
+from r1engine.batch import PackedBatch, TokenOutputs
 from r1engine.hf.architecture import Architecture, Mla
 from r1engine.hf.rotary import rotary_frequencies
 from r1engine.model.layers.attention import RowLayout, packed_attention, rotate, row_layout
@@ -115,14 +115,8 @@ class PackedGPT(GPTModel):
             matrix = torch.empty_like(self.output_layer.weight, requires_grad=False)
             self.register_buffer("mtp_embedding", matrix, persistent=False)
 
-    def forward(self, row: PackedBatch) -> torch.Tensor:
-        """One packed row through this pipeline stage.
-
-        Returns:
-            Last stage: [2, T] float32, log-probability and entropy of each token given those before it in its
-            sequence (nats, at the sampling temperature; 0 on the first token); where MTP modules are trained, a third
-            row, the log-probability under them. Others: hidden states.
-        """
+    def forward(self, row: PackedBatch) -> TokenOutputs | torch.Tensor:
+        """One packed row through this pipeline stage: its outputs from the last, hidden states from the others."""
         cp, dtype = self.pg_collection.cp, self.config.params_dtype
         share = share_of_row(row.cu_seqlens, cp.rank(), cp.size(), cp) if cp.size() > 1 else None
         layout = row_layout(row, self.frequencies, dtype, magnitude=self.model.rope_magnitude, share=share)
@@ -138,9 +132,9 @@ class PackedGPT(GPTModel):
         out = layout.whole(torch.stack([predicted.logp, predicted.entropy])).roll(1, dims=1)
         out = out.masked_fill(row.positions == 0, 0.0)
         if self.drafts is None or not self.training:
-            return out
+            return TokenOutputs(*out.unbind())
         matrix = self.embedding.word_embeddings.weight if self.pre_process else self.mtp_embedding
-        logp = self.drafts(
+        draft_logp = self.drafts(
             hidden,
             row.tokens,
             row.positions,
@@ -148,7 +142,7 @@ class PackedGPT(GPTModel):
             layout,
             lambda further, labels: self._predict(further, weight.detach(), labels).logp,
         )
-        return torch.cat([out, logp[None]])
+        return TokenOutputs(*out.unbind(), draft_logp)
 
     def _predict(self, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> LogProb:
         bias = None

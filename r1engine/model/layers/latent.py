@@ -35,18 +35,8 @@ if find_spec("transformer_engine") is None:
 class LatentCoreAttention(torch.nn.Module):
     """Megatron's core_attention over a packed row, of queries and keys that are rotated already."""
 
-    def __init__(
-        self,
-        config: Any,
-        layer_number: int,
-        attn_mask_type: AttnMaskType,
-        attention_type: str,
-        softmax_scale: float,
-        cp_comm_type: str | None,
-        pg_collection: Any,
-        k_channels: int | None = None,
-        v_channels: int | None = None,
-    ) -> None:
+    def __init__(self, config: Any, **_: Any) -> None:
+        """Megatron gives more, of which nothing is needed."""
         super().__init__()
         self.softmax_scale = config.softmax_scale  # the argument knows Megatron's own YaRN settings only
 

@@ -16,7 +16,7 @@ from r1engine.hf.tensors import EXPERT_BIAS, hf_shapes, layer_shapes, mtp_layers
 
 
 @dataclass(frozen=True)
-class Rule:
+class WeightRule:
     """How one Megatron parameter is made of Hugging Face tensors, and these of it.
 
     A rank's parameter is `fuse` of its slices of the Hugging Face tensors; `unfuse` gives the slices back.
@@ -34,7 +34,7 @@ class Rule:
         return slice(min(rank * per_rank, size), min((rank + 1) * per_rank, size))
 
 
-Rules = dict[str, Rule]  # Megatron's name of a parameter -> how it is made
+Rules = dict[str, WeightRule]  # Megatron's name of a parameter -> how it is made
 
 
 def rules(model: Architecture) -> Rules:
@@ -43,13 +43,13 @@ def rules(model: Architecture) -> Rules:
     Raises:
         ValueError: the model has a tensor that no rule takes.
     """
-    table = {"embedding.word_embeddings.weight": Rule(("model.embed_tokens.weight",), 0)}
+    table = {"embedding.word_embeddings.weight": WeightRule(("model.embed_tokens.weight",), 0)}
     known = _layer(model)
     for i in range(model.num_layers):
         table |= _chosen(known, model, i, f"decoder.layers.{i}")
-    table["decoder.final_layernorm.weight"] = Rule(("model.norm.weight",))
+    table["decoder.final_layernorm.weight"] = WeightRule(("model.norm.weight",))
     if "lm_head.weight" in hf_shapes(model):
-        table["output_layer.weight"] = Rule(("lm_head.weight",), 0)
+        table["output_layer.weight"] = WeightRule(("lm_head.weight",), 0)
     return table
 
 
@@ -59,10 +59,10 @@ def mtp_rules(model: Architecture) -> Rules:
     known = _layer(model)
     for depth, layer in enumerate(mtp_layers(model)):
         ours, hf = f"drafts.{depth}", f"model.layers.{layer}"
-        table |= {f"{ours}.{name}.weight": Rule((f"{hf}.{name}.weight",)) for name in ("enorm", "hnorm")}
-        table[f"{ours}.eh_proj.weight"] = Rule((f"{hf}.eh_proj.weight",), 0)
+        table |= {f"{ours}.{name}.weight": WeightRule((f"{hf}.{name}.weight",)) for name in ("enorm", "hnorm")}
+        table[f"{ours}.eh_proj.weight"] = WeightRule((f"{hf}.eh_proj.weight",), 0)
         table |= _chosen(known, model, layer, f"{ours}.layer")
-        table[f"{ours}.norm.weight"] = Rule((f"{hf}.shared_head.norm.weight",))
+        table[f"{ours}.norm.weight"] = WeightRule((f"{hf}.shared_head.norm.weight",))
     return table
 
 
@@ -79,9 +79,9 @@ def _layer(model: Architecture) -> Rules:
     """All that a layer of this model can have, named inside the layer, in the order of Hugging Face."""
     attention = _latent_attention() if model.mla else _attention(model)
     return {
-        "input_layernorm.weight": Rule(("input_layernorm.weight",)),
+        "input_layernorm.weight": WeightRule(("input_layernorm.weight",)),
         **_inside("self_attention", "self_attn", attention),
-        "pre_mlp_layernorm.weight": Rule(("post_attention_layernorm.weight",)),
+        "pre_mlp_layernorm.weight": WeightRule(("post_attention_layernorm.weight",)),
         **_inside("mlp", "mlp", _mlp()),
         **_inside("mlp", "mlp", _experts(model.moe.num_experts if model.moe else 0)),
     }
@@ -91,22 +91,22 @@ def _attention(model: Architecture) -> Rules:
     return {
         "linear_qkv.weight": _qkv("weight", model),
         "linear_qkv.bias": _qkv("bias", model),
-        "q_layernorm.weight": Rule(("q_norm.weight",)),
-        "k_layernorm.weight": Rule(("k_norm.weight",)),
-        "linear_proj.weight": Rule(("o_proj.weight",), 1),
+        "q_layernorm.weight": WeightRule(("q_norm.weight",)),
+        "k_layernorm.weight": WeightRule(("k_norm.weight",)),
+        "linear_proj.weight": WeightRule(("o_proj.weight",), 1),
     }
 
 
 def _latent_attention() -> Rules:
     return {
-        "linear_q_proj.weight": Rule(("q_proj.weight",), 0),
-        "linear_q_down_proj.weight": Rule(("q_a_proj.weight",), 0),
-        "q_layernorm.weight": Rule(("q_a_layernorm.weight",)),
-        "linear_q_up_proj.weight": Rule(("q_b_proj.weight",), 0),
-        "linear_kv_down_proj.weight": Rule(("kv_a_proj_with_mqa.weight",), 0),
-        "kv_layernorm.weight": Rule(("kv_a_layernorm.weight",)),
-        "linear_kv_up_proj.weight": Rule(("kv_b_proj.weight",), 0),
-        "linear_proj.weight": Rule(("o_proj.weight",), 1),
+        "linear_q_proj.weight": WeightRule(("q_proj.weight",), 0),
+        "linear_q_down_proj.weight": WeightRule(("q_a_proj.weight",), 0),
+        "q_layernorm.weight": WeightRule(("q_a_layernorm.weight",)),
+        "linear_q_up_proj.weight": WeightRule(("q_b_proj.weight",), 0),
+        "linear_kv_down_proj.weight": WeightRule(("kv_a_proj_with_mqa.weight",), 0),
+        "kv_layernorm.weight": WeightRule(("kv_a_layernorm.weight",)),
+        "linear_kv_up_proj.weight": WeightRule(("kv_b_proj.weight",), 0),
+        "linear_proj.weight": WeightRule(("o_proj.weight",), 1),
     }
 
 
@@ -114,20 +114,20 @@ def _mlp() -> Rules:
     # Each rank holds its part of gate, then its part of up: the halves are split, never the whole.
     halves = ("gate_proj.weight", "up_proj.weight")
     return {
-        "linear_fc1.weight": Rule(halves, 0, torch.cat, lambda parameter: list(parameter.chunk(2))),
-        "linear_fc2.weight": Rule(("down_proj.weight",), 1),
+        "linear_fc1.weight": WeightRule(halves, 0, torch.cat, lambda parameter: list(parameter.chunk(2))),
+        "linear_fc2.weight": WeightRule(("down_proj.weight",), 1),
     }
 
 
 def _experts(num_experts: int) -> Rules:
-    table = {"router.weight": Rule(("gate.weight",)), "router.expert_bias": Rule((f"gate.{EXPERT_BIAS}",))}
+    table = {"router.weight": WeightRule(("gate.weight",)), "router.expert_bias": WeightRule((f"gate.{EXPERT_BIAS}",))}
     for e in range(num_experts):
         mlp = {name: replace(rule, expert=e) for name, rule in _mlp().items()}
         table |= _inside(f"experts.local_experts.{e}", f"experts.{e}", mlp)
     return table | _inside("shared_experts", "shared_experts", _mlp())
 
 
-def _qkv(kind: str, model: Architecture) -> Rule:
+def _qkv(kind: str, model: Architecture) -> WeightRule:
     """Megatron keeps, for every key-value head, its query heads, its key and its value together."""
     per_group, head = model.num_heads // model.num_kv_heads, model.head_dim
 
@@ -140,7 +140,7 @@ def _qkv(kind: str, model: Architecture) -> Rule:
         parts = parameter.view(-1, (per_group + 2) * head, *rest).split([per_group * head, head, head], dim=1)
         return [p.reshape(-1, *rest) for p in parts]
 
-    return Rule(tuple(f"{x}_proj.{kind}" for x in "qkv"), 0, fuse, unfuse)
+    return WeightRule(tuple(f"{x}_proj.{kind}" for x in "qkv"), 0, fuse, unfuse)
 
 
 def _inside(ours: str, hf: str, table: Rules) -> Rules:

@@ -13,8 +13,8 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from r1engine.hf.architecture import Architecture
 from r1engine.hf.folder import Folder
 from r1engine.hf.tensors import hf_shapes, is_float32, mtp_shapes
-from r1engine.model.parallel import World
-from r1engine.model.state.rules import Rule, mtp_rules, rules
+from r1engine.model.state.rules import WeightRule, mtp_rules, rules
+from r1engine.ranks import World
 
 
 class ShardedWeights:
@@ -44,7 +44,7 @@ class ShardedWeights:
             parts[at] = str(int(parts[at]) + self.world.ep_rank * per_rank)
         return ".".join(parts)
 
-    def _rule(self, name: str) -> Rule:
+    def _rule(self, name: str) -> WeightRule:
         if self.model.is_tied and name == "output_layer.weight":
             name = "embedding.word_embeddings.weight"  # the last stage's copy of a tied weight
         return self._rules[name]
@@ -57,7 +57,7 @@ class ShardedWeights:
             dist.all_gather_object(names, sorted(self.local), group=ps.get_pipeline_model_parallel_group())
         return {name: stage for stage in reversed(range(len(names))) for name in names[stage]}
 
-    def _split(self, rule: Rule) -> tuple[int, int, dist.ProcessGroup | None]:
+    def _split(self, rule: WeightRule) -> tuple[int, int, dist.ProcessGroup | None]:
         """(this rank, number of ranks, their group) that a parameter is split over."""
         world = self.world
         if rule.dim is None:
@@ -81,7 +81,7 @@ class ShardedWeights:
                 tensor.zero_()
                 tensor[: len(whole)].copy_(whole)
 
-    def _index(self, rule: Rule, hf: str, rank: int, ranks: int) -> tuple[slice, ...]:
+    def _index(self, rule: WeightRule, hf: str, rank: int, ranks: int) -> tuple[slice, ...]:
         if rule.dim is None or ranks == 1:
             return ()
         shape = self._shapes[hf]
@@ -130,7 +130,7 @@ class ShardedWeights:
             return tensors
         return self._from_stage(self._stage_of[own], names, tensors)
 
-    def _whole(self, rule: Rule, shard: torch.Tensor) -> list[torch.Tensor]:
+    def _whole(self, rule: WeightRule, shard: torch.Tensor) -> list[torch.Tensor]:
         _, ranks, group = self._split(rule)
         if rule.dim is None or ranks == 1:
             joined = rule.unfuse(shard)

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from r1engine.rollout.draft import Draft
+from r1engine.rollout.draft import Draft, Sampling
 from r1engine.rollout.local.cache import KVCache
 from r1engine.rollout.local.decoder import Decoder, Prefill
 from r1engine.rollout.local.sampling import sample, uniforms
 
 PREFILL_TOKENS = 8192  # padded prompt tokens run at once, unless one prompt alone is longer
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn."""
-
-    temperature: float
-    top_p: float
-    top_k: int
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"generate: temperature is {self.temperature}, required is above 0")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"generate: top_p is {self.top_p}, required is above 0 and at most 1")
-        if self.top_k < 0:
-            raise ValueError(f"generate: top_k is {self.top_k}, required is at least 0")
 
 
 class DecodeBatch:

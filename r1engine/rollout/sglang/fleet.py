@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 
-from r1engine.config import Config
+from r1engine.config import RlConfig
+from r1engine.ranks import World
 from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.client import Client, ServerError
 from r1engine.rollout.sglang.dispatch import Endpoint
@@ -22,18 +22,9 @@ MEMORY_TAGS = ["kv_cache", "cuda_graph", "weights"]  # what a colocated server g
 class Fleet:
     """Endpoints in the same order on every rank, and the processes that this rank owns."""
 
-    def __init__(
-        self,
-        cfg: Config,
-        *,
-        rank: int,
-        world_size: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        note: Callable[[str], None],
-    ) -> None:
+    def __init__(self, cfg: RlConfig, world: World, *, dtype: torch.dtype, note: Callable[[str], None]) -> None:
         """Starts (colocated), waits for (disaggregated) or takes (remote) the servers; see SglangGenerator."""
-        self._cfg, self._rank, self._size, self._device, self._note = cfg, rank, world_size, device, note
+        self._cfg, self._world, self._note = cfg, world, note
         self._dtype = str(dtype).removeprefix("torch.")
         self._server: Server | None = None
         self._asleep: list[str] = []  # memory that this rank's server has given back
@@ -45,10 +36,9 @@ class Fleet:
         else:
             urls = list(s.urls)
         self.endpoints = [Endpoint(Client(url, stall_seconds=s.stall_seconds)) for url in urls]
-        longest = cfg.data.max_prompt_tokens + cfg.longest_completion
-        if rank == 0:
+        if world.is_first:
             for endpoint in self.endpoints:
-                launch.check_server(endpoint.client, cfg.model.path, longest)
+                launch.check_server(endpoint.client, cfg.model.path, cfg.longest_sequence)
         self.sleep()  # the trainer's model is built next
 
     # ------------------------------------------------------------------ where they come from
@@ -56,25 +46,27 @@ class Fleet:
     def _start_colocated(self) -> list[str]:
         """Every block of `tensor` ranks owns a server on its GPUs; on CPUs the first ranks own `servers` of them."""
         s = self._cfg.rollout.sglang
-        if self._device.type == "cuda":
-            if self._size % s.tensor:
-                raise ValueError(f"rollout.sglang.tensor: {s.tensor} does not divide the {self._size} ranks of the run")
-            is_owner = self._rank % s.tensor == 0
+        if self._world.device.type == "cuda":
+            if self._world.size % s.tensor:
+                raise ValueError(
+                    f"rollout.sglang.tensor: {s.tensor} does not divide the {self._world.size} ranks of the run"
+                )
+            is_owner = self._world.rank % s.tensor == 0
         else:
-            is_owner = self._rank < s.servers
+            is_owner = self._world.rank < s.servers
         url: str | None = None
         if is_owner:
             self._server = self._start(port=None)
             self._wait_ready()
             url = self._server.client.url
-        return [u for u in self._gather(url) if u is not None]
+        return [u for u in self._world.everyones(url) if u is not None]
 
     def _start(self, port: int | None) -> Server:
-        index = self._device.index or 0
+        index = self._world.device.index or 0
         s = self._cfg.rollout.sglang
-        devices = list(range(index, index + s.tensor)) if self._device.type == "cuda" else None
+        devices = list(range(index, index + s.tensor)) if self._world.device.type == "cuda" else None
         return launch.start(
-            self._cfg, name=f"server{self._rank}", host="127.0.0.1", port=port, devices=devices, dtype=self._dtype
+            self._cfg, name=f"server{self._world.rank}", host="127.0.0.1", port=port, devices=devices, dtype=self._dtype
         )
 
     def _wait_ready(self) -> None:
@@ -95,7 +87,7 @@ class Fleet:
         started = time.monotonic()
         while True:
             found = sorted(json.loads(f.read_text())["url"] for f in folder.glob("*.json")) if folder.is_dir() else []
-            found = self._gather(found)[0]  # the first rank's view
+            found = self._world.everyones(found)[0]  # the first rank's view
             if len(found) >= s.servers:
                 return found
             if time.monotonic() - started > s.start_seconds:
@@ -109,9 +101,9 @@ class Fleet:
 
     def agree(self) -> None:
         """A server that any rank saw fail is left out by all; the first rank's knowledge of versions is everybody's."""
-        if self._size == 1:
+        if self._world.size == 1:
             return
-        states = self._gather([(e.is_usable, e.problem, e.version) for e in self.endpoints])
+        states = self._world.everyones([(e.is_usable, e.problem, e.version) for e in self.endpoints])
         for endpoint, seen in zip(self.endpoints, zip(*states, strict=True), strict=True):
             failed = next((state for state in seen if not state[0]), None)
             endpoint.is_usable, endpoint.version = True, seen[0][2]
@@ -142,7 +134,7 @@ class Fleet:
         if self._server is not None:
             with contextlib.suppress(RuntimeError):  # it stays left out, with the reason of its first failure
                 self._wait_ready()
-        self._gather(None)  # every rank's server is up, or given up
+        self._world.everyones(None)  # every rank's server is up, or given up
         for endpoint in self.endpoints:
             if endpoint.is_usable:
                 continue
@@ -160,7 +152,7 @@ class Fleet:
 
     def sleep(self) -> None:
         """Take the servers' memory while training; collective. Only on GPUs: on a CPU nothing is freed."""
-        if self._cfg.rollout.sglang.mode == "colocated" and self._device.type == "cuda":
+        if self._cfg.rollout.sglang.mode == "colocated" and self._world.device.type == "cuda":
             self._memory("/release_memory_occupation", MEMORY_TAGS)
             self._asleep = list(MEMORY_TAGS)
 
@@ -171,7 +163,7 @@ class Fleet:
             except ServerError as error:
                 self._own_endpoint().fail(str(error))
                 self._server.stop()  # the trainer needs the memory; `recover` starts it again
-        self._gather(None)
+        self._world.everyones(None)
 
     def _own_endpoint(self) -> Endpoint:
         """Of the server that this rank owns."""
@@ -181,10 +173,3 @@ class Fleet:
         """End this rank's server."""
         if self._server is not None:
             self._server.stop()
-
-    def _gather(self, value: object) -> list:
-        if self._size == 1:
-            return [value]
-        values: list = [None] * self._size
-        dist.all_gather_object(values, value)
-        return values

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from r1engine.batch import Completion, PackedBatch, Prompt, Sequence, pack_sequences
-from r1engine.config import Config
+from r1engine.batch import Completion, Prompt, RowShape, Sequence, pack
+from r1engine.config import RlConfig
 from r1engine.data.question import Question
-from r1engine.hf.architecture import DynamicScaling, read_architecture
+from r1engine.hf.architecture import DynamicScaling, is_fp8_folder, read_architecture
+from r1engine.hf.formats import store
 from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
-from r1engine.rollout.draft import Draft, check_prompts, completions, new_drafts
+from r1engine.ranks import World
+from r1engine.rollout.draft import Draft, Sampling, check_prompts, completions
+from r1engine.rollout.generator import Logprobs
 from r1engine.rollout.sglang.digest import CpuDigest, CudaDigest
 from r1engine.rollout.sglang.disk import WeightFolder
 from r1engine.rollout.sglang.dispatch import Dispatcher, Endpoint
@@ -28,67 +32,44 @@ CANARY_PROMPT, CANARY_TOKENS, CANARIES = 24, 8, 4  # tokens of a fixed prompt, t
 CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # nats; the largest of a few tokens, not a mean
 CANARY_TOLERANCE_FP8 = 1.0  # the servers' matrices are rounded to FP8, the policy's are not
 
-Store = Callable[[str, torch.Tensor], Iterable[tuple[str, torch.Tensor]]]
-Logprobs = Callable[[list[PackedBatch]], list[torch.Tensor]]
-
 
 class SglangGenerator:
     """Samples through SGLang servers that it starts, finds or is given; see `rollout.sglang` in the configuration."""
 
-    def __init__(
-        self,
-        cfg: Config,
-        *,
-        rank: int,
-        world_size: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        store: Store | None = None,
-        note: Callable[[str], None],
-    ) -> None:
+    def __init__(self, cfg: RlConfig, world: World, *, dtype: torch.dtype, note: Callable[[str], None]) -> None:
         """Starts or meets the servers and checks that they serve this model.
 
         Args:
-            cfg:          of the run.
-            rank:         of this process.
-            world_size:   number of processes.
-            device:       of this process.
-            dtype:        of the servers' weights.
-            store:        makes of a tensor those that are in the model's folder, if that is another number format
-                          (FP8 and scales); the servers get these.
-            note:         shows a line to the user.
+            cfg:   of the run.
+            world: its ranks.
+            dtype: of the servers' weights.
+            note:  shows a line to the user.
 
         Raises:
             ValueError: no usable SGLang, a server of another model, version or context, or an unreachable URL.
             RuntimeError: a server does not start; the last lines of its log are in the message.
         """
         assert cfg.model.path is not None
-        self._cfg, self._rank, self._size, self._device, self._dtype = cfg, rank, world_size, device, dtype
-        if cfg.rollout.max_staleness and cfg.rollout.sglang.mode == "colocated" and device.type == "cuda":
+        self._cfg, self._world, self._dtype, self._note = cfg, world, dtype, note
+        s, is_gpu = cfg.rollout.sglang, world.device.type == "cuda"
+        if cfg.rollout.max_staleness and s.mode == "colocated" and is_gpu:
             raise ValueError(
                 f"rollout.max_staleness: found {cfg.rollout.max_staleness}, required 0 with rollout.sglang.mode "
                 "colocated: servers on the trainer's GPUs give their memory back while it trains"
             )
-        self._store, self._note = store, note
         self._arch = read_architecture(cfg.model.path)
         if isinstance(self._arch.rope_scaling, DynamicScaling):
             raise ValueError(
                 f"{cfg.model.path / 'config.json'}: rope_type 'dynamic', required is another one with rollout.engine "
                 "sglang: SGLang stretches short sequences too, the trainer does not"
             )
+        # The servers get the tensors that are in the model's folder: FP8 and scales, if these are there.
+        self._store = partial(store, precision="fp8") if is_fp8_folder(cfg.model.path) else None
         self._tokenizer = load_tokenizer(cfg.model.path)
         self._stop_tokens = sorted(stop_tokens(cfg.model.path, self._tokenizer))
-        self._fleet = Fleet(cfg, rank=rank, world_size=world_size, device=device, dtype=dtype, note=note)
+        self._fleet = Fleet(cfg, world, dtype=dtype, note=note)
         self.endpoints = self._fleet.endpoints
-        s = cfg.rollout.sglang
-        digest = CudaDigest if device.type == "cuda" else CpuDigest
-        if device.type == "cuda" and (self._arch.mla is not None or self._arch.moe is not None):
-            digest = None  # kernels for GPUs may want another layout of the experts than the one known here
-        if store is not None:
-            digest = None  # SGLang hashes FP8 matrices dequantized
-        if s.verify and digest is None and rank == 0:
-            note("refresh: the digests of this model's tensors are not known; the fixed prompts are the proof")
-        self._router = self._new_router(self.endpoints)
+        self._dispatcher = self._new_dispatcher(self.endpoints)
         self._refresher = Refresher(
             self.endpoints,
             self._arch,
@@ -96,10 +77,25 @@ class SglangGenerator:
             route=s.route,
             bucket_bytes=s.bucket_mib * 2**20,
             folder=WeightFolder(cfg.run_dir / "sglang" / "weights", cfg.model.path),
-            digest=digest if s.verify else None,
+            digest=self._digest(),
         )
         self.weight_version = 0
         self.report: Report | None = None  # of the last refresh; first rank only
+
+    def _digest(self) -> type[CpuDigest] | type[CudaDigest] | None:
+        """The servers' hash of a tensor; None: it is not wanted, or not known."""
+        is_gpu = self._world.device.type == "cuda"
+        if not self._cfg.rollout.sglang.verify:
+            return None
+        # Kernels for GPUs may want another layout of the experts than the one known here, and SGLang hashes FP8
+        # matrices dequantized.
+        if self._store is not None or (is_gpu and (self._arch.mla is not None or self._arch.moe is not None)):
+            if self._world.is_first:
+                self._note(
+                    "refresh: the digests of this model's tensors are not known; the fixed prompts are the proof"
+                )
+            return None
+        return CudaDigest if is_gpu else CpuDigest
 
     # ------------------------------------------------------------------ weights
 
@@ -116,28 +112,32 @@ class SglangGenerator:
         self._fleet.recover()
         self._fleet.agree()
         self._fleet.wake(weights_only=True)
-        problem: list = [None]
-        if self._rank == 0:
-            try:
-                self.report = self._refresher.refresh(self._stored(weights), version)
-            except RuntimeError as error:
-                problem = [str(error)]
-        for _ in weights:  # the other ranks take part in the gathering; the first has no tensor left
-            pass
-        if self._size > 1:
-            dist.broadcast_object_list(problem, src=0)
-        if problem[0] is not None:
-            raise RuntimeError(problem[0])
+        if not self._world.is_first:
+            for _ in weights:  # gathering is collective; the first rank's refresh consumes its own
+                pass
+        self._world.from_first(lambda: self._refresh(weights, version))
         self._fleet.agree()
         for url, reason in self._fleet.left_out():
             self._note(f"{url} left out: {reason}")
         self.weight_version += 1
+
+    def _refresh(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        try:
+            self.report = self._refresher.refresh(self._stored(weights), version)
+        finally:
+            for _ in weights:  # the other ranks gather to the end
+                pass
 
     def _stored(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterable[tuple[str, torch.Tensor]]:
         """The tensors as the servers have them."""
         if self._store is None:
             return weights
         return (pair for name, tensor in weights for pair in self._store(name, tensor))
+
+    def verify(self, logprobs: Logprobs, *, row_multiple: int) -> None:
+        """`check_canaries`, unless `rollout.sglang.verify` is false. Collective."""
+        if self._cfg.rollout.sglang.verify:
+            self.check_canaries(logprobs, row_multiple=row_multiple)
 
     def check_canaries(self, logprobs: Logprobs, *, row_multiple: int) -> float:
         """Let every server continue fixed prompts, and compare its log-probabilities with the policy's. Collective.
@@ -154,16 +154,14 @@ class SglangGenerator:
         Raises:
             RuntimeError: it is beyond what rounding explains.
         """
-        drawn: list = [None]
-        if self._rank == 0:
-            drawn = [[(e.client.url, self._draw_canaries(e)) for e in self.endpoints if self._is_current(e)]]
-        if self._size > 1:
-            dist.broadcast_object_list(drawn, src=0)
+        drawn = self._world.from_first(
+            lambda: [(e.client.url, self._draw_canaries(e)) for e in self.endpoints if self._is_current(e)]
+        )
         worst, where = 0.0, ""
-        for url, sequences in drawn[0]:
+        for url, sequences in drawn:
             room = sum(len(s.tokens) for s in sequences) + row_multiple
-            (packed,) = pack_sequences(sequences, max_tokens=room, multiple=row_multiple)
-            rows = [row.to(self._device) for row in packed]
+            (packed,) = pack(sequences, RowShape(room, multiple=row_multiple))
+            rows = [row.to(self._world.device) for row in packed]
             for row, logp in zip(rows, logprobs(rows), strict=True):
                 weighted = row.loss_weight != 0
                 difference = float((logp - row.rollout_logp)[weighted].abs().max())
@@ -182,20 +180,20 @@ class SglangGenerator:
 
     def _draw_canaries(self, endpoint: Endpoint) -> list[Sequence]:
         """What one server draws after the fixed prompts, as sequences whose drawn tokens carry a weight."""
-        router = self._new_router([endpoint])
+        dispatcher = self._new_dispatcher([endpoint])
         length = min(CANARY_PROMPT, self._arch.max_positions - CANARY_TOKENS - 1)
         fixed = torch.Generator().manual_seed(0)
         prompts = torch.randint(self._arch.vocab_size, (CANARIES, length), generator=fixed).tolist()
         drafts = [
             Draft(Prompt(i, tokens, "", Question("")), 0, -1, 0, CANARY_TOKENS) for i, tokens in enumerate(prompts)
         ]
-        router.run(drafts, self._sampling(self._cfg.rollout.temperature, 1.0, 0), version=self.weight_version)
+        dispatcher.run(drafts, self._request(Sampling(self._cfg.rollout.temperature)), version=self.weight_version)
         return [
             Sequence(d.prompt.tokens + d.tokens, len(d.prompt.tokens), 1.0, logp=d.logp, experts=d.experts)
             for d in drafts
         ]
 
-    def _new_router(self, endpoints: list[Endpoint]) -> Dispatcher:
+    def _new_dispatcher(self, endpoints: list[Endpoint]) -> Dispatcher:
         replays = self._arch.moe is not None and self._cfg.model.routing_replay
         return Dispatcher(
             endpoints,
@@ -206,55 +204,25 @@ class SglangGenerator:
 
     # ------------------------------------------------------------------ generation
 
-    def generate(
-        self,
-        prompts: list[Prompt],
-        *,
-        num_samples: int,
-        step: int,
-        max_tokens: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        on_tokens: Callable[[int], None] | None = None,
-    ) -> list[Completion]:
-        """Samples `num_samples` completions of each prompt; see LocalGenerator.generate.
-
-        SGLang has a random stream of its own: `step` does not choose the samples. As with the embedded generator,
-        `logp` is that of softmax(logits / temperature) over the whole vocabulary, not renormalized by top_p and top_k.
-
-        Raises:
-            ValueError: a prompt is too long for the servers.
-            RuntimeError: no server with the current weights is left, or a sample failed again and again.
-        """
-        drafts = new_drafts(prompts, num_samples=num_samples, step=step, max_tokens=max_tokens)
-        self.draw(drafts, temperature=temperature, top_p=top_p, top_k=top_k, on_tokens=on_tokens)
-        return self.completions(drafts)
-
     def draw(
         self,
         drafts: list[Draft],
+        sampling: Sampling,
         *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
         on_tokens: Callable[[int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
-        """Goes on with every draft from the tokens it has, to its end or until `should_stop`; otherwise as `generate`.
+        """See `Generator.draw`. Not collective; `should_stop` is asked twenty times a second.
 
-        Not collective. What is interrupted keeps the tokens that have arrived, and the servers are told to drop it.
-
-        Args:
-            drafts:      filled in place.
-            should_stop: asked twenty times a second.
+        SGLang has a random stream of its own: a draft's `step` does not choose the samples. What is interrupted keeps
+        the tokens that have arrived, and the servers are told to drop it.
         """
         if self.weight_version == 0:
             raise RuntimeError("generate: the servers hold no weights of this run, required is a load_weights")
         check_prompts(drafts, self._arch)
-        incidents = self._router.run(
+        incidents = self._dispatcher.run(
             drafts,
-            self._sampling(temperature, top_p, top_k),
+            self._request(sampling),
             version=self.weight_version,
             on_tokens=on_tokens,
             should_stop=should_stop,
@@ -267,11 +235,12 @@ class SglangGenerator:
         """Ended drafts as completions, in order."""
         return completions(drafts, self._tokenizer)
 
-    def _sampling(self, temperature: float, top_p: float, top_k: int) -> dict:
+    def _request(self, sampling: Sampling) -> dict[str, Any]:
+        """Sampling parameters of a request."""
         return {
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k or -1,  # SGLang's way to say all
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k or -1,  # SGLang's way to say all
             "stop_token_ids": self._stop_tokens,
         }
 

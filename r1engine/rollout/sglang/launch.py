@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from r1engine.config import Config, Sglang
+from r1engine.config import RlConfig, Sglang
 from r1engine.hf.architecture import YarnScaling, read_architecture
 from r1engine.rollout.sglang.client import Client, ServerError
 from r1engine.rollout.sglang.server import Server, check_environment, free_port
 
 
-def command(cfg: Config, *, host: str, port: int, dtype: str, on_gpu: bool) -> list[str]:
+def command(cfg: RlConfig, *, host: str, port: int, dtype: str, on_gpu: bool) -> list[str]:
     """Command line of one server of `cfg`."""
     s = cfg.rollout.sglang
     assert s.python is not None and cfg.model.path is not None
@@ -57,7 +57,7 @@ def environment(s: Sglang, *, devices: list[int] | None) -> dict[str, str]:
     return env
 
 
-def start(cfg: Config, *, name: str, host: str, port: int | None, devices: list[int] | None, dtype: str) -> Server:
+def start(cfg: RlConfig, *, name: str, host: str, port: int | None, devices: list[int] | None, dtype: str) -> Server:
     """Start one server of `cfg`; see Server.
 
     Args:
@@ -80,7 +80,7 @@ def start(cfg: Config, *, name: str, host: str, port: int | None, devices: list[
     )
 
 
-def registry(cfg: Config) -> Path:
+def registry(cfg: RlConfig) -> Path:
     """Folder in which the servers of a disaggregated run announce themselves."""
     return cfg.run_dir / "sglang" / "servers"
 

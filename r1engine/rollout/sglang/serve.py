@@ -9,12 +9,12 @@ import time
 
 import torch
 
-from r1engine.config import Config
+from r1engine.config import RlConfig
 from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.server import Server
 
 
-def serve(cfg: Config, servers: int, host: str | None) -> None:
+def serve(cfg: RlConfig, servers: int, host: str | None) -> None:
     """Starts `servers` servers, announces each in the run folder, and starts again what ends. Returns on Ctrl-C.
 
     Args:

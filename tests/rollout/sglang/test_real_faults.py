@@ -14,6 +14,8 @@ import real
 import torch
 from model_folders import save_model
 
+from r1engine.rollout import generate
+
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 
 TRIALS = int(os.environ.get("R1_FAULT_TRIALS", "5"))
@@ -75,7 +77,14 @@ def test_faults_at_random_moments_lose_nothing_and_favour_no_length(servers, tmp
 
 def draw(engine, module, on_tokens=None) -> list:
     """One rollout, whole and of the right weights."""
-    completions = engine.generate(real.prompts(GROUPS), num_samples=SIZE, step=0, max_tokens=LIMIT, on_tokens=on_tokens)
+    completions = generate(
+        engine,
+        real.prompts(GROUPS),
+        num_samples=SIZE,
+        step=0,
+        max_tokens=LIMIT,
+        on_tokens=on_tokens,
+    )
     assert [(c.prompt.id, c.sample) for c in completions] == [(i, j) for i in range(GROUPS) for j in range(SIZE)]
     assert all(len(c.tokens) == LIMIT if c.truncated else c.tokens[-1] == 1 for c in completions)
     assert all(c.versions == ((engine.weight_version, len(c.tokens)),) for c in completions)

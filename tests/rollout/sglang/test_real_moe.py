@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from r1engine.batch import Prompt
 from r1engine.data.question import Question
 from r1engine.hf.architecture import read_architecture
+from r1engine.rollout import generate
 from r1engine.rollout.local.decoder import Decoder
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
@@ -64,7 +65,7 @@ def test_experts_arrive_and_what_was_chosen_comes_back(served, tmp_path):
     arch = read_architecture(folder)
     decoder = Decoder(arch, device=torch.device("cpu"), dtype=torch.float32)
     decoder.weights.load(weights.items())
-    for c in engine.generate(real.prompts(3), num_samples=2, step=0, max_tokens=24):
+    for c in generate(engine, real.prompts(3), num_samples=2, step=0, max_tokens=24):
         tokens = c.prompt.tokens + c.tokens
         with torch.inference_mode():
             chosen = decoder.prefill([tokens[:-1]]).experts[0]
@@ -83,7 +84,7 @@ def test_the_experts_of_a_long_sample_arrive(tmp_path):
         engine = real.generator(folder, [server.client.url], tmp_path, stall_seconds=120.0)
         engine.load_weights(iter(load_file(folder / "model.safetensors").items()))
         prompt = Prompt(0, torch.arange(3500).remainder(120).add(4).tolist(), "", Question(""))
-        (drawn,) = engine.generate([prompt], num_samples=1, step=0, max_tokens=100)
+        (drawn,) = generate(engine, [prompt], num_samples=1, step=0, max_tokens=100)
     finally:
         server.stop()
     arch = read_architecture(folder)

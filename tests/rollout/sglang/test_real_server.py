@@ -14,10 +14,12 @@ import torch
 from model_folders import save_model
 from real import changed, difference, logp_of, prompts
 
-from r1engine.config import Config
-from r1engine.data.questions import PromptStream
-from r1engine.rollout.draft import new_drafts
-from r1engine.rollout.rollouts import Ahead
+from r1engine.config import RlConfig
+from r1engine.data.stream import PromptStream
+from r1engine.ranks import World
+from r1engine.rollout import generate
+from r1engine.rollout.draft import Sampling, new_drafts
+from r1engine.rollout.rollouts import Rollouts
 from r1engine.rollout.sglang.buckets import buckets, flatten, payload
 from r1engine.rollout.sglang.client import ServerError
 from r1engine.rollout.sglang.generator import SglangGenerator
@@ -93,10 +95,10 @@ def test_after_a_refresh_the_servers_are_the_policy(model, servers, tmp_path, ro
     weights = changed(module, seed=len(route))
     engine.load_weights(iter(weights.items()))
     assert engine.check_canaries(oracle(module), row_multiple=1) < 1e-4
-    completions = engine.generate(prompts(4), num_samples=4, step=0, max_tokens=24)
+    completions = generate(engine, prompts(4), num_samples=4, step=0, max_tokens=24)
     assert difference(module, completions) < 1e-4
     assert {c.versions for c in completions} == {((1, len(c.tokens)),) for c in completions}
-    greedy = engine.generate(prompts(2), num_samples=1, step=0, max_tokens=12, top_k=1)
+    greedy = generate(engine, prompts(2), num_samples=1, step=0, max_tokens=12, sampling=Sampling(top_k=1))
     for c in greedy:
         tokens = torch.tensor([c.prompt.tokens])
         expected = module.generate(tokens, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, tokens.shape[1] :]
@@ -115,7 +117,7 @@ def test_the_disk_route_sends_what_changed(model, servers, tmp_path):
     weights[name] = model[1].state_dict()[name].clone()
     engine.load_weights(iter(weights.items()))  # all digests are compared, also of what was not sent
     assert engine.report.num_bytes == 4 * weights[name].numel() < everything / 10
-    assert difference(model[1], engine.generate(prompts(2), num_samples=2, step=0, max_tokens=12)) < 1e-4
+    assert difference(model[1], generate(engine, prompts(2), num_samples=2, step=0, max_tokens=12)) < 1e-4
 
 
 def test_a_damaged_and_a_missing_tensor_are_named(model, servers, tmp_path):
@@ -192,12 +194,12 @@ def test_an_interrupted_sample_goes_on_with_the_new_weights(model, servers, tmp_
 def test_the_next_rollout_is_drawn_while_the_trainer_works(model, servers, tmp_path):
     engine = generator(model, servers[:1], tmp_path, stall_seconds=60.0)
     engine.load_weights(iter(changed(model[1], seed=41).items()))
-    cfg = Config(
+    cfg = RlConfig(
         steps=3,
         rollout={"max_staleness": 1, "max_tokens": 400},
         grpo={"questions": 4, "group_size": 2, "minibatches": 1},
     )
-    ahead = Ahead(engine, PromptStream(prompts(20), seed=0, digest=""), cfg, rank=0, size=1)
+    ahead = Rollouts(engine, PromptStream(prompts(20), seed=0, digest=""), cfg, World(0, 1, torch.device("cpu")))
     old = copy.deepcopy(model[1])
     first = ahead.take(0)
     end = time.monotonic() + 60.0
@@ -229,7 +231,7 @@ def test_a_server_that_is_stopped_or_killed_in_the_middle_loses_nothing(model, s
                 hit.set()
                 os.killpg(victim, what)
 
-        completions = engine.generate(prompts(8), num_samples=4, step=0, max_tokens=48, on_tokens=strike)
+        completions = generate(engine, prompts(8), num_samples=4, step=0, max_tokens=48, on_tokens=strike)
         assert [c.prompt.id for c in completions] == [i for i in range(8) for _ in range(4)]
         assert all(c.truncated or c.tokens[-1] == 1 for c in completions)
         assert difference(module, completions) < 1e-4
@@ -239,4 +241,4 @@ def test_a_server_that_is_stopped_or_killed_in_the_middle_loses_nothing(model, s
             engine.load_weights(iter(changed(module, seed=15).items()))
             assert engine.endpoints[1].is_usable
     engine.load_weights(iter(changed(module, seed=16).items()))  # the survivor goes on
-    assert difference(module, engine.generate(prompts(2), num_samples=2, step=1, max_tokens=8)) < 1e-4
+    assert difference(module, generate(engine, prompts(2), num_samples=2, step=1, max_tokens=8)) < 1e-4

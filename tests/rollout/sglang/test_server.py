@@ -17,7 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import real
 
-from r1engine.config import Config
+from r1engine.config import RlConfig
 from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.server import Server, check_environment, free_port
 
@@ -114,7 +114,7 @@ def test_a_server_is_started_with_the_context_that_yarn_makes(tmp_path, rope, gi
     config |= {"num_hidden_layers": 2, "num_attention_heads": 4, "rms_norm_eps": 1e-6, "max_position_embeddings": 128}
     scaling = {"rope_type": rope, "factor": 4.0, "original_max_position_embeddings": 128} if rope else None
     (tmp_path / "config.json").write_text(json.dumps(config | {"rope_scaling": scaling}))
-    cfg = Config(model={"path": tmp_path}, rollout={"engine": "sglang", "sglang": {"python": sys.executable}})
+    cfg = RlConfig(model={"path": tmp_path}, rollout={"engine": "sglang", "sglang": {"python": sys.executable}})
     words = launch.command(cfg, host="127.0.0.1", port=1, dtype="float32", on_gpu=True)
     assert given == (int(words[words.index("--context-length") + 1]) if "--context-length" in words else None)
 

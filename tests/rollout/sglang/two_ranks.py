@@ -12,19 +12,20 @@ import torch
 
 warnings.filterwarnings("ignore")
 
-from r1engine.batch import Prompt, Sample, pack  # noqa: E402
-from r1engine.config import Config  # noqa: E402
+from r1engine.batch import Prompt, Sample, pack, to_sequences  # noqa: E402
+from r1engine.config import RlConfig  # noqa: E402
 from r1engine.data.question import Question  # noqa: E402
 from r1engine.model.parallel import join, leave  # noqa: E402
 from r1engine.model.policy import Policy  # noqa: E402
+from r1engine.ranks import spread  # noqa: E402
+from r1engine.rollout import generate  # noqa: E402
 from r1engine.rollout.sglang.generator import SglangGenerator  # noqa: E402
-from r1engine.rollout.spread import spread  # noqa: E402
 
 
 def main() -> None:
     torch.set_num_threads(1)
     folder, url, layout, out = Path(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4])
-    cfg = Config(
+    cfg = RlConfig(
         run_dir=out / "run",
         model={"path": folder},
         parallel={layout: 2},
@@ -36,26 +37,19 @@ def main() -> None:
         },
     )
     world = join(cfg.parallel)
-    policy = Policy(cfg, world)
-    engine = SglangGenerator(
-        cfg,
-        rank=world.rank,
-        world_size=world.size,
-        device=world.device,
-        dtype=torch.float32,
-        note=print,
-    )
+    policy = Policy(cfg.model, cfg.parallel, cfg.optimizer, world)
+    engine = SglangGenerator(cfg, world, dtype=torch.float32, note=print)
     engine.load_weights(policy.weights())  # raises if a digest differs
     canary = engine.check_canaries(policy.logprobs, row_multiple=policy.row_multiple)
     prompts = [Prompt(i, [5 + i, 6, 7, 8 + i], "", Question("")) for i in range(4)]
 
     def draw(own: list[Prompt]) -> list:
-        completions = engine.generate(own, num_samples=3, step=0, max_tokens=16)
+        completions = generate(engine, own, num_samples=3, step=0, max_tokens=16)
         return [completions[i : i + 3] for i in range(0, len(completions), 3)]
 
-    completions = [c for group in spread(prompts, world.rank, world.size, draw) for c in group]
+    completions = [c for group in spread(prompts, world, draw) for c in group]
     samples = [Sample(c, 1.0) for c in completions]
-    rows = pack(samples, max_tokens=512, shards=world.dp_size, multiple=policy.row_multiple)[world.dp_rank]
+    rows = pack(to_sequences(samples), policy.row_shape(512))[world.dp_rank]
     largest = max(
         float((logp - row.rollout_logp)[row.loss_weight != 0].abs().max())
         for row, logp in zip(rows, policy.logprobs(rows), strict=True)

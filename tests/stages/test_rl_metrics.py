@@ -1,13 +1,14 @@
 """The metrics of an iteration: how far trainer and generator are apart."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from r1engine.batch import Completion, PackedBatch, Prompt, Sample, pack
+from r1engine.batch import Completion, PackedBatch, Prompt, RowShape, Sample, pack, to_sequences
 from r1engine.data.question import Question
-from r1engine.step import mismatch
+from r1engine.stages.rl_metrics import mismatch
 
 LOGP = [-1.0, -2.0, -3.0]
 
@@ -15,9 +16,8 @@ LOGP = [-1.0, -2.0, -3.0]
 def row_of(differences: list[float], versions: tuple[tuple[int, int], ...] = ()) -> PackedBatch:
     """A row whose sampled tokens the trainer finds likelier by `differences` than the generator."""
     completion = Completion(Prompt(0, [5, 6], "", Question("")), 0, [7, 8, 9], LOGP, "", False, versions=versions)
-    ((row,),) = pack([Sample(completion, 1.0)], max_tokens=8, version=4)
-    row.old_logp = row.rollout_logp + torch.tensor([9.0, 9.0, *differences])  # prompts do not count
-    return row
+    ((row,),) = pack(to_sequences([Sample(completion, 1.0)], version=4), RowShape(max_tokens=8))
+    return replace(row, old_logp=row.rollout_logp + torch.tensor([9.0, 9.0, *differences]))  # prompts do not count
 
 
 def test_mismatch_by_hand(world):

@@ -1,0 +1,22 @@
+"""The typed configuration: one class for each kind of stage, whose defaults are the paper's. No torch.
+
+A YAML file holds only what differs. `r1engine config --defaults [rl | sft | tiny]` prints every key with its meaning.
+"""
+
+from __future__ import annotations
+
+from r1engine.config.read import KINDS, check_files, check_world, dump, load, load_rewards, to_yaml
+from r1engine.config.rewards import GradingServer, JudgeServer, RewardModelServer, Rewards
+from r1engine.config.rl import Grpo, QuestionData, RlConfig, SampledEvaluation
+from r1engine.config.rollout import Rollout, Sglang
+from r1engine.config.sft import Sft, SftConfig, TextData
+from r1engine.config.source import ConfigError
+from r1engine.config.stage import Checkpoint, Data, Evaluation, Log, Model, Optimizer, Parallel, StageConfig
+from r1engine.config.tiny import TinyConfig
+
+__all__ = [
+    "KINDS", "Checkpoint", "ConfigError", "Data", "Evaluation", "GradingServer", "Grpo", "JudgeServer", "Log", "Model",
+    "Optimizer", "Parallel", "QuestionData", "RewardModelServer", "Rewards", "RlConfig", "Rollout",
+    "SampledEvaluation", "Sft", "SftConfig", "Sglang", "StageConfig", "TextData", "TinyConfig", "check_files",
+    "check_world", "dump", "load", "load_rewards", "to_yaml",
+]  # fmt: skip

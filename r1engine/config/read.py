@@ -1,0 +1,120 @@
+"""Reads a stage's configuration from a YAML file, checks it against files and ranks, and writes it out resolved."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from r1engine.config.rewards import Rewards
+from r1engine.config.rl import RlConfig
+from r1engine.config.sft import SftConfig
+from r1engine.config.source import ConfigError, Source, read_overrides, read_source, validate, write_yaml
+from r1engine.config.stage import StageConfig
+from r1engine.config.tiny import TinyConfig
+
+KINDS: dict[str, type[RlConfig] | type[SftConfig] | type[TinyConfig]] = {
+    "rl": RlConfig,
+    "sft": SftConfig,
+    "tiny": TinyConfig,
+}
+Kind = TypeVar("Kind", bound=StageConfig)
+
+
+def load(path: Path, overrides: list[str], kind: type[Kind] = StageConfig) -> Kind:
+    """The configuration of one stage of training, from a YAML file with `key.sub=value` overrides applied in order.
+
+    Args:
+        path:      YAML 1.2 file with what differs from the defaults. Its key `stage` names the kind; absent: rl.
+        overrides: each "key.sub=value", the value in YAML ("rollout.max_tokens={0: 32, 10: 64}").
+        kind:      what the caller can use.
+
+    Raises:
+        ConfigError: anything that cannot run, or another kind of stage; every problem found is listed.
+    """
+    source = read_source(Path(path), overrides)
+    if "stages" in source.data:
+        raise ConfigError(f"{path}: found a pipeline (key `stages`), required one stage; run it with r1engine pipeline")
+    cfg = parse(source)
+    if not isinstance(cfg, kind):
+        required = ", ".join(name for name, of_kind in KINDS.items() if issubclass(of_kind, kind))
+        raise ConfigError(f"{source.origin(('stage',))}stage: found {cfg.stage}, required {required} here")
+    if problems := cfg.source_problems():
+        raise ConfigError([f"{path}: {problem}" for problem in problems])
+    return cfg
+
+
+def parse(source: Source) -> RlConfig | SftConfig | TinyConfig:
+    """Values as the configuration of the kind of stage that they name.
+
+    Raises:
+        ConfigError: there is no such kind, or a key or a value is wrong; every problem is listed.
+    """
+    stage = source.data.get("stage", "rl")
+    if not isinstance(stage, str) or stage not in KINDS:
+        found = f"{source.origin(('stage',))}stage: found {stage!r}"
+        raise ConfigError(f"{found}, required one of {', '.join(KINDS)}")
+    return validate(KINDS[stage], source, KINDS)
+
+
+def load_rewards(overrides: list[str]) -> Rewards:
+    """Section `rewards` with `key.sub=value` overrides of its keys, for scoring outside of a run.
+
+    Raises:
+        ConfigError: an override is none, or names no key or value of the section.
+    """
+    # A model that is named is meant to be asked: its weight is of no matter here.
+    rewards = validate(Rewards, read_overrides(overrides))
+    if problems := rewards.server_problems():
+        raise ConfigError(problems)
+    return rewards
+
+
+def to_yaml(cfg: StageConfig | TinyConfig) -> str:
+    """The resolved configuration as YAML text, every key included."""
+    return write_yaml(plain(cfg.model_dump()))
+
+
+def dump(cfg: StageConfig | TinyConfig, path: Path) -> None:
+    """Writes the resolved configuration; `load` of the file gives an equal one."""
+    temporary = path.with_name(path.name + ".tmp")  # a reader never sees half a file
+    temporary.write_text(to_yaml(cfg), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def check_files(cfg: StageConfig) -> None:
+    """Looks at the input files before anything heavy is imported.
+
+    Raises:
+        ConfigError: the model folder or a data file is not there; every problem is listed.
+    """
+    problems = []
+    if cfg.model.path is not None and not (cfg.model.path / "config.json").is_file():
+        problems.append(f"model.path: found no config.json in {cfg.model.path}, required a Hugging Face folder")
+    for key, file in cfg.input_files().items():
+        if not file.is_file():
+            problems.append(f"{key}: found no file {file}, required a .jsonl or .parquet file")
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_world(cfg: StageConfig, world_size: int) -> int:
+    """Number of data-parallel ranks when `world_size` processes run this configuration.
+
+    Raises:
+        ConfigError: the parallel sizes do not make up the world, or the batch does not divide by them.
+    """
+    try:
+        data_ranks = cfg.parallel.data_ranks(world_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if problems := cfg.world_problems(data_ranks):
+        raise ConfigError(problems)
+    return data_ranks
+
+
+def plain(value: Any) -> Any:
+    """Nested values with paths as text: the form that YAML and JSON take."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,147 @@
+"""What completions are rewarded for, and the servers that some rewards ask."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from r1engine.config.section import Positive, Section
+
+PLAIN_REWARDS = ("accuracy", "format", "language", "length", "overlong", "repetition")  # whose weight is a number
+RATED_REWARDS = ("helpfulness", "harmlessness")  # whose weight may change with the step
+
+
+class GradingServer(Section):
+    """Servers of one model that grades; a request that fails at one goes to the next."""
+
+    urls: Annotated[list[str], Field(min_length=1)]
+    """http://host:port of each; of the judge http://host:port/v1."""
+    model: str
+    """The model's name there."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Of one try."""
+    tries: Positive = 3
+    """Of one request."""
+    parallel: Positive = 16
+    """Requests at once, of each rank."""
+    key_variable: str = ""
+    """Environment variable that holds the API key; "": none is sent."""
+
+
+class JudgeServer(GradingServer):
+    """A language model behind an OpenAI-compatible endpoint that compares answer and reference (section 2.3.3)."""
+
+    max_tokens: Positive = 2048
+    """Of a reply; a reasoning model thinks before its word."""
+    canaries: Positive = 2
+    """Surely wrong answers among 64; if one is taken, none of these verdicts counts."""
+
+
+class RewardModelServer(GradingServer):
+    """A reward model behind SGLang's /classify (section 2.3.4)."""
+
+    template: str
+    """The conversation as the model was trained on it, with {prompt} and {response}."""
+    batch_size: Positive = 32
+    """Texts of a request."""
+
+
+class Rewards(Section):
+    """Weights of the reward's components, and how they are computed."""
+
+    accuracy: float = 1.0
+    """Weight of the right answer. v2: accuracy and format "combined with the same weight"."""
+    format: float = 1.0
+    """Weight of the kept format."""
+    language: float = 0.0
+    """Weight of the target language's share; 1 after the cold start: "directly summing them" (section 2.3.2)."""
+    length: float = 0.0
+    """Weight of Kimi k1.5's length reward; not in the paper."""
+    overlong: float = 0.0
+    """Weight of DAPO's soft overlong punishment; not in the paper."""
+    repetition: float = 0.0
+    """Weight of minus the share of repeated n-grams; not in the paper."""
+    helpfulness: float | dict[int, float] = 0.0
+    """Weight of a reward model that sees the summary of the records of reward "preference": a number, or weights from
+    optimizer steps on. v2 adds it "only in the final 400 training steps" of 1,700: {0: 0.0, 1300: 1.0}."""
+    harmlessness: float | dict[int, float] = 0.0
+    """The same of a reward model that sees the whole response."""
+    judge: JudgeServer | None = None
+    """For records of reward "judge"."""
+    helpfulness_model: RewardModelServer | None = None
+    harmlessness_model: RewardModelServer | None = None
+    alarm_window: Annotated[int, Field(ge=8)] = 40
+    """Rollouts compared to tell that a reward model is being hacked."""
+    blank_think_allowed: bool = False
+    """Whether a blank think block keeps the format."""
+    percent_may_be_missing: bool = False
+    """Whether 10% and 10 are the same answer; else undecided."""
+    interval_may_be_inequality: bool = False
+    """Whether (3, oo) and x > 3 are; else undecided."""
+    language_detector: Literal["py3langid", "lingua"] = "py3langid"
+    """What tells Latin-script languages apart."""
+    overlong_margin: Positive = 4096
+    """Tokens before the limit over which the punishment grows."""
+    repetition_ngram: Positive = 20
+    """Words of an n-gram."""
+    workers: Positive | None = None
+    """Grading processes of each rank; null: cores / ranks on this machine."""
+    deadline_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """Of grading one completion; past it the completion is undecided."""
+    code_deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Of all tests of one program."""
+    unsafe: bool = False
+    """Run model-written code even without namespaces or Landlock."""
+
+    def weights_at(self, step: int) -> dict[str, float]:
+        """Weight of each component of the reward at an optimizer step."""
+        weights = {}
+        for name in (*PLAIN_REWARDS, *RATED_REWARDS):
+            weight = getattr(self, name)
+            weights[name] = weight[max(s for s in weight if s <= step)] if isinstance(weight, dict) else weight
+        return weights
+
+    @property
+    def reward_models(self) -> dict[str, RewardModelServer]:
+        """The reward models there are, by the component that they give."""
+        models = {name: getattr(self, f"{name}_model") for name in RATED_REWARDS}
+        return {name: model for name, model in models.items() if model is not None}
+
+    def is_rated_at(self, step: int) -> bool:
+        """Whether a reward model counts at an optimizer step; it is not asked where not."""
+        weights = self.weights_at(step)
+        return any(weights[name] for name in RATED_REWARDS)
+
+    def problems(self) -> list[str]:
+        """What does not fit together."""
+        problems = []
+        for name in RATED_REWARDS:
+            weight = getattr(self, name)
+            if isinstance(weight, dict) and (0 not in weight or min(weight) < 0):
+                return [f"rewards.{name}: found the steps {sorted(weight)}, required 0 and any later ones"]
+            is_used = any(weight.values()) if isinstance(weight, dict) else weight != 0
+            if is_used and name not in self.reward_models:
+                problems.append(
+                    f"rewards.{name}_model: found null, required a reward model, as rewards.{name} is not 0"
+                )
+            if not is_used and name in self.reward_models:
+                problems.append(f"rewards.{name}: found 0 at every step, required another weight, as it has a model")
+        problems += self.server_problems()
+        weights = self.weights_at(0)
+        if not any(weights.values()) and not self.reward_models:
+            problems.append(f"rewards: all of {', '.join(weights)} weigh 0, required one other than 0")
+        return problems
+
+    def server_problems(self) -> list[str]:
+        """What is wrong with the servers that are named."""
+        problems = []
+        servers = self.reward_models | ({"judge": self.judge} if self.judge is not None else {})
+        for name, server in servers.items():
+            key = "rewards.judge" if name == "judge" else f"rewards.{name}_model"
+            bad = [url for url in server.urls if not url.startswith(("http://", "https://"))]
+            problems += [f"{key}.urls: found {url}, required http://host:port or https://..." for url in bad]
+            template = server.template if isinstance(server, RewardModelServer) else "{prompt}{response}"
+            if any(template.count(part) != 1 for part in ("{prompt}", "{response}")):
+                problems.append(f"{key}.template: found {template!r:.60}, required one {{prompt}}, one {{response}}")
+        return problems

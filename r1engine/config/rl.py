@@ -1,0 +1,150 @@
+"""Reinforcement learning by GRPO (paper, sections 2.2 and 2.3). Defaults are those of DeepSeek-R1-Zero."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from r1engine.config.rewards import Rewards
+from r1engine.config.rollout import Rollout
+from r1engine.config.section import Count, LocalPath, Positive, Section
+from r1engine.config.stage import Data, Evaluation, StageConfig
+
+
+class QuestionData(Data):
+    """The questions."""
+
+    train: LocalPath | None = None
+    """.jsonl or .parquet file with the fields `question` and `answer`."""
+    heldout: LocalPath | None = None
+    """The same, for evaluation; null: no evaluation."""
+    template: Literal["r1_zero", "none"] = "r1_zero"
+    """What the model is shown: the paper's Table 1 around the question, or the question as it is."""
+    max_prompt_tokens: Positive = 2048
+    """A longer prompt is refused."""
+
+
+class Grpo(Section):
+    """The objective (eq. 1-3) and the size of a rollout."""
+
+    questions: Positive = 512
+    """Of a rollout. v2: "each rollout step generates 8,192 outputs"."""
+    group_size: Annotated[int, Field(ge=2)] = 16
+    """Completions of a question. v2: "for each question, we sample 16 outputs"."""
+    minibatches: Positive = 16
+    """Of a rollout. v2: "randomly split into 16 mini-batches", 32 questions = 512 completions each."""
+    inner_epochs: Positive = 1
+    """Passes over a rollout. v2: "trained for only a single inner epoch"."""
+    clip_eps: Annotated[float, Field(gt=0)] = 10.0
+    """v2: "GRPO clip ratio to 10"."""
+    clip_eps_high: Annotated[float, Field(gt=0)] | None = None
+    """Of the upper edge (DAPO's clip-higher); null: clip_eps."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Lower bound c*A for A < 0; null: off, as in the paper."""
+    kl_coef: Annotated[float, Field(ge=0)] = 0.001
+    """v2: "KL coefficient to 0.001"; 0 needs no reference model."""
+    loss: Literal["clip", "cispo", "sapo"] = "clip"
+    """clip: eq. 1."""
+    ratio_level: Literal["token", "sequence", "sequence_mean"] = "token"
+    """token: as DeepSeekMath defines GRPO; sequence: eq. 1 as printed; sequence_mean: GSPO."""
+    kl_grad: Literal["k2", "k3"] = "k3"
+    """k3: eq. 2 as written; k2: an unbiased gradient, eq. 2's value."""
+    tis: Literal["off", "truncate", "mask"] = "off"
+    """Importance sampling against the generator's log-probabilities."""
+    tis_high: Annotated[float, Field(gt=0)] = 2.0
+    """Where its weights are truncated or masked."""
+    advantage: Literal["mean_std", "mean", "rloo", "batch_std"] = "mean_std"
+    """mean_std: eq. 3; mean: Dr. GRPO."""
+    std_ddof: Literal[0, 1] = 1
+    """Of eq. 3's standard deviation, which does not say; 1 as in TRL, verl and slime."""
+    loss_weight: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
+    """sequence_mean: eq. 1; token_mean: DAPO; constant: Dr. GRPO."""
+    truncated: Literal["zero", "mask"] = "zero"
+    """Truncated completions get reward 0, or are left out of the batch."""
+    reference_every: Count = 400
+    """Optimizer steps after which the reference is the policy again. v2: every 400; 0: never."""
+
+
+class SampledEvaluation(Evaluation):
+    """pass@1 on held-out questions."""
+
+    samples: Positive = 16
+    """Completions of a question; pass@1 is their mean."""
+    temperature: Annotated[float, Field(gt=0)] = 0.6
+    """Paper, section 3: "a sampling temperature of 0.6"."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """The same sentence: "and a top-p value of 0.95"."""
+    questions: Positive | None = None
+    """The first so many of data.heldout; null: all."""
+
+
+class RlConfig(StageConfig):
+    """Reinforcement learning with GRPO."""
+
+    stage: Literal["rl"] = "rl"
+    """Kind of stage."""
+    steps: Positive = 10_400
+    """Optimizer steps. v2: "a total of 10,400 steps"."""
+    data: QuestionData = QuestionData()
+    rollout: Rollout = Rollout()
+    grpo: Grpo = Grpo()
+    rewards: Rewards = Rewards()
+    evaluation: SampledEvaluation = SampledEvaluation()
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps made from one rollout."""
+        return self.grpo.minibatches * self.grpo.inner_epochs
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest prompt with the longest completion."""
+        return self.data.max_prompt_tokens + self.rollout.longest_completion(self.steps)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RlConfig:
+        problems = self._batch_problems() + self.rollout.problems() + self.rewards.problems()
+        if not self.rollout.problems():
+            longest = self.rollout.longest_completion(self.steps)
+            problems += self.row_problems(
+                f"data.max_prompt_tokens {self.data.max_prompt_tokens} + rollout.max_tokens {longest}"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _batch_problems(self) -> list[str]:
+        problems, grpo, completions = [], self.grpo, self.grpo.questions * self.grpo.group_size
+        if completions % grpo.minibatches:
+            problems.append(
+                f"grpo: {grpo.questions} questions x {grpo.group_size} samples = {completions} completions "
+                f"do not split into {grpo.minibatches} mini-batches"
+            )
+        if self.steps % self.steps_per_rollout:
+            problems.append(
+                f"steps: {self.steps} is not a multiple of the {self.steps_per_rollout} optimizer steps of a rollout"
+            )
+        if self.optimizer.warmup_steps > self.steps:
+            found = self.optimizer.warmup_steps
+            problems.append(f"optimizer.warmup_steps: found {found}, required <= steps = {self.steps}")
+        return problems
+
+    def source_problems(self) -> list[str]:
+        """What the configuration lacks to find its model, its questions and its generator."""
+        return super().source_problems() + (self.rollout.sglang.problems() if self.rollout.engine == "sglang" else [])
+
+    def world_problems(self, data_ranks: int) -> list[str]:
+        """What does not divide by the data-parallel ranks."""
+        problems, grpo = [], self.grpo
+        per_minibatch = grpo.questions * grpo.group_size // grpo.minibatches
+        if grpo.questions % data_ranks:
+            problems.append(
+                f"grpo.questions: found {grpo.questions}, required a multiple of the {data_ranks} data-parallel ranks"
+            )
+        if per_minibatch % data_ranks:
+            problems.append(
+                f"grpo.minibatches: found {per_minibatch} completions per mini-batch, required a multiple of "
+                f"the {data_ranks} data-parallel ranks"
+            )
+        return problems

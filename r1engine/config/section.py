@@ -1,0 +1,31 @@
+"""The base of every section of a configuration, and the kinds of values. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+# Not strict: a path is written as text. A leading ~ is the home folder.
+LocalPath = Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)]
+
+
+class Section(BaseModel):
+    """Unknown keys, text for numbers and infinities are refused; values are read-only.
+
+    The docstring below a key is its help text: `r1engine config --defaults` prints it.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )

@@ -1,0 +1,124 @@
+"""In which order data is trained on: another one every epoch, and exactly resumable."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from r1engine.batch import Prompt
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes (hex)."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shuffled(count: int, *, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch: 0 to count - 1 sorted by a hash of (seed, epoch, index), the same on every platform."""
+
+    def key(index: int) -> bytes:
+        return hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=16).digest()
+
+    return sorted(range(count), key=key)
+
+
+class Batches:
+    """Indices of the rows of each optimizer step: every row once an epoch; the last batch of an epoch may be smaller.
+
+    The batch of a step is a function of (seed, step) alone, so the step is the whole state.
+    """
+
+    def __init__(self, count: int, *, batch_size: int, epochs: int, seed: int) -> None:
+        """
+        Args:
+            count:      rows of the data.
+            batch_size: rows of a step.
+            epochs:     passes over the data.
+            seed:       of the run.
+        """
+        self._count, self._batch_size, self._seed = count, batch_size, seed
+        self.steps_per_epoch = -(-count // batch_size)
+        self.steps = epochs * self.steps_per_epoch
+        self._epoch, self._order = -1, [0]
+
+    def at(self, step: int) -> list[int]:
+        """The rows of a step (from 0)."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, shuffled(self._count, seed=self._seed, epoch=epoch)
+        return self._order[batch * self._batch_size : (batch + 1) * self._batch_size]
+
+
+class PromptStream:
+    """Prompts without end, every epoch in another order.
+
+    The order of an epoch is a function of (seed, epoch) alone, so the whole state is two numbers and a run
+    resumes exactly where it stopped. It uses no global generator.
+    """
+
+    def __init__(self, prompts: list[Prompt], *, seed: int, digest: str) -> None:
+        """
+        Args:
+            prompts: what to draw from.
+            seed: of the run.
+            digest: SHA-256 of the data file (`file_digest`); resuming on other data is refused.
+
+        Raises:
+            ValueError: there are no prompts.
+        """
+        if not prompts:
+            raise ValueError("PromptStream: found no prompts, required at least one")
+        self.prompts, self._seed, self._digest = prompts, seed, digest
+        self._epoch, self._position = 0, 0
+        self._order = self._shuffled(0)
+
+    def next(self, n: int) -> list[Prompt]:
+        """The next `n` prompts; runs on into the next epoch."""
+        return [self._advance() for _ in range(n)]
+
+    def state(self) -> dict[str, int | str]:
+        """What `restore` needs, of plain values."""
+        return {
+            "epoch": self._epoch,
+            "position": self._position,
+            "seed": self._seed,
+            "count": len(self.prompts),
+            "sha256": self._digest,
+        }
+
+    def restore(self, state: dict[str, int | str]) -> None:
+        """Goes to a place given by `state`.
+
+        Raises:
+            ValueError: the state is of another data file or seed, or names a place that does not exist.
+        """
+        here = self.state()
+        if set(state) != set(here):
+            raise ValueError(f"PromptStream: found a state with keys {sorted(state)}, required {sorted(here)}")
+        for key, what in (("count", "number of prompts"), ("sha256", "data file (sha256)"), ("seed", "seed")):
+            if state[key] != here[key]:
+                raise ValueError(
+                    f"PromptStream: the {what} changed since the checkpoint: it has {state[key]}, this run {here[key]}"
+                )
+        epoch, position = int(state["epoch"]), int(state["position"])
+        if epoch < 0 or not 0 <= position < len(self.prompts):
+            raise ValueError(
+                f"PromptStream: found epoch {epoch}, position {position}, "
+                f"required epoch >= 0 and position in 0..{len(self.prompts) - 1}"
+            )
+        self._epoch, self._position = epoch, position
+        self._order = self._shuffled(epoch)
+
+    def _advance(self) -> Prompt:
+        prompt = self.prompts[self._order[self._position]]
+        self._position += 1
+        if self._position == len(self._order):
+            self._epoch, self._position = self._epoch + 1, 0
+            self._order = self._shuffled(self._epoch)
+        return prompt
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        return shuffled(len(self.prompts), seed=self._seed, epoch=epoch)

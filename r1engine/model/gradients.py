@@ -1,0 +1,62 @@
+"""What Megatron puts around a model to train it: gradient buffers that are reduced over ranks, and the optimizer."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from r1engine.config import Optimizer
+from r1engine.model.state.optimizer_state import move_to_host
+
+
+def with_gradient_buffers(
+    modules: list[torch.nn.Module], config: TransformerConfig, *, is_sharded: bool
+) -> list[DistributedDataParallel]:
+    """Chunks of a model with float32 gradient buffers.
+
+    Args:
+        modules:    the chunks of layers of this rank.
+        config:     theirs; it learns how gradients are finished.
+        is_sharded: whether the optimizer's state is dealt to the data-parallel ranks.
+    """
+    config.finalize_model_grads_func = finalize_model_grads
+    ddp = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        check_for_nan_in_grad=True,  # stops with the rank's name before the weights are touched
+        use_distributed_optimizer=is_sharded,
+    )
+    return [DistributedDataParallel(config, ddp, module) for module in modules]
+
+
+def make_optimizer(
+    chunks: list[DistributedDataParallel], settings: Optimizer, dtype: torch.dtype, *, is_sharded: bool
+) -> MegatronOptimizer:
+    """AdamW over the chunks, with float32 master weights where the model's are bfloat16.
+
+    Args:
+        chunks:     of `with_gradient_buffers`.
+        settings:   section `optimizer`.
+        dtype:      of the weights.
+        is_sharded: as there.
+    """
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.beta1,
+            adam_beta2=settings.beta2,
+            adam_eps=settings.eps,
+            clip_grad=settings.clip_grad,
+            bf16=dtype == torch.bfloat16,
+            params_dtype=dtype,
+            use_distributed_optimizer=is_sharded,
+        ),
+        chunks,
+        use_gloo_process_groups=False,
+    )
+    if settings.offload:
+        move_to_host(optimizer)
+    return optimizer

@@ -1,0 +1,1 @@
+"""Several stages as one program that goes on where it stopped."""

@@ -1,0 +1,107 @@
+"""Runs the stages of a pipeline in order: those that are missing, each in its own run folder.
+
+A stage that is done with the same inputs and settings is not run again; one that is done with others stops the
+pipeline. An unfinished stage goes on from its own checkpoint. One launch does for all stages: the ranks stay.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from r1engine.config import ConfigError, StageConfig, TinyConfig, check_files, check_world
+from r1engine.config.pipeline import Pipeline, PlannedStage
+from r1engine.pipeline import manifest
+
+if TYPE_CHECKING:
+    from r1engine.ranks import World
+
+
+def check(pipeline: Pipeline, world_size: int) -> list[tuple[PlannedStage, str]]:
+    """Each stage with its state: "done" or "to run". Loads no torch.
+
+    Raises:
+        ConfigError: an input that no stage makes is missing, a layout does not fit the ranks, or a stage is done with
+            other inputs or settings.
+    """
+    states: list[tuple[PlannedStage, str]] = []
+    for stage in pipeline.stages:
+        if isinstance(stage.cfg, StageConfig):
+            check_world(stage.cfg, world_size)
+            _check_inputs(stage)
+        waits = any(state == "to run" for needed, state in states if needed.name in stage.needs.values())
+        states.append((stage, "done" if not waits and is_done(stage) else "to run"))
+    return states
+
+
+def _check_inputs(stage: PlannedStage) -> None:
+    """Those that no stage makes."""
+    try:
+        check_files(stage.cfg)
+    except ConfigError as error:
+        missing = [problem for problem in error.problems if problem.partition(":")[0] not in stage.needs]
+        if missing:
+            raise ConfigError([f"stage {stage.name}: {problem}" for problem in missing]) from None
+
+
+def is_done(stage: PlannedStage) -> bool:
+    """Whether a stage need not run.
+
+    Raises:
+        ConfigError: it is done with other inputs or settings.
+    """
+    changed = manifest.differences(stage)
+    if changed:
+        raise ConfigError(
+            f"stage {stage.name} is done, but not with what is asked for: {'; '.join(changed)}; rename or delete "
+            f"{stage.cfg.run_dir} to run it again, or choose another run_dir"
+        )
+    return changed is not None
+
+
+def print_plan(pipeline: Pipeline, world_size: int) -> None:
+    """One line a stage: kind, state, folder."""
+    table = Table(box=None)
+    for column in ("stage", "kind", "state", "folder"):
+        table.add_column(column)
+    for stage, state in check(pipeline, world_size):
+        table.add_row(stage.name, stage.cfg.stage, state, str(stage.cfg.run_dir))
+    Console().print(table)
+
+
+def run_pipeline(pipeline: Pipeline) -> None:
+    """Run what is missing. Called on every rank.
+
+    Raises:
+        ConfigError: see `check`; or a stage cannot run.
+    """
+    from r1engine import ranks
+
+    world = ranks.start()
+    world.from_first(lambda: check(pipeline, world.size))
+    for number, stage in enumerate(pipeline.stages, start=1):
+        if world.from_first(partial(is_done, stage)):
+            continue
+        if world.is_first:
+            line = f"[{number}/{len(pipeline.stages)}] {stage.name} ({stage.cfg.stage})"
+            Console().print(line, markup=False, highlight=False)
+        _run_stage(stage, world)
+
+
+def _run_stage(stage: PlannedStage, world: World) -> None:
+    """One stage to its end, marked as done."""
+    started = time.monotonic()
+    made_from = world.from_first(partial(manifest.inputs, stage.cfg))
+    if isinstance(stage.cfg, TinyConfig):
+        from r1engine.demo.tiny import write_world
+
+        world.from_first(partial(write_world, stage.cfg))
+    else:
+        from r1engine.run import train
+
+        train(stage.cfg)
+    world.from_first(lambda: manifest.write(stage, made_from, seconds=time.monotonic() - started))

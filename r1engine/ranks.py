@@ -1,0 +1,145 @@
+"""The ranks of a run: torch.distributed, where this process stands, and what the ranks tell each other. No Megatron.
+
+Every rank runs the same program. Where one of them knows something, `from_first` tells the others; what each has of
+its own, `everyones` brings together.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands among the ranks; the parallel coordinates are those of its model's layout."""
+
+    rank: int
+    size: int
+    device: torch.device
+    tp_rank: int = 0
+    tp_size: int = 1
+    pp_rank: int = 0
+    pp_size: int = 1
+    dp_rank: int = 0
+    dp_size: int = 1
+    ep_rank: int = 0  # expert parallelism: which of the experts
+    ep_size: int = 1
+    etp_rank: int = 0  # tensor parallelism inside an expert
+    etp_size: int = 1
+    cp_rank: int = 0  # context parallelism: which tokens of a row
+    cp_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that writes files and talks to the user."""
+        return self.rank == 0
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same dense parameters."""
+        return self.dp_size * self.cp_size
+
+    @property
+    def expert_dp_size(self) -> int:
+        """Ranks that hold the same experts."""
+        return self.size // (self.ep_size * self.etp_size * self.pp_size)
+
+    def from_first(self, make: Callable[[], Item]) -> Item:
+        """What `make` returns on the first rank, on every rank; it runs only there. Collective.
+
+        An exception of `make` is raised on every rank.
+        """
+        outcome: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                outcome[0] = make()
+            except Exception as error:
+                if self.size == 1:
+                    raise
+                outcome[1] = error
+        if self.size > 1:
+            dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def everyones(self, own: Item) -> list[Item]:
+        """What every rank has, in the order of the ranks. Collective."""
+        if self.size == 1:
+            return [own]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, own)
+        return values
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def interleaved(shares: Sequence[Sequence[Item]]) -> list[Item]:
+    """One list out of the shares of ranks that have every size-th item each: the inverse of items[rank::size]."""
+    size, count = len(shares), sum(len(share) for share in shares)
+    return [shares[i % size][i // size] for i in range(count)]
+
+
+def spread(items: Sequence[Item], world: World, work: Callable[[list[Item]], list[Result]]) -> list[Result]:
+    """Results of `work` over all items, in the items' order, the same on every rank. Collective.
+
+    Args:
+        items: the same on every rank.
+        world: its ranks share the items.
+        work:  called once with this rank's items (every size-th); returns one result an item.
+    """
+    return interleaved(world.everyones(work(list(items[world.rank :: world.size]))))
+
+
+def start() -> World:
+    """Start torch.distributed (NCCL on GPUs, gloo on CPUs), unless it runs.
+
+    Under torchrun the ranks meet through its environment variables; a single process needs no port.
+
+    Raises:
+        RuntimeError: the rendezvous port is taken.
+    """
+    size, local_rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    has_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
+    if has_gpu:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        _meet("nccl" if has_gpu else "gloo", size)
+    return World(rank=dist.get_rank(), size=size, device=device)
+
+
+def _meet(backend: str, size: int) -> None:
+    if "RANK" not in os.environ:
+        store = dist.FileStore(str(Path(tempfile.mkdtemp(prefix="r1engine-")) / "store"), 1)
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        return
+    try:
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    except dist.DistNetworkError as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RuntimeError(
+            f"parallel: the {size} ranks cannot meet at {address} ({error}); "
+            "if the port is in use, choose another one with torchrun --master-port or MASTER_PORT"
+        ) from error
+
+
+def stop() -> None:
+    """Leave torch.distributed."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,32 @@
+"""Ways of training. run.py owns time (ranks, resume, checkpoints, logs); a stage owns what one stride is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from r1engine.config import RlConfig, SftConfig, StageConfig
+from r1engine.stages.stage import Advance, Evaluated, Stage
+
+if TYPE_CHECKING:
+    from r1engine.observe.metrics import Phases
+    from r1engine.observe.progress import Progress
+    from r1engine.ranks import World
+
+__all__ = ["Advance", "Evaluated", "Stage", "make_stage"]
+
+
+def make_stage(cfg: StageConfig, world: World, phases: Phases, progress: Progress) -> Stage:
+    """The stage that a configuration describes, with its model, data and company.
+
+    Raises:
+        ValueError: the model, the data or what the rewards need is not what the configuration wants.
+    """
+    if isinstance(cfg, RlConfig):
+        from r1engine.stages.rl import RlStage
+
+        return RlStage(cfg, world, phases, progress)
+    if isinstance(cfg, SftConfig):
+        from r1engine.stages.sft import SftStage
+
+        return SftStage(cfg, world, phases, progress)
+    raise TypeError(f"make_stage: found a {type(cfg).__name__}, required a configuration that trains")

@@ -1,0 +1,170 @@
+"""One iteration of GRPO, from questions to refreshed generator weights. Read this file first.
+
+    questions -> completions -> rewards -> advantages -> packed rows -> log-probabilities -> updates -> refresh
+
+Every rank runs this code (SPMD). All ranks share the drawing and the grading; the updates run in Megatron's tensor /
+pipeline / data layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from r1engine.batch import Completion, PackedBatch, Sample, pack, to_sequences
+from r1engine.config import RlConfig
+from r1engine.grpo import objective, record_of, split_minibatches, to_samples, total_rewards
+from r1engine.model.policy import Policy
+from r1engine.observe.metrics import Phases
+from r1engine.observe.progress import Progress
+from r1engine.ranks import World, interleaved
+from r1engine.rewards import Score, Scorer
+from r1engine.rewards.shaping import shape
+from r1engine.rollout import Generator
+from r1engine.rollout.rollouts import Rollouts
+from r1engine.stages.rl_metrics import mismatch, rollout_metrics, update_metrics
+
+Graded = tuple[Completion, Score]
+
+
+@dataclass
+class Parts:
+    """What an iteration works with."""
+
+    cfg: RlConfig
+    world: World
+    policy: Policy
+    generator: Generator
+    rollouts: Rollouts
+    scorer: Scorer
+    phases: Phases
+    progress: Progress
+    reference: dict[str, torch.Tensor] | None = None  # frozen weights; None when kl_coef is 0
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What came of it."""
+
+    metrics: dict[str, float]
+    graded: list[Graded]
+    samples: list[Sample]
+
+
+def iterate(parts: Parts, step: int) -> Iteration:
+    """One rollout and the optimizer steps made from it (R1 eq. 1-3).
+
+    Args:
+        parts: model, generator and their company.
+        step:  optimizer steps done before.
+
+    Returns:
+        Metrics over the whole rollout (the same on every rank), the graded completions and their samples.
+    """
+    cfg = parts.cfg
+    graded = rollout(parts, step)
+    rewards = total_rewards(graded, cfg.grpo, cfg.rewards.weights_at(step))
+    samples = to_samples([completion for completion, _ in graded], rewards, cfg.grpo)
+    split = split_minibatches(samples, cfg.grpo.minibatches, seed=cfg.seed, step=step)
+    minibatches = [pack_rows(parts, minibatch, step) for minibatch in split]
+
+    with parts.policy.awake():
+        with parts.rollouts.drawing():
+            minibatches, stats = update(parts, minibatches, step)
+        refresh(parts)
+
+    rows = [row for minibatch in minibatches for row in minibatch]
+    metrics = rollout_metrics(graded, rewards) | update_metrics(stats) | mismatch(rows, parts.world)
+    metrics |= parts.rollouts.metrics([completion for completion, _ in graded]) | parts.generator.metrics()
+    return Iteration(metrics, graded, samples)
+
+
+def rollout(parts: Parts, step: int) -> list[Graded]:
+    """G completions of each question, graded; group after group, the same on every rank."""
+    cfg, size = parts.cfg, parts.cfg.grpo.group_size
+    parts.progress.phase("generate")  # counts tokens, of which nobody knows how many there will be
+    with parts.phases("generate"):
+        completions = parts.rollouts.take(step, parts.progress.advance)
+    with parts.phases("score"):
+        records = (record_of(completion) for completion in completions)
+        scores = parts.scorer.score(records, are_rated=cfg.rewards.is_rated_at(step))
+        groups = [slice(i, i + size) for i in range(0, len(completions), size)]
+        own = [grade_group(completions[group], scores[group], cfg, step) for group in groups]
+    everyones = interleaved(parts.world.everyones(own))
+    parts.progress.phase("train")
+    return [pair for group in everyones for pair in group]
+
+
+def grade_group(completions: list[Completion], scores: list[Score], cfg: RlConfig, step: int) -> list[Graded]:
+    """The completions of one question with their scores, and the shaping terms that the config gives a weight."""
+    terms = frozenset(name for name in ("length", "overlong", "repetition") if getattr(cfg.rewards, name))
+    if terms:
+        scores = shape(
+            scores,
+            [completion.text for completion in completions],
+            [len(completion.tokens) for completion in completions],
+            limit=cfg.rollout.max_tokens_at(step),
+            overlong_margin=cfg.rewards.overlong_margin,
+            repetition_ngram=cfg.rewards.repetition_ngram,
+            terms=terms,
+        )
+    return list(zip(completions, scores, strict=True))
+
+
+def pack_rows(parts: Parts, samples: list[Sample], step: int) -> list[PackedBatch]:
+    """This data-parallel rank's rows of one mini-batch, on its device."""
+    cfg = parts.cfg
+    sequences = to_sequences(
+        samples,
+        weighting=cfg.grpo.loss_weight,
+        constant_tokens=cfg.rollout.max_tokens_at(step),
+        # Without a KL term a sample of advantage 0 adds exactly nothing: neither loss nor gradient.
+        skip_zero_advantage=cfg.grpo.kl_coef == 0,
+        replays_experts=cfg.model.routing_replay,
+        version=parts.generator.weight_version,
+    )
+    shards = pack(sequences, parts.policy.row_shape(cfg.row_tokens))
+    return [row.to(parts.world.device) for row in shards[parts.world.dp_rank]]
+
+
+def update(
+    parts: Parts, minibatches: list[list[PackedBatch]], step: int
+) -> tuple[list[list[PackedBatch]], list[dict[str, float]]]:
+    """The optimizer steps made from one rollout.
+
+    Returns:
+        The rows with the log-probabilities that they were trained against, and the statistics of each step.
+    """
+    cfg = parts.cfg
+    with parts.phases("logprobs"):
+        minibatches = with_logprobs(parts, minibatches)  # before the first step moves the policy
+    stats: list[dict[str, float]] = []
+    with parts.phases("update"):
+        for rows in minibatches * cfg.grpo.inner_epochs:
+            lr = cfg.optimizer.lr_at(step + len(stats), cfg.steps)
+            metrics, logp = parts.policy.update(rows, partial(objective, cfg=cfg.grpo), lr)
+            stats.append(metrics | {"lr": lr})
+            if cfg.steps_per_rollout == 1 and logp:  # before its only step the policy is the old policy
+                minibatches = [[replace(row, old_logp=old) for row, old in zip(rows, logp, strict=True)]]
+    return minibatches, stats
+
+
+def with_logprobs(parts: Parts, minibatches: list[list[PackedBatch]]) -> list[list[PackedBatch]]:
+    """The rows with the reference's log-probabilities and, if the rollout makes several steps, the old policy's."""
+    rows = [row for minibatch in minibatches for row in minibatch]
+    if parts.reference is not None:
+        logps = parts.policy.reference_logprobs(parts.reference, rows)
+        rows = [replace(row, ref_logp=logp) for row, logp in zip(rows, logps, strict=True)]
+    if parts.cfg.steps_per_rollout > 1:
+        rows = [replace(row, old_logp=logp) for row, logp in zip(rows, parts.policy.logprobs(rows), strict=True)]
+    following = iter(rows)
+    return [[next(following) for _ in minibatch] for minibatch in minibatches]
+
+
+def refresh(parts: Parts) -> None:
+    """The policy's weights into the generator, which proves that it computes the same with them."""
+    with parts.phases("refresh"):
+        parts.generator.load_weights(parts.policy.weights())
+        parts.generator.verify(parts.policy.logprobs, row_multiple=parts.policy.row_multiple)

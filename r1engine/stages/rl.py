@@ -1,0 +1,174 @@
+"""Reinforcement learning as a stage: what stands around the iteration of stages/iteration.py."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from r1engine.batch import Prompt
+from r1engine.config import RlConfig
+from r1engine.data.questions import load_prompts
+from r1engine.data.stream import PromptStream, file_digest
+from r1engine.evaluation.pass_at_1 import pass_at_1, sample_row
+from r1engine.grpo import record_of
+from r1engine.hf.formats import model_dtype
+from r1engine.hf.tokenizer import load_tokenizer
+from r1engine.model.policy import Policy
+from r1engine.observe.hacking_alarm import Alarms
+from r1engine.observe.metrics import Phases
+from r1engine.observe.progress import Progress
+from r1engine.ranks import World
+from r1engine.rewards import Record
+from r1engine.rewards.from_config import check_named, make_scorer
+from r1engine.rollout import make_generator
+from r1engine.rollout.rollouts import Rollouts
+from r1engine.stages.identity import model_identity
+from r1engine.stages.iteration import Iteration, Parts, iterate, refresh
+from r1engine.stages.stage import Advance, Evaluated
+
+
+class RlStage:
+    """GRPO on questions, with a generator and a scorer."""
+
+    def __init__(self, cfg: RlConfig, world: World, phases: Phases, progress: Progress) -> None:
+        """Builds the parts: scorer, data, generator, policy, in this order.
+
+        Raises:
+            ValueError: the model, the data or what the rewards need is not what the configuration wants.
+            RuntimeError: a server does not start.
+        """
+        assert cfg.model.path is not None and cfg.data.train is not None
+        self.cfg, self.world, self.progress, self.steps = cfg, world, progress, cfg.steps
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        scorer = make_scorer(cfg.rewards, workers=max(1, len(os.sched_getaffinity(0)) // ranks_here))
+        self._to_close = [scorer.close]
+        try:
+            self.prompts = PromptStream(self._load(cfg.data.train), seed=cfg.seed, digest=file_digest(cfg.data.train))
+            heldout = self._load(cfg.data.heldout) if cfg.data.heldout is not None else []
+            self.heldout = heldout[: cfg.evaluation.questions]
+            named = {prompt.question.reward for prompt in [*self.prompts.prompts, *self.heldout]}
+            for note in check_named(cfg.rewards, named):
+                progress.note(note)
+            generator = make_generator(cfg, world, model_dtype(cfg.model.dtype, world.device), progress.note)
+            self._to_close.insert(0, generator.close)
+            self.policy = Policy(
+                cfg.model,
+                cfg.parallel,
+                cfg.optimizer,
+                world,
+                seed=cfg.seed,
+                temperature=cfg.rollout.temperature,
+            )
+            rollouts = Rollouts(generator, self.prompts, cfg, world)
+            self.parts = Parts(cfg, world, self.policy, generator, rollouts, scorer, phases, progress)
+            self._note_unusable(self.prompts.prompts)
+            if cfg.grpo.kl_coef > 0:
+                self.parts.reference = self.policy.snapshot()
+            self.alarms = Alarms(list(cfg.rewards.reward_models), window=cfg.rewards.alarm_window)
+        except BaseException:
+            self.close()
+            raise
+
+    # ------------------------------------------------------------------ data and rewards
+
+    def _load(self, path: Path) -> list[Prompt]:
+        assert self.cfg.model.path is not None
+        tokenizer, data = load_tokenizer(self.cfg.model.path), self.cfg.data
+        return load_prompts(path, lambda text: tokenizer.encode(text).ids, data.template, data.max_prompt_tokens)
+
+    def _note_unusable(self, prompts: list[Prompt]) -> None:
+        """Lists the questions whose reference no rule can use: what is sampled for them is always undecided."""
+        if not self.world.is_first:
+            return
+        records = [Record(p.question, "", id=str(p.id)) for p in prompts]
+        unusable = self.parts.scorer.unusable_references(records)
+        if unusable:
+            examples = "; ".join(f"question {record.id} {problem}" for record, problem in unusable[:5])
+            self.progress.note(
+                f"{len(unusable)} of {len(prompts)} references are undecided whatever the answer: {examples}"
+            )
+
+    # ------------------------------------------------------------------ the stage
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change between a checkpoint and the run that goes on from it; the layout may."""
+        return {
+            "seed": self.cfg.seed,
+            "dataset": self.prompts.state()["sha256"],
+            "reference": self.cfg.grpo.kl_coef > 0,
+            **model_identity(self.policy),
+        }
+
+    def begin(self, rows: list[dict[str, Any]]) -> None:
+        """The weights into the generator; the alarms learn what was logged."""
+        refresh(self.parts)
+        for row in rows:
+            self.alarms.update(row)
+
+    def advance(self, step: int) -> Advance:
+        """One iteration; then the reference follows the policy where it is due."""
+        done, made = iterate(self.parts, step), self.cfg.steps_per_rollout
+        every = self.cfg.grpo.reference_every
+        if self.parts.reference is not None and every and step // every != (step + made) // every:
+            self.parts.reference = self.policy.snapshot()
+        warnings = self.alarms.update(done.metrics)
+        alarms = {f"alarm/{name}": float(name in warnings) for name in self.cfg.rewards.reward_models}
+        undecided = [(record_of(c), score) for c, score in done.graded if score.verdict == "undecided"]
+        return Advance(
+            steps=made,
+            metrics=done.metrics | alarms,
+            tokens=int(done.metrics["tokens_generated"]),
+            samples=self._samples(done),
+            undecided=[{**record.as_row(), "reason": score.reason} for record, score in undecided],
+            notes=[f"{name}: {warning}" for name, warning in warnings.items()],
+        )
+
+    def _samples(self, done: Iteration) -> list[dict[str, Any]]:
+        """Rows of completions from all over the rollout."""
+        count = min(self.cfg.log.samples, len(done.graded))
+        chosen = range(0, len(done.graded), len(done.graded) // count) if count else range(0)
+        return [sample_row(*done.graded[i], done.samples[i].advantage) for i in chosen][:count]
+
+    def evaluate(self, step: int) -> Evaluated | None:
+        """pass@1 of the held-out questions."""
+        if not self.heldout:
+            return None
+        generator, scorer = self.parts.generator, self.parts.scorer
+        metrics, rows = pass_at_1(
+            generator, scorer, self.heldout, self.cfg, self.world, step=step, on_tokens=self.progress.advance
+        )
+        samples = [{"heldout": True, **row} for row in rows[: self.cfg.log.samples]]
+        return Evaluated(metrics, samples, f"held-out pass@1 {metrics['eval/pass_at_1']:.3f}")
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Model, optimizer, reference, and the questions on their way."""
+        self.policy.save(folder / "model", self.parts.reference)
+        self.parts.rollouts.save(folder)
+        return {"prompts": self.prompts.state()}
+
+    def load(self, folder: Path, state: dict[str, Any]) -> None:
+        """Back from there."""
+        self.prompts.restore(state["prompts"])
+        self.parts.rollouts.load(folder)
+        has_reference = self.parts.reference is not None
+        self.parts.reference = self.policy.load(folder / "model", has_snapshot=has_reference)
+
+    def summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The first and the last evaluation, and how far trainer and generator were apart."""
+        evaluations = [row for row in rows if "eval/pass_at_1" in row]
+        before, after = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
+        differences = [row for row in rows if "logp_diff/mean" in row]
+        return {
+            f"{name}_{when}": row.get(f"eval/{key}")
+            for name, key in (("pass_at_1", "pass_at_1"), ("format", "format"), ("length", "length_mean"))
+            for when, row in (("before", before), ("after", after))
+        } | {
+            "logp_diff_mean": sum(row["logp_diff/mean"] for row in differences) / max(1, len(differences)),
+            "logp_diff_max": max((row["logp_diff/max"] for row in differences), default=0.0),
+        }
+
+    def close(self) -> None:
+        """End the generator's servers and the grading processes."""
+        for close in self._to_close:
+            close()

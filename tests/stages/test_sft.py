@@ -1,0 +1,104 @@
+"""The supervised stage: its loss is transformers' cross-entropy, at temperature 1, over the tokens of completions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from r1engine.config import SftConfig
+from r1engine.observe.metrics import Phases
+from r1engine.observe.progress import Progress
+from r1engine.stages import make_stage
+from r1engine.stages.sft import SftStage
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, tiny_base) -> Path:
+    """Ten texts of the tiny world, of different lengths."""
+    folder = tmp_path_factory.mktemp("sft")
+    lines = (tiny_base / "tiny" / "texts.jsonl").read_text().splitlines(keepends=True)
+    (folder / "train.jsonl").write_text("".join(lines[:10]))
+    (folder / "heldout.jsonl").write_text("".join(lines[10:17]))
+    return folder
+
+
+def stage(tiny_base: Path, data: Path, world, **sections) -> SftStage:
+    cfg = SftConfig(
+        model={"path": tiny_base / "tiny" / "model"},
+        data={
+            "train": data / "train.jsonl",
+            "heldout": data / "heldout.jsonl",
+            "template": "r1_zero",
+            "max_tokens": 64,
+        },
+        **{"sft": {"epochs": 1, "batch_size": 10}, "max_row_tokens": 128} | sections,
+    )
+    return make_stage(cfg, world, Phases(), Progress("", enabled=False))
+
+
+def losses(tiny_base: Path, texts, indices) -> tuple[torch.Tensor, torch.nn.Module]:
+    """Mean cross-entropy of the completion tokens by transformers in float64, and the model, with its gradients."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_base / "tiny" / "model", dtype=torch.float64)
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for tokens, num_prompt in (texts.at(index) for index in indices):
+        labels = torch.tensor([-100] * num_prompt + tokens[num_prompt:])[None]
+        logits = model(torch.tensor(tokens)[None]).logits
+        total = total + torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], reduction="sum")
+        count += len(tokens) - num_prompt
+    mean = total / count
+    mean.backward()
+    return mean.detach(), model
+
+
+def test_loss_and_gradient_are_those_of_transformers(tiny_base, data, world):
+    found = stage(tiny_base, data, world, optimizer={"lr": 1e-3, "clip_grad": 0.0})
+    expected, model = losses(tiny_base, found.train, range(10))
+    done = found.advance(0)
+    assert done.metrics["loss"] == pytest.approx(expected.item(), rel=1e-6)
+    norm = torch.sqrt(sum(p.grad.square().sum() for p in model.parameters())).item()
+    assert done.metrics["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert done.tokens == sum(len(found.train.at(index)[0]) for index in range(10))
+
+
+def test_heldout_loss_is_that_of_transformers_and_moves_nothing(tiny_base, data, world):
+    found = stage(tiny_base, data, world)
+    before = {name: tensor.clone() for name, tensor in found.policy.weights()}
+    expected, _ = losses(tiny_base, found.heldout, range(7))
+    assert found.evaluate(0).metrics == {"eval/loss": pytest.approx(expected.item(), rel=1e-6)}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in found.policy.weights())
+
+
+def test_the_rows_do_not_matter(tiny_base, data, world):
+    norms = [
+        stage(tiny_base, data, world, max_row_tokens=size).advance(0).metrics["grad_norm"] for size in (64, 96, 4096)
+    ]
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)
+
+
+def test_the_steps_are_known_before_the_start(tiny_base, data, world):
+    found = stage(tiny_base, data, world, sft={"epochs": 3, "batch_size": 4})
+    assert found.steps == 9  # 4 + 4 + 2 texts, three times
+    assert found.advance(8).metrics["epoch"] == 3.0
+
+
+def test_a_warmup_longer_than_the_run_is_refused(tiny_base, data, world):
+    with pytest.raises(
+        ValueError, match="warmup_steps: found 4, required <= 3 steps = 3 epochs of 10 texts in batches"
+    ):
+        stage(tiny_base, data, world, sft={"epochs": 3, "batch_size": 10}, optimizer={"warmup_steps": 4})
+
+
+def test_a_folder_without_an_end_token_is_refused(tiny_base, data, world, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(tiny_base / "tiny", tmp_path / "tiny") / "model"
+    for name in ("tokenizer_config.json", "generation_config.json", "config.json"):
+        settings = json.loads((folder / name).read_text())
+        settings = {k: v for k, v in settings.items() if k not in ("eos_token", "eos_token_id")}
+        (folder / name).write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="no eos_token_id"):
+        stage(tmp_path, data, world)

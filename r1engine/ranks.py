@@ -75,6 +75,26 @@ class World:
             raise outcome[1]
         return outcome[0]
 
+    def once_a_node(self, make: Callable[[], Item]) -> Item:
+        """What `make` returns on the first rank of this rank's node; it runs only there. Collective.
+
+        An exception of `make` is raised on every rank of the run.
+        """
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        outcome: tuple[Any, Exception | None] = (None, None)
+        if local_rank == 0:
+            try:
+                outcome = make(), None
+            except Exception as error:
+                if self.size == 1:
+                    raise
+                outcome = None, error
+        outcomes = self.everyones(outcome)
+        for _, error in outcomes:
+            if error is not None:
+                raise error
+        return outcomes[self.rank - local_rank][0]  # torchrun numbers the ranks of a node one after the other
+
     def everyones(self, own: Item) -> list[Item]:
         """What every rank has, in the order of the ranks. Collective."""
         if self.size == 1:

@@ -22,7 +22,9 @@ class QuestionData(Data):
     template: Literal["r1_zero", "none"] = "r1_zero"
     """What the model is shown: the paper's Table 1 around the question, or the question as it is."""
     max_prompt_tokens: Positive = 2048
-    """A longer prompt is refused."""
+    """Tokens of a prompt with its template."""
+    overlong: Literal["refuse", "skip"] = "refuse"
+    """Questions whose prompt is longer: refuse the file, or leave them out and tell."""
 
 
 class Grpo(Section):

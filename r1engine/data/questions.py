@@ -1,23 +1,17 @@
-"""Questions from JSONL or Parquet, rendered and tokenized.
-
-Imports torch only when prompts are built (batch.py does), so a data file can be looked at without it.
-"""
+"""Questions from JSONL or Parquet, and the template around them. No torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from r1engine.data.question import Question
-from r1engine.data.rows import read_rows
+from r1engine.data.rows import Row, missing, read_rows
 from r1engine.rewards.code.problems import test_fields
 from r1engine.rewards.rules import check_question
 
-if TYPE_CHECKING:
-    from r1engine.batch import Prompt
-
+FIELDS = ("question", "answer", "reward", "tests", "language")  # of a row; others are ignored
 Template = Literal["r1_zero", "none"]
 
 # Table 1 of the paper, word for word; "prompt" is replaced by the question.
@@ -42,10 +36,9 @@ def read_questions(path: Path) -> list[Question]:
     APPS instead), `language` (of the thoughts, ISO 639-1); others are ignored.
 
     Raises:
-        ValueError: the file is missing, empty or of another kind, or a line is not as above; the line is named.
+        ValueError: the file is missing, empty or of another kind, or a row is not as above; the row is named.
     """
-    fields = ("question", "answer", "reward", "tests", "language")
-    return [_question(row, place) for place, row in read_rows(path, fields)]
+    return [question_of(row) for row in read_rows(path, FIELDS)]
 
 
 def read_question(row: dict[str, Any], place: str) -> Question:
@@ -74,42 +67,22 @@ def read_question(row: dict[str, Any], place: str) -> Question:
     return question
 
 
-def load_prompts(
-    path: Path, tokenizer_encode: Callable[[str], list[int]], template: Template, max_prompt_tokens: int
-) -> list[Prompt]:
-    """The questions of a file as prompts; `Prompt.id` is the index in the file.
-
-    Args:
-        path: .jsonl or .parquet file, see `read_questions`.
-        tokenizer_encode: text -> token ids, special tokens as the caller wants them.
-        template: "r1_zero" (the paper's Table 1) or "none" (the question as it is).
-        max_prompt_tokens: limit; a longer prompt is an error, never cut.
-
-    Raises:
-        ValueError: see `read_questions`; or a prompt is empty or longer than the limit.
-    """
-    from r1engine.batch import Prompt
-
-    prompts = []
-    for index, question in enumerate(read_questions(path)):
-        text = render(question.text, template)
-        tokens = list(tokenizer_encode(text))
-        if not tokens:
-            raise ValueError(f"{question.place}: the prompt (id {index}) has no tokens, required at least one")
-        if len(tokens) > max_prompt_tokens:
-            raise ValueError(
-                f"{question.place}: the prompt (id {index}) has {len(tokens)} tokens, "
-                f"required at most max_prompt_tokens = {max_prompt_tokens}"
-            )
-        prompts.append(Prompt(index, tokens, text, question))
-    return prompts
-
-
-def _question(row: Any, place: str) -> Question:
-    if not isinstance(row, dict):
-        raise ValueError(f"{place}: found {type(row).__name__}, required an object with `question` and `answer`")
-    if "question" not in row:
-        raise ValueError(f"{place}: found no field 'question', only {sorted(row)}")
-    if not isinstance(row["question"], str) or not row["question"].strip():
-        raise ValueError(f"{place}: question is {row['question']!r:.80}, required a text that is not empty")
-    return read_question(row, place)
+def question_of(row: Row) -> Question:
+    """The question of a row of a data file; ValueError if it is none, with its place."""
+    fields, place = row.fields, row.place
+    if "question" not in fields:
+        raise ValueError(f"{place}: {missing('question', row.columns)}")
+    if not isinstance(fields["question"], str) or not fields["question"].strip():
+        raise ValueError(f"{place}: question is {fields['question']!r:.80}, required a text that is not empty")
+    try:
+        question = read_question(fields, place)
+    except ValueError as error:
+        if "answer" in fields:
+            raise
+        raise ValueError(f"{error}; the fields there are {row.columns}") from error
+    for name, text in (("question", question.text), ("answer", question.answer)):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{place}: {name} is {text!r:.80}, required a text that is Unicode: {error}") from error
+    return question

@@ -1,58 +1,185 @@
-"""Rows of a data file, JSONL or Parquet, each with its place for error messages."""
+"""Rows of a data file, JSONL or Parquet, one after the other, each with its place for error messages."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import pyarrow
+
+BATCH_ROWS = 4096  # of a .parquet file, in memory at once
+
+# Columns of other projects' files, and which of ours they are; the first that fits is told.
+RENAMES = (
+    (
+        ("prompt", "reward_model"),
+        "verl's layout: 'question' is the content of prompt's last message, 'answer' is reward_model's ground_truth",
+    ),
+    (("problem",), "rename 'problem' to 'question'"),
+    (("prompt",), "rename 'prompt' to 'question', or take the text of its last message"),
+    (("messages",), "'question' is the content of the user's last message"),
+    (("instruction",), "rename 'instruction' to 'question'"),
+    (("query",), "rename 'query' to 'question'"),
+)
 
 
-def read_rows(path: Path, fields: tuple[str, ...]) -> list[tuple[str, Any]]:
-    """(place, row) of each row of a .jsonl or .parquet file, in file order; the place is "train.jsonl:7".
+class SpelledFloat(float):
+    """A number of a JSON file, which prints as it stands there: 0.10, 1e3, 0.00001."""
+
+    def __new__(cls, text: str) -> SpelledFloat:
+        self = super().__new__(cls, text)
+        self._text = text
+        return self
+
+    def __str__(self) -> str:
+        return self._text
+
+    __repr__ = __str__
+
+
+class Row(NamedTuple):
+    """One row. A field that is null is not in it: to both formats null means absent."""
+
+    path: Path
+    number: int  # of the line, or of the row of a .parquet file, from 1
+    fields: dict[str, Any]
+    columns: list[str]  # every name that is there, sorted
+
+    @property
+    def place(self) -> str:
+        """ "train.jsonl:7", for error messages."""
+        return place(self.path, self.number)
+
+
+def place(path: Path, number: int) -> str:
+    """Where a row stands."""
+    return f"{path}: row {number}" if path.suffix == ".parquet" else f"{path}:{number}"
+
+
+def read_rows(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
+    """The rows of a .jsonl or .parquet file, in file order.
 
     Args:
         path:   of the file.
-        fields: columns that are read of a .parquet file; a line of a .jsonl file is given as it is.
+        fields: columns that are read of a .parquet file, of which the first must be there; a line of a .jsonl file is
+            given with all it has.
 
     Raises:
-        ValueError: the file is missing, empty or of another kind, or a line is not JSON; the line is named.
+        ValueError: the file is missing, empty, damaged or of another kind, or a line is no object in JSON; the row is
+            named.
     """
     path = Path(path)
     if path.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"{path}: found the extension '{path.suffix}', required .jsonl or .parquet")
     if not path.is_file():
         raise ValueError(f"{path}: found no such file, required a data file")
-    rows = list(_jsonl_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path, fields))
-    if not rows:
+    number = 0
+    for row in _jsonl_rows(path, fields) if path.suffix == ".jsonl" else _parquet_rows(path, fields):
+        number = row.number
+        yield row
+    if not number:
         raise ValueError(f"{path}: found no rows, required at least one")
-    return rows
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def missing(field: str, columns: list[str]) -> str:
+    """What to say where a required field is not there, or is null."""
+    if field in columns:
+        return f"{field} is null, required is a value"
+    advice = next((text for names, text in RENAMES if set(names) <= set(columns)), "")
+    return f"found no field '{field}', only {columns}" + (f" ({advice})" if advice and field == "question" else "")
+
+
+def parse_line(line: str | bytes, where: str) -> Any:
+    """The JSON value of a line. The numbers of an object keep their spelling.
+
+    Raises:
+        ValueError: it is not JSON; the place is named.
+    """
+    try:
+        row = json.loads(line)
+        if isinstance(row, dict) and any(type(value) is float for value in row.values()):
+            spelled = json.loads(line, parse_float=SpelledFloat)  # inside of other values nobody asks for it
+            row |= {name: value for name, value in spelled.items() if isinstance(value, SpelledFloat)}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not valid JSON: {error}") from error
+    return row
+
+
+def _jsonl_rows(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            try:
-                yield f"{path}:{number}", json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path}:{number}: not valid JSON: {error}") from error
+            found = parse_line(line, place(path, number))
+            if not isinstance(found, dict):
+                raise ValueError(
+                    f"{place(path, number)}: found {type(found).__name__}, required an object with "
+                    f"`{fields[0]}` and `{fields[1]}`"
+                )
+            present = {name: value for name, value in found.items() if value is not None}
+            yield Row(path, number, present, sorted(found))
 
 
-def _parquet_rows(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+def _parquet_rows(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a Parquet file: {error}") from error
-    wanted = [name for name in fields if name in file.schema_arrow.names]
+    columns = sorted(file.schema_arrow.names)
+    if fields[0] not in columns:
+        raise ValueError(f"{path}: {missing(fields[0], columns)}")
+    plain = {name: _plain(file.schema_arrow.field(name).type) for name in fields if name in columns}
     number = 0
     with file:
-        for chunk in file.iter_batches(columns=wanted):
-            for row in chunk.to_pylist():
+        batches = file.iter_batches(BATCH_ROWS, columns=list(plain))
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pyarrow.ArrowException, OSError) as error:
+                raise ValueError(f"{path}: the rows behind {number} cannot be read: {error}; copy it again") from error
+            if batch is None:
+                return
+            for values in _values(batch, path, number):
                 number += 1
-                # A column holds null where JSON would leave the field out.
-                yield f"{path}: row {number}", {key: value for key, value in row.items() if value is not None}
+                present = {name: plain[name](value) for name, value in values.items() if value is not None}
+                yield Row(path, number, present, columns)
+
+
+def _values(batch: pyarrow.RecordBatch, path: Path, before: int) -> Iterator[dict[str, Any]]:
+    """The rows of a batch; a value that is none, such as bytes that are no text, is named."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except (ValueError, OverflowError, ArithmeticError):
+        for index in range(len(batch)):  # which one?
+            try:
+                batch.slice(index, 1).to_pylist()
+            except (ValueError, OverflowError, ArithmeticError) as error:
+                raise ValueError(f"{place(path, before + index + 1)}: a value cannot be read: {error}") from error
+        raise
+
+
+def _plain(kind: pyarrow.DataType) -> Callable[[Any], Any]:
+    """Makes of a column's value what a line of a .jsonl file holds: a number is the shortest one of the column's own
+    width, without an exponent; 0.1 as float32 is 0.1, not 0.10000000149011612."""
+    import numpy as np
+    import pyarrow
+
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    if pyarrow.types.is_floating(kind):
+        width = np.dtype(kind.to_pandas_dtype()).type
+
+        def spelled(value: float) -> float:
+            return SpelledFloat(np.format_float_positional(width(value), trim="0")) if np.isfinite(value) else value
+
+        return spelled
+    if pyarrow.types.is_decimal(kind):
+        return lambda value: SpelledFloat(f"{Decimal(value):f}")
+    return lambda value: value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +61,7 @@ class PromptStream:
     resumes exactly where it stopped. It uses no global generator.
     """
 
-    def __init__(self, prompts: list[Prompt], *, seed: int, digest: str) -> None:
+    def __init__(self, prompts: Sequence[Prompt], *, seed: int, digest: str) -> None:
         """
         Args:
             prompts: what to draw from.
@@ -78,6 +80,12 @@ class PromptStream:
     def next(self, n: int) -> list[Prompt]:
         """The next `n` prompts; runs on into the next epoch."""
         return [self._advance() for _ in range(n)]
+
+    def of_id(self, number: int) -> Prompt:
+        """The prompt with this id; ids rise with the place in the file."""
+        prompt = self.prompts[bisect_left(self.prompts, number, key=lambda prompt: prompt.id)]
+        assert prompt.id == number
+        return prompt
 
     def state(self) -> dict[str, int | str]:
         """What `restore` needs, of plain values."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from r1engine.data.questions import Template, render
-from r1engine.data.rows import read_rows
+from r1engine.data.rows import missing, read_rows
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -34,15 +34,14 @@ def read_texts(path: Path, template: Template) -> list[Text]:
         ValueError: the file is missing, empty or of another kind, or a row is not as above; the row is named.
     """
     texts = []
-    for place, row in read_rows(path, ("question", "completion")):
-        if not isinstance(row, dict):
-            found = type(row).__name__
-            raise ValueError(f"{place}: found {found}, required an object with `question` and `completion`")
+    for row in read_rows(path, ("question", "completion")):
         for field in ("question", "completion"):
-            if not isinstance(row.get(field), str) or not row[field]:
-                found = repr(row[field])[:80] if field in row else f"no such field, only {sorted(row)}"
-                raise ValueError(f"{place}: {field} is {found}, required a text that is not empty")
-        texts.append(Text(render(row["question"], template), row["completion"], place))
+            if field not in row.fields:
+                raise ValueError(f"{row.place}: {missing(field, row.columns)}")
+            if not isinstance(row.fields[field], str) or not row.fields[field]:
+                found = repr(row.fields[field])[:80]
+                raise ValueError(f"{row.place}: {field} is {found}, required a text that is not empty")
+        texts.append(Text(render(row.fields["question"], template), row.fields["completion"], row.place))
     return texts
 
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from r1engine.data.questions import read_question
+from r1engine.data.rows import parse_line
 from r1engine.rewards.record import Record, Score
 from r1engine.rewards.rule import Rule
 from r1engine.rewards.rules import rule_of
@@ -74,10 +75,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _record(line: str, where: str, number: int) -> Record:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not valid JSON: {error}") from error
+    row = parse_line(line, where)
     if not isinstance(row, dict):
         raise ValueError(f"{where}: found {type(row).__name__}, required an object with `reward` and `completion`")
     row = {"prompt": "", "question": ""} | {name: value for name, value in row.items() if value is not None}

@@ -236,12 +236,10 @@ class Rollouts:
         states = [torch.load(file, weights_only=True) for file in sorted(folder.glob("rollouts_*.pt"))]
         if not states:
             raise ValueError(f"{folder}: found no rollouts_*.pt, required those of a checkpoint of this version")
-        prompts = {prompt.id: prompt for prompt in self._prompts.prompts}
-        everyone = [
-            Pending(q["number"], [Draft(prompts[q["prompt"]], **draft) for draft in q["drafts"]], q["carried"])
-            for state in states
-            for q in state["questions"]
-        ]
+        everyone = []
+        for q in (q for state in states for q in state["questions"]):
+            prompt = self._prompts.of_id(q["prompt"])
+            everyone.append(Pending(q["number"], [Draft(prompt, **draft) for draft in q["drafts"]], q["carried"]))
         self.questions = sorted(everyone, key=lambda question: question.number)[self._world.rank :: self._world.size]
         self._counts = Counter(issued=len(self.questions))
         if self._world.rank == 0:  # and what is past is on its account

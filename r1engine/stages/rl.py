@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from r1engine.batch import Prompt
 from r1engine.config import RlConfig
-from r1engine.data.questions import load_prompts
+from r1engine.data.prompts import PromptTable, write_prompts
 from r1engine.data.stream import PromptStream, file_digest
 from r1engine.evaluation.pass_at_1 import pass_at_1, sample_row
 from r1engine.grpo import record_of
@@ -27,6 +27,8 @@ from r1engine.stages.identity import model_identity
 from r1engine.stages.iteration import Iteration, Parts, iterate, refresh
 from r1engine.stages.stage import Advance, Evaluated
 
+MOST_REFERENCES = 20_000  # distinct references that are looked at before a run
+
 
 class RlStage:
     """GRPO on questions, with a generator and a scorer."""
@@ -44,10 +46,11 @@ class RlStage:
         scorer = make_scorer(cfg.rewards, workers=max(1, len(os.sched_getaffinity(0)) // ranks_here))
         self._to_close = [scorer.close]
         try:
-            self.prompts = PromptStream(self._load(cfg.data.train), seed=cfg.seed, digest=file_digest(cfg.data.train))
+            train = self._load(cfg.data.train)
+            self.prompts = PromptStream(train, seed=cfg.seed, digest=file_digest(cfg.data.train))
             heldout = self._load(cfg.data.heldout) if cfg.data.heldout is not None else []
             self.heldout = heldout[: cfg.evaluation.questions]
-            named = {prompt.question.reward for prompt in [*self.prompts.prompts, *self.heldout]}
+            named = train.rewards | {prompt.question.reward for prompt in self.heldout}
             for note in check_named(cfg.rewards, named):
                 progress.note(note)
             generator = make_generator(cfg, world, model_dtype(cfg.model.dtype, world.device), progress.note)
@@ -62,7 +65,7 @@ class RlStage:
             )
             rollouts = Rollouts(generator, self.prompts, cfg, world)
             self.parts = Parts(cfg, world, self.policy, generator, rollouts, scorer, phases, progress)
-            self._note_unusable(self.prompts.prompts)
+            self._note_unusable(train)
             if cfg.grpo.kl_coef > 0:
                 self.parts.reference = self.policy.snapshot()
             self.alarms = Alarms(list(cfg.rewards.reward_models), window=cfg.rewards.alarm_window)
@@ -72,19 +75,36 @@ class RlStage:
 
     # ------------------------------------------------------------------ data and rewards
 
-    def _load(self, path: Path) -> list[Prompt]:
+    def _load(self, path: Path) -> PromptTable:
+        """The prompts of a file, read and tokenized once a node. Collective."""
         assert self.cfg.model.path is not None
         tokenizer, data = load_tokenizer(self.cfg.model.path), self.cfg.data
-        return load_prompts(path, lambda text: tokenizer.encode(text).ids, data.template, data.max_prompt_tokens)
 
-    def _note_unusable(self, prompts: list[Prompt]) -> None:
+        def encode_all(texts: list[str]) -> list[list[int]]:
+            return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+
+        with TemporaryDirectory(prefix="r1engine-") as own:
+
+            def write() -> str:
+                limit = data.max_prompt_tokens
+                write_prompts(path, Path(own), encode_all, data.template, limit, overlong=data.overlong)
+                return own
+
+            table = PromptTable(Path(self.world.once_a_node(write)))
+            self.world.wait()  # the files may be removed when every rank has them open
+        for note in table.notes:
+            self.progress.note(note)
+        return table
+
+    def _note_unusable(self, table: PromptTable) -> None:
         """Lists the questions whose reference no rule can use: what is sampled for them is always undecided."""
         if not self.world.is_first:
             return
-        records = [Record(p.question, "", id=str(p.id)) for p in prompts]
+        prompts = table.distinct(MOST_REFERENCES)
+        records = [Record(prompt.question, "", id=prompt.question.place) for prompt in prompts]
         unusable = self.parts.scorer.unusable_references(records)
         if unusable:
-            examples = "; ".join(f"question {record.id} {problem}" for record, problem in unusable[:5])
+            examples = "; ".join(f"{record.id} {problem}" for record, problem in unusable[:5])
             self.progress.note(
                 f"{len(unusable)} of {len(prompts)} references are undecided whatever the answer: {examples}"
             )

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from r1engine.batch import Prompt
+from r1engine.data.prompts import load_prompts
 from r1engine.data.question import Question
-from r1engine.data.questions import load_prompts, read_questions, render
+from r1engine.data.questions import read_questions, render
 from r1engine.data.stream import PromptStream, file_digest
 
 
@@ -64,7 +65,7 @@ def test_jsonl_fields_become_prompts(write):
         "",
         {"question": "b", "answer": "x", "reward": "exact", "tests": [1], "language": "zh", "other": [1]},
     )
-    assert load_prompts(path, encode, "none", 5) == [
+    assert list(load_prompts(path, encode, "none", 5)) == [
         Prompt(0, [97], "a", Question("a", "2", "math")),
         Prompt(1, [98], "b", Question("b", "x", "exact", [1], "zh")),
     ]
@@ -87,7 +88,7 @@ def test_parquet_gives_the_same_prompts_as_jsonl(write, tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=2)
     lines = [{key: value for key, value in row.items() if value is not None} for row in rows]
     same = load_prompts(write(*lines), encode, "r1_zero", 1000)
-    assert load_prompts(tmp_path / "a.parquet", encode, "r1_zero", 1000) == same
+    assert list(load_prompts(tmp_path / "a.parquet", encode, "r1_zero", 1000)) == list(same)
 
 
 def test_missing_file_is_refused(tmp_path):
@@ -122,18 +123,25 @@ def test_parquet_null_is_a_missing_field(tmp_path):
 
     rows = [{"question": "a", "answer": "1"}, {"question": None, "answer": "2"}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    assert refusal(tmp_path / "a.parquet") == "a.parquet: row 2: found no field 'question', only ['answer']"
+    assert refusal(tmp_path / "a.parquet") == "a.parquet: row 2: question is null, required is a value"
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"answer": 1}, "found no field 'question', only ['answer']"),
-        ({"question": "a", "Answer": 1}, "found no `answer`, required by reward 'math'"),
+        ({"question": None, "answer": 1}, "question is null, required is a value"),
+        (
+            {"question": "a", "Answer": 1},
+            "found no `answer`, required by reward 'math'; the fields there are ['Answer', 'question']",
+        ),
         ("[1]", "found list, required an object with `question` and `answer`"),
         ({"question": 3, "answer": 1}, "question is 3, required a text that is not empty"),
         ({"question": " ", "answer": 1}, "question is ' ', required a text that is not empty"),
-        ({"question": "a", "answer": None}, "answer is None, required a number or a text"),
+        (
+            {"question": "a", "answer": None},
+            "found no `answer`, required by reward 'math'; the fields there are ['answer', 'question']",
+        ),
         ({"question": "a", "answer": True}, "answer is True, required a number or a text"),
         ({"question": "a", "answer": [1]}, "answer is [1], required a number or a text"),
         ({"question": "a", "answer": ""}, "found no `answer`, required by reward 'math'"),
@@ -152,13 +160,6 @@ def test_bad_field_names_the_line(write, row, message):
 def test_unknown_language_names_the_line_and_the_known_ones(write):
     found = refusal(write({"question": "a", "answer": 1, "language": "xx"}))
     assert found.startswith("train.jsonl:1: found language 'xx', required one of ar, be, bg, bn, ca, cs, da, de, ")
-
-
-def test_prompt_longer_than_the_limit_names_line_length_and_limit(write):
-    path = write({"question": "abc", "answer": 1}, "", {"question": "abcd", "answer": 1})
-    assert len(load_prompts(path, encode, "none", 4)) == 2
-    with pytest.raises(ValueError, match=r"train.jsonl:3: the prompt \(id 1\) has 4 tokens, required at most .* = 3"):
-        load_prompts(path, encode, "none", 3)
 
 
 def test_prompt_without_tokens_is_refused(write):

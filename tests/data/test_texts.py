@@ -42,7 +42,7 @@ def test_a_template_stands_around_the_question(write):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": "a"}, "completion is no such field, only ['question'], required a text that is not empty"),
+        ({"question": "a"}, "found no field 'completion', only ['question']"),
         ({"question": "a", "completion": ""}, "completion is '', required a text that is not empty"),
         ({"question": 3, "completion": "b"}, "question is 3, required a text that is not empty"),
         (["a"], "found list, required an object with `question` and `completion`"),

@@ -1,0 +1,209 @@
+"""The questions of a file as prompts: read and tokenized once, then mapped from disk by every rank of a node.
+
+A set of millions of rows is neither in the memory of a rank nor tokenized by each. A question that stands in the file
+a hundred times is stored once. Imports torch only where a prompt is made (batch.py does).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, BinaryIO, Literal, overload
+
+import numpy as np
+
+from r1engine.data.question import Question
+from r1engine.data.questions import FIELDS, Template, question_of, render
+from r1engine.data.rows import Row, place, read_rows
+
+if TYPE_CHECKING:
+    from r1engine.batch import Prompt
+
+Overlong = Literal["refuse", "skip"]  # what is done with prompts that are longer than the limit
+Encode = Callable[[list[Question]], Sequence[Sequence[int]]]
+EncodeAll = Callable[[list[str]], Sequence[Sequence[int]]]  # token ids of each text
+
+BATCH = 512  # texts tokenized at once
+LISTED = 20  # overlong prompts that are named
+
+
+class PromptTable(Sequence["Prompt"]):
+    """The prompts that `write_prompts` wrote, in file order; each is made when it is asked for.
+
+    The files are mapped: their folder may be removed while the table is in use.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Opens what `write_prompts` wrote into `folder`."""
+        about = json.loads((folder / "about.json").read_text())
+        self.path = Path(about["path"])
+        self.rewards = set(about["rewards"])  # that the questions name
+        self.notes: list[str] = about["notes"]  # what the user should know of the file
+        self._template: Template = about["template"]
+        # Of each row: its index in the file, where it stands there, and which of the distinct questions it is.
+        self._rows = np.load(folder / "rows.npy", mmap_mode="r")
+        # Of each distinct question: where its JSON and its tokens end.
+        self._ends = np.load(folder / "ends.npy", mmap_mode="r")
+        self._json = np.memmap(folder / "questions", np.uint8, "r")
+        self._tokens = np.memmap(folder / "tokens", np.int32, "r")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        from r1engine.batch import Prompt
+
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number_in_file, line, which = self._rows[index].tolist()
+        (json_start, start), (json_end, end) = self._ends[which : which + 2].tolist()
+        values = json.loads(self._json[json_start:json_end].tobytes())
+        question = Question(*values, place=place(self.path, line))
+        text = render(question.text, self._template)
+        return Prompt(number_in_file, self._tokens[start:end].tolist(), text, question)
+
+    def distinct(self, most: int) -> list[Prompt]:
+        """The first `most` prompts that are not the same as one before."""
+        _, first = np.unique(self._rows[:, 2], return_index=True)
+        return [self[int(index)] for index in np.sort(first)[:most]]
+
+
+def load_prompts(
+    path: Path,
+    tokenizer_encode: Callable[[str], list[int]],
+    template: Template,
+    max_prompt_tokens: int,
+    *,
+    overlong: Overlong = "refuse",
+) -> PromptTable:
+    """The questions of a file as prompts, of this process alone. Arguments and errors as of `write_prompts`."""
+
+    def encode_all(texts: list[str]) -> list[list[int]]:
+        return [tokenizer_encode(text) for text in texts]
+
+    with TemporaryDirectory(prefix="r1engine-") as folder:
+        write_prompts(path, Path(folder), encode_all, template, max_prompt_tokens, overlong=overlong)
+        return PromptTable(Path(folder))
+
+
+def write_prompts(
+    path: Path,
+    folder: Path,
+    encode_all: EncodeAll,
+    template: Template,
+    max_prompt_tokens: int,
+    *,
+    overlong: Overlong = "refuse",
+) -> None:
+    """Reads a file of questions once and writes its prompts into `folder`, for `PromptTable`.
+
+    Args:
+        path:              .jsonl or .parquet file, see `read_questions`; `Prompt.id` is the index in it.
+        folder:            an empty one.
+        encode_all:        texts -> token ids of each, special tokens as the caller wants them.
+        template:          "r1_zero" (the paper's Table 1) or "none" (the question as it is).
+        max_prompt_tokens: limit of a prompt; none is ever cut.
+        overlong:          "refuse" those that are longer, or "skip" them.
+
+    Raises:
+        ValueError: see `read_questions`; a prompt cannot be tokenized or has no tokens; prompts are longer than the
+            limit: their number, the longest and the first of them are named; or all are.
+    """
+    path, known = Path(path), _Known()
+    rows = read_rows(path, FIELDS)
+    with (folder / "questions").open("wb") as questions, (folder / "tokens").open("wb") as tokens:
+        while batch := list(islice(rows, BATCH)):
+            known.add(batch, lambda fresh: _encoded(fresh, encode_all, template), questions, tokens)
+    _finish(known, path, folder, template, max_prompt_tokens, overlong)
+
+
+def _finish(
+    known: _Known, path: Path, folder: Path, template: Template, max_prompt_tokens: int, overlong: Overlong
+) -> None:
+    """Leave out or refuse the overlong prompts, and write the index."""
+    rows, ends, notes = np.array(known.rows, np.int64).reshape(-1, 3), np.array(known.ends, np.int64).reshape(-1, 2), []
+    if len(known.digests) < len(rows):
+        notes.append(
+            f"{path.name}: {len(rows):,} rows hold {len(known.digests):,} distinct questions; a question is drawn as "
+            "often as it stands there"
+        )
+    lengths = np.diff(ends[:, 1])[rows[:, 2]]
+    is_long = lengths > max_prompt_tokens
+    if is_long.any():
+        count, first = int(is_long.sum()), np.flatnonzero(is_long)[:LISTED]
+        listed = ", ".join(f"{place(Path(path.name), rows[i, 1])} ({lengths[i]})" for i in first)
+        problem = (
+            f"{path}: {count:,} of {len(rows):,} prompts have more than max_prompt_tokens = {max_prompt_tokens} "
+            f"tokens, the longest {lengths.max()}: {listed}{f' and {count - LISTED:,} more' if count > LISTED else ''}"
+        )
+        if overlong == "refuse" or is_long.all():
+            raise ValueError(f"{problem}; raise data.max_prompt_tokens, or leave them out by data.overlong=skip")
+        notes.append(f"left out: {problem}")
+    np.save(folder / "rows.npy", rows[~is_long])
+    np.save(folder / "ends.npy", ends)
+    about = {"path": str(path), "template": template, "rewards": sorted(known.rewards), "notes": notes}
+    (folder / "about.json").write_text(json.dumps(about))
+
+
+class _Known:
+    """What is in memory of a file that is read: three numbers a row, and a digest of each distinct question."""
+
+    def __init__(self) -> None:
+        self.digests: dict[bytes, int] = {}  # of a question -> which of the distinct ones it is
+        self.rows = array("q")  # of each row: its index, its number in the file, which question it is
+        self.ends = array("q", [0, 0])  # before the first, then of each distinct question: ends of its JSON and tokens
+        self.rewards: set[str] = set()
+
+    def add(self, rows: list[Row], encode: Encode, questions: BinaryIO, tokens: BinaryIO) -> None:
+        """Take rows; the JSON and the tokens of questions that are new are written."""
+        fresh, data = [], []
+        for row in rows:
+            question = question_of(row)
+            stored = _stored(question)
+            digest, number = hashlib.blake2b(stored, digest_size=16).digest(), len(self.digests)
+            which = self.digests.setdefault(digest, number)
+            self.rows.extend((len(self.rows) // 3, row.number, which))
+            if which == number:
+                fresh.append(question)
+                data.append(stored)
+        for question, stored, ids in zip(fresh, data, encode(fresh), strict=True):
+            questions.write(stored)
+            tokens.write(np.array(ids, np.int32).tobytes())
+            self.ends.extend((self.ends[-2] + len(stored), self.ends[-1] + len(ids)))
+            self.rewards.add(question.reward)
+
+
+def _stored(question: Question) -> bytes:
+    """The fields of a question but its place, as JSON."""
+    values = [question.text, question.answer, question.reward, question.tests, question.language]
+    try:
+        return json.dumps(values).encode()
+    except TypeError as error:  # dates and bytes in a column of a .parquet file
+        raise ValueError(f"{question.place}: tests are no JSON: {error}") from error
+
+
+def _encoded(questions: list[Question], encode_all: EncodeAll, template: Template) -> Sequence[Sequence[int]]:
+    """Token ids of the prompts of questions."""
+    texts = [render(question.text, template) for question in questions]
+    try:
+        encoded = encode_all(texts)
+    except Exception:
+        for question, text in zip(questions, texts, strict=True):  # which one?
+            try:
+                encode_all([text])
+            except Exception as error:
+                raise ValueError(f"{question.place}: cannot be tokenized: {type(error).__name__}: {error}") from error
+        raise
+    for question, ids in zip(questions, encoded, strict=True):
+        if not len(ids):
+            raise ValueError(f"{question.place}: the prompt has no tokens, required at least one")
+    return encoded

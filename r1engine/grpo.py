@@ -41,32 +41,48 @@ def total_rewards(
         cfg: section `grpo`.
         weights: of each component, at this step.
     """
-    totals: list[float | None] = []
-    worst: dict[int, float] = {}  # of the questions that reward models rate
-    known: dict[tuple[int, str], list[float]] = defaultdict(list)
+    known = _known_components(graded)
+    totals = [_total(completion, score, known[completion.prompt.id], cfg, weights) for completion, score in graded]
+    return _no_better_than_rated(graded, totals)
+
+
+def _known_components(graded: Sequence[tuple[Completion, Score]]) -> dict[int, dict[str, list[float]]]:
+    """Prompt id -> component -> its values in the whole, decided completions of the question."""
+    known: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for completion, score in graded:
         if score.verdict != "undecided" and not completion.truncated:
             for name, value in score.components.items():
-                known[completion.prompt.id, name].append(value)
-    for completion, score in graded:
-        if completion.truncated:
-            overlong = weights["overlong"] * score.components.get("overlong", 0.0)
-            totals.append(overlong if cfg.truncated == "zero" else None)
-        elif score.verdict == "undecided":
-            totals.append(None)
-        else:
-            total = Decimal()
-            for name, weight in weights.items():
-                own = score.components.get(name)
-                values = known[completion.prompt.id, name] if own is None else [own]
-                if values:
-                    total += _decimal(weight) * sum(map(_decimal, values)) / len(values)
-            totals.append(float(total))
-            if completion.prompt.question.reward == "preference":
-                worst[completion.prompt.id] = min(totals[-1], worst.get(completion.prompt.id, 0.0))
+                known[completion.prompt.id][name].append(value)
+    return known
+
+
+def _total(
+    completion: Completion, score: Score, known: dict[str, list[float]], cfg: Grpo, weights: Mapping[str, float]
+) -> float | None:
+    """Weighted sum of one completion; `known` are the components of its question."""
+    if completion.truncated:
+        overlong = weights["overlong"] * score.components.get("overlong", 0.0)
+        return overlong if cfg.truncated == "zero" else None
+    if score.verdict == "undecided":
+        return None
+    total = Decimal()
+    for name, weight in weights.items():
+        own = score.components.get(name)
+        values = known.get(name, []) if own is None else [own]
+        if values:
+            total += _decimal(weight) * sum(map(_decimal, values)) / len(values)
+    return float(total)
+
+
+def _no_better_than_rated(graded: Sequence[tuple[Completion, Score]], totals: list[float | None]) -> list[float | None]:
+    """The totals, where no truncated completion gets more than the worst of its question that a reward model rated."""
+    worst: dict[int, float] = {}
+    for (completion, _), total in zip(graded, totals, strict=True):
+        if total is not None and not completion.truncated and completion.prompt.question.reward == "preference":
+            worst[completion.prompt.id] = min(total, worst.get(completion.prompt.id, 0.0))
     return [
         min(total, worst.get(completion.prompt.id, total)) if total is not None and completion.truncated else total
-        for total, (completion, _) in zip(totals, graded, strict=True)
+        for (completion, _), total in zip(graded, totals, strict=True)
     ]
 
 
@@ -78,10 +94,10 @@ def _decimal(value: float) -> Decimal:
 def to_samples(completions: Sequence[Completion], rewards: Sequence[float | None], cfg: Grpo) -> list[Sample]:
     """Advantages inside each question's group (eq. 3); samples without a reward are masked and count nowhere."""
     known = [i for i, reward in enumerate(rewards) if reward is not None]
-    groups = {c.prompt.id: n for n, c in enumerate({c.prompt.id: c for c in completions}.values())}
+    number_of = {prompt_id: n for n, prompt_id in enumerate(dict.fromkeys(c.prompt.id for c in completions))}
     result = group_advantage(
         torch.tensor([rewards[i] for i in known], dtype=torch.float64),
-        torch.tensor([groups[completions[i].prompt.id] for i in known], dtype=torch.int64),
+        torch.tensor([number_of[completions[i].prompt.id] for i in known], dtype=torch.int64),
         mode=cfg.advantage,
         ddof=cfg.std_ddof,
     )

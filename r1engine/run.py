@@ -170,7 +170,7 @@ class Run:
     def _evaluate(self, stage: Stage) -> None:
         self.progress.phase("evaluate")
         found = stage.evaluate(self.step)
-        self.phases.take()  # the time belongs to no stride
+        self.phases.skip()
         if found is None:
             return
         if self.log is not None:
@@ -207,7 +207,7 @@ class Run:
             checkpoint.commit(folder, stage.identity() | {"step": self.step} | state)
             checkpoint.prune(self.cfg.run_dir, self.cfg.checkpoint.keep)
         self.world.wait()
-        self.phases.take()  # the time belongs to no stride
+        self.phases.skip()
 
     def _begin_checkpoint(self, stage: Stage) -> Path:
         folder = checkpoint.begin(self.cfg.run_dir, self.step)

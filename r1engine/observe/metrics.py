@@ -126,6 +126,10 @@ class Phases:
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
+    def skip(self) -> None:
+        """Throws the seconds since the last `take` away: they belong to no iteration."""
+        self.take()
+
     def take(self) -> dict[str, float]:
         """Returns {"seconds/<phase>": s, ..., "seconds/total": wall seconds since the last take}, and resets."""
         clock = time.perf_counter()

@@ -13,6 +13,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of Triton, which decides once and for all
 
+HERE = Path(__file__).parent
 TURNS = 3  # a test that is marked `rotating` has its turn every third day
 # The files of ten CPU seconds or more, longest first: xdist deals files in this order, so that none ends alone.
 LONGEST = (
@@ -28,6 +29,9 @@ LONGEST = (
 
 
 def pytest_configure() -> None:
+    missing = [name for name in LONGEST if not (HERE / name).is_file()]
+    if missing:
+        raise pytest.UsageError(f"tests/conftest.py: LONGEST names {missing}, required files of tests/")
     # In the environment, for the processes of xdist to have the same at midnight.
     os.environ.setdefault("R1_TURN", str(datetime.now(UTC).toordinal() % TURNS))
 
@@ -39,7 +43,7 @@ def pytest_report_header() -> str:
 @pytest.hookimpl(tryfirst=True)  # turns are counted before -k and -m leave out anything
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     order = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.relative_to(Path(__file__).parent).as_posix(), len(order)))
+    items.sort(key=lambda item: order.get(item.path.relative_to(HERE).as_posix(), len(order)))
     turn, is_named = os.environ["R1_TURN"], config.option.keyword or any("::" in name for name in config.args)
     if turn == "all" or is_named:
         return

@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import real
 
 from r1engine.config import RlConfig

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import fmean
 
 from r1engine.batch import Completion, Prompt
 from r1engine.config import RlConfig
+from r1engine.evaluation.statistics import estimate
 from r1engine.grpo import record_of
 from r1engine.ranks import World, spread
 from r1engine.rewards import Score, Scorer
@@ -35,8 +37,7 @@ def pass_at_1(
         on_tokens: called with the number of tokens of each decode step.
 
     Returns:
-        Means: eval/pass_at_1, eval/format, eval/length_mean (tokens), eval/truncated, eval/undecided (its samples
-        are left out of pass@1 and format); and one row a question: the first sample, graded.
+        See `heldout_metrics`; and one row a question: the first sample, graded.
     """
     k = cfg.evaluation.samples
 
@@ -56,18 +57,39 @@ def pass_at_1(
         return [graded[i : i + k] for i in range(0, len(graded), k)]
 
     groups = spread(prompts, world, work)
+    return heldout_metrics(groups), [sample_row(*group[0]) for group in groups]
+
+
+def heldout_metrics(groups: list[list[tuple[Completion, Score]]]) -> dict[str, float]:
+    """What is logged of graded samples, question by question.
+
+    eval/pass_at_1 is the mean over questions of the mean over their decided samples, with its 95 % interval over
+    questions, eval/pass_at_1_low and _high; a question without a decided sample is left out. eval/undecided_wrong and
+    _right are what pass@1 would be if every undecided sample were wrong, or right. eval/format (also of decided
+    samples), eval/length_mean (tokens), eval/truncated and eval/undecided are means over samples.
+    """
     graded = [pair for group in groups for pair in group]
-    decided: list[Score] = [s for _, s in graded if s.verdict != "undecided"]
-    count = max(1, len(decided))
-    lengths = [len(c.tokens) for c, _ in graded]
+    decided = [[score for _, score in group if score.verdict != "undecided"] for group in groups]
+    known = [score for scores in decided for score in scores]
+    right = [sum(score.verdict == "right" for score in scores) for scores in decided]
+    lengths = [len(completion.tokens) for completion, _ in graded]
     metrics = {
-        "eval/pass_at_1": sum(s.verdict == "right" for s in decided) / count,
-        "eval/format": sum(s.components.get("format", 0.0) for s in decided) / count,
+        "eval/format": sum(score.components.get("format", 0.0) for score in known) / max(1, len(known)),
         "eval/length_mean": sum(lengths) / len(lengths),
-        "eval/truncated": sum(c.truncated for c, _ in graded) / len(graded),
-        "eval/undecided": 1 - len(decided) / len(graded),
+        "eval/truncated": sum(completion.truncated for completion, _ in graded) / len(graded),
+        "eval/undecided": 1 - len(known) / len(graded),
     }
-    return metrics, [sample_row(*group[0]) for group in groups]
+    shares = [count / len(scores) for count, scores in zip(right, decided, strict=True) if scores]
+    if not shares:  # unknown is not 0
+        return metrics
+    found = estimate(shares)
+    metrics |= {"eval/pass_at_1": found.mean, "eval/pass_at_1_low": found.low, "eval/pass_at_1_high": found.high}
+    if len(known) < len(graded):
+        missing = [len(group) - len(scores) for group, scores in zip(groups, decided, strict=True)]
+        sizes = [len(group) for group in groups]
+        metrics["eval/undecided_wrong"] = fmean(c / n for c, n in zip(right, sizes, strict=True))
+        metrics["eval/undecided_right"] = fmean((c + m) / n for c, m, n in zip(right, missing, sizes, strict=True))
+    return metrics
 
 
 def sample_row(completion: Completion, graded: Score, advantage: float | None = None) -> dict:

@@ -159,7 +159,11 @@ class RlStage:
             generator, scorer, self.heldout, self.cfg, self.world, step=step, on_tokens=self.progress.advance
         )
         samples = [{"heldout": True, **row} for row in rows[: self.cfg.log.samples]]
-        return Evaluated(metrics, samples, f"held-out pass@1 {metrics['eval/pass_at_1']:.3f}")
+        if "eval/pass_at_1" not in metrics:
+            return Evaluated(metrics, samples, "held-out pass@1 is unknown: no sample could be decided")
+        low, high = metrics["eval/pass_at_1_low"], metrics["eval/pass_at_1_high"]
+        note = f"held-out pass@1 {metrics['eval/pass_at_1']:.3f} (95 % {low:.3f} to {high:.3f})"
+        return Evaluated(metrics, samples, note)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Model, optimizer, reference, and the questions on their way."""
@@ -176,7 +180,7 @@ class RlStage:
 
     def summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """The first and the last evaluation, and how far trainer and generator were apart."""
-        evaluations = [row for row in rows if "eval/pass_at_1" in row]
+        evaluations = [row for row in rows if "eval/length_mean" in row]
         before, after = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
         differences = [row for row in rows if "logp_diff/mean" in row]
         return {

@@ -96,6 +96,7 @@ RIGHT = [
     ("1,2", "(1,2)"),
     ("(1,2),(3,4)", "(3,4),(1,2)"),
     ("12_3", "12_{3}"),
+    ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"),
     ("3\\times 10^5", "300000"),
 ]
 RIGHT_BY_MATH_VERIFY = [
@@ -104,7 +105,7 @@ RIGHT_BY_MATH_VERIFY = [
     ("1/3+1/6", "1/2"),
     ("1.414214", "\\sqrt{2}"),
     ("1,-1", "\\pm 1"),
-    ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"),
+    ("\\begin{pmatrix}1\\\\x+2\\end{pmatrix}", "\\begin{pmatrix} 1 \\\\ 2+x \\end{pmatrix}"),
 ]
 WRONG = [
     ("", "5"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sympy import Eq, I, Integral, Matrix, cos, exp, oo, pi, sin, sqrt, symbols, sympify
+from sympy import Eq, Float, I, Integral, Matrix, cos, exp, log, oo, pi, sin, sqrt, symbols, sympify
 
 from r1engine.rewards.math.values import decide_by_values
 
@@ -16,6 +16,8 @@ x, y, i = symbols("x y i")
         (sqrt(12), 2 * sqrt(3), ("right", "the same number")),
         (exp(I * pi), sympify(-1), ("right", "the same number")),
         (pi, sympify("22/7"), ("wrong", "another number")),
+        (log(Float("0.01"), 10, evaluate=False), sympify(-2), ("right", "the same number")),
+        (log(Float("0.02"), 10, evaluate=False), sympify(-2), ("wrong", "another number")),
         (sympify("10**-30"), sympify("2*10**-30"), ("wrong", "another number")),
         ((x + y) ** 20, (y + x) ** 19 * (x + y), ("right", "the same function")),
         ((x**2 - 1) / (x - 1), x + 1, ("right", "the same function")),

@@ -20,7 +20,7 @@ _LANGUAGES = {
 
 
 @dataclass(frozen=True)
-class Block:
+class CodeBlock:
     """What stands in one fence."""
 
     name: str  # first word of the info string, in small letters; "" if there is none
@@ -31,13 +31,13 @@ class Block:
         return _LANGUAGES[language].fullmatch(self.name) is not None
 
 
-def fenced_blocks(text: str) -> tuple[list[Block], bool]:
+def fenced_blocks(text: str) -> tuple[list[CodeBlock], bool]:
     """(closed blocks in their order, whether one is open at the end).
 
     A fence in a list has the indent of its list item, which its lines lose. It is closed by a fence of the same sign
     that is at least as long and indented by at most three spaces more.
     """
-    blocks: list[Block] = []
+    blocks: list[CodeBlock] = []
     opened: re.Match[str] | None = None
     lines: list[str] = []
     for line in text.split("\n"):
@@ -45,7 +45,7 @@ def fenced_blocks(text: str) -> tuple[list[Block], bool]:
             if ("```" in line or "~~~" in line) and (opened := _OPENING.fullmatch(line.rstrip())):
                 lines = []
         elif _closes(line, opened):
-            blocks.append(Block(_name(opened["info"]), "\n".join(lines)))
+            blocks.append(CodeBlock(_name(opened["info"]), "\n".join(lines)))
             opened = None
         else:
             lines.append(_without_indent(line, opened["before"]))

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from r1engine.rewards.extract import MAX_ANSWER_CHARACTERS
-from r1engine.rewards.math.decision import MAX_DEPTH, STRICT, Comparison, Compute, Decision, Judge, MathPolicy
+from r1engine.rewards.math.decision import MAX_DEPTH, STRICT, Comparer, Comparison, Compute, Decision, MathPolicy
 from r1engine.rewards.math.families import families
 from r1engine.rewards.math.lists import chains, collections, named_values, with_name, words_in_order
 from r1engine.rewards.math.normalize import Answer, normalize
@@ -29,7 +29,7 @@ from r1engine.rewards.math.texts import ELLIPSIS, bases, is_text, ratios, same_t
 _INTEGER = re.compile(r"[+-]?[0-9]{1,50}")
 
 
-def conditions(judge: Judge, answer: Answer, reference: Answer) -> Decision | None:
+def conditions(judge: Comparer, answer: Answer, reference: Answer) -> Decision | None:
     """A condition is no value; y = 2x against y - 2x = 0: only one of them lost its "y ="."""
     if has_relation(answer.text) == has_relation(reference.text):
         return None
@@ -99,7 +99,7 @@ def judge(
         return "undecided", "the reference is blank"
     if not found.text:  # also "$" or ".", of which normalizing leaves nothing
         return "wrong", "the answer is blank"
-    return Judge(policy, compute, COMPARISONS).compare(found, required)
+    return Comparer(policy, compute, COMPARISONS).compare(found, required)
 
 
 def reference_problem_at_once(reference: str) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from r1engine.rewards.extract import MAX_ANSWER_CHARACTERS
+
 # One row a meaning: LaTeX, then the characters that stand for it. A command ends in a space: no letter may join it.
 _LATEX = {
     "-": "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\u2796",
@@ -117,10 +119,12 @@ _LINED, _DOTTED = re.compile("(?:\\d[\u0304\u0305])+"), re.compile("(\\d)\u0307"
 def to_latex(text: str) -> str:
     """`text` with Unicode mathematics as LaTeX; what is no mathematics stays. A text in ASCII comes back as it is.
 
-    Digits of other scripts stay, too: nobody writes mathematics half in them.
+    Digits of other scripts stay, too: nobody writes mathematics half in them. So does a text that would become longer
+    than an answer may be.
     """
     if text.isascii():
         return text
+    written = text
     text = _LINED.sub(lambda match: f"\\overline{{{match[0][::2]}}}", text)
     text = _DOTTED.sub(r"\\dot{\1}", text)
     text = "".join(map(_plain, text)).translate(_TABLE)
@@ -129,7 +133,8 @@ def to_latex(text: str) -> str:
         lambda match: f"\\frac{{{match[1].translate(_RAISED)}}}{{{match[2].translate(_LOWERED)}}}", text
     )
     text = _RAISED_RUN.sub(lambda match: f"^{{{match[0].translate(_RAISED)}}}", text)
-    return _LOWERED_RUN.sub(lambda match: f"_{{{match[0].translate(_LOWERED)}}}", text)
+    text = _LOWERED_RUN.sub(lambda match: f"_{{{match[0].translate(_LOWERED)}}}", text)
+    return text if len(text) <= MAX_ANSWER_CHARACTERS else written
 
 
 def _plain(sign: str) -> str:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 MAX_DEPTH = 20
 Decision = tuple[Verdict, str]  # verdict and reason in one line
 Compute = Callable[[str, str], Decision]  # of two plain expressions: answer, reference
-Comparison = Callable[["Judge", "Answer", "Answer"], "Decision | None"]  # answer, reference; None: not mine to decide
+Comparison = Callable[
+    ["Comparer", "Answer", "Answer"], "Decision | None"
+]  # answer, reference; None: not mine to decide
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ STRICT = MathPolicy()
 
 
 @dataclass(frozen=True)
-class Judge:
+class Comparer:
     """Asks the comparisons in their order; what none decides is computed."""
 
     policy: MathPolicy
@@ -41,7 +43,7 @@ class Judge:
         """(verdict, reason) of two normalized answers."""
         if self.depth > MAX_DEPTH:
             return "undecided", f"more than {MAX_DEPTH} parts inside each other"
-        inner = Judge(self.policy, self.compute, self.comparisons, self.depth + 1)
+        inner = Comparer(self.policy, self.compute, self.comparisons, self.depth + 1)
         for comparison in self.comparisons:
             if (decided := comparison(inner, answer, reference)) is not None:
                 return decided

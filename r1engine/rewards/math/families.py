@@ -10,7 +10,7 @@ from r1engine.rewards.math import chinese
 from r1engine.rewards.math.words import any_of
 
 if TYPE_CHECKING:
-    from r1engine.rewards.math.decision import Decision, Judge
+    from r1engine.rewards.math.decision import Comparer, Decision
     from r1engine.rewards.math.normalize import Answer
 
 PARAMETER = {"Z": "\\nu_{0}", "N": "\\nu_{1}"}  # what a declared parameter is written as; nobody else writes that
@@ -46,7 +46,7 @@ def _renamed(text: str, letter: str, name: str) -> str:
     return re.sub(rf"(?<![A-Za-z\\]){letter}(?![A-Za-z])", lambda _: name + " ", text)
 
 
-def families(judge: Judge, answer: Answer, reference: Answer) -> Decision | None:
+def families(judge: Comparer, answer: Answer, reference: Answer) -> Decision | None:
     """Families in \\pi with different letters for the parameter, of which nobody need have said that it is whole."""
     if "\\pi" not in answer.text or "\\pi" not in reference.text:
         return None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 
-from r1engine.rewards.math.decision import Decision, Judge, all_of
+from r1engine.rewards.math.decision import Comparer, Decision, all_of
 from r1engine.rewards.math.normalize import Answer, is_name, normalize
 from r1engine.rewards.math.structure import chain, items, kind, split
 from r1engine.rewards.math.words import is_truth_value
@@ -17,14 +18,13 @@ _WORD = re.compile(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*")
 _TUPLE_OF_NAMES = re.compile(r"\(([^()=]+)\)\s*=\s*(\(.*\))")
 
 
-def chains(judge: Judge, answer: Answer, reference: Answer) -> Decision | None:
+def chains(judge: Comparer, answer: Answer, reference: Answer) -> Decision | None:
     """a = b = c. The last member of a reference counts, but every member of an answer must be right."""
     if "=" not in answer.text + answer.equation + reference.text:
         return None
     required, members = chain(reference.text), chain(answer.text)
-    if len(required) > 1 and (reference.equation or len(required) > 2):
-        last = normalize(required[-1])
-        return judge.compare(answer, last) if last.number is not None else None
+    if len(required) > 1 and (reference.equation or len(required) > 2 or _is_numeric(required)):
+        return judge.compare(answer, normalize(required[-1])) if _is_numeric(required[-1:]) else None
     states_values = len(members) > 2 or answer.equation or _is_numeric(members)
     if len(members) < 2 or len(required) > 1 or not states_values:
         return None
@@ -32,7 +32,7 @@ def chains(judge: Judge, answer: Answer, reference: Answer) -> Decision | None:
     return all_of([judge.compare(normalize(member), reference) for member in members])
 
 
-def named_values(judge: Judge, answer: Answer, reference: Answer) -> Decision | None:
+def named_values(judge: Comparer, answer: Answer, reference: Answer) -> Decision | None:
     """x = 1, y = 2: values of different unknowns agree by name, in any order.
 
     Against a tuple, (x, y) and their like have their usual order. x_1 and x_2, or a list without names, may be meant
@@ -82,11 +82,20 @@ def _named(side: Answer) -> dict[str, Answer] | None:
     if kind(side.text) not in ("list", "set"):
         return None
     parts = _items(side)
-    named = {part.name: part for part in parts if part.equation}
-    return named if len(named) == len(parts) > 1 else None
+    names = [part.name for part in parts if part.equation]
+    if len(names) != len(parts) or len(set(names)) < 2:
+        return None
+    repeated = {name: count for name, count in Counter(names).items() if count > 1}
+    # Of several solutions each name has several values; they are compared as a list.
+    return None if len(repeated) == len(set(names)) else dict(zip(_numbered(names), parts, strict=True))
 
 
-def _by_name(judge: Judge, found: dict[str, Answer], required: dict[str, Answer]) -> Decision:
+def _numbered(names: list[str]) -> list[str]:
+    """The names, a repeated one with primes: in x = 1, y = 2, x = 3 two values of x contradict each other."""
+    return [name + "'" * names[:place].count(name) for place, name in enumerate(names)]
+
+
+def _by_name(judge: Comparer, found: dict[str, Answer], required: dict[str, Answer]) -> Decision:
     if found.keys() == required.keys():
         decided = all_of([judge.compare(found[name], required[name]) for name in required])
         in_any_order = decided[0] == "wrong" and _is_one_unknown(required)
@@ -108,7 +117,7 @@ def _is_one_unknown(names: dict[str, Answer]) -> bool:
     return len({re.sub(r"_?\d+$", "", name) for name in names}) == 1
 
 
-def words_in_order(judge: Judge, answer: Answer, reference: Answer) -> Decision | None:
+def words_in_order(judge: Comparer, answer: Answer, reference: Answer) -> Decision | None:
     """Truth values have the order of what they judge. Other words in another order may rank something: undecided."""
     if kind(answer.text) != "list" or kind(reference.text) != "list":
         return None
@@ -129,13 +138,14 @@ def _bare(item: str) -> str:
     return re.sub(r"\\text\{([^{}]*)\}", r"\1", item).strip()
 
 
-def collections(judge: Judge, answer: Answer, reference: Answer) -> Decision | None:
+def collections(judge: Comparer, answer: Answer, reference: Answer) -> Decision | None:
     """Sets, tuples, vectors, intervals and lists; None if the reference is none of them."""
     kinds = shape, required_shape = kind(answer.text), kind(reference.text)
     if kinds in (("vector", "pair"), ("pair", "vector")):
         return _ordered(judge, answer, reference)
     if "vector" in kinds:
-        return None
+        in_brackets = [side.text.startswith("\\langle") for side in (answer, reference)]
+        return _ordered(judge, answer, reference) if kinds == ("vector", "vector") and any(in_brackets) else None
     if required_shape in ("other", "relation"):
         # +-1 stands for two values.
         is_single = shape in ("other", "relation") or "\\pm" in reference.text
@@ -152,11 +162,11 @@ def collections(judge: Judge, answer: Answer, reference: Answer) -> Decision | N
     return _unordered(judge, answer, reference)
 
 
-def _ordered(judge: Judge, answer: Answer, reference: Answer) -> Decision:
+def _ordered(judge: Comparer, answer: Answer, reference: Answer) -> Decision:
     return _in_order(judge, _items(answer), _items(reference), True)
 
 
-def _in_order(judge: Judge, found: list[Answer], required: list[Answer], is_found_first: bool) -> Decision:
+def _in_order(judge: Comparer, found: list[Answer], required: list[Answer], is_found_first: bool) -> Decision:
     if not is_found_first:
         found, required = required, found
     if len(found) != len(required):
@@ -164,7 +174,7 @@ def _in_order(judge: Judge, found: list[Answer], required: list[Answer], is_foun
     return all_of([judge.compare(a, b) for a, b in zip(found, required, strict=True)])
 
 
-def _unordered(judge: Judge, answer: Answer, reference: Answer) -> Decision:
+def _unordered(judge: Comparer, answer: Answer, reference: Answer) -> Decision:
     """Every item has its partner; naming one twice does no harm where the reference names none twice."""
     found, left = _items(answer), _items(reference)
     if len({_without_spaces(item) for item in left}) == len(left):
@@ -172,7 +182,7 @@ def _unordered(judge: Judge, answer: Answer, reference: Answer) -> Decision:
     return _matched(judge, found, left)
 
 
-def _matched(judge: Judge, found: list[Answer], required: list[Answer]) -> Decision:
+def _matched(judge: Comparer, found: list[Answer], required: list[Answer]) -> Decision:
     """Every item found has a partner of its own in what is required."""
     if len(found) != len(required):
         return "wrong", f"{len(found)} items, required {len(required)}"

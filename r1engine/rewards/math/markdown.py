@@ -6,7 +6,7 @@ import re
 
 _FENCE = re.compile(r"```[A-Za-z]*\s+(.*?)\s*```|```(.*?)```", re.DOTALL)
 _CODE = re.compile(r"`([^`]+)`")
-_HEADING = re.compile(r"#{1,6}\s+|[*-]\s+(?=\*\*)|>\s+(?=\S)")
+_HEADING = re.compile(r"#{1,6}\s+|[*-]\s+(?=\*\*)")
 # Marks that hold words together: nothing that could be a factor stands beside them.
 _BOLD = re.compile(r"(?<![\w)\]}*])(\*\*\*|\*\*|__)(?=[^\s*_])(.+?)(?<=[^\s*_])\1(?![\w(\[{\\*])", re.DOTALL)
 _ITALIC = re.compile(r"\*(?=[^\s*])([^*]+)(?<=[^\s*])\*|_(?=[^\s_])([^_]+)(?<=[^\s_])_")

@@ -29,16 +29,24 @@ from r1engine.rewards.math.units import named
 from r1engine.rewards.math.words import with_commas, with_minus, without_label
 
 _DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
-_TEXT_COMMANDS = ("\\text", "\\textbf", "\\mathrm", "\\mathbf", "\\textrm", "\\mbox", "\\boxed", "\\fbox")
+_TEXT_COMMANDS = ("\\text", "\\textbf", "\\mathrm", "\\textrm", "\\mbox", "\\boxed", "\\fbox")
+_LEADING = re.compile(r"(?:=|\\(?:approx|therefore|sim|rightarrow|Rightarrow|implies|to)(?![a-z]))\s*")
+_DOLLAR = re.compile(r"(?<!\\)\$")
+_SIGNS = {"==": "=", "**": "^", ">=": "\\ge ", "<=": "\\le ", "!=": "\\neq "}
+_KEYBOARD = re.compile(r"==|\*\*|[<>!]=")
 _MARKED = re.compile(r"[\\~^_{}]")
 
 # What may stand left of "=" without being a condition: x, x_1, f(x), AB, |AB|, \angle A, A:B, \frac{NO}{BO}, (x, y).
 _SYMBOL = r"(?:[A-Za-z]|\\[a-z]{2,7}(?![a-z]))\s*(?:_(?:\{\w{1,9}\}|\w))?'{0,2}"
 _NAME = rf"(?:\\(?:angle|triangle|text)\s*)?(?:{_SYMBOL}|[A-Z]{{2,4}}|\{{[\w ]{{1,40}}\}})(?:\s*\([\w, ]{{1,20}}\))?"
 _NAME = rf"(?:{_NAME}|\|{_NAME}\||\\frac\{{{_NAME}\}}\{{{_NAME}\}}|\({_SYMBOL}(?:\s*,\s*{_SYMBOL}){{1,5}}\))"
+# \\log_{2}(8) = 3 names nothing: it is true or false.
+_NO_NUMBER = r"(?!\\(?:log|ln|lg|exp|sin|cos|tan|cot|sec|csc|sqrt)(?![a-z])[^=A-Za-z\\]*=)"
 _NAMES = rf"{_NAME}(?:\s*:\s*{_NAME})?"
-_ASSIGNMENT = re.compile(rf"(?:{_NAMES}|\{{?{_NAMES}\}}?)\s*(?:=|\\in(?![a-z])|:(?=\s*{_NAMES}=))\s*(?=[^=\s])")
-_IS_NAME = re.compile(_NAMES)
+_ASSIGNMENT = re.compile(
+    _NO_NUMBER + rf"(?:{_NAMES}|\{{?{_NAMES}\}}?)\s*(?:=|\\in(?![a-z])|:(?=\s*{_NAMES}=))\s*(?=[^=\s])"
+)
+_IS_NAME = re.compile(rf"{_NO_NUMBER}(?:{_NAMES})=")
 
 
 @dataclass(frozen=True)
@@ -68,13 +76,13 @@ def normalize(answer: str) -> Answer:
     if answer.isdecimal() and answer.isascii() and len(answer) < 1000:
         return Answer(answer, "", Fraction(int(answer)))
     text = unwrap(to_latex(without_markdown(answer.strip())).strip())
-    text = (
-        text.replace("==", "=").replace("**", "^").replace(">=", "\\ge ").replace("<=", "\\le ").replace("!=", "\\neq ")
-    )
+    if text.count("$") - text.count("\\$") in (2, 4, 6, 8):  # formulas in a sentence
+        text = _DOLLAR.sub(" ", text).strip()
+    text = _KEYBOARD.sub(lambda match: _SIGNS[match[0]], text)
     if _MARKED.search(text):
         text = tidy(text)
     text = " ".join(text.split())
-    text = "" if text == "$" else unwrap(text.rstrip(".") if not text.endswith("..") else text).rstrip(",;").strip()
+    text = "" if text == "$" else unwrap(text.rstrip(". ") if not text.endswith("..") else text).rstrip(",;").strip()
     text = with_minus(_plain_words(in_radians(sum_without_groups(without_repeating(text)))))
     for notation in NOTATIONS:
         text = notation(text)
@@ -88,7 +96,7 @@ def normalize(answer: str) -> Answer:
 
 def is_name(text: str) -> bool:
     """Whether `text` is what may stand left of "=": a variable, a function of one, a segment, a ratio of such."""
-    return _IS_NAME.fullmatch(text.strip()) is not None
+    return _IS_NAME.fullmatch(f"{text.strip()}=") is not None
 
 
 def unwrap(text: str) -> str:
@@ -113,8 +121,8 @@ def unwrap(text: str) -> str:
         if text.startswith("\\text{") and (end := matching_brace(text, 5)) and (label := text[6:end]):
             rest = without_label(f"{label.rstrip()} {text[end + 1 :].lstrip()}")
             text = rest if text.endswith(rest) and len(rest) <= len(text) - end - 1 else text
-        if (text.startswith(("= ", "=", "\\approx", "\\therefore", "\\sim ")) and len(text) > 8) or text[:1] == "=":
-            text = re.sub(r"^(?:=|\\approx(?![a-z])|\\therefore(?![a-z])|\\sim(?![a-z]))\s*", "", text)
+        if (sign := _LEADING.match(text)) and sign.end() < len(text):
+            text = text[sign.end() :]
         if text == before:
             break
     return text

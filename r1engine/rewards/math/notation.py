@@ -11,7 +11,7 @@ _COMBINATIONS = re.compile(
     r"|_\{(?P<k4>\d+)\}(?!\s*\^)|(?P<k5>\d+))"
 )
 _BINOMIAL = re.compile(r"(\\binom\{[^{}]*\}\{[^{}]*\})\s*(?=[\dA-Za-z(]|\\(?:binom|frac|sqrt|pi))")
-_BINOMIAL_BEFORE = re.compile(r"([\dA-Za-z)}!])\s*(?=\\binom)")
+_BINOMIAL_BEFORE = re.compile(r"([\d)}!]|(?<![A-Za-z\\])[A-Za-z])\s*(?=\\binom)")
 _UNIT_VECTOR = re.compile(
     r"\s*([+-]?)\s*([^+\-,=()]{0,60}?|\([^()]*\))\s*\\(?:vec|hat)\{\s*\\?([ijk])(?:math)?\s*\}\s*"
 )

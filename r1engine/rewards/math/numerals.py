@@ -164,7 +164,7 @@ _FACTORS: dict[str, Fraction] = {
 }  # fmt: skip
 # Words that count single things or multiply: three pairs are 3 or 6.
 AMBIGUOUS = {"pair": Fraction(2), "couple": Fraction(2), "quarter": Fraction(1, 4), "score": Fraction(20),
-             "gross": Fraction(144), "k": Fraction(1000), "K": Fraction(1000),
+             "gross": Fraction(144), "k": Fraction(1000),
              "M": Fraction(10**6), "B": Fraction(10**9)}  # fmt: skip
 
 

@@ -30,8 +30,10 @@ _WORDS_AROUND = re.compile(
     r"([A-Za-z][A-Za-z -]*?)\s*\(\s*([+-]?[\d.,]+)\s*\)"
     r"|([+-]?[\d.,]+)\s*\(\s*(?:\\text\{)?([A-Za-z][A-Za-z -]*)\}?\s*\)"
 )
+CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?:\s*(?:\\text\{)?\s*([ap])\.?\s*m\.?\s*\}?)?", re.IGNORECASE)  # 3:45 p.m.
 _MEASURED = re.compile(rf"(\d+(?:\.\d+)?)\s*([A-Za-z.]+|[{CJK}]+)\s*(?:,|and|&)?\s*")
 _MARKS = re.compile(rf"[A-Za-z{CJK}^(]")
+_PAIRS = frozenset(("cm", "mm", "km", "kg", "mg", "ml", "ft", "yd"))  # units also behind a letter: \\pi hr is a product
 _SYMBOLS = frozenset("mgshlLNJW")  # single letters that are units behind a space
 
 
@@ -68,9 +70,11 @@ def take_phrase(text: str) -> Phrase:
 
 
 def _whole(text: str) -> Phrase | None:
-    """What is read as a whole: degrees with minutes, hours with minutes, "seven (7)"."""
+    """What is read as a whole: degrees with minutes, hours with minutes, a time of day, "seven (7)"."""
     if (degrees := angles.in_minutes(text)) is not None:
         return Phrase(_decimal(degrees), "degree")
+    if ":" in text and CLOCK.fullmatch(text):
+        return Phrase(text)
     if "(" in text and (match := _WORDS_AROUND.fullmatch(text)):
         words, digits = (match[1] or match[4]), (match[2] or match[3])
         value = spelled(re.split(r"[\s-]+", words.lower().strip()))
@@ -84,7 +88,8 @@ def _whole(text: str) -> Phrase | None:
     measures = [units.named(part[2].rstrip(".")) for part in parts]
     if None in measures or len({one.dimensions for one in measures}) > 1:
         return None
-    if [one.size for one in measures] != sorted((one.size for one in measures), reverse=True):
+    sizes = [one.size for one in measures]
+    if sizes != sorted(set(sizes), reverse=True):
         return None
     total = sum(Fraction(part[1]) * one.size for part, one in zip(parts, measures, strict=True))
     return Phrase(_decimal(total / measures[0].size), _canonical(parts[0][2].rstrip(".")))
@@ -160,6 +165,8 @@ def _read(value: str, phrase: str, kind: str, has_space: bool) -> Phrase | None:
         return None
     if re.fullmatch(r"[A-Za-z]", phrase) and phrase not in AMBIGUOUS:
         return None  # a variable
+    if phrase.endswith(" below zero") and _is_known(unit := phrase.removesuffix(" below zero"), kind, has_space, value):
+        return Phrase(f"-{value}" if value.isdecimal() else OPERATORS["below zero"].format(v=value), _canonical(unit))
     if not _NUMERIC_END.search(value) or (kind == "word" and not _are_bare_words(words, has_space)):
         return None
     if is_qualifier(phrase):
@@ -178,7 +185,9 @@ def _is_known(phrase: str, kind: str, has_space: bool, value: str) -> bool:
     symbol = first[0] if first else phrase
     if len(symbol) == 1:
         return symbol in _SYMBOLS and has_space and value[-1].isdigit()
-    return has_space or value[-1] in "0123456789)}"
+    if value[-1] in "0123456789)}":
+        return True
+    return has_space and (len(symbol) > 2 or symbol in _PAIRS)
 
 
 def _are_bare_words(words: list[str], has_space: bool) -> bool:

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from fractions import Fraction
 
-from r1engine.rewards.math.decision import Decision, Judge, yes_no
+from r1engine.rewards.math.decision import Comparer, Decision, yes_no
 from r1engine.rewards.math.normalize import Answer
 from r1engine.rewards.math.numerals import AMBIGUOUS, indian, may_be_grouped
 from r1engine.rewards.math.units import ratio
@@ -14,7 +14,7 @@ from r1engine.rewards.math.units import ratio
 MIN_ROUNDED_PLACES = 5  # decimal places from which a rounded answer stands for the exact number
 
 
-def qualifiers(judge: Judge, answer: Answer, reference: Answer) -> Decision | None:
+def qualifiers(judge: Comparer, answer: Answer, reference: Answer) -> Decision | None:
     """ "5 or more" is not 5: at best undecided, unless both sides say the same words."""
     if answer.qualifier == reference.qualifier:
         return None
@@ -33,7 +33,7 @@ def _computes(words: str) -> bool:
     )
 
 
-def measures(judge: Judge, answer: Answer, reference: Answer) -> Decision | None:
+def measures(judge: Comparer, answer: Answer, reference: Answer) -> Decision | None:
     """What differing units settle: one may be missing, those of one kind are converted."""
     if answer.unit == reference.unit:
         return None
@@ -71,7 +71,7 @@ def _radians(side: Answer) -> str:
     return f"({side.text})\\cdot\\frac{{\\pi}}{{180}}" if side.unit == "degree" else side.text
 
 
-def _ambiguous(judge: Judge, answer: Answer, reference: Answer, plain: Answer, plain_reference: Answer) -> Decision:
+def _ambiguous(judge: Comparer, answer: Answer, reference: Answer, plain: Answer, plain_reference: Answer) -> Decision:
     """Three pairs are 3 or 6."""
     verdict, reason = judge.compare(plain, plain_reference)
     if verdict != "wrong":
@@ -82,7 +82,7 @@ def _ambiguous(judge: Judge, answer: Answer, reference: Answer, plain: Answer, p
     return verdict, reason
 
 
-def _percent(judge: Judge, answer: Answer, reference: Answer, plain: Answer, plain_reference: Answer) -> Decision:
+def _percent(judge: Comparer, answer: Answer, reference: Answer, plain: Answer, plain_reference: Answer) -> Decision:
     if answer.value is not None and answer.value == reference.value:
         return "right", "same number, one as percent"
     verdict, reason = judge.compare(plain, plain_reference)
@@ -92,7 +92,7 @@ def _percent(judge: Judge, answer: Answer, reference: Answer, plain: Answer, pla
     return verdict, reason
 
 
-def numbers(judge: Judge, answer: Answer, reference: Answer) -> Decision | None:
+def numbers(judge: Comparer, answer: Answer, reference: Answer) -> Decision | None:
     """Exact numbers; a decimal of many places may be the reference rounded."""
     found, required = answer.number, reference.number
     if found is None and required is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from r1engine.rewards.math import chinese
-from r1engine.rewards.math.decision import Decision, Judge, all_of
+from r1engine.rewards.math.decision import Comparer, Decision, all_of
 from r1engine.rewards.math.normalize import Answer, normalize
 from r1engine.rewards.math.structure import has_inequality, kind, split, split_at
 from r1engine.rewards.math.words import any_of
@@ -61,7 +61,7 @@ def is_set(answer: Answer) -> bool:
     return found is not None and found.is_certain
 
 
-def sets(judge: Judge, answer: Answer, reference: Answer) -> Decision | None:
+def sets(judge: Comparer, answer: Answer, reference: Answer) -> Decision | None:
     """The same real numbers. An interval where the other side has a condition is a matter of the policy."""
     if answer.text.isalnum() and reference.text.isalnum():
         return None
@@ -79,7 +79,7 @@ def sets(judge: Judge, answer: Answer, reference: Answer) -> Decision | None:
     return verdict, reason
 
 
-def _by_computing(judge: Judge, answer: Answer, reference: Answer) -> Decision | None:
+def _by_computing(judge: Comparer, answer: Answer, reference: Answer) -> Decision | None:
     """An interval against a condition that is not read here, such as 1 < |z| < 2."""
     conditions = [has_inequality(side.text) for side in (answer, reference)]
     other = (reference if conditions[0] else answer).text
@@ -99,7 +99,7 @@ def _is_everything(found: _Set) -> bool:
     return found.pieces == (_ALL,)
 
 
-def _compared(judge: Judge, found: _Set, required: _Set) -> Decision:
+def _compared(judge: Comparer, found: _Set, required: _Set) -> Decision:
     ends = [end for piece in (*found.pieces, *required.pieces) for end in (piece.low, piece.high)]
     if all(end.value is not None or end.infinite for end in ends):
         same = _merged(found.pieces) == _merged(required.pieces)
@@ -118,7 +118,7 @@ def _compared(judge: Judge, found: _Set, required: _Set) -> Decision:
     return (verdict, "the same set") if verdict == "right" else (verdict, reason)
 
 
-def _same_piece(judge: Judge, piece: _Piece, other: _Piece) -> Decision:
+def _same_piece(judge: Comparer, piece: _Piece, other: _Piece) -> Decision:
     if (piece.has_low, piece.has_high) != (other.has_low, other.has_high):
         return "wrong", "the ends of the interval differ"
     decisions: list[Decision] = []

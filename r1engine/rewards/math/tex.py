@@ -59,12 +59,13 @@ _UNIT_VECTORS = frozenset(("i", "j", "k"))  # a bold i is no imaginary unit
 _ROMAN = re.compile(r"\{\s*\\(?:rm|cal)(?![a-zA-Z])\s*~?([^{}]*)\}|\\rm(?![a-zA-Z])\s*~?\s*([A-Za-z]+)")
 _BREAK = re.compile(r"(?:\\\\(?:\[[^\]]*\])?\s*)+$|^(?:\\\\\s*)+(?=\S)")
 
+_JOINED = re.compile(r"([dtc]?frac|sqrt|[dt]?binom)([A-Za-z]+)")
 _SIGNS = {"\\!": "", "\\-": "", "\\/": "", "\\,": " ", "\\;": " ", "\\:": " ", "\\ ": " ", "\\>": " "}
 _STARTS = frozenset("0123456789\\abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")  # of an operand
 _TOKEN = re.compile(r"\\[A-Za-z]+\*?|\\.|\d+(?:\.\d+)?|\s+|.", re.DOTALL)
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _LOOSE = re.compile(
-    r"\\(?:[,;:! ]|(?:frac|binom|sqrt)\s*[^{\s])|[\^_]\s*[^{\s]|\}\s*[\d\\A-Za-z]|\{\s|\s\}|~|\\\\\s*$|^\s*\\\\"
+    r"\\(?:[,;:! ]|(?:frac|binom|sqrt|mathbb)\s*[^{\s])|[\^_]\s*[^{\s]|\}\s*[\d\\A-Za-z]|\{\s|\s\}|~|\\\\\s*$|^\s*\\\\"
 )
 # With these alone, and every argument in braces, there is nothing to do.
 _TIDY = frozenset((
@@ -131,6 +132,9 @@ class _Rewriter:
         return _SIGNS.get(token, token)
 
     def command(self, name: str) -> str:
+        if joined := _JOINED.fullmatch(name):  # \\fracx3: no space before the argument
+            name = joined[1]
+            self.tokens.insert(self.at, joined[2])
         name = _SAME.get(name, name)
         if name in ("left", "right") and self.peek() == ".":
             self.at += 1
@@ -208,7 +212,7 @@ class _Rewriter:
             self.at += 1
             group = self.group()
             return group[1:].removesuffix("}").strip() if group[:1] == "{" else group
-        if len(token) > 1 and token[0].isdigit():
+        if len(token) > 1 and token[0].isalnum():
             self.tokens[self.at] = token[1:]
             return token[0]
         return self.next() if token and token != "}" else ""

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from r1engine.rewards.math.decision import Decision, Judge, yes_no
+from r1engine.rewards.math.decision import Comparer, Decision, yes_no
 from r1engine.rewards.math.normalize import Answer
 from r1engine.rewards.math.numerals import exact_number
+from r1engine.rewards.math.phrases import CLOCK
 from r1engine.rewards.math.words import CJK, EMPTY, meaning
 
 ELLIPSIS = re.compile(r"\\[cl]?dots|\.\.\.|\u2026")
 BASED = re.compile(r"([0-9A-Za-z]+)_\{?(\d+)\}?")
 WORDS = re.compile(rf"[A-Za-z{CJK}][A-Za-z'.{CJK}-]+(?:\s+[A-Za-z'.{CJK}-]+)*|[{CJK}]")
 CHOICE = re.compile(r"\(?([A-J])[.):]?")
+_SPACES = re.compile(r"(?<!\w) +| +(?!\w)")
 _SENTENCE = re.compile(rf"[A-Za-z]+(?: [A-Za-z]+)+|[A-Za-z]{{5,}}|[{CJK}]+")
-_CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?:\s*(?:\\text\{)?\s*([ap])\.?\s*m\.?\s*\}?)?", re.IGNORECASE)
-_RATIO = re.compile(r"[^:]+(?:\s*:\s*[^:]+)+")
 
 
 def is_text(text: str) -> bool:
@@ -25,12 +25,13 @@ def is_text(text: str) -> bool:
     return is_word or meaning(text) in ("infinity", "-infinity")
 
 
-def same_text(judge: Judge, answer: Answer, reference: Answer) -> Decision | None:
-    """Equal character for character."""
-    return ("right", "same text") if answer.text == reference.text else None
+def same_text(judge: Comparer, answer: Answer, reference: Answer) -> Decision | None:
+    """Equal character for character, but for spaces that part neither words nor digits."""
+    same = answer.text == reference.text or _SPACES.sub("", answer.text) == _SPACES.sub("", reference.text)
+    return ("right", "same text") if same else None
 
 
-def words(judge: Judge, answer: Answer, reference: Answer) -> Decision | None:
+def words(judge: Comparer, answer: Answer, reference: Answer) -> Decision | None:
     """References that are no formula: nothing, a choice letter, words, a pattern with an ellipsis."""
     found, required = answer.text, reference.text
     if reference.number is not None and _SENTENCE.fullmatch(found):
@@ -70,7 +71,7 @@ def _letters(text: str) -> str:
     return "".join(character for character in text.casefold() if character.isalnum())
 
 
-def bases(judge: Judge, answer: Answer, reference: Answer) -> Decision | None:
+def bases(judge: Comparer, answer: Answer, reference: Answer) -> Decision | None:
     """Numbers with a base, such as 12_3; Math-Verify drops the base."""
     if "_" not in answer.text + reference.text:
         return None
@@ -87,11 +88,11 @@ def bases(judge: Judge, answer: Answer, reference: Answer) -> Decision | None:
     return "wrong", "another number, one with a base"
 
 
-def ratios(judge: Judge, answer: Answer, reference: Answer) -> Decision | None:
+def ratios(judge: Comparer, answer: Answer, reference: Answer) -> Decision | None:
     """a:b and a:b:c by their quotients, 3:45 also as a time of day. Math-Verify divides from left to right."""
     if ":" not in answer.text or ":" not in reference.text:
         return None
-    found, required = _CLOCK.fullmatch(answer.text), _CLOCK.fullmatch(reference.text)
+    found, required = CLOCK.fullmatch(answer.text), CLOCK.fullmatch(reference.text)
     is_clock = found is not None and required is not None
     if is_clock:
         if (int(found[1]), found[2]) == (int(required[1]), required[2]):

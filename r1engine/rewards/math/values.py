@@ -69,7 +69,7 @@ def _equations(expected: Any, found: Any, points: random.Random) -> Decision | N
 def _constants(expected: Any, found: Any) -> Decision | None:
     if expected.is_Rational and found.is_Rational:
         return ("right", "the same number") if expected == found else ("wrong", "another number")
-    left, right = (_number(side) for side in (expected, found))
+    left, right = (_number(_without_floats(side)) for side in (expected, found))
     if left is None or right is None:
         return None
     distance = _distance(left, right)
@@ -93,6 +93,13 @@ def _differ(expected: Any, found: Any, points: random.Random) -> Decision | None
 def _at(expression: Any, points: random.Random) -> Any:
     """Exact value at a point."""
     return expression.subs({s: points.randint(*_RANGE) for s in sorted(expression.free_symbols, key=str)})
+
+
+def _without_floats(expression: Any) -> Any:
+    """Decimals as the fractions that they are: the logarithm of 0.01 to the base 10 is exactly -2."""
+    from sympy import Float, Rational
+
+    return expression.xreplace({number: Rational(str(number)) for number in expression.atoms(Float)})
 
 
 def _number(expression: Any) -> Any | None:

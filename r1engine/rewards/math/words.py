@@ -25,8 +25,8 @@ _CHINESE_ADJECTIVES = f"\\[?(?:{any_of(chinese.ADJECTIVES)}\u7684?)?"  # with or
 _LABELS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        rf"(?:{_SO}\s*,?\s+)?(?:{_ADJECTIVES}answers?(?:\s+{_IS}\s+|\s*[:=]\s*|\s+)"
-        rf"|{_ADJECTIVES}{_NOUNS}(?:\s+of\s+[A-Za-z]{{1,12}})?(?:\s+{_IS}\s+|\s*[:=]\s*))",
+        rf"(?:{_SO}\s*,?\s+)?(?:{_ADJECTIVES}answers?(?:\s+{_IS}(?:\s*:\s*|\s+)|\s*[:=]\s*|\s+)"
+        rf"|{_ADJECTIVES}{_NOUNS}(?:\s+of\s+[A-Za-z]{{1,12}})?(?:\s+{_IS}(?:\s*:\s*|\s+)|\s*[:=]\s*))",
         rf"(?:{_SO}|we (?:get|have|obtain)|(?:it|this|that)\s+{_IS})\s*[,:]?\s+",
         r"the\s[a-z' ]{1,60}\s(?:is|are|was|were|equals)\s+(?=[\d$\\+-])",
         rf"{any_of(chinese.CONCLUSIONS)}?[,:\s]*{_CHINESE_ADJECTIVES}{any_of(chinese.NOUNS)}\]?{any_of(chinese.COPULAS)}?[,:\s]*",

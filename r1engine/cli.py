@@ -134,8 +134,11 @@ def report(
         _fail(ConfigError(f"report: found no metrics.jsonl in {run_dir}, required the folder of a run"))
     from r1engine.observe.report import write_report
 
-    for written in write_report(run_dir):
-        typer.echo(written)
+    try:
+        for written in write_report(run_dir):
+            typer.echo(written)
+    except (ValueError, OSError) as error:
+        _fail(_in_a_line(error))
 
 
 @app.command()
@@ -179,8 +182,8 @@ def serve(
         from r1engine.rollout.sglang.serve import serve as run
 
         run(cfg, servers, host)
-    except ValueError as error:
-        _fail(error if isinstance(error, ConfigError) else ConfigError(str(error)))
+    except (ValueError, OSError) as error:
+        _fail(_in_a_line(error))
 
 
 @app.command()
@@ -210,8 +213,8 @@ def reward(
         with make_scorer(load_rewards(settings or [])) as scorer:
             scorer.check_servers()
             score_file(file, out, scorer, Console())
-    except (ValueError, RuntimeError) as error:
-        _fail(error if isinstance(error, ConfigError) else ConfigError(str(error)))
+    except (ValueError, RuntimeError, OSError) as error:
+        _fail(_in_a_line(error))
 
 
 @app.command()
@@ -227,8 +230,8 @@ def convert(
 
     try:
         run(source, target, precision)
-    except (ValueError, RuntimeError) as error:
-        _fail(ConfigError(str(error)))
+    except (ValueError, RuntimeError, OSError) as error:
+        _fail(_in_a_line(error))
 
 
 @app.command()
@@ -256,6 +259,15 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None: ...
+
+
+def _in_a_line(error: Exception) -> ConfigError:
+    """What is wrong with an input, without a traceback: it is not the program's fault."""
+    if isinstance(error, ConfigError):
+        return error
+    if isinstance(error, OSError) and error.filename is not None:
+        return ConfigError(f"{error.filename2 or error.filename}: {error.strerror}")
+    return ConfigError(str(error))
 
 
 def _fail(error: ConfigError) -> NoReturn:

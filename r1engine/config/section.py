@@ -10,8 +10,21 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-# Not strict: a path is written as text. A leading ~ is the home folder.
-LocalPath = Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)]
+
+
+def _expanded(path: Path) -> Path:
+    """The path with the home folder in place of a leading ~; ValueError if there is none, or for what is no path."""
+    if "\0" in str(path):
+        raise ValueError(f"found {str(path)!r}, required a path without NUL characters")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"found {path}, but there is no home folder of {path.parts[0]}; write the whole path"
+        ) from None
+
+
+LocalPath = Annotated[Path, Field(strict=False), AfterValidator(_expanded)]  # not strict: it is written as text
 
 
 class Section(BaseModel):

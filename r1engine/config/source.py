@@ -108,12 +108,12 @@ def write_yaml(data: Mapping[str, Any]) -> str:
 
 
 def _read_file(path: Path) -> Source:
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise ConfigError(f"{path}: found {found}, required a YAML config file")
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
+        found = "a folder" if isinstance(error, IsADirectoryError) else "no such file"
+        raise ConfigError(f"{path}: found {found}, required a YAML config file") from error
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     data, lines = _parse(text, str(path))
     if data is None:

@@ -66,8 +66,9 @@ def explain(
         others: kind -> class of the other kinds of stage.
     """
     loc = tuple(str(part) for part in item["loc"])
-    if item["type"] == "value_error":  # a check of ours, already worded; one problem a line
-        return [(loc, line) for line in str(item["ctx"]["error"]).splitlines()]
+    if item["type"] == "value_error":  # a check of ours, already worded, the keys too if it is of the whole
+        key = f"{'.'.join(loc)}: " if loc else ""
+        return [(loc, key + line) for line in str(item["ctx"]["error"]).splitlines()]
     if item["type"] in ("extra_forbidden", "invalid_key"):
         return [(loc, _unknown_key(loc, model, others))]
     path, field = _field_at(loc, model)

@@ -7,11 +7,12 @@ Kimi-K2, which carry its name) has multi-head latent attention, routed and share
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from r1engine.hf.files import read_config
 
 DENSE = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
 FAMILIES = (*DENSE, "Qwen3MoeForCausalLM", "DeepseekV3ForCausalLM")
@@ -146,7 +147,7 @@ def read_architecture(folder: Path) -> Architecture:
         ValueError: the file is missing or incomplete, or asks for something that is not computed here.
     """
     path = folder / "config.json"
-    config = read_json(path)
+    config = read_config(path)
     family = (config.get("architectures") or [None])[0]
     if family not in FAMILIES:
         raise ValueError(f"{path}: architecture {family!r}, required is one of {', '.join(FAMILIES)}")
@@ -158,6 +159,8 @@ def read_architecture(folder: Path) -> Architecture:
     if arch.num_heads % arch.num_kv_heads or arch.rope_dim % 2:
         found = f"{arch.num_heads} heads, {arch.num_kv_heads} key/value heads, {arch.rope_dim} rotated dimensions"
         raise ValueError(f"{path}: {found}; heads must be a multiple of key/value heads, the dimensions even")
+    if arch.moe is not None and arch.moe.top_k > arch.moe.num_experts:
+        raise ValueError(f"{path}: num_experts_per_tok is {arch.moe.top_k}, required <= {arch.moe.num_experts} experts")
     return arch
 
 
@@ -168,7 +171,7 @@ def is_fp8_folder(folder: Path) -> bool:
 
 def quantization(folder: Path) -> dict[str, Any]:
     """`quantization_config` of config.json; empty where there is none."""
-    return read_json(folder / "config.json").get("quantization_config") or {}
+    return read_config(folder / "config.json").get("quantization_config", {})
 
 
 def _architecture(config: dict[str, Any], family: str, path: Path) -> Architecture:
@@ -262,13 +265,6 @@ def _qwen3_moe(config: dict[str, Any], path: Path) -> Moe:
         group_top_k=1,
         scale=1.0,
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError if there is none."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; required is a Hugging Face model folder")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _default_head_dim(family: str, hidden_size: int, num_heads: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from r1engine.hf.folder import INDEX
+from r1engine.hf.headers import INDEX
 
 FILE_BYTES = 5 * 2**30  # size of an exported safetensors file
 UNFINISHED = "export.json"  # what is being exported; there while the export is not complete

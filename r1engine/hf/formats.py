@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 import torch
 
-from r1engine.hf.architecture import Architecture, read_json
+from r1engine.hf.architecture import Architecture
 from r1engine.hf.export import Export, Stored
-from r1engine.hf.folder import BLOCK, SCALE, Folder
+from r1engine.hf.files import read_json
+from r1engine.hf.folder import Folder
+from r1engine.hf.headers import BLOCK, SCALE
 from r1engine.hf.tensors import hf_shapes, is_float32, mtp_shapes
 from r1kernels import fp8_quantize
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import tokenizers
 from tokenizers import Encoding, Tokenizer
 
-from r1engine.hf.architecture import read_json
+from r1engine.hf.files import is_count, read_json, read_text
 
 OTHERS = ("*tiktoken*", "*.model", "vocab.*")  # files of tokenizers that are not read here
 
@@ -67,11 +68,19 @@ def load_tokenizer(folder: Path) -> PromptTokenizer:
     """The tokenizer of a folder.
 
     Raises:
-        ValueError: there is no tokenizer.json; if the folder has another kind, what makes one of it.
+        ValueError: there is no tokenizer.json (if the folder has another kind: what makes one of it), or it cannot be
+            read.
     """
     path = folder / "tokenizer.json"
-    if path.is_file():
-        return PromptTokenizer(Tokenizer.from_file(str(path)))
+    if path.exists():
+        text = read_text(path)
+        try:
+            return PromptTokenizer(Tokenizer.from_str(text))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ValueError(
+                f"{path}: cannot be read by tokenizers {tokenizers.__version__}: {str(error)[:200]}; copy the file "
+                "again, or install the version that wrote it"
+            ) from error
     message = f"{path}: no such file; required to encode prompts and decode completions"
     if others := sorted(file.name for kind in OTHERS for file in folder.glob(kind)):
         message += f". The folder has {others[0]}: docs/models.md has the lines that make tokenizer.json of it"
@@ -99,18 +108,24 @@ def end_token(folder: Path, tokenizer: PromptTokenizer) -> int:
 def _end_tokens(folder: Path, tokenizer: PromptTokenizer) -> list[int]:
     """Of tokenizer_config.json (eos_token), then of generation_config.json and config.json (eos_token_id)."""
     ends: list[int] = []
-    if (folder / "tokenizer_config.json").is_file():
-        token = read_json(folder / "tokenizer_config.json").get("eos_token")
-        text = token["content"] if isinstance(token, dict) else token
+    path = folder / "tokenizer_config.json"
+    if path.exists():
+        token = read_json(path).get("eos_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(text, str | None):
+            raise ValueError(f"{path}: eos_token is {text!r:.60}, required is a text")
         if text is not None:
             index = tokenizer.token_to_id(text)
             if index is None:
-                raise ValueError(f"{folder / 'tokenizer_config.json'}: eos_token {text!r} is not in tokenizer.json")
+                raise ValueError(f"{path}: eos_token {text!r} is not in tokenizer.json")
             ends.append(index)
-    for name in ("generation_config.json", "config.json"):
-        if (folder / name).is_file():
-            ids = read_json(folder / name).get("eos_token_id")
-            ends += ids if isinstance(ids, list) else [] if ids is None else [ids]
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        if path.exists():
+            found = read_json(path).get("eos_token_id")
+            ids = found if isinstance(found, list) else [] if found is None else [found]
+            if not all(is_count(index) for index in ids):
+                raise ValueError(f"{path}: eos_token_id is {found!r:.60}, required is a token id or a list of them")
+            ends += ids
     if not ends:
         raise ValueError(f"{folder}: no eos_token_id in generation_config.json or config.json, required is one")
     return ends

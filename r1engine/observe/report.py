@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from pathlib import Path
+from typing import Any
 
 from r1engine.observe import figures
 
@@ -33,7 +34,7 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
 
     Raises:
         FileNotFoundError: metrics.jsonl is missing.
-        ValueError: metrics.jsonl has no row, or a log has a broken line before its last.
+        ValueError: metrics.jsonl has no row, a log has a broken line before its last, or summary.json is broken.
     """
     metrics = run_dir / "metrics.jsonl"
     if not metrics.is_file():
@@ -42,8 +43,7 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     if not rows:
         raise ValueError(f"report: {metrics} has no row; the run has not finished a step")
     samples, num_samples = _read_samples(run_dir / "samples.jsonl")
-    summary_file = run_dir / "summary.json"
-    summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {}
+    summary = _read_summary(run_dir / "summary.json")
 
     png, page = run_dir / "curves.png", run_dir / "report.html"
     figures.write_png(rows, png)
@@ -54,9 +54,9 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
 def _read_lines(path: Path) -> list[dict]:
     """Rows of a .jsonl file; a last line without its end (the run is writing it, or was killed) is left out."""
     rows = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 break
             try:
                 row = json.loads(line)
@@ -66,6 +66,19 @@ def _read_lines(path: Path) -> list[dict]:
                 raise ValueError(f"report: line {number} of {path} has no integer `step`")
             rows.append(row)
     return rows
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    """What summary.json holds; nothing where there is none yet."""
+    if not path.exists():
+        return {}
+    try:
+        summary = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"report: {path} is not JSON: {error}; the report needs none, remove it") from error
+    if not isinstance(summary, dict):
+        raise ValueError(f"report: {path} holds {summary!r:.40}, required an object")
+    return summary
 
 
 def _merged(rows: list[dict]) -> list[dict]:

@@ -34,6 +34,8 @@ def score_file(source: Path, out: Path, scorer: Scorer, console: Console) -> Non
     """
     if out.resolve() == source.resolve():
         raise ValueError(f"{out}: found the input itself, required another file")
+    if out.is_dir():
+        raise ValueError(f"{out}: found a folder, required the name of a file to write")
     records = read_records(source)
     if any(_rule(record).runs_code for record in records):
         lines = ["code runs in a sandbox of:", *probe().describe()]

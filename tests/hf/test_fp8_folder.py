@@ -16,8 +16,9 @@ from r1engine.config import RlConfig
 from r1engine.convert import convert
 from r1engine.hf import export as hf_export
 from r1engine.hf.architecture import is_fp8_folder, read_architecture
-from r1engine.hf.folder import INDEX, SCALE, Folder
+from r1engine.hf.folder import Folder
 from r1engine.hf.formats import QUANTIZED
+from r1engine.hf.headers import INDEX, SCALE
 from r1engine.hf.tensors import mtp_shapes
 
 # Larger than a block of 128, and no multiple of it.

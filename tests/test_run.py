@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -128,6 +129,20 @@ def test_run_writes_what_it_promises(case, undisturbed):
     after, before = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (undisturbed / "model", case.model))
     assert not torch.equal(after["model.layers.1.mlp.up_proj.weight"], before["model.layers.1.mlp.up_proj.weight"])
     assert AutoTokenizer.from_pretrained(undisturbed / "model").eos_token == "<|end|>"
+
+
+def documented(section: str) -> set[str]:
+    """The keys of a section of docs/metrics.md."""
+    text = (ROOT / "docs" / "metrics.md").read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return set(re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE))
+
+
+def test_every_key_of_the_log_is_documented_and_every_documented_key_is_logged(case, undisturbed):
+    rows = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    logged_keys = {re.sub(r"(logp_ratio)/.*", r"\1/<bin>", key) for row in rows for key in row}
+    promised = documented("Every stage") | documented({"rl": "Reinforcement learning", "sft": "Supervised"}[case.kind])
+    assert promised - logged_keys == set()
+    assert logged_keys - promised - documented("Only with a setting or a device") == set()
 
 
 def moments() -> list[tuple[int, int]]:

@@ -59,7 +59,7 @@ class MetricsLog:
 
         Args:
             step: optimizer steps done.
-            row:  flat "group/name" -> number; see the README for the keys.
+            row:  flat "group/name" -> number; see docs/metrics.md for the keys.
         """
         row = {key: value if isinstance(value, int) else float(value) for key, value in row.items()}
         self._metrics.write(_line({"step": step, **row}))

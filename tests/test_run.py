@@ -104,7 +104,7 @@ def case(request, tiny_base, tmp_path_factory) -> Case:
 def undisturbed(case) -> Path:
     """The folder of a run that nothing disturbed."""
     folder = case.folder / "undisturbed"
-    done = case.run(folder, start=torchrun if case.kind == "rl" else forked)
+    done = case.run(folder, start=torchrun if case.kind == "sft" else forked)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -151,6 +151,7 @@ def moments() -> list[tuple[int, int]]:
     return [(1, drawn.randint(1, 4)), (2, drawn.randint(5, 8)), (1, drawn.randint(5, 8)), (2, 3), (1, 8)]
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize(("ranks", "at"), moments())
 def test_resume_after_a_kill_is_bit_exact(case, undisturbed, tmp_path, world, ranks, at):
     reference = undisturbed
@@ -175,8 +176,7 @@ def test_a_run_goes_on_in_another_layout(case, undisturbed, tmp_path):
     root = tmp_path / "run" / "checkpoints"
     shutil.rmtree(root / "step_00000008")
     (root / "latest").write_text("step_00000004\n")
-    start = torchrun if case.kind == "rl" else forked
-    done = case.run(tmp_path / "run", ranks=2, start=start, more=("parallel.tensor=2",))
+    done = case.run(tmp_path / "run", ranks=2, more=("parallel.tensor=2",))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resumed from step_00000004" in done.stdout
     (expected, expected_samples), (found, samples) = logged(undisturbed), logged(tmp_path / "run")

@@ -7,10 +7,13 @@ from statistics import fmean
 
 from r1engine.batch import Completion, Prompt
 from r1engine.config import RlConfig
+from r1engine.evaluation.consensus import consensus
 from r1engine.evaluation.statistics import estimate
 from r1engine.grpo import record_of
 from r1engine.ranks import World, spread
 from r1engine.rewards import Score, Scorer
+from r1engine.rewards.math.accuracy import judge_at_once
+from r1engine.rewards.rules import rule_of
 from r1engine.rollout import Generator, generate
 from r1engine.rollout.draft import Sampling
 
@@ -65,7 +68,8 @@ def heldout_metrics(groups: list[list[tuple[Completion, Score]]]) -> dict[str, f
 
     eval/pass_at_1 is the mean over questions of the mean over their decided samples, with its 95 % interval over
     questions, eval/pass_at_1_low and _high; a question without a decided sample is left out. eval/undecided_wrong and
-    _right are what pass@1 would be if every undecided sample were wrong, or right. eval/format (also of decided
+    _right are what pass@1 would be if every undecided sample were wrong, or right. eval/cons_at_k is the share of the
+    questions with a reference answer whose majority of all samples is right (`consensus`). eval/format (also of decided
     samples), eval/length_mean (tokens), eval/truncated and eval/undecided are means over samples.
     """
     graded = [pair for group in groups for pair in group]
@@ -79,6 +83,11 @@ def heldout_metrics(groups: list[list[tuple[Completion, Score]]]) -> dict[str, f
         "eval/truncated": sum(completion.truncated for completion, _ in graded) / len(graded),
         "eval/undecided": 1 - len(known) / len(graded),
     }
+    agreed = [
+        _consensus(group) for group in groups if rule_of(group[0][0].prompt.question.reward, "data").needs == "answer"
+    ]
+    if agreed:
+        metrics["eval/cons_at_k"] = fmean(agreed)
     shares = [count / len(scores) for count, scores in zip(right, decided, strict=True) if scores]
     if not shares:  # unknown is not 0
         return metrics
@@ -90,6 +99,23 @@ def heldout_metrics(groups: list[list[tuple[Completion, Score]]]) -> dict[str, f
         metrics["eval/undecided_wrong"] = fmean(c / n for c, n in zip(right, sizes, strict=True))
         metrics["eval/undecided_right"] = fmean((c + m) / n for c, m, n in zip(right, missing, sizes, strict=True))
     return metrics
+
+
+def _has_reference_answer(completion: Completion) -> bool:
+    return rule_of(completion.prompt.question.reward, "data").needs == "answer"
+
+
+def _consensus(group: list[tuple[Completion, Score]]) -> float:
+    """Whether the majority of a question's samples is right; answers that take no computing to compare are merged."""
+    question = group[0][0].prompt.question
+    find = rule_of(question.reward, "data").find
+    answers = [find(record_of(completion))[0] for completion, _ in group]
+
+    def is_same(first: str, second: str) -> bool:
+        decided = judge_at_once(first, second) if question.reward == "math" else None
+        return decided is not None and decided[0] == "right"
+
+    return consensus(answers, [score.verdict == "right" for _, score in group], is_same)
 
 
 def sample_row(completion: Completion, graded: Score, advantage: float | None = None) -> dict:

@@ -37,6 +37,7 @@ RL_FIGURES = (
         (
             Series("reward/accuracy", "training questions (accuracy reward)", BLUE),
             Series("eval/pass_at_1", "held-out questions (pass@1)", ORANGE, is_rare=True),
+            Series("eval/cons_at_k", "held-out questions (cons@k)", GREEN, is_rare=True),
         ),
         is_fraction=True,
     ),

@@ -11,6 +11,7 @@ from rich.text import Text
 _ROWS = {
     "loss": ("loss (nats a token)", "{:.4f}", False),
     "pass_at_1": ("pass@1", "{:.1%}", True),
+    "cons_at_k": ("cons@k", "{:.1%}", True),
     "format": ("format followed", "{:.1%}", True),
     "length_mean": ("mean length (tokens)", "{:.1f}", None),
     "truncated": ("truncated", "{:.1%}", False),

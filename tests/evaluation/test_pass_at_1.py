@@ -34,5 +34,23 @@ def test_the_interval_is_over_questions():
     assert "eval/undecided_wrong" not in sure
 
 
+def test_the_majority_votes_by_value():
+    texts = [
+        "<answer>0.5</answer>",
+        "<answer>1/2</answer>",
+        "<answer>3</answer>",
+        "<answer>3</answer>",
+        "<answer></answer>",
+    ]
+    prompt = Prompt(0, [1], "", Question("", "0.5"))
+    verdicts = ["right", "right", "wrong", "wrong", "wrong"]
+    samples = [
+        (Completion(prompt, i, [1], [0.0], text, False), Score(verdict, {}, ""))
+        for i, (text, verdict) in enumerate(zip(texts, verdicts, strict=True))
+    ]
+    assert heldout_metrics([samples])["eval/cons_at_k"] == 0.5  # two say one half, two say three
+    assert heldout_metrics([samples[:3]])["eval/cons_at_k"] == 1.0
+
+
 def test_nothing_decided_is_not_zero():
     assert "eval/pass_at_1" not in heldout_metrics([group(0, "uu")])

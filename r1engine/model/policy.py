@@ -29,8 +29,7 @@ from r1engine.model.layers import fp8
 from r1engine.model.layers.gpt import build
 from r1engine.model.megatron_config import transformer_config
 from r1engine.model.state import dist_checkpoint
-from r1engine.model.state.offload import Offloader, lent_weights
-from r1engine.model.state.optimizer_state import held
+from r1engine.model.state.offload import Offloader, lent_weights, moved
 from r1engine.model.state.sharded_weights import ShardedWeights
 from r1engine.ranks import World
 
@@ -90,7 +89,8 @@ class Policy:
         modules = [chunk.module for chunk in self.chunks]
         self._weights = ShardedWeights(modules, self.shape, world, with_mtp=self.trains_mtp)
         self._load()
-        self._offloader = Offloader(self._storages, is_on=layout.offload and world.device.type == "cuda")
+        movable = partial(moved, self._weights.local, self.chunks, self.optimizer)
+        self._offloader = Offloader(movable, world.device, is_on=layout.offload)
 
     def _check(self) -> None:
         """Refuse a model that is not computed here, or not in this layout."""
@@ -206,7 +206,7 @@ class Policy:
 
     def _run(self, rows: list[PackedBatch], finish: Callable, forward_only: bool) -> list:
         """Megatron's schedule over the rows; what `finish` makes of each row, on the last stage."""
-
+        self._offloader.check_awake()
         longest = max(len(row.tokens) for row in rows)
         if len(self.chunks) > 1:  # interleaved stages send tensors of one shape
             rows = [row.padded(longest) for row in rows]
@@ -271,6 +271,7 @@ class Policy:
 
         MTP modules are left out.
         """
+        self._offloader.check_awake()
         yield from self._weights.full({*skip, *mtp_shapes(self.shape)})
 
     def export(
@@ -307,6 +308,7 @@ class Policy:
     @torch.no_grad()
     def _exported(self, done: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """What a folder holds, but for the tensors in `done` and for MTP modules that are not trained."""
+        self._offloader.check_awake()
         if not self.trains_mtp:
             yield from self.weights(done)
             return
@@ -320,6 +322,7 @@ class Policy:
 
     def snapshot(self) -> dict[str, torch.Tensor]:
         """Copies of this rank's shards in host memory: the frozen reference policy."""
+        self._offloader.check_awake()
         return {
             name: torch.empty_like(p, device="cpu", pin_memory=p.is_cuda).copy_(p.detach())
             for name, p in self._weights.local.items()
@@ -327,30 +330,22 @@ class Policy:
 
     def reference_logprobs(self, snapshot: dict[str, torch.Tensor], rows: list[PackedBatch]) -> list[torch.Tensor]:
         """`logprobs` under the weights of a snapshot; the policy's own weights are not written."""
+        self._offloader.check_awake()
         on_device = {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in snapshot.items()}
         with lent_weights(self._weights.local, on_device):
             return self.logprobs(rows)
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
-        """Weights, gradients and optimizer state are in device memory inside, in host memory outside (GPU)."""
+        """Weights, gradients and optimizer state are in device memory inside, in host memory outside (GPU).
+
+        Before the first call they are where they were built. All other calls but `state_bytes` are for inside.
+        """
         self._offloader.restore()
         try:
             yield
         finally:
             self._offloader.offload()
-
-    def _storages(self) -> Iterator[torch.Tensor]:
-        yield from (tensor.data for tensor in self._weights.local.values())
-        for chunk in self.chunks:
-            for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]:
-                yield buffer.grad_data
-                if buffer.param_data is not None:
-                    yield buffer.param_data
-        for item in held(self.optimizer):
-            if item.main is not None and not item.is_on_host:
-                yield item.main.data
-                yield from (x for x in item.inner.state.get(item.main, {}).values() if torch.is_tensor(x))
 
     def state_bytes(self) -> int:
         """Upper bound of the bytes that `save` writes for this rank (weights, fp32 master and moments, reference).
@@ -369,12 +364,14 @@ class Policy:
     @runs_on_cpu
     def save(self, folder: Path, snapshot: dict[str, torch.Tensor] | None) -> None:
         """Write model, optimizer and reference into `folder` as a Megatron distributed checkpoint."""
+        self._offloader.check_awake()
         dist_checkpoint.save(folder, self._model(), self.optimizer, snapshot)
 
     @runs_on_cpu
     @torch.no_grad()
     def load(self, folder: Path, has_snapshot: bool) -> dict[str, torch.Tensor] | None:
         """Read back what `save` wrote; returns the reference's snapshot if there is one."""
+        self._offloader.check_awake()
         template = self.snapshot() if has_snapshot else None
         return dist_checkpoint.load(folder, self._model(), self.optimizer, template)
 

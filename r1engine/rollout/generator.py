@@ -32,7 +32,8 @@ class Generator(Protocol):
         """Prove that what draws the samples computes the same as the policy, where that is not this process.
 
         Args:
-            logprobs:     the policy's, at the rollout's temperature. Collective.
+            logprobs:     the policy's, at the rollout's temperature. Collective. It needs memory that `awake` gives
+                          away on a device that both share.
             row_multiple: tokens of a row must be a multiple of this.
 
         Raises:

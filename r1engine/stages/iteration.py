@@ -74,6 +74,7 @@ def iterate(parts: Parts, step: int) -> Iteration:
         with parts.rollouts.drawing():
             minibatches, stats = update(parts, minibatches, step)
         refresh(parts)
+    verify(parts)
 
     rows = [row for minibatch in minibatches for row in minibatch]
     metrics = rollout_metrics(graded, rewards) | update_metrics(stats) | mismatch(rows, parts.world)
@@ -164,7 +165,20 @@ def with_logprobs(parts: Parts, minibatches: list[list[PackedBatch]]) -> list[li
 
 
 def refresh(parts: Parts) -> None:
-    """The policy's weights into the generator, which proves that it computes the same with them."""
+    """The weights of the policy, which is awake, into the generator."""
     with parts.phases("refresh"):
         parts.generator.load_weights(parts.policy.weights())
-        parts.generator.verify(parts.policy.logprobs, row_multiple=parts.policy.row_multiple)
+
+
+def verify(parts: Parts) -> None:
+    """The generator proves that it computes the same as the policy.
+
+    The policy is asleep: the generator draws with all of its memory, which may be the policy's own device's.
+    """
+
+    def logprobs(rows: list[PackedBatch]) -> list[torch.Tensor]:
+        with parts.policy.awake():
+            return parts.policy.logprobs(rows)
+
+    with parts.phases("refresh"):
+        parts.generator.verify(logprobs, row_multiple=parts.policy.row_multiple)

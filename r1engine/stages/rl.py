@@ -24,7 +24,7 @@ from r1engine.rewards.from_config import check_named, make_scorer
 from r1engine.rollout import make_generator
 from r1engine.rollout.rollouts import Rollouts
 from r1engine.stages.identity import model_identity
-from r1engine.stages.iteration import Iteration, Parts, iterate, refresh
+from r1engine.stages.iteration import Iteration, Parts, iterate, refresh, verify
 from r1engine.stages.stage import Advance, Evaluated
 
 MOST_REFERENCES = 20_000  # distinct references that are looked at before a run
@@ -67,7 +67,7 @@ class RlStage:
             self.parts = Parts(cfg, world, self.policy, generator, rollouts, scorer, phases, progress)
             self._note_unusable(train)
             if cfg.grpo.kl_coef > 0:
-                self.parts.reference = self.policy.snapshot()
+                self._renew_reference()
             self.alarms = Alarms(list(cfg.rewards.reward_models), window=cfg.rewards.alarm_window)
         except BaseException:
             self.close()
@@ -111,6 +111,11 @@ class RlStage:
 
     # ------------------------------------------------------------------ the stage
 
+    def _renew_reference(self) -> None:
+        """The reference becomes the policy as it is."""
+        with self.policy.awake():
+            self.parts.reference = self.policy.snapshot()
+
     def identity(self) -> dict[str, Any]:
         """What must not change between a checkpoint and the run that goes on from it; the layout may."""
         return {
@@ -122,7 +127,9 @@ class RlStage:
 
     def begin(self, rows: list[dict[str, Any]]) -> None:
         """The weights into the generator; the alarms learn what was logged."""
-        refresh(self.parts)
+        with self.policy.awake():  # and asleep afterwards: an evaluation comes next
+            refresh(self.parts)
+        verify(self.parts)
         for row in rows:
             self.alarms.update(row)
 
@@ -131,7 +138,7 @@ class RlStage:
         done, made = iterate(self.parts, step), self.cfg.steps_per_rollout
         every = self.cfg.grpo.reference_every
         if self.parts.reference is not None and every and step // every != (step + made) // every:
-            self.parts.reference = self.policy.snapshot()
+            self._renew_reference()
         warnings = self.alarms.update(done.metrics)
         alarms = {f"alarm/{name}": float(name in warnings) for name in self.cfg.rewards.reward_models}
         undecided = [(record_of(c), score) for c, score in done.graded if score.verdict == "undecided"]

@@ -181,10 +181,11 @@ def test_sizes_that_do_not_fit_the_world_are_refused():
     assert Parallel(tensor=2, pipeline=2, data=2, expert=4).data_ranks(8) == 2
 
 
-def test_offloading_frees_storages_and_restores_every_view():
+def test_offloading_frees_storages_and_restores_every_view(monkeypatch):
     flat = torch.arange(6.0)
     views = [flat[:2], flat[2:]]
-    offloader = Offloader(lambda: [*views, torch.empty(0)], is_on=True)
+    monkeypatch.setattr(Offloader, "DEVICE_TYPES", {"cpu"})
+    offloader = Offloader(lambda: [*views, torch.empty(0)], torch.device("cpu"), is_on=True)
     offloader.offload()
     assert flat.untyped_storage().nbytes() == 0
     offloader.restore()

@@ -5,25 +5,35 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
+
+from r1engine.model.state.optimizer_state import held
 
 
 class Offloader:
     """Empties device storages into pinned host memory and fills them again.
 
     The tensors keep their identity: parameters that are views of one flat buffer, and optimizers that hold
-    them, notice nothing.
+    them, notice nothing. But their memory is gone in between: who reads them then reads nothing, or what others wrote.
     """
 
-    def __init__(self, tensors: Callable[[], Iterable[torch.Tensor]], *, is_on: bool) -> None:
+    DEVICE_TYPES = frozenset({"cuda"})  # whose memory others want; from a CPU's storages nothing is gained
+
+    def __init__(self, tensors: Callable[[], Iterable[torch.Tensor]], device: torch.device, *, is_on: bool) -> None:
         """
         Args:
             tensors: lists the tensors to move; asked at each offload, as optimizer state appears late.
-            is_on:   False makes both calls do nothing.
+            device:  where they are; both calls do nothing on a CPU,
+            is_on:   and nothing where this is False.
         """
-        self._tensors, self._is_on = tensors, is_on
+        self._tensors, self._is_on = tensors, is_on and device.type in self.DEVICE_TYPES
         self._saved: list[tuple[torch.UntypedStorage, torch.UntypedStorage]] = []
+
+    def check_awake(self) -> None:
+        """For what reads or writes the tensors: that their contents are not in host memory."""
+        assert not self._saved, "policy: its weights are in host memory, required `with policy.awake()`"
 
     def offload(self) -> None:
         """Copy every distinct storage to the host and free its device memory."""
@@ -31,7 +41,8 @@ class Offloader:
             return
         storages = {s.data_ptr(): s for s in (t.untyped_storage() for t in self._tensors())}
         for storage in storages.values():
-            if storage.nbytes():
+            # What other processes share (on a CPU: what a checkpoint has written) is not ours to free.
+            if storage.nbytes() and storage.resizable():
                 self._saved.append((storage, self._copy(storage)))
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -52,6 +63,26 @@ class Offloader:
         if self._saved and torch.cuda.is_available():
             torch.cuda.synchronize()
         self._saved = []
+
+
+def moved(weights: Mapping[str, torch.Tensor], chunks: list[Any], optimizer: Any) -> Iterator[torch.Tensor]:
+    """What a training state has in device memory: weights, gradients, optimizer state that does not live on the host.
+
+    Args:
+        weights:   of this rank.
+        chunks:    Megatron's DistributedDataParallel around the layers.
+        optimizer: Megatron's.
+    """
+    yield from (tensor.data for tensor in weights.values())
+    for chunk in chunks:
+        for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]:
+            yield buffer.grad_data
+            if buffer.param_data is not None:
+                yield buffer.param_data
+    for item in held(optimizer):
+        if item.main is not None and not item.is_on_host:
+            yield item.main.data
+            yield from (x for x in item.inner.state.get(item.main, {}).values() if torch.is_tensor(x))
 
 
 @contextlib.contextmanager

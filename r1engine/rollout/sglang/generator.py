@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from r1engine.batch import Completion, Prompt, RowShape, Sequence, pack
+from r1engine.batch import Completion, PackedBatch, Prompt, RowShape, Sequence, pack
 from r1engine.config import RlConfig
 from r1engine.data.question import Question
 from r1engine.hf.architecture import DynamicScaling, is_fp8_folder, read_architecture
@@ -154,19 +154,21 @@ class SglangGenerator:
         Raises:
             RuntimeError: it is beyond what rounding explains.
         """
-        drawn = self._world.from_first(
-            lambda: [(e.client.url, self._draw_canaries(e)) for e in self.endpoints if self._is_current(e)]
-        )
-        worst, where = 0.0, ""
-        for url, sequences in drawn:
+        with self.awake():
+            drawn = self._world.from_first(
+                lambda: [(e.client.url, self._draw_canaries(e)) for e in self.endpoints if self._is_current(e)]
+            )
+        rows: list[PackedBatch] = []
+        for _, sequences in drawn:
             room = sum(len(s.tokens) for s in sequences) + row_multiple
-            (packed,) = pack(sequences, RowShape(room, multiple=row_multiple))
-            rows = [row.to(self._world.device) for row in packed]
-            for row, logp in zip(rows, logprobs(rows), strict=True):
-                weighted = row.loss_weight != 0
-                difference = float((logp - row.rollout_logp)[weighted].abs().max())
-                if difference > worst:
-                    worst, where = difference, url
+            ((row,),) = pack(sequences, RowShape(room, multiple=row_multiple))
+            rows.append(row.to(self._world.device))
+        worst, where = 0.0, ""
+        for (url, _), row, logp in zip(drawn, rows, logprobs(rows) if rows else [], strict=True):
+            weighted = row.loss_weight != 0
+            difference = float((logp - row.rollout_logp)[weighted].abs().max())
+            if difference > worst:
+                worst, where = difference, url
         if self.report is not None:
             self.report.canary_difference = worst
         most = CANARY_TOLERANCE_FP8 if self._store is not None else CANARY_TOLERANCE[self._dtype]

@@ -214,7 +214,7 @@ def build(
             # Reduce its gradient over the ranks that hold the same expert. Megatron takes it for a dense parameter
             # where expert = 1, and leaves out the tensor-parallel ranks, which see other tokens.
             parameter.allreduce = False
-    return gpt
+    return gpt.to(torch.cuda.current_device())  # Megatron makes a router's weight on the host
 
 
 def padded_vocabulary(size: int, tensor: int) -> int:

@@ -1,6 +1,7 @@
 """Shared fixtures, and which tests a session runs, in which order. Every test process is one Megatron rank; layouts of
 several ranks are in tests/parallel."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -73,10 +74,14 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a pipeline whose stages are `tiny` (questions, texts) and `base` (a model trained on them)."""
+    """The folder of a pipeline whose stages are `tiny` (questions, texts) and `base` (a model trained on them).
+
+    All processes of one session share it: the first that asks makes it, and nobody writes into it.
+    """
     from ranks import forked
 
-    folder = tmp_path_factory.mktemp("tiny_base")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny_base"
     settings = [
         f"run_dir={folder}",
         "stages.tiny.hidden_size=32",
@@ -90,7 +95,9 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     root = Path(__file__).resolve().parents[1]
     script = root / "tests" / "support" / "until_base.py"
-    done = forked(1, script, root / "configs" / "demo.yaml", *settings)
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = forked(1, script, root / "configs" / "demo.yaml", *settings)  # does nothing where it is done
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

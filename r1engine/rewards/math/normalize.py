@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from r1engine.rewards.extract import matching_brace
 from r1engine.rewards.math import chinese
@@ -31,6 +32,7 @@ from r1engine.rewards.math.words import with_commas, with_minus, without_label
 _DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 _TEXT_COMMANDS = ("\\text", "\\textbf", "\\mathrm", "\\textrm", "\\mbox", "\\boxed", "\\fbox")
 _LEADING = re.compile(r"(?:=|\\(?:approx|therefore|sim|rightarrow|Rightarrow|implies|to)(?![a-z]))\s*")
+_PLAIN_NUMBER = re.compile(r"[+-]?[0-9]{1,50}(?:\.[0-9]{1,50})?")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _SIGNS = {"==": "=", "**": "^", ">=": "\\ge ", "<=": "\\le ", "!=": "\\neq "}
 _KEYBOARD = re.compile(r"==|\*\*|[<>!]=")
@@ -70,15 +72,17 @@ class Answer:
         return re.sub(r"\\text|[{}\s]", "", self.equation[: len(self.equation) - len(self.text)]).rstrip("=:")
 
 
+@lru_cache(maxsize=4096)  # a group of samples shares its reference, and often its answer
 def normalize(answer: str) -> Answer:
     """Plain form of an answer: no delimiters, styling, spacing, "x =", final stop or unit; "and" is a comma."""
     # Each rule only where it can apply: most answers are plain numbers, and this runs for every completion.
-    if answer.isdecimal() and answer.isascii() and len(answer) < 1000:
-        return Answer(answer, "", Fraction(int(answer)))
+    if _PLAIN_NUMBER.fullmatch(answer):
+        return Answer(answer, "", exact_number(answer))
     text = unwrap(to_latex(without_markdown(answer.strip())).strip())
     if text.count("$") - text.count("\\$") in (2, 4, 6, 8):  # formulas in a sentence
         text = _DOLLAR.sub(" ", text).strip()
-    text = _KEYBOARD.sub(lambda match: _SIGNS[match[0]], text)
+    if "=" in text or "*" in text:
+        text = _KEYBOARD.sub(lambda match: _SIGNS[match[0]], text)
     if _MARKED.search(text):
         text = tidy(text)
     text = " ".join(text.split())
@@ -101,19 +105,10 @@ def is_name(text: str) -> bool:
 
 def unwrap(text: str) -> str:
     """Takes off math delimiters, a text command or braces around everything, and "the answer is"."""
-    while text[:1] and not text[:1].isdigit():
+    while text[:1] and (text[0] in "$\\{=" or text[0].isalpha() or not text.isascii()):
         before = text
-        for left, right in _DELIMITERS:
-            inner = text[len(left) : -len(right)]
-            if (
-                text.startswith(left)
-                and text.endswith(right)
-                and inner.strip()
-                and left not in inner.replace("\\$", "")
-            ):
-                text = inner.strip()
-        if text[0] == "\\":
-            text = _without_text_command(text)
+        if text[0] in "$\\":
+            text = _without_text_command(_without_delimiters(text))
         if text[:1] == "{" and len(split(text[1:-1])) == 1 and matching_brace(text, 0) == len(text) - 1:
             text = text[1:-1].strip()
         if not text.isascii() or text[:1].isalpha():
@@ -121,10 +116,18 @@ def unwrap(text: str) -> str:
         if text.startswith("\\text{") and (end := matching_brace(text, 5)) and (label := text[6:end]):
             rest = without_label(f"{label.rstrip()} {text[end + 1 :].lstrip()}")
             text = rest if text.endswith(rest) and len(rest) <= len(text) - end - 1 else text
-        if (sign := _LEADING.match(text)) and sign.end() < len(text):
+        if text[:1] in ("=", "\\") and (sign := _LEADING.match(text)) and sign.end() < len(text):
             text = text[sign.end() :]
         if text == before:
             break
+    return text
+
+
+def _without_delimiters(text: str) -> str:
+    for left, right in _DELIMITERS:
+        inner = text[len(left) : -len(right)]
+        if text.startswith(left) and text.endswith(right) and inner.strip() and left not in inner.replace("\\$", ""):
+            text = inner.strip()
     return text
 
 

@@ -20,12 +20,14 @@ _TIMES = r"\s*(?:\\times|\\cdot|[*xX])\s*"
 
 
 def _decimal(match: re.Match[str]) -> Fraction | None:
-    return Fraction(match[0])
+    return Fraction(int(match[0]) if match[0].isdecimal() else match[0])
 
 
 def _fraction(match: re.Match[str]) -> Fraction | None:
     sign, above, below = match.groups()
-    return None if not Fraction(below) else (-1 if sign == "-" else 1) * Fraction(above) / Fraction(below)
+    if above.isdecimal() and below.isdecimal():
+        return Fraction(int(sign + above), int(below)) if int(below) else None
+    return Fraction(sign + "1") * Fraction(above) / Fraction(below) if Fraction(below) else None
 
 
 def _mixed(match: re.Match[str]) -> Fraction | None:
@@ -75,13 +77,15 @@ _GROUPED = re.compile(
     r"|[+-]?\d{1,3}(?:\.\d{3}){2,}|[+-]?\d+\.\d{3}(?: \d{3})*(?: \d{1,3})",
     re.ASCII,
 )
+_LAST = frozenset("0123456789}")
+_OPERATOR, _BRACKET = re.compile(r"\d\s*[+*/=-]|\\(?:times|cdot|div)(?![a-z])"), re.compile(r"[(\[{]")
 _GROUPED_INSIDE = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])", re.ASCII)
 _INDIAN = re.compile(r"[+-]?\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?", re.ASCII)  # twelve lakh is 12,00,000
 
 
 def without_groups(text: str) -> str:
     """1234567 for 1,234,567, 1 234 567, 1_{234}_{567}, 1'234'567 and 1.234.567; any other text as it is."""
-    if not _GROUPED.fullmatch(text):
+    if text[-1:] not in _LAST or text.isdigit() or not _GROUPED.fullmatch(text):
         return text
     if text.count(".") > 1:
         return text.replace(".", "")
@@ -90,7 +94,7 @@ def without_groups(text: str) -> str:
 
 def sum_without_groups(text: str) -> str:
     """1874 + 1 = 1875 for 1874 + 1 = 1,875: beside an operator, in no bracket, a comma without a space groups."""
-    if ", " in text or not re.search(r"\d\s*[+*/=-]|\\(?:times|cdot|div)(?![a-z])", text) or re.search(r"[(\[{]", text):
+    if "," not in text or ", " in text or _BRACKET.search(text) or not _OPERATOR.search(text):
         return text
     return _GROUPED_INSIDE.sub(lambda match: match[0].replace(",", ""), text)
 

@@ -18,6 +18,7 @@ _CURRENCY = re.compile(
     r"|\b(USD|EUR|GBP|CNY|RMB|INR|Rs)\.?)\s*\}?\s*(?=[\d.(\\+-])"
 )
 _DOLLAR_BEHIND = re.compile(r"(?<=\d)\s*(?:\\?(\$)|([\u20ac\u00a3\u00a5\u20b9\u00a2]))$")
+_MONEY = frozenset("$\u20ac\u00a3\u00a5\u20b9\u00a2")
 MAX_WORDS = 12
 _PIECE = re.compile(
     rf"\\(?:text|mathrm)\{{(?P<group>(?:[^{{}}]|\{{[^{{}}]*\}})*)\}}|(?P<command>\\[A-Za-z]+|\\.)"
@@ -56,7 +57,7 @@ def take_phrase(text: str) -> Phrase:
     if currency := _CURRENCY.match(text):
         before = next(group for group in currency.groups()[1:] if group).lower()
         text = currency[1] + text[currency.end() :]
-    elif currency := _DOLLAR_BEHIND.search(text):
+    elif text[-1:] in _MONEY and (currency := _DOLLAR_BEHIND.search(text)):
         before, text = currency[1] or currency[2], text[: currency.start()]
     if (sign := _sign(text)) is not None:
         return sign
@@ -97,7 +98,7 @@ def _whole(text: str) -> Phrase | None:
 
 def _sign(text: str) -> Phrase | None:
     """A percent or degree sign at the end."""
-    if percent := _PERCENT.search(text):
+    if text[-1:] in "%}" and (percent := _PERCENT.search(text)):
         return Phrase(text[: percent.start()], "%") if percent.start() else None
     degree = _DEGREE.search(text) if "\\circ" in text else None
     if degree is None or not degree.start() or angles.has_function(text[: degree.start()]):
@@ -110,7 +111,9 @@ def _sign(text: str) -> Phrase | None:
 
 def _words(text: str) -> Phrase | None:
     """Words at the end, the longest run first that says something certain of a value before it."""
-    if match := _FRACTION_OF_UNITS.search(text):
+    if text[-1:].isdigit():
+        return None
+    if "frac" in text and (match := _FRACTION_OF_UNITS.search(text)):
         text = f"{text[: match.start()]}\\text{{{match[1]}/{match[2]}{match[3] or ''}}}"
     pieces = list(_PIECE.finditer(text))
     starts, phrase, has_group = [], "", False

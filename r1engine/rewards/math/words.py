@@ -36,6 +36,11 @@ _LABELS = tuple(
         rf"{any_of(chinese.APPROXIMATELY)}\s*(?=[\d\\$.+-])",
     )
 )
+_LABEL_STARTS = re.compile(
+    rf"(?:{_SO}|the|our|my|final|correct|exact|required|resulting|total|numerical|desired|only|overall|answer|{_NOUNS}"
+    rf"|we|it|this|that|precisely|just|about|approx|roughly|around|nearly)|[{CJK},:\s]",
+    re.IGNORECASE,
+)
 _NEGATIVE = re.compile(
     rf"(?:\\text\{{\s*)?(?:negative|minus|{any_of(chinese.NEGATIVES)})\s*\}}?\s*(?=[\d\\.])", re.IGNORECASE
 )
@@ -43,6 +48,8 @@ _NEGATIVE = re.compile(
 
 def without_label(text: str) -> str:
     """`text` without "the answer is", "so", "about" and their like before it, if anything else is left."""
+    if not _LABEL_STARTS.match(text):
+        return text
     for pattern in _LABELS:
         match = pattern.match(text)
         if match and match.end() < len(text):

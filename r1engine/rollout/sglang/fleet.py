@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable
 
@@ -27,8 +28,10 @@ class Fleet:
         self._cfg, self._world, self._note = cfg, world, note
         self._dtype = str(dtype).removeprefix("torch.")
         self._server: Server | None = None
+        self._is_restarting = False  # this rank's server was started again and is not in use yet
         self._asleep: list[str] = []  # memory that this rank's server has given back
         s = cfg.rollout.sglang
+        self._shares_memory = s.mode == "colocated" and world.device.type == "cuda"
         if s.mode == "colocated":
             urls = self._start_colocated()
         elif s.mode == "disaggregated":
@@ -46,6 +49,12 @@ class Fleet:
     def _start_colocated(self) -> list[str]:
         """Every block of `tensor` ranks owns a server on its GPUs; on CPUs the first ranks own `servers` of them."""
         s = self._cfg.rollout.sglang
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", self._world.size))
+        if ranks_here < self._world.size:
+            raise ValueError(
+                f"rollout.sglang.mode: found colocated with {ranks_here} of {self._world.size} ranks on this node, "
+                "required a single node: its servers listen on 127.0.0.1. Over several nodes use disaggregated"
+            )
         if self._world.device.type == "cuda":
             if self._world.size % s.tensor:
                 raise ValueError(
@@ -115,25 +124,25 @@ class Fleet:
         return [(e.client.url, e.problem) for e in self.endpoints if not e.is_usable]
 
     def restart_failed(self) -> None:
-        """Begin to start this rank's server again if it failed; `recover` waits for it."""
+        """Begin to start this rank's server again if it failed. Where it shares memory, the policy is asleep: `sleep`
+        waits for it; elsewhere `recover` does."""
         if self._server is None:
             return
         endpoint = self._own_endpoint()
-        if endpoint.is_usable and self._server.is_running:
+        if self._server.is_running and (endpoint.is_usable or self._is_restarting):
             return
         if endpoint.is_usable:
             endpoint.fail("its process ended")
         port = int(self._server.client.url.rsplit(":", 1)[1])
         self._server.stop()
-        self._server, self._asleep = self._start(port), []
+        self._server, self._asleep, self._is_restarting = self._start(port), [], True
         self._note(f"{self._server.client.url} is started again ({endpoint.problem})")
 
     def recover(self) -> None:
         """Take servers back that answer again; the refresh that follows gives them weights."""
-        self.restart_failed()
-        if self._server is not None:
-            with contextlib.suppress(RuntimeError):  # it stays left out, with the reason of its first failure
-                self._wait_ready()
+        if not self._shares_memory:  # else the policy is awake, and a start needs its memory
+            self.restart_failed()
+        self._await_own()
         self._world.everyones(None)  # every rank's server is up, or given up
         for endpoint in self.endpoints:
             if endpoint.is_usable:
@@ -141,20 +150,29 @@ class Fleet:
             with contextlib.suppress(ServerError):
                 endpoint.client.get("/health", seconds=5.0)
                 endpoint.is_usable, endpoint.problem, endpoint.strikes = True, "", 0
+        self._is_restarting = False
+
+    def _await_own(self) -> None:
+        if self._server is not None:
+            with contextlib.suppress(RuntimeError):  # it stays left out, with the reason of its first failure
+                self._wait_ready()
 
     # ------------------------------------------------------------------ memory of colocated servers
 
     def wake(self, *, weights_only: bool = False) -> None:
         """Give the servers their memory back: all before generating, the weights' before a refresh; collective."""
         tags = [tag for tag in self._asleep if tag == "weights" or not weights_only]
-        self._memory("/resume_memory_occupation", tags)
         self._asleep = [tag for tag in self._asleep if tag not in tags]
+        self._memory("/resume_memory_occupation", tags)
 
     def sleep(self) -> None:
         """Take the servers' memory while training; collective. Only on GPUs: on a CPU nothing is freed."""
-        if self._cfg.rollout.sglang.mode == "colocated" and self._world.device.type == "cuda":
-            self._memory("/release_memory_occupation", MEMORY_TAGS)
+        if self._shares_memory:
+            self.restart_failed()
+            if self._is_restarting:
+                self._await_own()
             self._asleep = list(MEMORY_TAGS)
+            self._memory("/release_memory_occupation", MEMORY_TAGS)
 
     def _memory(self, path: str, tags: list[str]) -> None:
         if self._server is not None and tags:
@@ -162,7 +180,8 @@ class Fleet:
                 self._server.client.post(path, {"tags": tags}, seconds=120.0)
             except ServerError as error:
                 self._own_endpoint().fail(str(error))
-                self._server.stop()  # the trainer needs the memory; `recover` starts it again
+                self._server.stop()  # the trainer needs the memory; the next `sleep` starts it again
+                self._asleep = []
         self._world.everyones(None)
 
     def _own_endpoint(self) -> Endpoint:

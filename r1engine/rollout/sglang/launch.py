@@ -28,7 +28,8 @@ def command(cfg: RlConfig, *, host: str, port: int, dtype: str, on_gpu: bool) ->
     if on_gpu:
         options["--mem-fraction-static"] = s.memory_fraction
         if s.mode == "colocated":
-            flags.append("--enable-memory-saver")
+            # Without the copy on the host, weights that were given back come back without content.
+            flags += ["--enable-memory-saver", "--enable-weights-cpu-backup"]
     else:
         options |= {"--device": "cpu", "--attention-backend": "torch_native", "--sampling-backend": "pytorch"}
         options |= {"--grammar-backend": "none", "--max-total-tokens": s.cpu_tokens}
@@ -46,11 +47,20 @@ def command(cfg: RlConfig, *, host: str, port: int, dtype: str, on_gpu: bool) ->
 
 
 def environment(s: Sglang, *, devices: list[int] | None) -> dict[str, str]:
-    """Variables of a server: its GPUs, or what makes SGLang run on CPUs."""
+    """Variables of a server: its GPUs, or what makes SGLang run on CPUs.
+
+    Args:
+        s:       settings of the servers.
+        devices: its GPUs as PyTorch numbers them in this process; None for CPUs.
+    """
     # YaRN's context is longer than the max_position_embeddings of folders that give the original one.
     common = {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1"}
     if devices is not None:
-        return common | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
+        if s.mode == "colocated":  # else /health generates a token, also while the memory for it is given back
+            common["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] = "0"
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else None  # PyTorch counts those that this process sees
+        return common | {"CUDA_VISIBLE_DEVICES": ",".join(names[i] if names else str(i) for i in devices)}
     env = common | {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
     if s.tensor > 1:
         env["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(core) for core in range(s.tensor))

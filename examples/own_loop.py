@@ -40,12 +40,14 @@ def main(demo: Path, steps: int) -> None:
     rollouts = Rollouts(generator, stream, cfg, world)
     with make_scorer(cfg.rewards) as scorer, Progress("own loop", enabled=False) as progress:
         parts = Parts(cfg, world, policy, generator, rollouts, scorer, Phases(), progress)
-        refresh(parts)  # the generator gets its first weights
+        with policy.awake():
+            refresh(parts)  # the generator gets its first weights
         for step in range(steps):
             done = iterate(parts, step)
             best = max(done.samples, key=lambda sample: sample.advantage).completion
             print(f"step {step + 1}: reward {done.metrics['reward/mean']:.3f}, best: {best.text}", flush=True)
-    policy.export(demo / "own_loop")
+    with policy.awake():
+        policy.export(demo / "own_loop")
     generator.close()
     leave()
 

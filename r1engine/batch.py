@@ -62,7 +62,7 @@ class Sequence:
     advantage: float = 1.0
     logp: list[float] | None = None  # under the generator, one a weighted token
     experts: torch.Tensor | None = None  # as in Completion
-    num_stale: int = 0  # the first so many weighted tokens were drawn from older weights than the policy's
+    num_stale: int = 0  # older weights than the policy's drew the first so many weighted tokens
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ def to_sequences(
         samples:         the mini-batch of all shards.
         weighting:       as above.
         constant_tokens: length that `constant` divides by: the completion limit (tokens).
-        skip_zero_advantage: leave out samples whose advantage is 0; they still count in N and in the tokens, so the
-            loss and its gradient are the same where nothing but the advantage drives them (no KL term).
+        skip_zero_advantage: leave out samples whose advantage is 0. They still count in N and in the tokens, so loss
+            and gradient stay the same if there is no KL term.
         replays_experts: hand on the experts that the generator chose.
         version:         of the policy's weights: tokens of older ones are marked as stale; None: none is.
     """
@@ -220,7 +220,7 @@ def _best_fit(items: list[Sequence], capacity: int) -> list[list[Sequence]]:
 
 
 def _row(items: list[Sequence], multiple: int) -> PackedBatch:
-    """One row; what is missing to the multiple is a sequence of zeros with weight 0, as is an empty row."""
+    """One row. A sequence of zeros with weight 0 fills it up to the multiple; an empty row is nothing else."""
     num_tokens = sum(len(s.tokens) for s in items)
     padding = -num_tokens % multiple if items else multiple
     items = [*items, Sequence([0] * padding, padding, 0.0)] if padding else items

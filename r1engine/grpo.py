@@ -25,16 +25,16 @@ def record_of(completion: Completion) -> Record:
 def total_rewards(
     graded: Sequence[tuple[Completion, Score]], cfg: Grpo, weights: Mapping[str, float]
 ) -> list[float | None]:
-    """Weighted sum of the reward components of each completion, or None where there is no reward to speak of.
+    """Weighted sum of the reward components of each completion; None where the reward is unknown.
 
-    A truncated completion gets 0 and its overlong punishment (`truncated: zero`: it gave no answer within the
-    limit) or None (`truncated: mask`: what it would have answered is unknown). A reward model's scores may all be
-    below 0: there it gets no more than the worst completion of its question. An undecided score is None: unknown
-    is not 0. A component that a decided score lacks, such as the language of thoughts without words, is neutral: it
-    counts as the mean over the completions of the same question that have it.
+    An undecided score is None: unknown is not 0. A truncated completion gave no answer within the limit: with
+    `truncated: zero` it gets 0 and its overlong punishment, with `truncated: mask` None. Where a reward model rates the
+    question, all totals may be below 0; there it gets no more than the worst completion of its question. A decided
+    score may lack a component, such as the language of thoughts without words. The component then counts as the mean
+    over the completions of the same question that have it.
 
-    Weights and components are taken as the decimals that they are written as. So totals that are equal on paper are
-    equal: 0.1 + 0.2 is 0.3, and 0.3 - 0.2 - 0.1 is 0, where floats leave a difference to be normalized.
+    The sum takes weights and components as the decimals that they are written as. So totals that are equal on paper
+    are equal: 0.1 + 0.2 is 0.3, and 0.3 - 0.2 - 0.1 is 0, where floats leave a difference that eq. 3 would blow up.
 
     Args:
         graded: every completion of a rollout with its score.
@@ -118,8 +118,8 @@ def split_minibatches(samples: list[Sample], count: int, *, seed: int, step: int
 def objective(outputs: TokenOutputs, row: PackedBatch, cfg: Grpo) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss of one packed row (eq. 1 and 2, negated), and sums for the metrics.
 
-    A row without `old_logp` is in the first and only update of its rollout: the policy that drew it is the present
-    one, and its log-probabilities are those of this forward pass.
+    A row without `old_logp` is in the only update of its rollout. The present policy drew it, so the old
+    log-probabilities are those of this forward pass.
 
     An older policy drew a `stale` token. Its ratio is against the generator's own log-probability (the behaviour
     policy). Truncated importance sampling corrects what separates the generator from `old_logp`: there is nothing

@@ -51,7 +51,7 @@ class PipelineFile(Section):
     run_dir: LocalPath
     """Folder of the pipeline; each stage has its own inside."""
     seed: Count = 0
-    """Of every stage that names none."""
+    """Seed of every stage that names none."""
     stages: dict[str, dict[str, Any]]
     """Name -> configuration of the stage, in the order in which they run; `config` names a file to start from."""
 

@@ -20,9 +20,9 @@ class GradingServer(Section):
     model: str
     """The model's name there."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """Of one try."""
+    """Seconds of one try."""
     tries: Positive = 3
-    """Of one request."""
+    """Tries of one request, each at the next server."""
     parallel: Positive = 16
     """Requests at once, of each rank."""
     key_variable: str = ""
@@ -33,7 +33,7 @@ class JudgeServer(GradingServer):
     """A language model behind an OpenAI-compatible endpoint that compares answer and reference (section 2.3.3)."""
 
     max_tokens: Positive = 2048
-    """Of a reply; a reasoning model thinks before its word."""
+    """Tokens of a reply; a reasoning model thinks before its word."""
     canaries: Positive = 2
     """Surely wrong answers among 64; if one is taken, none of these verdicts counts."""
 
@@ -78,19 +78,19 @@ class Rewards(Section):
     percent_may_be_missing: bool = False
     """Whether 10% and 10 are the same answer; else undecided."""
     interval_may_be_inequality: bool = False
-    """Whether (3, oo) and x > 3 are; else undecided."""
+    """Whether (3, oo) and x > 3 are the same answer; else undecided."""
     language_detector: Literal["py3langid", "lingua"] = "py3langid"
     """What tells Latin-script languages apart."""
     overlong_margin: Positive = 4096
-    """Tokens before the limit over which the punishment grows."""
+    """The punishment grows over so many tokens before the limit."""
     repetition_ngram: Positive = 20
     """Words of an n-gram."""
     workers: Positive | None = None
     """Grading processes of each rank; null: cores / ranks on this machine."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 5.0
-    """Of grading one completion; past it the completion is undecided."""
+    """Seconds to grade one completion; after them it is undecided."""
     code_deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
-    """Of all tests of one program."""
+    """Seconds for all tests of one program."""
     unsafe: bool = False
     """Run model-written code even without namespaces or Landlock."""
 

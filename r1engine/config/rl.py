@@ -31,35 +31,35 @@ class Grpo(Section):
     """The objective (eq. 1-3) and the size of a rollout."""
 
     questions: Positive = 512
-    """Of a rollout. v2: "each rollout step generates 8,192 outputs"."""
+    """Questions of a rollout. v2: "each rollout step generates 8,192 outputs"."""
     group_size: Annotated[int, Field(ge=2)] = 16
     """Completions of a question. v2: "for each question, we sample 16 outputs"."""
     minibatches: Positive = 16
-    """Of a rollout. v2: "randomly split into 16 mini-batches", 32 questions = 512 completions each."""
+    """Parts of a rollout, an optimizer step each. v2: "randomly split into 16 mini-batches", 512 completions each."""
     inner_epochs: Positive = 1
     """Passes over a rollout. v2: "trained for only a single inner epoch"."""
     clip_eps: Annotated[float, Field(gt=0)] = 10.0
-    """v2: "GRPO clip ratio to 10"."""
+    """The ratio is clipped at so much below and above 1. v2: "GRPO clip ratio to 10"."""
     clip_eps_high: Annotated[float, Field(gt=0)] | None = None
-    """Of the upper edge (DAPO's clip-higher); null: clip_eps."""
+    """The same above 1 (DAPO's clip-higher); null: clip_eps."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
     """Lower bound c*A for A < 0; null: off, as in the paper."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.001
     """v2: "KL coefficient to 0.001"; 0 needs no reference model."""
     loss: Literal["clip", "cispo", "sapo"] = "clip"
-    """clip: eq. 1."""
+    """clip: eq. 1; cispo: MiniMax-M1; sapo: Qwen."""
     ratio_level: Literal["token", "sequence", "sequence_mean"] = "token"
     """token: as DeepSeekMath defines GRPO; sequence: eq. 1 as printed; sequence_mean: GSPO."""
     kl_grad: Literal["k2", "k3"] = "k3"
     """k3: eq. 2 as written; k2: an unbiased gradient, eq. 2's value."""
     tis: Literal["off", "truncate", "mask"] = "off"
-    """Importance sampling against the generator's log-probabilities."""
+    """Importance weights against the generator's log-probabilities: truncate large ones, or mask their tokens."""
     tis_high: Annotated[float, Field(gt=0)] = 2.0
-    """Where its weights are truncated or masked."""
+    """Largest importance weight."""
     advantage: Literal["mean_std", "mean", "rloo", "batch_std"] = "mean_std"
     """mean_std: eq. 3; mean: Dr. GRPO."""
     std_ddof: Literal[0, 1] = 1
-    """Of eq. 3's standard deviation, which does not say; 1 as in TRL, verl and slime."""
+    """Eq. 3 does not say which standard deviation: 1 is the sample's, as in TRL, verl and slime; 0 the population's."""
     loss_weight: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
     """sequence_mean: eq. 1; token_mean: DAPO; constant: Dr. GRPO."""
     truncated: Literal["zero", "mask"] = "zero"

@@ -20,7 +20,7 @@ class TextData(Data):
     template: Literal["r1_zero", "none"] = "none"
     """What stands before the completion: the paper's Table 1 around the question, or the question as it is."""
     max_tokens: Positive = 32_768
-    """Of a text with its end token; a longer one is refused. v2 B.4.2: "a maximum context length of 32,768"."""
+    """Tokens of a text with its end token; a longer one is refused. v2 B.4.2: "a maximum context length of 32,768"."""
 
 
 class Sft(Section):

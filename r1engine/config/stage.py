@@ -157,7 +157,7 @@ class Checkpoint(Section):
     every: Count = 100
     """Optimizer steps between checkpoints; 0: only at the end."""
     keep: Positive = 3
-    """The newest so many are kept."""
+    """Newest checkpoints that are kept."""
     resume: bool = True
     """Go on from the newest complete checkpoint of run_dir, if there is one."""
 
@@ -188,7 +188,7 @@ class StageConfig(Section):
     run_dir: LocalPath = Path("runs/default")
     """Folder of the run: configuration, logs, checkpoints, report, trained model."""
     seed: Count = 0
-    """Of everything that is drawn at random."""
+    """Seed of everything that is drawn at random."""
     max_row_tokens: Positive | None = None
     """Tokens of a packed row; null: one longest sequence."""
     threads: Positive | None = None

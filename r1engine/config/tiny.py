@@ -18,7 +18,7 @@ class TinyConfig(Section):
     run_dir: LocalPath = Path("runs/tiny")
     """Folder that gets model/, texts.jsonl, train.jsonl and heldout.jsonl."""
     seed: Count = 0
-    """Of the task, the texts and the weights."""
+    """Seed of the task, the texts and the weights."""
     family: Literal["qwen2", "deepseek_v3"] = "qwen2"
     """deepseek_v3: latent attention; experts after the first layer."""
     experts: Annotated[int, Field(ge=4)] = 8

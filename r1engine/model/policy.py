@@ -38,7 +38,7 @@ LossFn = Callable[[TokenOutputs, PackedBatch], tuple[torch.Tensor, dict[str, tor
 
 
 class Updated(NamedTuple):
-    """What came of an optimizer step."""
+    """The result of an optimizer step."""
 
     metrics: dict[str, float]  # sums over all rows of all ranks, and grad_norm
     logp: list[torch.Tensor]  # [T] float32 a row, before the step; empty on all but the last pipeline stage
@@ -109,7 +109,7 @@ class Policy:
                 raise ValueError(problem)
 
     def row_shape(self, max_tokens: int) -> RowShape:
-        """The rows of at most so many tokens that this policy can take."""
+        """How rows of at most `max_tokens` tokens must look for this policy to take them."""
         layout = self._layout
         # The interleaved schedule takes micro-batches in rounds of one a stage.
         rounds = layout.pipeline if layout.virtual > 1 else 1

@@ -31,11 +31,12 @@ _SERVERS = {
 
 
 class Scorer:
-    """Scores completions. Rules that take microseconds run here, all that computes runs in killable workers, and what
-    a language model judges is asked of its servers.
+    """Scores completions. What takes microseconds runs here, what computes runs in killable workers, and servers are
+    asked for what a language model judges.
 
-    A record has the component of its own rule, "format", and "language" where asked for; reward "language" has only its
-    own. Usable from any thread; `run` from asyncio. The workers start when the first record needs one.
+    A score has the component of the record's own rule, "format", and "language" where it is asked for. Reward
+    "language" has only its own. Any thread may use a scorer; asyncio uses `run`. The workers start when a record needs
+    one.
     """
 
     def __init__(self, settings: ScorerSettings | None = None) -> None:
@@ -77,7 +78,7 @@ class Scorer:
                 server.check()
 
     def submit(self, record: Record, *, is_rated: bool = True) -> Future[Score]:
-        """The score of one record, to come. Blocks while many are under way.
+        """Start to score one record; returns the score to come. Blocks while many are under way.
 
         Args:
             record: what to score.

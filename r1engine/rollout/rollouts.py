@@ -1,15 +1,15 @@
-"""The completions of each iteration: drawn by the present weights, or partly ahead while the trainer works on others.
+"""Draws the completions of each iteration: with the present weights, or partly ahead, while the trainer works.
 
-    take: the oldest questions that are drawn to their end        -> this iteration trains on them
+    take: returns the oldest questions that are drawn to their end: this iteration trains on them
     drawing: with rollout.max_staleness, a thread goes on with the others while the updates run
     the weights change: what is not finished keeps its tokens, and goes on with the new weights
 
-max_staleness 0 is on-policy: every question is issued, drawn to its end and taken in one call, by the present weights.
+max_staleness 0 is on-policy: one call issues the questions, draws them to their end and takes them.
 
-A question is carried over at most max_staleness - 1 times, then it is waited for: dropping what takes long would favour
-short completions. So every sampled token is at most max_staleness versions of the weights old when it is trained on;
-the version tags of the samples prove it in every iteration, and so does the account of the questions: each that was
-issued is consumed once, dropped for a reason, or still here. Nothing draws while a checkpoint is written.
+A question is carried over at most max_staleness - 1 times. Then `take` waits for it: dropping what takes long would
+favour short completions. So a token is at most max_staleness versions of the weights old when it is trained on. Every
+iteration checks this by the version tags of its samples. It also checks the account of the questions: each one that
+was issued is consumed once, dropped for a reason, or still here. Nothing draws while a checkpoint is written.
 """
 
 from __future__ import annotations
@@ -133,9 +133,9 @@ class Rollouts:
     def _choose(self) -> list[Pending] | None:
         """The questions to train on, the oldest first; None while they have not ended.
 
-        Those that must not be carried over again are among them. They are never more than the quota: room - quota are
-        carried over, and oversample is at most 2. (Only after the settings were lowered between two runs there may be
-        more; what is left of them is dropped in the next iteration.)
+        Those that must not be carried over again are among them. They never exceed the quota, because room - quota are
+        carried over and oversample is at most 2. (If the settings were lowered between two runs, there may be more. The
+        next iteration drops what is left of them.)
         """
         most = self._cfg.rollout.max_staleness - 1
         due = [q for q in self.questions if q.carried >= most][: self._quota]

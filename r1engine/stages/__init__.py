@@ -16,10 +16,10 @@ __all__ = ["Advance", "Evaluated", "Stage", "make_stage"]
 
 
 def make_stage(cfg: StageConfig, world: World, phases: Phases, progress: Progress) -> Stage:
-    """The stage that a configuration describes, with its model, data and company.
+    """Build the stage that a configuration describes, with its model and its data.
 
     Raises:
-        ValueError: the model, the data or what the rewards need is not what the configuration wants.
+        ValueError: the model, the data or a server of the rewards does not fit the configuration.
     """
     if isinstance(cfg, RlConfig):
         from r1engine.stages.rl import RlStage

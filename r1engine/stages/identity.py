@@ -1,4 +1,4 @@
-"""What makes a model the same model when a run goes on from a checkpoint."""
+"""Tells if a model is the one of a checkpoint: a run goes on with the same model only."""
 
 from __future__ import annotations
 

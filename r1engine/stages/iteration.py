@@ -46,7 +46,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Iteration:
-    """What came of it."""
+    """The result of an iteration."""
 
     metrics: dict[str, float]
     graded: list[Graded]
@@ -83,9 +83,9 @@ def iterate(parts: Parts, step: int) -> Iteration:
 
 
 def rollout(parts: Parts, step: int) -> list[Graded]:
-    """G completions of each question, graded; group after group, the same on every rank."""
+    """Draw and grade G completions of each question. Every rank returns all of them, group after group."""
     cfg, size = parts.cfg, parts.cfg.grpo.group_size
-    parts.progress.phase("generate")  # counts tokens, of which nobody knows how many there will be
+    parts.progress.phase("generate")  # counts tokens; nobody knows how many there will be
     with parts.phases("generate"):
         completions = parts.rollouts.take(step, parts.progress.advance)
     with parts.phases("score"):
@@ -99,7 +99,7 @@ def rollout(parts: Parts, step: int) -> list[Graded]:
 
 
 def grade_group(completions: list[Completion], scores: list[Score], cfg: RlConfig, step: int) -> list[Graded]:
-    """The completions of one question with their scores, and the shaping terms that the config gives a weight."""
+    """Pair the completions of one question with their scores, and add the shaping terms that have a weight."""
     terms = frozenset(name for name in ("length", "overlong", "repetition") if getattr(cfg.rewards, name))
     if terms:
         scores = shape(
@@ -153,7 +153,7 @@ def update(
 
 
 def with_logprobs(parts: Parts, minibatches: list[list[PackedBatch]]) -> list[list[PackedBatch]]:
-    """The rows with the reference's log-probabilities and, if the rollout makes several steps, the old policy's."""
+    """Add the log-probabilities of the reference and, if the rollout makes several steps, of the old policy."""
     rows = [row for minibatch in minibatches for row in minibatch]
     if parts.reference is not None:
         logps = parts.policy.reference_logprobs(parts.reference, rows)

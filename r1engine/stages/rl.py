@@ -37,7 +37,7 @@ class RlStage:
         """Builds the parts: scorer, data, generator, policy, in this order.
 
         Raises:
-            ValueError: the model, the data or what the rewards need is not what the configuration wants.
+            ValueError: the model, the data or a server of the rewards does not fit the configuration.
             RuntimeError: a server does not start.
         """
         assert cfg.model.path is not None and cfg.data.train is not None
@@ -97,7 +97,7 @@ class RlStage:
         return table
 
     def _note_unusable(self, table: PromptTable) -> None:
-        """Lists the questions whose reference no rule can use: what is sampled for them is always undecided."""
+        """List the questions whose reference no rule can use: their completions are always undecided."""
         if not self.world.is_first:
             return
         prompts = table.distinct(MOST_REFERENCES)
@@ -126,7 +126,7 @@ class RlStage:
         }
 
     def begin(self, rows: list[dict[str, Any]]) -> None:
-        """The weights into the generator; the alarms learn what was logged."""
+        """Send the weights into the generator, and feed the alarms with what was logged."""
         with self.policy.awake():  # and asleep afterwards: an evaluation comes next
             refresh(self.parts)
         verify(self.parts)
@@ -134,7 +134,7 @@ class RlStage:
             self.alarms.update(row)
 
     def advance(self, step: int) -> Advance:
-        """One iteration; then the reference follows the policy where it is due."""
+        """Make one iteration; then renew the reference where it is due."""
         done, made = iterate(self.parts, step), self.cfg.steps_per_rollout
         every = self.cfg.grpo.reference_every
         if self.parts.reference is not None and every and step // every != (step + made) // every:
@@ -152,7 +152,7 @@ class RlStage:
         )
 
     def _samples(self, done: Iteration) -> list[dict[str, Any]]:
-        """Rows of completions from all over the rollout."""
+        """Rows of samples.jsonl: completions from all over the rollout."""
         count = min(self.cfg.log.samples, len(done.graded))
         chosen = range(0, len(done.graded), len(done.graded) // count) if count else range(0)
         return [sample_row(*done.graded[i], done.samples[i].advantage) for i in chosen][:count]
@@ -173,13 +173,13 @@ class RlStage:
         return Evaluated(metrics, samples, note)
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Model, optimizer, reference, and the questions on their way."""
+        """Write model, optimizer, reference and the questions on their way."""
         self.policy.save(folder / "model", self.parts.reference)
         self.parts.rollouts.save(folder)
         return {"prompts": self.prompts.state()}
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
-        """Back from there."""
+        """Read back what `save` wrote."""
         self.prompts.restore(state["prompts"])
         self.parts.rollouts.load(folder)
         has_reference = self.parts.reference is not None

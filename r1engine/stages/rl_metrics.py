@@ -51,8 +51,8 @@ def update_metrics(stats: list[dict[str, float]]) -> dict[str, float]:
 def mismatch(rows: list[PackedBatch], world: World) -> dict[str, float]:
     """How far the trainer's log-probabilities are from the generator's, over the sampled tokens of all ranks.
 
-    Both are of the weights that the rollout was drawn from; tokens that were drawn from older ones are left out. What
-    separates them is rounding and, if it grows, a bug: stale weights, another temperature, another tokenization.
+    Both are of the weights that drew the rollout; tokens of older weights are left out. Rounding separates the two. If
+    the difference grows, there is a bug: stale weights, another temperature, another tokenization.
 
     Returns:
         With d = log pi_trainer - log pi_generator (nats): logp_diff/mean and /max of |d|; logp_diff/kl, the mean of

@@ -38,7 +38,7 @@ def cross_entropy(outputs: TokenOutputs, row: PackedBatch) -> tuple[torch.Tensor
 
 
 class SftStage:
-    """Trains on texts; the optimizer step is its whole place in the data."""
+    """Trains on texts. The optimizer step alone tells the place in the data."""
 
     def __init__(self, cfg: SftConfig, world: World, phases: Phases, progress: Progress) -> None:
         """Reads and tokenizes the texts, and builds the policy.
@@ -114,7 +114,7 @@ class SftStage:
         return {}
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
-        """Back from there."""
+        """Read back what `save` wrote."""
         self.policy.load(folder / "model", has_snapshot=False)
 
     def summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Advance:
-    """What came of a stride."""
+    """The result of a stride."""
 
     steps: int  # optimizer steps that it made
     metrics: dict[str, float]
-    tokens: int  # that it worked through, for the rate
+    tokens: int  # that it processed; the log divides them by its seconds
     samples: list[dict[str, Any]] = field(default_factory=list)  # rows of samples.jsonl
     undecided: list[dict[str, Any]] = field(default_factory=list)  # rows of undecided.jsonl
     notes: list[str] = field(default_factory=list)  # lines for the user
@@ -24,7 +24,7 @@ class Advance:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What the held-out data says."""
+    """The result of an evaluation."""
 
     metrics: dict[str, float]
     samples: list[dict[str, Any]]  # rows of samples.jsonl
@@ -41,7 +41,7 @@ class Stage(Protocol):
         """What must not change between a checkpoint and the run that goes on from it. JSON values."""
 
     def begin(self, rows: list[dict[str, Any]]) -> None:
-        """Get ready to advance, with the weights as they are, fresh or loaded; `rows` were logged so far."""
+        """Get ready to advance with the present weights, fresh or loaded; `rows` is what was logged so far."""
 
     def advance(self, step: int) -> Advance:
         """One stride, after `step` optimizer steps."""
@@ -53,7 +53,7 @@ class Stage(Protocol):
         """Write into the folder of a checkpoint; returns the rest of the state as JSON values."""
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
-        """Go to where `save` was called."""
+        """Read back what `save` wrote and returned."""
 
     def summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """The run in a few numbers, for summary.json, from all logged rows."""

@@ -44,7 +44,8 @@ def update_metrics(stats: list[dict[str, float]]) -> dict[str, float]:
     def mean(name: str, weight: str | None = None) -> float:
         return sum(s[name] / (max(s[weight], 1e-12) if weight else 1) for s in stats) / len(stats)
 
-    weighted = {name: mean(name, "weight") for name in ("kl", "clip_fraction", "ratio", "entropy")}
+    names = ("kl", "clip_fraction", "ratio", "entropy", *(["mtp_loss"] if "mtp_loss" in stats[0] else []))
+    weighted = {name: mean(name, "weight") for name in names}
     return weighted | {name: mean(name) for name in ("loss", "grad_norm", "lr")}
 
 

@@ -8,7 +8,7 @@ import torch
 
 from r1engine.batch import Completion, PackedBatch, Prompt, RowShape, Sample, pack, to_sequences
 from r1engine.data.question import Question
-from r1engine.stages.rl_metrics import mismatch
+from r1engine.stages.rl_metrics import mismatch, update_metrics
 
 LOGP = [-1.0, -2.0, -3.0]
 
@@ -34,3 +34,17 @@ def test_mismatch_leaves_out_what_older_weights_drew(world):
     found = mismatch([row_of([5.0, 5.0, 0.25], versions=((3, 2), (4, 1)))], world)
     assert found["logp_diff/mean"] == found["logp_diff/max"] == pytest.approx(0.25)
     assert mismatch([row_of([5.0, 5.0, 5.0], versions=((3, 3),))], world) == {}  # unknown is not zero
+
+
+@pytest.mark.parametrize("has_mtp", [False, True])
+def test_update_metrics_by_hand(has_mtp):
+    # Of two steps; what is summed with weights is divided by theirs: advantages of 0 leave less than 1.
+    names = ("loss", "grad_norm", "lr", "weight", "kl", "clip_fraction", "ratio", "entropy", "mtp_loss")
+    rows = [(1.0, 2.0, 0.1, 0.5, 0.5, 0.1, 0.5, 1.0, 2.5), (3.0, 4.0, 0.3, 1.0, 2.0, 0.4, 2.0, 1.0, 5.0)]
+    steps = [dict(zip(names, row, strict=True)) for row in rows]
+    wanted = {"loss": 2.0, "grad_norm": 3.0, "lr": 0.2, "kl": 1.5, "clip_fraction": 0.3, "ratio": 1.5, "entropy": 1.5}
+    if has_mtp:
+        wanted["mtp_loss"] = 5.0
+    else:
+        steps = [{name: value for name, value in step.items() if name != "mtp_loss"} for step in steps]
+    assert update_metrics(steps) == pytest.approx(wanted)

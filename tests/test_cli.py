@@ -123,7 +123,8 @@ def test_doctor_names_what_it_looked_for():
     looked_for += ["compiled CPU", "compiled CUDA"]
     for name in [*looked_for, "model.fp8"]:
         assert name in done.stdout
-    assert "r1engine[gpu]" in done.stdout or "can run" in done.stdout  # brackets are no markup of the table's
+    # Brackets are no markup of the table's.
+    assert "transformer-engine[pytorch]" in done.stdout or "can run" in done.stdout
 
 
 def test_report_writes_the_page(tmp_path):

@@ -76,9 +76,9 @@ class Policy:
         self.world, self.folder = world, model.path
         self._settings, self._layout, self._temperature = model, layout, temperature
         self.shape = read_architecture(self.folder)
+        self.dtype = model_dtype(model.dtype, world.device)
         self._check()
         self._source = Folder(self.folder, self.shape)
-        self.dtype = model_dtype(model.dtype, world.device)
         if self.trains_mtp and not self._source.mtp_names:
             raise ValueError(
                 f"model.mtp_loss_weight: found {model.mtp_loss_weight}, required 0: {self.folder} has no MTP module"
@@ -97,6 +97,8 @@ class Policy:
         if self.shape.has_output_bias:
             raise ValueError(f"{self.folder}: attention_bias is true; the trainer computes o_proj without bias only")
         check_layout(self.shape, self._layout)
+        if self.dtype == torch.float32 and self.world.device.type == "cuda":
+            raise ValueError("model.dtype: found float32 on a GPU, required bfloat16: FlashAttention takes no float32")
         if self._settings.fp8:
             fp8.check_machine()
             problem = fp8_problem(

@@ -4,14 +4,13 @@ What the ranks exchange is checked in tests/parallel/test_layouts.py.
 """
 
 import itertools
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from r1engine.batch import PackedBatch, RowShape, Sequence, pack
-from r1engine.model.layers.attention import _chunk_flash, _chunk_sdpa, flash_attn_varlen, packed_attention, row_layout
+from r1engine.model.layers import attention
+from r1engine.model.layers.attention import _chunk_flash, _chunk_sdpa, packed_attention, row_layout
 from r1engine.model.layers.context import Share, share_of_row
 
 ROWS = {
@@ -78,31 +77,29 @@ def test_a_share_knows_its_sequences():
         assert torch.equal(layout.sequence_weight, row_layout(row, torch.ones(4), torch.float64).sequence_weight)
 
 
-def flash_attn_as_documented(q, k, v, cu_q, cu_k, longest_q, longest_k, *, softmax_scale, causal):
-    """Stands in for flash-attn, which has no CPU kernel: the causal mask ends in the bottom right corner."""
-    assert causal and cu_q.dtype == cu_k.dtype == torch.int32
+def flash_as_documented(q, k, v, borders, longest, *, scale):
+    """Stands in for FlashAttention, which has no CPU kernel: the causal mask ends in the bottom right corner."""
+    (cu_q, cu_k), k, v = borders, *(x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    assert cu_q.dtype == cu_k.dtype == torch.int32
     assert (cu_q[-1], cu_k[-1]) == (len(q), len(k))
-    assert (cu_q.diff().max(), cu_k.diff().max()) == (longest_q, longest_k)
-    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    assert (cu_q.diff().max(), cu_k.diff().max()) == longest
     outputs = []
     for (a, b), (c, d) in zip(itertools.pairwise(cu_q.tolist()), itertools.pairwise(cu_k.tolist()), strict=True):
-        scores = softmax_scale * torch.einsum("qhd,khd->hqk", q[a:b], k[c:d])
+        scores = scale * torch.einsum("qhd,khd->hqk", q[a:b], k[c:d])
         is_later = torch.arange(c, d)[None, :] - d > torch.arange(a, b)[:, None] - b
         outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(is_later, -torch.inf).softmax(-1), v[c:d]))
     return torch.cat(outputs)
 
 
 @pytest.mark.parametrize("lengths", ROWS.values(), ids=ROWS)
-def test_flash_attn_is_asked_for_the_same(monkeypatch, lengths):
-    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=flash_attn_as_documented))
-    flash_attn_varlen.cache_clear()
+def test_flash_attention_is_asked_for_the_same(monkeypatch, lengths):
+    monkeypatch.setattr(attention, "flash_attention", flash_as_documented)
     row, random = row_of(lengths), torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(len(row.tokens), heads, 8, generator=random, dtype=torch.float64) for heads in (4, 2, 2))
     for share in shares(row, 4):
         for chunk in share.chunks:
             parts = q[share.index][chunk.tokens], k[chunk.keys], v[chunk.keys], chunk, SCALE
             torch.testing.assert_close(_chunk_flash(*parts), _chunk_sdpa(*parts))
-    flash_attn_varlen.cache_clear()
 
 
 def test_a_row_that_cannot_be_dealt_is_refused():

@@ -1,9 +1,9 @@
-"""Causal attention over a packed row: no token sees another sequence. flash-attn on GPUs."""
+"""Causal attention over a packed row: no token sees another sequence. FlashAttention on GPUs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from r1engine.batch import PackedBatch
 from r1engine.model.layers.context import Chunk, Share
 from r1engine.model.layers.cpu_attention import Padded, compiled_attention, is_compiled, padded_blocks, padded_sdpa
+from r1engine.model.layers.flash import flash_attention
 from r1kernels import cpu_lib
 
 
@@ -132,20 +133,6 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int) ->
     return out
 
 
-@cache
-def flash_attn_varlen() -> Any:
-    """flash_attn_varlen_func.
-
-    Raises:
-        RuntimeError: flash-attn is not installed.
-    """
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError as error:
-        raise RuntimeError("training on a GPU needs flash-attn: pip install r1engine[gpu]") from error
-    return flash_attn_varlen_func
-
-
 def rotate(x: torch.Tensor, layout: RowLayout) -> torch.Tensor:
     """Rotary embedding of [T, heads, size]: dimension i turns with i + size / 2, by the angle of its token."""
     return _Rotary.apply(x, layout.cos, layout.sin)
@@ -172,16 +159,15 @@ def packed_attention(
         return torch.cat([attend(q[chunk.tokens], k, v, chunk, scale) for chunk, k, v in parts])
     if q.is_cuda:
         cu, longest = layout.cu_seqlens, layout.max_seqlen
-        return flash_attn_varlen()(q, k, v, cu, cu, longest, longest, softmax_scale=scale, causal=True)
+        return flash_attention(q, k, v, (cu, cu), (longest, longest), scale=scale)
     if is_compiled(q, k, v):
         return compiled_attention(q, k, v, layout.cu_seqlens, scale)
     return padded_sdpa(q, k, v, layout.padded, scale)
 
 
 def _chunk_flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chunk: Chunk, scale: float) -> torch.Tensor:
-    """With fewer queries than keys, flash-attn (from 2.1 on) lets the last query see the last key."""
     borders, longest = (chunk.cu_queries, chunk.cu_keys), (max(chunk.num_queries), max(chunk.num_keys))
-    return flash_attn_varlen()(q, k, v, *borders, *longest, softmax_scale=scale, causal=True)
+    return flash_attention(q, k, v, borders, longest, scale=scale)
 
 
 def _chunk_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chunk: Chunk, scale: float) -> torch.Tensor:

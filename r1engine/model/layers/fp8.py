@@ -23,7 +23,7 @@ from packaging.version import Version
 from r1engine.config import ConfigError
 
 NEEDED = "2.9"  # first version that Megatron-core 0.16 is tested with
-INSTALL = f"pip install 'r1engine[gpu]' (transformer-engine[pytorch]>={NEEDED},<2.12, built for CUDA 12.9 or later)"
+INSTALL = f"pip install --no-build-isolation 'transformer-engine[pytorch]>={NEEDED},<2.12' (CUDA 12.9 or later)"
 
 
 class Linears(NamedTuple):

@@ -51,7 +51,7 @@ class LatentCoreAttention(torch.nn.Module):
         attn_mask_type: AttnMaskType,
         attention_bias: None = None,  # given by selective recomputation only
     ) -> torch.Tensor:
-        # The flash kernels of PyTorch (CPU) and flash-attn 2 want values as wide as keys.
+        # The flash kernels, PyTorch's and flash-attn 2's, want values as wide as keys.
         wide = pad(v, (0, q.shape[-1] - v.shape[-1]))
         out = packed_attention(q, k, wide, packed_seq_params, scale=self.softmax_scale)
         return out[..., : v.shape[-1]].flatten(1)

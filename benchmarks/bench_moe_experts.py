@@ -5,13 +5,12 @@ python benchmarks/bench_moe_experts.py --device cuda
 
 from __future__ import annotations
 
-import importlib.util
-
 import moe_problem
 import timing
 import torch
 
 from r1kernels import moe_experts
+from r1kernels.dispatch import why_not
 
 
 def unfused(
@@ -34,7 +33,7 @@ def main() -> None:
         [(2048 if rounds > 1 else 64, first.hidden, 2 * first.inner)], torch.bfloat16, first.device
     )
     leaves = [m.requires_grad_() for m in first.matrices()]
-    has_deep_gemm = first.device.type == "cuda" and importlib.util.find_spec("deep_gemm") is not None
+    has_deep_gemm = first.device.type == "cuda" and why_not("deep_gemm", "cuda") is None
     for case in cases:
         x, ids, weights = case.randn(case.tokens, case.hidden).requires_grad_(), case.ids(), case.weights()
         weights.requires_grad_()

@@ -5,7 +5,6 @@ python benchmarks/bench_moe_grouped_gemm.py --device cuda
 
 from __future__ import annotations
 
-import importlib.util
 from functools import partial
 
 import moe_problem
@@ -22,6 +21,7 @@ from r1kernels import (
     moe_permute,
     moe_permute_quant,
 )
+from r1kernels.dispatch import why_not
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     )
     gate_up, down = first.matrices()
     fp8_gate_up, fp8_down = (fp8_quantize(m, block=(128, 128)) for m in (gate_up, down))
-    has_deep_gemm = first.device.type == "cuda" and importlib.util.find_spec("deep_gemm") is not None
+    has_deep_gemm = first.device.type == "cuda" and why_not("deep_gemm", "cuda") is None
     for case in cases:
         plan = case.plan()
         x, act = case.randn(case.tokens, case.hidden), case.randn(case.tokens, case.inner)

@@ -13,6 +13,8 @@ import torch
 from r1kernels import cuda_lib
 
 Impl = Literal["reference", "triton", "cuda", "deep_gemm"]
+DEEP_GEMM = "sgl-deep-gemm==0.2.2"  # loads with torch 2.11; 0.2.3 and later do not, 0.1.3 and earlier lack a call
+DEEP_GEMM_CALLS = ("m_grouped_fp8_gemm_nt_contiguous", "k_grouped_fp8_gemm_nt_contiguous")
 
 
 def choose(op: str, impl: str | None, tensor: torch.Tensor, have: tuple[str, ...]) -> str:
@@ -35,12 +37,12 @@ def choose(op: str, impl: str | None, tensor: torch.Tensor, have: tuple[str, ...
         raise ValueError(f"{op}: impl={impl!r} does not exist; this op has {', '.join(have)}")
     device = tensor.device.type
     if impl is not None:
-        if reason := _why_not(impl, device):
+        if reason := why_not(impl, device):
             raise RuntimeError(f"{op}: impl={impl!r} {reason}")
         return impl
     if device == "cpu":
         return "reference"
-    chosen = next(name for name in have if _why_not(name, device) is None)
+    chosen = next(name for name in have if why_not(name, device) is None)
     _log_choice(op, chosen, device)
     return chosen
 
@@ -50,7 +52,7 @@ def _log_choice(op: str, impl: str, device: str) -> None:
     logging.getLogger("r1kernels").info("%s: %s on %s", op, impl, device)
 
 
-def _why_not(impl: str, device: str) -> str | None:
+def why_not(impl: str, device: str) -> str | None:
     """Why `impl` cannot run on tensors of this kind of device; None if it can."""
     if impl == "reference":
         return None
@@ -62,11 +64,27 @@ def _why_not(impl: str, device: str) -> str | None:
     if device != "cuda":
         return f"needs a cuda tensor, got one on {device}"
     if impl == "deep_gemm":
-        if importlib.util.find_spec("deep_gemm") is None:
-            return "needs DeepGEMM: pip install sgl-deep-gemm"
+        if (problem := deep_gemm_problem()) is not None:
+            return problem
         major = torch.cuda.get_device_capability()[0]
         return None if major == 9 else f"needs a GPU of compute capability 9, got {major}"
     return None if cuda_lib.available() else "needs the compiled library: run `pip install .` where nvcc is on PATH"
+
+
+@cache
+def deep_gemm_problem() -> str | None:
+    """Why DeepGEMM cannot be imported; None if it can. A wheel for another PyTorch is there and does not load."""
+    install = f"pip install {DEEP_GEMM}"
+    if importlib.util.find_spec("deep_gemm") is None:
+        return f"needs DeepGEMM: {install}"
+    try:
+        import deep_gemm
+    except Exception as error:  # OSError of the loader, ImportError, what its own start raises
+        reason = f"{type(error).__name__}: {error}"
+        logging.getLogger("r1kernels").warning("DeepGEMM does not load: %s", reason)
+        return f"needs a DeepGEMM for torch {torch.__version__}, found one that does not load ({reason}): {install}"
+    missing = [name for name in DEEP_GEMM_CALLS if not hasattr(deep_gemm, name)]
+    return f"needs a DeepGEMM with {', '.join(missing)}: {install}" if missing else None
 
 
 def check_same_shape(op: str, first: tuple[str, torch.Tensor], *others: tuple[str, torch.Tensor | None]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from r1kernels import (
     Fp8,
+    dispatch,
     fp8_dequantize,
     fp8_quantize,
     moe_grouped_gemm,
@@ -166,3 +167,25 @@ def test_bad_input_is_named():
         moe_grouped_wgrad(moe_permute(grad.float(), plan), rows, plan)
     with pytest.raises(RuntimeError, match="impl='deep_gemm' needs a cuda tensor, got one on cpu"):
         moe_grouped_gemm_fp8(fp8, quantized, plan, impl="deep_gemm")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("raise OSError('undefined symbol: _ZN3c104cuda')", "OSError: undefined symbol: _ZN3c104cuda"),
+        ("def m_grouped_fp8_gemm_nt_contiguous(): pass", "with k_grouped_fp8_gemm_nt_contiguous"),
+    ],
+)
+def test_a_deep_gemm_that_cannot_be_used_is_not_chosen_and_says_why(tmp_path, monkeypatch, caplog, source, message):
+    (tmp_path / "deep_gemm.py").write_text(source + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "deep_gemm", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    dispatch.deep_gemm_problem.cache_clear()
+    try:
+        found = dispatch.why_not("deep_gemm", "cuda")
+    finally:
+        dispatch.deep_gemm_problem.cache_clear()
+        sys.modules.pop("deep_gemm", None)
+    assert found is not None and message in found and f"pip install {dispatch.DEEP_GEMM}" in found
+    assert "OSError" not in message or message in caplog.text

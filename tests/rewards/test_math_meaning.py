@@ -10,11 +10,13 @@ from r1engine.rewards.math.accuracy import judge
 KINDS = {
     "named values agree by name": {
         "right": [
+            ("5 = p", "5"), ("f(t)=3t", "y=3t"),
             ("\\begin{cases}x=1\\\\y=2\\end{cases}", "x=1, y=2"), ("m=1,n=2", "1,2"),
             ("\\sin A=\\frac35, \\cos A=\\frac45", "\\cos A=\\frac45,\\sin A=\\frac35"),
             ("\\begin{cases}x=2\\\\y=1\\end{cases}", "\\begin{cases}y=1\\\\x=2\\end{cases}"),
         ],
         "wrong": [
+            ("p=5", "q=6"), ("\\log_{4}(8)=\\frac32", "\\log_{9}(81)=2"),
             ("p=7, q=2", "p=2, q=7"), ("(x,y)=(2,1)", "x=1, y=2"), ("x=1 \\text{ and } y=2", "x=2,y=1"),
             ("\\theta=30^\\circ, \\phi=60^\\circ", "\\theta=60^\\circ,\\phi=30^\\circ"), ("a=1,b=2,c=3", "(3,2,1)"),
             ("\\text{width}=4, \\text{length}=6", "\\text{width}=6, \\text{length}=4"), ("x=2;y=1", "x=1;y=2"),
@@ -24,6 +26,7 @@ KINDS = {
             ("boys = 12, girls = 15", "boys=15, girls=12"),
         ],
         "undecided": [
+            ("p=5", "q=5"),
             ("x_1=2, x_2=3", "x_1=3, x_2=2"), ("A=1,B=2", "a=1,b=2"), ("X=1,Y=2", "x=1,y=2"),
         ],
     },
@@ -113,6 +116,7 @@ KINDS = {
     },
     "units": {
         "right": [
+            ("4\\% \\text{ interest}", "4\\%"),
             ("\\text{USD } 7", "7"), ("10 \\text{ m/s}", "36 \\text{ km/h}"),
             ("9.8 \\, \\text{m/s}^2", "9.8 \\text{ m/s}^{2}"),
             ("2 \\text{ hours } 15 \\text{ minutes}", "135 \\text{ minutes}"), ("3 m", "3"),

@@ -38,6 +38,9 @@ def named_values(judge: Comparer, answer: Answer, reference: Answer) -> Decision
     Against a tuple, (x, y) and their like have their usual order. x_1 and x_2, or a list without names, may be meant
     in either order: what fits only in another one is undecided.
     """
+    if answer.equation and reference.equation and _name_different_unknowns(answer, reference):
+        verdict, reason = judge.compare(replace(answer, equation=""), replace(reference, equation=""))
+        return (verdict, reason) if verdict == "wrong" else ("undecided", "the values agree, but not their names")
     found, required = (_named(side) for side in (answer, reference))
     if found is None and required is None:
         return None
@@ -69,6 +72,13 @@ def named_values(judge: Comparer, answer: Answer, reference: Answer) -> Decision
     if _is_one_unknown(names) and kind(other.text) != "pair":
         return verdict, reason
     return "undecided", "the values agree, but only one side names them"
+
+
+def _name_different_unknowns(answer: Answer, reference: Answer) -> bool:
+    """x = 5 and y = 5; not y = 2x and f(x) = 2x, which name one function."""
+    if answer.number is None or reference.number is None or answer.name == reference.name:
+        return False
+    return all(re.fullmatch(r"[A-Za-z]|\\[a-z]+", side.name) for side in (answer, reference))
 
 
 def _named(side: Answer) -> dict[str, Answer] | None:

@@ -48,6 +48,7 @@ _NAMES = rf"{_NAME}(?:\s*:\s*{_NAME})?"
 _ASSIGNMENT = re.compile(
     _NO_NUMBER + rf"(?:{_NAMES}|\{{?{_NAMES}\}}?)\s*(?:=|\\in(?![a-z])|:(?=\s*{_NAMES}=))\s*(?=[^=\s])"
 )
+_REVERSED = re.compile(r"([^=<>A-Za-z\\,]*\d)\s*=\s*([A-Za-z])")  # 5 = x
 _IS_NAME = re.compile(rf"{_NO_NUMBER}(?:{_NAMES})=")
 
 
@@ -183,6 +184,8 @@ def _without_name(text: str) -> tuple[str, str]:
 
     A list keeps its names: each item has its own.
     """
+    if "=" in text and (turned := _REVERSED.fullmatch(text)):
+        text = f"{turned[2]}={turned[1]}"
     name = _ASSIGNMENT.match(text) if "=" in text or "\\in" in text else None
     if name is None:
         return text, ""

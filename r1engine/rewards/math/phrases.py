@@ -62,6 +62,8 @@ def take_phrase(text: str) -> Phrase:
     if (sign := _sign(text)) is not None:
         return sign
     found = _words(text) or Phrase(text)
+    if percent := _PERCENT.search(found.value):  # 5\\% \\text{ interest}
+        return Phrase(found.value[: percent.start()], "%", found.qualifier)
     if not before:
         return found
     if found.unit in AMBIGUOUS and (number := exact_number(without_groups(found.value))) is not None:
@@ -137,8 +139,8 @@ def _words(text: str) -> Phrase | None:
     return None
 
 
-_ENDS = re.compile(r"[\d)}\]!'A-Za-z]$")
-_NUMERIC_END = re.compile(r"(?:\d|[)}!]|\\pi)$")
+_ENDS = re.compile(r"[\d)}\]!'%A-Za-z]$")
+_NUMERIC_END = re.compile(r"(?:\d|[)}!%]|\\pi)$")
 
 
 def _read(value: str, phrase: str, kind: str, has_space: bool) -> Phrase | None:

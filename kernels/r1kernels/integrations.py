@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from r1kernels.linear_logprob import linear_logprob
-from r1kernels.logprob_entropy import logprob_entropy
+from r1kernels.logprob_entropy import LogProb, logprob_entropy
 
 
 def selective_log_softmax(
@@ -43,13 +43,13 @@ def selective_log_softmax_and_entropy(
     """TRL: (log-probability, entropy), [...] each, from one read of the logits; 0 where `row_mask` is 0."""
     mask = None if row_mask is None else row_mask != 0
     found = logprob_entropy(logits, index, temperature=temperature, row_mask=mask, entropy_grad=entropy_requires_grad)
-    return found.logp, found.entropy
+    return found.logp, _entropy(found)
 
 
 def entropy_from_logits(logits: torch.Tensor, chunk_size: int = 128) -> torch.Tensor:
     """TRL and verl: entropy of each row, [...]. `chunk_size` is accepted; nothing needs chunks here."""
     labels = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
-    return logprob_entropy(logits, labels, entropy_grad=True).entropy
+    return _entropy(logprob_entropy(logits, labels, entropy_grad=True))
 
 
 def logprobs_from_logits(logits: torch.Tensor, labels: torch.Tensor, inplace_backward: bool = True) -> torch.Tensor:
@@ -86,7 +86,7 @@ def linear_cross_entropy(
         hidden, weight, labels.reshape(-1), temperature=temperature, tp_group=group, entropy_grad=True
     )
     logp = {"none": found.logp, "sum": found.logp.sum(), "mean": found.logp.mean()}[reduction.lower()]
-    return logp, found.entropy
+    return logp, _entropy(found)
 
 
 def calculate_log_probs_and_entropy(
@@ -131,6 +131,11 @@ def vocab_parallel_cross_entropy(
     """
     group = _if_split(tp_group)
     return -logprob_entropy(vocab_parallel_logits, target, return_entropy=False, tp_group=group).logp
+
+
+def _entropy(found: LogProb) -> torch.Tensor:
+    assert found.entropy is not None  # as by default
+    return found.entropy
 
 
 def _if_split(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:

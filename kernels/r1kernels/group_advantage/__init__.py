@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -84,7 +84,8 @@ def group_advantage(
     if nan == "error" and rewards.device.type == "cpu" and not rewards.isfinite().all():
         where = int((~rewards.isfinite()).nonzero()[0])
         raise ValueError(f"{op}: rewards must be finite, got {float(rewards[where])} at {where}")
-    options = {"mode": mode, "ddof": ddof, "eps": eps, "clamps": eps_mode == "clamp", "raw": singleton == "raw"}
+    options: dict[str, Any] = {"mode": mode, "ddof": ddof, "eps": eps}
+    options |= {"clamps": eps_mode == "clamp", "raw": singleton == "raw"}
     options |= {"skips": nan == "zero", "rounding": _rounding(rewards.dtype)}
     if chosen == "reference":
         from r1kernels.group_advantage.reference import group_advantage_reference as run
@@ -116,6 +117,7 @@ def _check_groups(
             )
         if is_here and (group_ids < 0).any():
             raise ValueError(f"{op}: group_ids must be >= 0, got {int(group_ids.min())}")
+    if cu_groups is None:
         return
     is_integer = cu_groups.dtype in (torch.int32, torch.int64)
     if cu_groups.dim() != 1 or not cu_groups.numel() or not is_integer or cu_groups.device != rewards.device:

@@ -250,7 +250,9 @@ def group_advantage_triton(
         args = rewards, cu_groups.contiguous(), *raw_outputs, number, groups, ddof, eps
         segment_kernel[grid](*args, **flags, BLOCK=BLOCK, num_warps=warps)
     else:
+        assert group_ids is not None  # one of the two is given
         grid = (triton.cdiv(number, SAMPLES),)
-        args = rewards, group_ids.contiguous(), *raw_outputs, number, ddof, eps
-        ids_kernel[grid](*args, **flags, SAMPLES=SAMPLES, OTHERS=OTHERS)
+        ids_kernel[grid](
+            rewards, group_ids.contiguous(), *raw_outputs, number, ddof, eps, **flags, SAMPLES=SAMPLES, OTHERS=OTHERS
+        )
     return outputs

@@ -129,7 +129,7 @@ def check_tensors(
             check_float(op, name, tensor)
     if logp.dim() != 1:
         raise ValueError(f"{op}: logp must be [T], got {tuple(logp.shape)}")
-    check_same_shape(op, *tensors.items())
+    check_same_shape(op, ("logp", logp), *tensors.items())
     for option, is_on, name in (
         (f"kl_coef={objective.kl_coef}", objective.kl_coef, "ref_logp"),
         (f"entropy_coef={objective.entropy_coef}", objective.entropy_coef, "entropy"),

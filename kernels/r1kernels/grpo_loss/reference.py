@@ -37,6 +37,7 @@ def grpo_loss_reference(
     loss, cut_low, cut_high = _policy(objective, ratio, used(logp), advantage)
     tis, is_off = torch.ones_like(weight), torch.zeros_like(is_used)
     if objective.tis != "off":
+        assert rollout_logp is not None  # check_tensors
         log_tis = level(used(old_logp - rollout_logp.detach()), objective.tis_level).clamp(max=MAX_LOG_RATIO)
         tis, is_off = _tis(objective, log_tis.exp())
     total = (weight * tis * loss).sum()
@@ -48,6 +49,7 @@ def grpo_loss_reference(
         if objective.kl_coef:
             total = total + objective.kl_coef * (weight * kl).sum()
     if objective.entropy_coef:
+        assert entropy is not None  # check_tensors
         total = total - objective.entropy_coef * (weight * used(entropy)).sum()
     sums = (kl, cut_low | cut_high, cut_low, ratio, _k3(log_ratio), tis, is_off)
     return total, [(weight * x.detach()).sum() for x in sums]

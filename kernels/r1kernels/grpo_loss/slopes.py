@@ -21,6 +21,26 @@ class FusedGrpo(NamedTuple):
     entropy: torch.Tensor  # [...] float32 (nats); no gradient
 
 
+class TokenTerms(NamedTuple):
+    """What the loss of each token takes beside its log-probability and entropy: [N] each, flat."""
+
+    old_logp: torch.Tensor | None
+    advantage: torch.Tensor
+    loss_weight: torch.Tensor
+    ref_logp: torch.Tensor | None
+    rollout_logp: torch.Tensor | None
+
+    def of_rows(self, rows: slice | torch.Tensor) -> TokenTerms:
+        """Those of some tokens."""
+        return TokenTerms(
+            old_logp=None if self.old_logp is None else self.old_logp[rows],
+            advantage=self.advantage[rows],
+            loss_weight=self.loss_weight[rows],
+            ref_logp=None if self.ref_logp is None else self.ref_logp[rows],
+            rollout_logp=None if self.rollout_logp is None else self.rollout_logp[rows],
+        )
+
+
 def check_tokens(
     op: str,
     objective: GrpoObjective,
@@ -31,8 +51,8 @@ def check_tokens(
     loss_weight: torch.Tensor,
     ref_logp: torch.Tensor | None,
     rollout_logp: torch.Tensor | None,
-) -> dict[str, torch.Tensor | None]:
-    """-> the same tensors, flat: [N] each.
+) -> TokenTerms:
+    """-> the same tensors, flat.
 
     Args:
         two_ops: what to use where the objective does not allow one op, for the message.
@@ -46,56 +66,59 @@ def check_tokens(
             f"{op}: ratio_level={o.ratio_level!r} with tis_level={o.tis_level!r} needs the log-probabilities of whole "
             f"sequences before the first gradient; use {two_ops}"
         )
-    given = {"old_logp": old_logp, "ref_logp": ref_logp, "rollout_logp": rollout_logp}
-    given |= {"advantage": advantage, "loss_weight": loss_weight}
-    tensors = {name: None if x is None else x.detach().reshape(-1).contiguous() for name, x in given.items()}
-    weights = tensors["loss_weight"]
-    check_tensors(op, o, weights, entropy=weights if o.entropy_coef else None, **tensors)
-    return tensors
+    terms = TokenTerms(
+        old_logp=None if old_logp is None else _flat(old_logp),
+        advantage=_flat(advantage),
+        loss_weight=_flat(loss_weight),
+        ref_logp=None if ref_logp is None else _flat(ref_logp),
+        rollout_logp=None if rollout_logp is None else _flat(rollout_logp),
+    )
+    weights = terms.loss_weight
+    check_tensors(op, o, weights, entropy=weights if o.entropy_coef else None, **terms._asdict())
+    return terms
+
+
+def _flat(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().reshape(-1).contiguous()
 
 
 def loss_and_slopes(
     logp: torch.Tensor,
     entropy: torch.Tensor,
     objective: GrpoObjective,
-    *,
-    old_logp: torch.Tensor | None,
-    advantage: torch.Tensor,
-    loss_weight: torch.Tensor,
-    ref_logp: torch.Tensor | None,
-    rollout_logp: torch.Tensor | None,
+    terms: TokenTerms,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """-> loss and metrics stacked, d loss / d logp [n], d loss / d entropy [n] or None without entropy_coef."""
-    entropy = entropy if objective.entropy_coef else None
+    wants_entropy = bool(objective.entropy_coef)
     if logp.is_cuda and logp.dtype != torch.float64:
         from r1kernels.grpo_loss.triton_impl import launch
 
         loss, metrics, to_logp, to_entropy = launch(
             logp,
-            old_logp,
-            advantage,
-            loss_weight,
+            terms.old_logp,
+            terms.advantage,
+            terms.loss_weight,
             objective,
-            entropy=entropy,
-            ref_logp=ref_logp,
-            rollout_logp=rollout_logp,
+            entropy=entropy if wants_entropy else None,
+            ref_logp=terms.ref_logp,
+            rollout_logp=terms.rollout_logp,
             cu_seqlens=None,
         )
         return torch.cat([loss[None], metrics]), to_logp, to_entropy
     from r1kernels.grpo_loss.reference import grpo_loss_reference
 
-    inputs = [x.detach().requires_grad_() for x in (logp, entropy) if x is not None]
+    inputs = [x.detach().requires_grad_() for x in ((logp, entropy) if wants_entropy else (logp,))]
     with torch.enable_grad():
-        loss, metrics = grpo_loss_reference(
+        loss, sums = grpo_loss_reference(
             inputs[0],
-            old_logp,
-            advantage,
-            loss_weight,
+            terms.old_logp,
+            terms.advantage,
+            terms.loss_weight,
             objective,
-            entropy=inputs[1] if entropy is not None else None,
-            ref_logp=ref_logp,
-            rollout_logp=rollout_logp,
+            entropy=inputs[1] if wants_entropy else None,
+            ref_logp=terms.ref_logp,
+            rollout_logp=terms.rollout_logp,
             cu_seqlens=None,
         )
     grads = torch.autograd.grad(loss, inputs)
-    return torch.stack([loss.detach(), *metrics]), grads[0], grads[1] if entropy is not None else None
+    return torch.stack([loss.detach(), *sums]), grads[0], grads[1] if wants_entropy else None

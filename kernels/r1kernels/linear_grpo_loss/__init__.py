@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from r1kernels.dispatch import Impl
 from r1kernels.grpo_loss import GrpoMetrics
 from r1kernels.grpo_loss.objective import GrpoObjective
-from r1kernels.grpo_loss.slopes import NO_LABEL, FusedGrpo, check_tokens
+from r1kernels.grpo_loss.slopes import NO_LABEL, FusedGrpo, TokenTerms, check_tokens
 from r1kernels.linear_logprob.head import Head, HeadGradients, check_head
 from r1kernels.logits_grpo_loss import implementation_of
 
@@ -64,7 +64,7 @@ def linear_grpo_loss(
     """
     op = "linear_grpo_loss"
     o = GrpoObjective() if objective is None else objective
-    tensors = check_tokens(
+    terms = check_tokens(
         op,
         o,
         "grpo_loss(linear_logprob(...).logp, ...)",
@@ -90,7 +90,7 @@ def linear_grpo_loss(
         chunk_tokens=chunk_tokens,
         main_grad=None,
     )
-    call = _Call(implementation_of(op, impl, hidden), o, tensors)
+    call = _Call(implementation_of(op, impl, hidden), o, terms)
     loss, metrics, logp, entropy = _LinearGrpo.apply(hidden.reshape(-1, hidden.shape[-1]), weight, bias, head, call)
     return FusedGrpo(loss, GrpoMetrics(*metrics.unbind()), logp.view(labels.shape), entropy.view(labels.shape))
 
@@ -99,10 +99,7 @@ def linear_grpo_loss(
 class _Call:
     implementation: ModuleType  # of logits_grpo_loss
     objective: GrpoObjective
-    tensors: dict[str, torch.Tensor | None]  # [N] each
-
-    def of_rows(self, rows: slice | torch.Tensor) -> dict[str, torch.Tensor | None]:
-        return {name: None if x is None else x[rows] for name, x in self.tensors.items()}
+    terms: TokenTerms
 
 
 class _LinearGrpo(torch.autograd.Function):
@@ -136,7 +133,7 @@ def _chunk(
     """Loss and metrics [1 + metrics] of a chunk; its gradients are added, its rows of logp and entropy are set."""
     problem = chunk.problem
     sums, logp[chunk.flat], entropy[chunk.flat] = call.implementation.loss_and_gradient(
-        problem, call.objective, call.of_rows(chunk.flat), problem.logits
+        problem, call.objective, call.terms.of_rows(chunk.flat), problem.logits
     )
     gradients.add(chunk, chunk.logits)
     return sums

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
-from r1kernels.dispatch import Impl, choose
+from r1kernels.dispatch import Impl
 from r1kernels.linear_logprob.head import Head, HeadGradients, check_head
-from r1kernels.logprob_entropy import LogProb
+from r1kernels.logprob_entropy import LogProb, implementation_of, shaped
 from r1kernels.logprob_entropy.problem import RowSums
 
 
@@ -98,17 +98,7 @@ def linear_logprob(
         main_grad=main_grad,
     )
     found = _LinearLogProb.apply(hidden.reshape(-1, hidden.shape[-1]), weight, bias, _detached(head), options)
-    return LogProb(*(None if x is None else x.view(labels.shape) for x in found))
-
-
-def implementation_of(op: str, impl: Impl | None, hidden: torch.Tensor) -> ModuleType:
-    """The module of logprob_entropy that works on a chunk's logits: partials, merge and gradient."""
-    have = ("triton", "reference") if hidden.dtype != torch.float64 else ("reference",)
-    if choose(op, impl, hidden, have) == "reference":
-        from r1kernels.logprob_entropy import reference as implementation
-    else:
-        from r1kernels.logprob_entropy import triton_impl as implementation
-    return implementation
+    return shaped(found, labels.shape)
 
 
 def _detached(head: Head) -> Head:

@@ -31,13 +31,13 @@ class HeadChunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """An output layer over N tokens whose vocabulary, and with `is_split` also whose tokens, are split over ranks."""
+    """An output layer over N tokens whose vocabulary, and with `token_group` also the tokens, are split over ranks."""
 
     hidden: torch.Tensor  # [N or N / ranks, H]
     weight: torch.Tensor  # [V_local, H]
     bias: torch.Tensor | None  # [V_local]
     problem: Problem  # its logits are a placeholder of the right shape
-    is_split: bool
+    token_group: dist.ProcessGroup | None  # problem.tp_group where it splits the tokens, too
     chunk_tokens: int  # tokens of a chunk on this rank
 
     @property
@@ -51,17 +51,19 @@ class Head:
         buffer = None
         for start in range(0, len(self.hidden), self.chunk_tokens):
             own = slice(start, min(start + self.chunk_tokens, len(self.hidden)))
-            flat, hidden = own, self.hidden[own]
-            if self.is_split:
-                ranks, rows = self.problem.tp_group.size(), torch.arange(own.start, own.stop, device=hidden.device)
+            flat: slice | torch.Tensor = own
+            hidden = self.hidden[own]
+            if self.token_group is not None:
+                ranks, rows = self.token_group.size(), torch.arange(own.start, own.stop, device=hidden.device)
                 starts = torch.arange(ranks, device=hidden.device) * len(self.hidden)
                 flat = (starts[:, None] + rows).view(-1)
                 everyone = hidden.new_empty(ranks * len(hidden), hidden.shape[1])
-                dist.all_gather_into_tensor(everyone, hidden.contiguous(), group=self.problem.tp_group)
+                dist.all_gather_into_tensor(everyone, hidden.contiguous(), group=self.token_group)
                 hidden = everyone
-            if buffer is None and kept is None:
-                buffer = hidden.new_empty(len(hidden), len(self.weight))
-            logits = self._logits(hidden, buffer[: len(hidden)]) if kept is None else kept
+            logits = kept
+            if logits is None:
+                buffer = hidden.new_empty(len(hidden), len(self.weight)) if buffer is None else buffer
+                logits = self._logits(hidden, buffer[: len(hidden)])
             yield HeadChunk(own, flat, hidden, _rows_of(self.problem, flat, logits))
 
     def _logits(self, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -71,7 +73,7 @@ class Head:
 
     def own(self, x: torch.Tensor) -> torch.Tensor:
         """[N, ...] of all tokens -> those of this rank."""
-        return x if not self.is_split else x.chunk(self.problem.tp_group.size())[self.problem.tp_group.rank()]
+        return x if self.token_group is None else x.chunk(self.token_group.size())[self.token_group.rank()]
 
 
 def _rows_of(problem: Problem, flat: slice | torch.Tensor, logits: torch.Tensor) -> Problem:
@@ -97,25 +99,24 @@ class HeadGradients:
         if weight:
             new = torch.zeros_like(head.weight, dtype=exact, memory_format=torch.contiguous_format)
             self._weight = new if main_grad is None else main_grad
-        self._bias = torch.zeros_like(head.bias, dtype=exact) if bias else None
+        self._bias = torch.zeros_like(head.bias, dtype=exact) if bias and head.bias is not None else None
         self._pending: list[dist.Work] = []
 
     def add(self, chunk: HeadChunk, grad_logits: torch.Tensor) -> None:
         """Take the gradient [n, V_local] of a chunk's logits."""
         if self.hidden is not None:
-            self._add_hidden(chunk, grad_logits @ self.head.weight)
+            self._add_hidden(self.hidden[chunk.own], grad_logits @ self.head.weight)
         if self._weight is not None:
             _add_product(self._weight, grad_logits.t(), chunk.hidden)
         if self._bias is not None:
             self._bias += grad_logits.sum(0, dtype=self._bias.dtype)
 
-    def _add_hidden(self, chunk: HeadChunk, part: torch.Tensor) -> None:
+    def _add_hidden(self, out: torch.Tensor, part: torch.Tensor) -> None:
         """Sum over the ranks' slices of the vocabulary, while the weight's product runs."""
         group = self.head.problem.tp_group
-        out = self.hidden[chunk.own]
         if group is None:
             out.copy_(part)
-        elif self.head.is_split:
+        elif self.head.token_group is not None:
             self._pending.append(dist.reduce_scatter_tensor(out, part, group=group, async_op=True))
         else:
             out.copy_(part)
@@ -128,7 +129,7 @@ class HeadGradients:
         weight = None
         if self._weight is not None and self.main_grad is None:
             weight = self._weight.to(self.head.weight.dtype)
-        return self.hidden, weight, None if self._bias is None else self._bias.to(self.head.bias.dtype)
+        return self.hidden, weight, None if self._bias is None else self._bias.to(self.head.weight.dtype)
 
 
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
@@ -186,7 +187,8 @@ def check_head(
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError(f"{op}: chunk_tokens must be >= 1, got {chunk_tokens}")
     rows = hidden.reshape(-1, size)
-    ranks = tp_group.size() if sequence_parallel else 1
+    token_group = tp_group if sequence_parallel else None
+    ranks = 1 if token_group is None else token_group.size()
     if labels.numel() != len(rows) * ranks:
         raise ValueError(
             f"{op}: labels must have {len(rows) * ranks} entries, one for each token"
@@ -206,4 +208,4 @@ def check_head(
     if chunk_tokens is None:
         bytes_a_token = max(1, vocab * hidden.element_size())
         chunk_tokens = CHUNK_BYTES["cuda" if hidden.is_cuda else "cpu"] // bytes_a_token // ranks
-    return Head(rows, weight, bias, problem, sequence_parallel, max(1, chunk_tokens))
+    return Head(rows, weight, bias, problem, token_group, max(1, chunk_tokens))

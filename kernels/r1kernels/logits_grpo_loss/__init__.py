@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from r1kernels.dispatch import Impl, check_float, choose
 from r1kernels.grpo_loss import GrpoMetrics
 from r1kernels.grpo_loss.objective import GrpoObjective
-from r1kernels.grpo_loss.slopes import NO_LABEL, FusedGrpo, check_tokens
+from r1kernels.grpo_loss.slopes import NO_LABEL, FusedGrpo, TokenTerms, check_tokens
 from r1kernels.logprob_entropy.problem import Problem, as_rows, check_problem, check_writable
 
 
@@ -68,7 +68,7 @@ def logits_grpo_loss(
     op = "logits_grpo_loss"
     check_float(op, "logits", logits)
     o = GrpoObjective() if objective is None else objective
-    tensors = check_tokens(
+    terms = check_tokens(
         op,
         o,
         "grpo_loss(logprob_entropy(...).logp, ...)",
@@ -96,7 +96,7 @@ def logits_grpo_loss(
     if inplace:
         check_writable(op, "inplace", logits)
     is_recording = torch.is_grad_enabled() and logits.requires_grad
-    call = _Call(implementation_of(op, impl, logits), replace(problem, logits=None), o, tensors, inplace, is_recording)
+    call = _Call(implementation_of(op, impl, logits), problem.without_logits(), o, terms, inplace, is_recording)
     loss, metrics, logp, entropy = _LogitsGrpo.apply(logits, call)
     return FusedGrpo(loss, GrpoMetrics(*metrics.unbind()), logp.view(labels.shape), entropy.view(labels.shape))
 
@@ -105,10 +105,12 @@ def implementation_of(op: str, impl: Impl | None, tensor: torch.Tensor) -> Modul
     """The module with `loss_and_gradient` and `multiply` for logits like `tensor`."""
     have = ("triton", "reference") if tensor.dtype != torch.float64 else ("reference",)
     if choose(op, impl, tensor, have) == "reference":
-        from r1kernels.logits_grpo_loss import reference as implementation
-    else:
-        from r1kernels.logits_grpo_loss import triton_impl as implementation
-    return implementation
+        from r1kernels.logits_grpo_loss import reference
+
+        return reference
+    from r1kernels.logits_grpo_loss import triton_impl
+
+    return triton_impl
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class _Call:
     implementation: ModuleType
     problem: Problem  # without logits
     objective: GrpoObjective
-    tensors: dict[str, torch.Tensor | None]  # [N] each
+    terms: TokenTerms
     inplace: bool
     wants_gradient: bool
 
@@ -131,7 +133,7 @@ class _LogitsGrpo(torch.autograd.Function):
         if call.wants_gradient:
             grad = logits.detach() if call.inplace else torch.empty_like(logits)
             out = grad.view(problem.logits.shape)
-        sums, logp, entropy = call.implementation.loss_and_gradient(problem, call.objective, call.tensors, out)
+        sums, logp, entropy = call.implementation.loss_and_gradient(problem, call.objective, call.terms, out)
         ctx.save_for_backward(grad)
         ctx.implementation, ctx.rows = call.implementation, problem.logits.shape
         loss, metrics = sums[0].clone(), sums[1:].clone()

@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 
 from r1kernels.grpo_loss.objective import GrpoObjective
-from r1kernels.grpo_loss.slopes import loss_and_slopes
+from r1kernels.grpo_loss.slopes import TokenTerms, loss_and_slopes
 from r1kernels.logprob_entropy import reference
 from r1kernels.logprob_entropy.problem import Problem
 
@@ -18,20 +18,20 @@ from r1kernels.logprob_entropy.problem import Problem
 def loss_and_gradient(
     problem: Problem,
     objective: GrpoObjective,
-    tensors: dict[str, torch.Tensor | None],
+    terms: TokenTerms,
     out: torch.Tensor | None,
     logprob: ModuleType = reference,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """-> loss and metrics stacked, logp [N], entropy [N]; the loss's gradient is written to `out`.
 
     Args:
-        tensors: [N] each, what `loss_and_slopes` takes by name.
+        terms:   as `loss_and_slopes` takes them.
         out:     shaped as problem.logits, or these, or None where no gradient is wanted.
         logprob: the implementation of logprob_entropy to use.
     """
     parts = logprob.partials(problem, entropy=True, squares=False)
     rows = logprob.merge(problem, problem.gather(parts))
-    sums, to_logp, to_entropy = loss_and_slopes(rows.logp, rows.entropy, objective, **tensors)
+    sums, to_logp, to_entropy = loss_and_slopes(rows.logp, rows.entropy, objective, terms)
     if out is not None:
         logprob.gradient(problem, rows, to_logp, to_entropy, out)
     return sums, rows.logp, rows.entropy

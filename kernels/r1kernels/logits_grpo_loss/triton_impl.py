@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 
 from r1kernels.grpo_loss.objective import GrpoObjective
+from r1kernels.grpo_loss.slopes import TokenTerms
 from r1kernels.grpo_loss.triton_impl import counter, scalars
 from r1kernels.grpo_loss.triton_terms import NUM_SUMS
 from r1kernels.logits_grpo_loss import reference
@@ -31,12 +32,12 @@ NOWHERE = {"out_outer": 0, "out_inner": 0, "out_column": 0}
 def loss_and_gradient(
     problem: Problem,
     objective: GrpoObjective,
-    tensors: dict[str, torch.Tensor | None],
+    terms: TokenTerms,
     out: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `reference.loss_and_gradient`; float32."""
     if problem.tp_group is not None:
-        return reference.loss_and_gradient(problem, objective, tensors, out, logprob)
+        return reference.loss_and_gradient(problem, objective, terms, out, logprob)
     o, num_rows = objective, len(problem.labels)
     device = problem.logits.device
     sums = torch.zeros(NUM_SUMS, dtype=torch.float32, device=device)
@@ -46,9 +47,11 @@ def loss_and_gradient(
     programs, num_warps = _schedule(problem.logits)
     kernels.logits_grpo_kernel[(programs,)](
         **logprob.row_arguments(problem),
-        **{f"{name}_ptr": tensors[name] for name in ("old_logp", "advantage", "ref_logp")},
-        weight_ptr=tensors["loss_weight"],
-        rollout_logp_ptr=tensors["rollout_logp"] if o.tis != "off" else None,
+        old_logp_ptr=terms.old_logp,
+        advantage_ptr=terms.advantage,
+        ref_logp_ptr=terms.ref_logp,
+        weight_ptr=terms.loss_weight,
+        rollout_logp_ptr=terms.rollout_logp if o.tis != "off" else None,
         logp_ptr=logp,
         entropy_ptr=entropy,
         out_ptr=out,
@@ -61,7 +64,7 @@ def loss_and_gradient(
         **scalars(o),
         ENTROPY_GRAD=bool(o.entropy_coef),
         LOSS=o.loss,
-        KL="off" if tensors["ref_logp"] is None else o.kl,
+        KL="off" if terms.ref_logp is None else o.kl,
         KL_GRAD=o.kl_grad or o.kl,
         KL_IMPORTANCE=o.kl_importance,
         TIS=o.tis,

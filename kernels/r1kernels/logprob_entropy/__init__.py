@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -107,14 +108,27 @@ def logprob_entropy(
         raise ValueError(f"{op}: entropy_grad=True needs return_entropy=True")
     if inplace_backward:
         check_writable(op, "inplace_backward", logits)
-    have = ("triton", "reference") if logits.dtype != torch.float64 else ("reference",)
-    if choose(op, impl, logits, have) == "reference":
-        from r1kernels.logprob_entropy import reference as implementation
-    else:
-        from r1kernels.logprob_entropy import triton_impl as implementation
+    implementation = implementation_of(op, impl, logits)
     options = _Options(implementation, return_entropy, entropy_grad, return_sum_pi_sq, inplace_backward)
-    found = _LogProbEntropy.apply(logits, replace(problem, logits=None), options)
-    return LogProb(*(None if x is None else x.view(labels.shape) for x in found))
+    return shaped(_LogProbEntropy.apply(logits, problem.without_logits(), options), labels.shape)
+
+
+def implementation_of(op: str, impl: Impl | None, tensor: torch.Tensor) -> ModuleType:
+    """The module with `partials`, `merge` and `gradient` for logits like `tensor`."""
+    have = ("triton", "reference") if tensor.dtype != torch.float64 else ("reference",)
+    if choose(op, impl, tensor, have) == "reference":
+        from r1kernels.logprob_entropy import reference
+
+        return reference
+    from r1kernels.logprob_entropy import triton_impl
+
+    return triton_impl
+
+
+def shaped(flat: Iterable[Any], shape: torch.Size) -> LogProb:
+    """LogProb of flat tensors or None, each in the shape of the labels."""
+    views: list[Any] = [None if x is None else x.view(shape) for x in flat]
+    return LogProb(*views)
 
 
 @dataclass(frozen=True)
@@ -135,7 +149,7 @@ class _LogProbEntropy(torch.autograd.Function):
         parts = options.implementation.partials(problem, entropy=options.entropy, squares=options.sum_pi_sq)
         rows = options.implementation.merge(problem, problem.gather(parts))
         ctx.save_for_backward(logits, *rows)
-        ctx.problem, ctx.options = replace(problem, logits=None), options
+        ctx.problem, ctx.options = problem.without_logits(), options
         ctx.set_materialize_grads(False)
         entropy = rows.entropy if options.entropy else None
         sum_pi_sq = rows.sum_pi_sq if options.sum_pi_sq else None

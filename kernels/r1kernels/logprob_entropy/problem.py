@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -45,6 +45,10 @@ class Problem:
         used = self.labels != self.ignore_index
         return used if self.row_mask is None else used & self.row_mask
 
+    def without_logits(self) -> Problem:
+        """The same for a graph to keep, which must not keep the logits alive; what reads them raises."""
+        return replace(self, logits=None)  # type: ignore[arg-type]  # back by `replace` before anything reads them
+
     def gather(self, parts: torch.Tensor) -> torch.Tensor:
         """[5, N] of this rank -> [ranks, 5, N] of all: the one collective of the forward pass."""
         if self.tp_group is None:
@@ -63,7 +67,7 @@ class RowSums(NamedTuple):
     sum_pi_sq: torch.Tensor
     top: torch.Tensor  # lse = top + log_total; never added up where digits matter
     log_total: torch.Tensor
-    share: torch.Tensor | None  # probability of this rank's slice; None where it is the whole vocabulary
+    share: torch.Tensor | None = None  # probability of this rank's slice; None where it is the whole vocabulary
 
 
 def as_rows(op: str, logits: torch.Tensor) -> torch.Tensor:
@@ -173,7 +177,7 @@ def _check_keep_shapes(op: str, problem: Problem) -> None:
     ids, offsets, num_rows = problem.keep_ids, problem.keep_offsets, len(problem.labels)
     if (ids is None) != (offsets is None):
         raise ValueError(f"{op}: keep_ids and keep_offsets go together, got only one of them")
-    if ids is None:
+    if ids is None or offsets is None:
         return
     for name, tensor in (("keep_ids", ids), ("keep_offsets", offsets)):
         if tensor.dtype != torch.int64 or tensor.dim() != 1 or tensor.device != problem.logits.device:
@@ -190,16 +194,16 @@ def _check_values(op: str, problem: Problem) -> None:
     used, vocab_size = problem.is_used(), problem.vocab_size
     labels = problem.labels if used.all() else problem.labels[used]
     if len(labels):
-        low, high = (int(x) for x in labels.aminmax())
-        if low < 0 or high >= vocab_size:
-            raise ValueError(f"{op}: labels must be in [0, {vocab_size}), got {low} .. {high}")
+        first, last = (int(x) for x in labels.aminmax())
+        if first < 0 or last >= vocab_size:
+            raise ValueError(f"{op}: labels must be in [0, {vocab_size}), got {first} .. {last}")
     if isinstance(problem.temperature, torch.Tensor) and len(labels):
         low = float(problem.temperature[used].min())
         if not low > 0:
             raise ValueError(f"{op}: temperature must be > 0, got {low}")
-    if problem.keep_ids is None:
-        return
     offsets, ids = problem.keep_offsets, problem.keep_ids
+    if offsets is None or ids is None:
+        return
     lengths = offsets.diff()
     if offsets[0] != 0 or offsets[-1] != len(ids) or (lengths < 0).any():
         raise ValueError(

@@ -131,6 +131,7 @@ def _scaled(problem: Problem, x: torch.Tensor, at: Place, out: torch.Tensor) -> 
 
 def _is_kept(problem: Problem, at: Place, vocab: int) -> torch.Tensor:
     """[rows, V_local] bool: the keep sets of some rows."""
+    assert problem.keep_ids is not None and problem.keep_offsets is not None
     starts, lengths = problem.keep_offsets[:-1][at], problem.keep_offsets.diff()[at]
     row = torch.repeat_interleave(lengths)
     position = torch.arange(len(row), device=row.device) + (starts - lengths.cumsum(0) + lengths)[row]
@@ -153,8 +154,8 @@ def merge(problem: Problem, parts: torch.Tensor) -> RowSums:
     log_total = total.log()
     nothing = torch.where(top > FORBIDDEN / 2, 0.0, torch.nan)  # added to rows without any allowed token
     logp = picked.sum(0) - top - log_total + nothing
-    rows = RowSums(logp, log_total - weighted / total, top + log_total, squares / total.square(), top, log_total, None)
-    rows = RowSums(*(None if x is None else x.masked_fill(~problem.is_used(), 0.0) for x in rows))
+    sums = (logp, log_total - weighted / total, top + log_total, squares / total.square(), top, log_total)
+    rows = RowSums(*(x.masked_fill(~problem.is_used(), 0.0) for x in sums))
     if problem.tp_group is None:
         return rows
     return rows._replace(share=torch.nan_to_num(totals[problem.tp_group.rank()] / total))
@@ -191,7 +192,8 @@ def gradient(
         factor = of_p[at, None]
         if to_entropy is not None:
             factor = (z - sums.top[at, None]).clamp_(min=FORBIDDEN).mul_(-to_entropy[at, None]).add_(factor)
-        if rows is None:
+        place: tuple[int, slice] | tuple[torch.Tensor, torch.Tensor]
+        if isinstance(at, slice):
             first = at.start % inner
             place = (at.start // inner, slice(first, first + len(z)))
         else:
@@ -201,16 +203,15 @@ def gradient(
         grad = torch.mul(grad, factor, out=out[place] if is_direct else grad)
         grad.scatter_add_(1, column[at], onehot[at])
         if problem.softcap is not None:
-            grad.mul_(_softcap_slope(problem, z, at))
+            grad.mul_(_softcap_slope(problem.softcap, problem.temperature, z, at))
         if problem.keep_ids is not None:
             grad.masked_fill_(z == -torch.inf, 0.0)
         if not is_direct:
             out[place] = grad.to(out.dtype)
 
 
-def _softcap_slope(problem: Problem, z: torch.Tensor, at: Place) -> torch.Tensor:
+def _softcap_slope(softcap: float, temperature: float | torch.Tensor, z: torch.Tensor, at: Place) -> torch.Tensor:
     """Derivative of softcap * tanh(c / softcap), from the scaled logits."""
-    temperature = problem.temperature
     if isinstance(temperature, torch.Tensor):
         temperature = temperature[at, None]
-    return 1 - (z * (temperature / problem.softcap)).square_()
+    return 1 - (z * (temperature / softcap)).square_()

@@ -45,7 +45,7 @@ def merge(problem: Problem, parts: torch.Tensor) -> RowSums:
             ranks,
             BLOCK=128,
         )
-    return RowSums(*out.unbind(), None)
+    return RowSums(*out.unbind())
 
 
 def gradient(

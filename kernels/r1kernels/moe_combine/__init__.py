@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from r1kernels.dispatch import Impl, check_float, choose
@@ -105,7 +107,7 @@ def moe_combine_backward_quant(
 class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         rows: torch.Tensor,
         weights: torch.Tensor | None,
         residual: torch.Tensor | None,
@@ -123,7 +125,7 @@ class _Combine(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor
+        ctx: Any, grad: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, None, None]:
         rows, weights = ctx.saved_tensors
         if ctx.impl == "cuda":

@@ -25,8 +25,8 @@ def combine(
 def combine_backward(
     grad: torch.Tensor, rows: torch.Tensor | None, plan: RowPlan, weights: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(grad [T, H], rows [R, H], weights [T, K]) -> (grad_rows [R, H], grad_weights [T, K] if rows are given)."""
-    return permute(grad, plan, weights), None if rows is None else _dots(grad, rows, plan, weights)
+    """(grad [T, H], rows [R, H], weights [T, K]) -> (grad_rows [R, H], grad_weights [T, K] if both are given)."""
+    return permute(grad, plan, weights), None if rows is None or weights is None else _dots(grad, rows, plan, weights)
 
 
 def combine_backward_quant(

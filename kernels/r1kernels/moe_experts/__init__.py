@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from r1kernels.dispatch import check_float
@@ -55,7 +57,7 @@ def moe_experts(
 class _Experts(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         x: torch.Tensor,
         ids: torch.Tensor,
         weights: torch.Tensor,
@@ -70,11 +72,12 @@ class _Experts(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad = grad.contiguous()
         wants_wgrad = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+        x, weights, gate_up, down, h = ctx.saved_tensors
         grad_x, grad_weights, grad_gate_up, grad_down = experts_backward(
-            grad, *ctx.saved_tensors, ctx.plan, ctx.precision, wants_wgrad
+            grad, x, weights, gate_up, down, h, ctx.plan, ctx.precision, wants_wgrad
         )
         return grad_x, None, grad_weights, grad_gate_up, grad_down, grad if ctx.needs_input_grad[5] else None, None
 

@@ -23,7 +23,7 @@ from r1kernels.moe_swiglu_quant import moe_swiglu, moe_swiglu_quant, moe_swiglu_
 
 Precision = Literal["same", "fp8", "fp8_wgrad"]
 PRECISIONS = ("same", "fp8", "fp8_wgrad")
-Grads = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+Grads = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 
 def experts_forward(
@@ -37,6 +37,7 @@ def experts_forward(
 ) -> tuple[torch.Tensor, torch.Tensor, RowPlan]:
     """(out [T, H], h [R, 2I] for the backward, the plan). Arguments as in `moe_experts`."""
     if precision == "same":
+        assert not isinstance(x, Fp8)  # tokens in FP8 come with a precision of FP8 only
         plan = moe_plan(ids, len(gate_up), align=16)  # 16 rows: what PyTorch's grouped matmul wants at most
         h = moe_grouped_gemm(moe_permute(x, plan), gate_up, plan)
         rows = moe_grouped_gemm(moe_swiglu(h, plan, weights), down, plan)
@@ -64,8 +65,8 @@ def experts_backward(
 
 
 def _backward_same(
-    grad: torch.Tensor,
-    x: torch.Tensor,
+    grad: torch.Tensor | Fp8,
+    x: torch.Tensor | Fp8,
     weights: torch.Tensor,
     gate_up: torch.Tensor,
     down: torch.Tensor,
@@ -73,6 +74,7 @@ def _backward_same(
     plan: RowPlan,
     wants_wgrad: bool,
 ) -> Grads:
+    assert not isinstance(grad, Fp8) and not isinstance(x, Fp8)
     grad_rows = moe_permute(grad, plan)
     grad_act = moe_grouped_gemm(grad_rows, down.mT, plan)
     grad_h, act, grad_weights = swiglu_backward(grad_act, h, plan, weights)
@@ -98,6 +100,7 @@ def _backward_fp8(
     grad_x = _combined(through.grad, gate_up, plan)
     if not wants_wgrad:
         return grad_x, through.grad_weights, None, None
+    assert through.wide_grad is not None and through.wide_act is not None  # as without dual
     grad_gate_up = moe_grouped_wgrad(through.wide_grad, moe_permute(_wide(x), plan), plan)
     grad_down = moe_grouped_wgrad(moe_permute(_wide(grad), plan), through.wide_act, plan)
     return grad_x, through.grad_weights, grad_gate_up.to(gate_up.dtype), grad_down.to(down.dtype)
@@ -119,11 +122,12 @@ def _backward_fp8_wgrad(
     grad_rows = moe_permute_quant(_wide(grad), plan, dual=True)
     grad_act = moe_grouped_gemm_fp8(grad_rows, _quantized(down, transpose=True), plan)
     through = moe_swiglu_quant_backward(grad_act, h, plan, weights=weights, dual=True)
+    assert through.act_t is not None and through.act_scale_t is not None  # as with dual
     act_t = through.act_t, through.act_scale_t
-    grad_down = moe_grouped_wgrad_fp8(grad_rows[2:], act_t, plan, rows_per_expert=sizes)
+    grad_down = moe_grouped_wgrad_fp8(grad_rows.transposed, act_t, plan, rows_per_expert=sizes)
     grad_x = _combined(through.grad, gate_up, plan)
-    x_t = moe_permute_quant(_wide(x), plan, dual=True)[2:]
-    grad_gate_up = moe_grouped_wgrad_fp8(through.grad[2:], x_t, plan, rows_per_expert=sizes)
+    x_t = moe_permute_quant(_wide(x), plan, dual=True).transposed
+    grad_gate_up = moe_grouped_wgrad_fp8(through.grad.transposed, x_t, plan, rows_per_expert=sizes)
     return grad_x, through.grad_weights, grad_gate_up.to(gate_up.dtype), grad_down.to(down.dtype)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -45,7 +46,7 @@ def gate(
 class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         logits: torch.Tensor,
         bias: torch.Tensor | None,
         replay_ids: torch.Tensor | None,
@@ -82,7 +83,7 @@ class _Gate(torch.autograd.Function):
         return ids, weights, counts, sequence_counts, sequence_scores
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         _, grad_weights, _, _, grad_scores = grads
         logits, ids, cu_seqlens = ctx.saved_tensors
         options = ctx.options

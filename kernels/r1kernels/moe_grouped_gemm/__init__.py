@@ -138,12 +138,12 @@ def moe_grouped_wgrad_fp8(
     elif out.shape != shape or out.dtype != torch.float32 or not out.is_contiguous():
         raise ValueError(f"{op}: out must be contiguous float32 {shape}, got {out.dtype} {tuple(out.shape)}")
     if choose(op, impl, grad_t[0], have=("deep_gemm", "reference")) == "deep_gemm":
-        from r1kernels.moe_grouped_gemm.deep_gemm_impl import wgrad_fp8
+        from r1kernels.moe_grouped_gemm import deep_gemm_impl
 
-        return wgrad_fp8(grad_t, rows_t, plan, out, rows_per_expert)
-    from r1kernels.moe_grouped_gemm.reference import wgrad_fp8
+        return deep_gemm_impl.wgrad_fp8(grad_t, rows_t, plan, out, rows_per_expert)
+    from r1kernels.moe_grouped_gemm import reference
 
-    return wgrad_fp8(grad_t, rows_t, plan, out)
+    return reference.wgrad_fp8(grad_t, rows_t, plan, out)
 
 
 def _has_grouped_mm(rows: torch.Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,6 +20,17 @@ class Fp8Rows(NamedTuple):
     scale: torch.Tensor  # [R, H / 128] float32, of each 1x128 block; stride (1, R)
     values_t: torch.Tensor | None  # [R * H] float8_e4m3fn: expert e is [H, its rows] from offsets[e] * H on
     scale_t: torch.Tensor | None  # [R / 128, H] float32, of each 128x1 block
+
+    @property
+    def transposed(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(values_t, scale_t) of rows that were made with `dual`.
+
+        Raises:
+            ValueError: they were made without.
+        """
+        if self.values_t is None or self.scale_t is None:
+            raise ValueError("Fp8Rows: found no transposed form, required dual=True where the rows are made")
+        return self.values_t, self.scale_t
 
 
 def moe_permute_quant(
@@ -55,10 +66,10 @@ def moe_permute_quant(
     _check_tokens(op, x, plan)
     check_weights(op, plan, weights)
     check_fp8_rows(op, "x", x, plan, dual)
-    if choose(op, impl, x, have=implementations(x)) == "cuda":
-        from r1kernels.moe_permute_quant.cuda_impl import permute_quant
-    else:
+    if choose(op, impl, x, have=implementations(x)) == "reference":
         from r1kernels.moe_permute_quant.reference import permute_quant
+    else:
+        from r1kernels.moe_permute_quant.cuda_impl import permute_quant
     return Fp8Rows(*permute_quant(x, plan, weights, dual))
 
 
@@ -119,7 +130,7 @@ def moe_permute(x: torch.Tensor, plan: RowPlan, *, impl: Impl | None = None) -> 
 
 class _Permute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, plan: RowPlan, impl: str) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, plan: RowPlan, impl: str) -> torch.Tensor:
         ctx.plan, ctx.impl = plan, impl
         if impl == "cuda":
             from r1kernels.moe_permute_quant.cuda_impl import permute
@@ -128,9 +139,7 @@ class _Permute(torch.autograd.Function):
         return permute(x, plan)
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad_rows: torch.Tensor
-    ) -> tuple[torch.Tensor | None, None, None]:
+    def backward(ctx: Any, grad_rows: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
         if ctx.impl == "cuda":
             from r1kernels.moe_combine.cuda_impl import combine
         else:

@@ -43,8 +43,8 @@ def permute_quant(
         inputs = (x, plan.row_of, weights, rows)
         cuda_lib.launch("r1_moe_permute_quant", *inputs, values, scale, dots, plan.num_tokens, *sizes)
         if dual:
-            inputs = (x, plan.slot_of, plan.expert_of, plan.offsets, weights)
-            cuda_lib.launch("r1_moe_transpose_quant", *inputs, values_t, scale_t, *sizes)
+            transposed = (x, plan.slot_of, plan.expert_of, plan.offsets, weights)
+            cuda_lib.launch("r1_moe_transpose_quant", *transposed, values_t, scale_t, *sizes)
     return values, scale, values_t, scale_t
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -140,7 +140,7 @@ def moe_swiglu_quant_backward(
 class _Swiglu(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         h: torch.Tensor,
         weights: torch.Tensor | None,
         plan: RowPlan,
@@ -155,9 +155,7 @@ class _Swiglu(torch.autograd.Function):
         return swiglu(h, plan, weights)
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None, None]:
         h, weights = ctx.saved_tensors
         grad_h, _, grad_weights = swiglu_backward(grad.contiguous(), h, ctx.plan, weights, ctx.impl)
         return grad_h, grad_weights, None, None

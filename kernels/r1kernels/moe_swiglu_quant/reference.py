@@ -9,6 +9,9 @@ from r1kernels.moe_permute_quant.reference import row_weights, transposed
 from r1kernels.moe_plan import RowPlan
 
 Quantized = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+GradFields = tuple[
+    Quantized, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None
+]
 
 
 def swiglu(h: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None) -> torch.Tensor:
@@ -35,7 +38,7 @@ def swiglu_quant(h: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None, d
 
 def swiglu_quant_backward(
     grad: torch.Tensor, h: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None, dual: bool
-) -> tuple[Quantized, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
+) -> GradFields:
     """The fields of SwigluGrad, the first as a tuple."""
     grad_h, act, grad_weights = _backward(grad, h, plan, weights)
     values, scale = quantize(grad_h, (1, 128))

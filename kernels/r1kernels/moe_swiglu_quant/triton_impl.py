@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from r1kernels.moe_plan import RowPlan
+from r1kernels.moe_swiglu_quant.reference import GradFields
 from r1kernels.triton_cast import round_to
 
 BLOCK = 128
@@ -223,15 +224,16 @@ def swiglu_backward(
 
 def swiglu_quant_backward(
     grad: torch.Tensor, h: torch.Tensor, plan: RowPlan, weights: torch.Tensor | None, dual: bool
-) -> tuple[tuple[torch.Tensor | None, ...] | torch.Tensor | None, ...]:
+) -> GradFields:
     """The fields of SwigluGrad, the first as a tuple."""
     made = _fp8_rows(h, h.shape[1], dual)
     grad_weights = None if weights is None else torch.zeros_like(weights)
-    wide, act_t = (None, None), (None, None)
+    wide: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+    act_t: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
     if dual:
         act_t = _fp8_rows(h, h.shape[1] // 2, dual)[2:]
     else:
-        wide = tuple(torch.empty(t.shape, dtype=torch.bfloat16, device=h.device) for t in (h, grad))
+        wide = torch.empty_like(h, dtype=torch.bfloat16), torch.empty_like(grad, dtype=torch.bfloat16)
     _launch_backward(grad, h, plan, weights, grad_weights, *wide, *made[:2])
     if dual and len(h):
         tensors = grad, h, weights, plan.slot_of, plan.expert_of, plan.offsets, *made[2:], *act_t

@@ -181,7 +181,7 @@ class _SpreadExperts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         x: torch.Tensor,
         ids: torch.Tensor,
         weights: torch.Tensor,
@@ -202,7 +202,7 @@ class _SpreadExperts(torch.autograd.Function):
         return out if journey is None else journey.arrive(out, None)[0]
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved = ctx.saved_tensors  # asked for once: recomputation hands them out once
         sent, (weights, h, *matrices) = saved[: ctx.num_sent], saved[ctx.num_sent :]
         x = Fp8(*sent) if len(sent) == 2 else sent[0]

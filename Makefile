@@ -34,6 +34,7 @@ smoke: $(STAMP)
 lint: $(STAMP)
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
+	$(VENV)/mypy
 	$(VENV)/clang-format --dry-run -Werror $(wildcard csrc/*.* csrc/cpu/*)
 
 format: $(STAMP)
@@ -82,5 +83,5 @@ gpu:
 	$(PYTHON) benchmarks/run_all.py --device cuda
 
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache kernels/r1kernels/*.so
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache kernels/r1kernels/*.so
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -7,7 +7,7 @@ in the same sequence). The first token of a sequence has logp 0 and weight 0. No
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -84,7 +84,8 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same row on another device."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self._tensors().items()}
+        return replace(self, **moved)
 
     def padded(self, num_tokens: int) -> PackedBatch:
         """The same row, filled up to `num_tokens` by a sequence of zeros with weight 0."""

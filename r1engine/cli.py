@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from r1engine import __version__
-from r1engine.config import KINDS, ConfigError, RlConfig, check_files, check_world, load, to_yaml
+from r1engine.config import KINDS, ConfigError, RlConfig, StageConfig, check_files, check_world, load, to_yaml
 
 app = typer.Typer(
     name="r1engine",
@@ -39,7 +39,7 @@ def train(
 ) -> None:
     """Train as CONFIG says. Started by torchrun, every process is one rank."""
     try:
-        cfg = load(config, overrides or [])
+        cfg: StageConfig = load(config, overrides or [])
         check_files(cfg)
         check_world(cfg, _world_size())
         if isinstance(cfg, RlConfig):
@@ -229,7 +229,7 @@ def convert(
     from r1engine.convert import convert as run
 
     try:
-        run(source, target, precision)
+        run(source, target, precision)  # type: ignore[arg-type]  # one of the three, as checked above
     except (ValueError, RuntimeError, OSError) as error:
         _fail(_in_a_line(error))
 

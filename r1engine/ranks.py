@@ -90,9 +90,9 @@ class World:
                     raise
                 outcome = None, error
         outcomes = self.everyones(outcome)
-        for _, error in outcomes:
-            if error is not None:
-                raise error
+        for _, problem in outcomes:
+            if problem is not None:
+                raise problem
         return outcomes[self.rank - local_rank][0]  # torchrun numbers the ranks of a node one after the other
 
     def everyones(self, own: Item) -> list[Item]:

@@ -21,7 +21,11 @@ KINDS: dict[str, type[RlConfig] | type[SftConfig] | type[TinyConfig]] = {
 Kind = TypeVar("Kind", bound=StageConfig)
 
 
-def load(path: Path, overrides: list[str], kind: type[Kind] = StageConfig) -> Kind:
+def load(
+    path: Path,
+    overrides: list[str],
+    kind: type[Kind] = StageConfig,  # type: ignore[assignment]  # a type variable has no default before Python 3.13
+) -> Kind:
     """The configuration of one stage of training, from a YAML file with `key.sub=value` overrides applied in order.
 
     Args:

@@ -20,7 +20,7 @@ class Sglang(Section):
     their own machines, started by `r1engine serve`; remote: any servers, by their URLs."""
     python: LocalPath | None = None
     """Interpreter of the environment that sglang is installed in."""
-    urls: list[str] = Field([])
+    urls: list[str] = Field(default=[])
     """remote: http://host:port of each server."""
     servers: Positive = 1
     """disaggregated: servers that must have registered before the run starts."""
@@ -44,7 +44,7 @@ class Sglang(Section):
     """SGLang's batch-invariant kernels; about a third slower."""
     cpu_tokens: Positive = 16_384
     """KV pool of a server on CPUs (tokens)."""
-    args: list[str] = Field([])
+    args: list[str] = Field(default=[])
     """More arguments of sglang.launch_server."""
 
     def problems(self) -> list[str]:
@@ -71,7 +71,7 @@ class Rollout(Section):
     """Smallest set of tokens with this probability; 1: all."""
     top_k: Count = 0
     """The likeliest so many tokens; 0: all."""
-    max_tokens: Positive | dict[int, Positive] = Field({0: 32_768, 8_200: 65_536})
+    max_tokens: Positive | dict[int, Positive] = Field(default={0: 32_768, 8_200: 65_536})
     """Tokens of a completion: a number, or limits from optimizer steps on. v2: from step 8,200 on 65,536."""
     slots: Positive = 64
     """Sequences that the embedded generator decodes at once."""

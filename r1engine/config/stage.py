@@ -40,6 +40,17 @@ class Model(Section):
     routing_replay: bool = True
     """The trainer takes the experts that the generator took (R3)."""
 
+    @property
+    def folder(self) -> Path:
+        """`path`, which a configuration has that can run.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.path is None:
+            raise ValueError("model.path: found null, required a Hugging Face folder")
+        return self.path
+
 
 class Parallel(Section):
     """How the model and the data are dealt to the ranks."""
@@ -142,6 +153,17 @@ class Data(Section):
     """.jsonl or .parquet file."""
     heldout: LocalPath | None = None
     """The same form, for evaluation; null: no evaluation."""
+
+    @property
+    def train_file(self) -> Path:
+        """`train`, which a configuration has that can run.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.train is None:
+            raise ValueError("data.train: found null, required a .jsonl or .parquet file")
+        return self.train
 
 
 class Evaluation(Section):

@@ -79,12 +79,12 @@ def explain(
 
 def _field_at(loc: KeyPath, model: type[BaseModel]) -> tuple[KeyPath, FieldInfo]:
     """The innermost field on the way to `loc`; pydantic appends union branches and mapping keys to a location."""
-    section: type[BaseModel] | None = model
     for depth, part in enumerate(loc, start=1):
-        field = section.model_fields[part]
+        field = model.model_fields[part]
         section = section_of(field)
         if section is None or depth == len(loc):
             return loc[:depth], field
+        model = section
     raise ValueError(f"_field_at: empty location in {model.__name__}")
 
 
@@ -169,7 +169,7 @@ def show(value: Any) -> str:
         text = "{" + ", ".join(f"{key}: {show(item)}" for key, item in value.items()) + "}"
     else:
         text = (
-            {None: "null", True: "true", False: "false"}.get(value)
+            {None: "null", True: "true", False: "false"}[value]
             if value is None or value is True or value is False
             else repr(value)
         )

@@ -10,6 +10,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -67,7 +68,7 @@ class PromptTable(Sequence["Prompt"]):
         number_in_file, line, which = self._rows[index].tolist()
         (json_start, start), (json_end, end) = self._ends[which : which + 2].tolist()
         values = json.loads(self._json[json_start:json_end].tobytes())
-        question = Question(*values, place=place(self.path, line))
+        question = replace(Question(*values), place=place(self.path, line))
         text = render(question.text, self._template)
         return Prompt(number_in_file, self._tokens[start:end].tolist(), text, question)
 

@@ -30,6 +30,8 @@ RENAMES = (
 class SpelledFloat(float):
     """A number of a JSON file, which prints as it stands there: 0.10, 1e3, 0.00001."""
 
+    _text: str
+
     def __new__(cls, text: str) -> SpelledFloat:
         self = super().__new__(cls, text)
         self._text = text

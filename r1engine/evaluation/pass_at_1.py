@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from r1engine.batch import Completion, Prompt
@@ -21,7 +21,7 @@ from r1engine.rollout.draft import Sampling
 def pass_at_1(
     generator: Generator,
     scorer: Scorer,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     cfg: RlConfig,
     world: World,
     *,

@@ -4,6 +4,7 @@ import logging
 import sys
 import types
 import warnings
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ def _without_torch_compile() -> types.ModuleType:
 
     The decorator alone imports Inductor, which takes seconds at the start of every process.
     """
-    jit = types.ModuleType("megatron.core.jit")
+    jit: Any = types.ModuleType("megatron.core.jit")
     jit.jit_fuser = jit.noop_decorator = lambda function: function
     jit.enable_jit_fuser = jit.disable_jit_fuser = lambda: None
     return jit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
@@ -12,7 +14,7 @@ from r1engine.model.state.optimizer_state import move_to_host
 
 
 def with_gradient_buffers(
-    modules: list[torch.nn.Module], config: TransformerConfig, *, is_sharded: bool
+    modules: Sequence[torch.nn.Module], config: TransformerConfig, *, is_sharded: bool
 ) -> list[DistributedDataParallel]:
     """Chunks of a model with float32 gradient buffers.
 

@@ -72,8 +72,7 @@ class Policy:
             ValueError: the folder is not a supported model, or the parallel sizes do not divide it.
             ConfigError: `model.fp8` on a machine that cannot.
         """
-        assert model.path is not None
-        self.world, self.folder = world, model.path
+        self.world, self.folder = world, model.folder
         self._settings, self._layout, self._temperature = model, layout, temperature
         self.shape = read_architecture(self.folder)
         self.dtype = model_dtype(model.dtype, world.device)

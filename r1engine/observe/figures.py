@@ -84,7 +84,7 @@ _PHASE_COLORS = (BLUE, GREEN, "#8e6bb8", ORANGE, GREY)
 _SMOOTH_FROM = 20  # points; with fewer the raw line is readable
 
 
-def points(rows: list[Row], key: str, *, only_positive: bool = False) -> tuple[list[int], list[float]]:
+def points(rows: list[Row], key: str, *, only_positive: bool = False) -> tuple[list[float], list[float]]:
     """Steps and values of the rows that have a number under `key`.
 
     Args:
@@ -113,10 +113,10 @@ def write_png(rows: list[Row], path: Path) -> None:
     """Draws the figures into one PNG, without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    canvas = Canvas(figsize=(12.5, 8.0), dpi=150, layout="constrained")
+    canvas = Canvas(figsize=(12.5, 8.0), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
     FigureCanvasAgg(canvas)
-    canvas.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
     for axes, figure in zip(canvas.subplots(2, 2).flat, figures_of(rows), strict=True):
         axes.set_title(figure.title, loc="left", fontsize=10.5, fontweight="bold", color="#1d2733", pad=8)
         axes.set_xlabel("optimizer step", fontsize=9)

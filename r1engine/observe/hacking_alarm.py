@@ -25,7 +25,7 @@ class HackingAlarm:
         """
         if window < 8:
             raise ValueError(f"HackingAlarm: found window {window}, required at least 8 steps")
-        self._deviations = deviations
+        self._window, self._deviations = window, deviations
         self._model: deque[float] = deque(maxlen=window)
         self._verifiable: deque[float] = deque(maxlen=window)
 
@@ -33,7 +33,7 @@ class HackingAlarm:
         """Takes the mean rewards of a step; a warning in one line, or ""."""
         self._model.append(model_reward)
         self._verifiable.append(verifiable_reward)
-        if len(self._model) < self._model.maxlen:
+        if len(self._model) < self._window:
             return ""
         up, down = _change(self._model), _change(self._verifiable)
         if up[1] < self._deviations or down[1] > -self._deviations:

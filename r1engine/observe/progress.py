@@ -11,7 +11,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
 _PHASE_LINE_SECONDS = 10.0  # without a terminal, at most one line of a phase in this time
@@ -29,6 +29,8 @@ _SHOWN = {
 
 class Progress:
     """Progress of a run. Use as a context manager: leaving it, also by Ctrl-C, restores the terminal."""
+
+    _phase_bar: TaskID  # where there are bars
 
     def __init__(
         self,
@@ -50,7 +52,8 @@ class Progress:
         self._clock = clock
         self._step, self._stepped_at = 0, clock()
         self._seconds_per_step: deque[float] = deque(maxlen=_MEDIAN_OF)
-        self._phase, self._phase_total, self._phase_done, self._lined_at = "", None, 0, clock()
+        self._phase, self._phase_done, self._lined_at = "", 0, clock()
+        self._phase_total: int | None = None
         self._bars = self._make_bars() if enabled and self._console.is_terminal else None
 
     def __enter__(self) -> Self:

@@ -32,16 +32,16 @@ def check(pipeline: Pipeline, world_size: int) -> list[tuple[PlannedStage, str]]
     for stage in pipeline.stages:
         if isinstance(stage.cfg, StageConfig):
             check_world(stage.cfg, world_size)
-            _check_inputs(stage)
+            _check_inputs(stage, stage.cfg)
         waits = any(state == "to run" for needed, state in states if needed.name in stage.needs.values())
         states.append((stage, "done" if not waits and is_done(stage) else "to run"))
     return states
 
 
-def _check_inputs(stage: PlannedStage) -> None:
+def _check_inputs(stage: PlannedStage, cfg: StageConfig) -> None:
     """Those that no stage makes."""
     try:
-        check_files(stage.cfg)
+        check_files(cfg)
     except ConfigError as error:
         missing = [problem for problem in error.problems if problem.partition(":")[0] not in stage.needs]
         if missing:

@@ -46,8 +46,7 @@ def inputs(cfg: RlConfig | SftConfig | TinyConfig) -> dict[str, str]:
     """
     if not isinstance(cfg, StageConfig):
         return {}
-    assert cfg.model.path is not None
-    paths = {"model.path": cfg.model.path, **cfg.input_files()}
+    paths = {"model.path": cfg.model.folder, **cfg.input_files()}
     if missing := [f"{key}: found no {path}, required an input" for key, path in paths.items() if not path.exists()]:
         raise ConfigError(missing)
     return {key: digest(path) for key, path in paths.items()}

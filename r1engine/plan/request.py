@@ -63,7 +63,6 @@ def layout_of(cfg: RlConfig, gpus: int) -> Layout:
 
 def job_of(cfg: RlConfig, assumed: Assumed) -> Job:
     """The work of one rollout and its updates, at the start of the run, with generators as assumed or of one GPU."""
-    assert cfg.model.path is not None
     longest = cfg.rollout.max_tokens_at(0)
     return Job(
         questions=cfg.grpo.questions,
@@ -77,7 +76,7 @@ def job_of(cfg: RlConfig, assumed: Assumed) -> Job:
         has_reference=cfg.grpo.kl_coef > 0,
         logits_chunk=None,
         generator_tensor=int(assumed.generator_gpus) or 1,
-        generator_bytes=1 if is_fp8_folder(cfg.model.path) else 2,
+        generator_bytes=1 if is_fp8_folder(cfg.model.folder) else 2,
         with_mtp=cfg.model.mtp_loss_weight > 0,
         fp8=cfg.model.fp8,
     )

@@ -23,7 +23,7 @@ def make_scorer(rewards: Rewards, *, workers: int | None = None) -> Scorer:
     Raises:
         ValueError: a detector is not installed, an API key is not set, or a URL is none.
     """
-    judge, models = None, {}
+    judge: GenerativeJudge | None = None
     if (server := rewards.judge) is not None:
         judge = GenerativeJudge(
             _endpoint(server),
@@ -32,10 +32,10 @@ def make_scorer(rewards: Rewards, *, workers: int | None = None) -> Scorer:
             canaries=server.canaries,
             max_tokens=server.max_tokens,
         )
-    for name, server in rewards.reward_models.items():
-        models[name] = RewardModel(
-            _endpoint(server), server.model, server.template, batch_size=server.batch_size, parallel=server.parallel
-        )
+    models = {
+        name: RewardModel(_endpoint(s), s.model, s.template, batch_size=s.batch_size, parallel=s.parallel)
+        for name, s in rewards.reward_models.items()
+    }
     settings = ScorerSettings(
         workers=rewards.workers or workers,
         deadline_seconds=rewards.deadline_seconds,

@@ -176,8 +176,11 @@ class Scorer:
 
         def finish() -> None:
             try:
-                outcome = waiting["outcome"].result() if waiting else None
-                done.set_result(step if outcome is None else outcome.problem or outcome.value)
+                if isinstance(step, str):
+                    done.set_result(step)
+                else:
+                    outcome = waiting["outcome"].result()
+                    done.set_result(outcome.problem or outcome.value)
             except Exception as error:  # whoever waits for it gets it
                 done.set_exception(error)
 

@@ -27,11 +27,12 @@ def make_generator(cfg: RlConfig, world: World, dtype: torch.dtype, note: Callab
         ValueError: the model is not one that it computes, or its servers are not usable.
         RuntimeError: a server does not start.
     """
-    assert cfg.model.path is not None
     if cfg.rollout.engine == "local":
         from r1engine.rollout.local.generator import LocalGenerator
 
-        return LocalGenerator(cfg.model.path, seed=cfg.seed, slots=cfg.rollout.slots, device=world.device, dtype=dtype)
+        return LocalGenerator(
+            cfg.model.folder, seed=cfg.seed, slots=cfg.rollout.slots, device=world.device, dtype=dtype
+        )
     from r1engine.rollout.sglang.generator import SglangGenerator
 
     return SglangGenerator(cfg, world, dtype=dtype, note=note)

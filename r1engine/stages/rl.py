@@ -40,14 +40,13 @@ class RlStage:
             ValueError: the model, the data or a server of the rewards does not fit the configuration.
             RuntimeError: a server does not start.
         """
-        assert cfg.model.path is not None and cfg.data.train is not None
         self.cfg, self.world, self.progress, self.steps = cfg, world, progress, cfg.steps
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         scorer = make_scorer(cfg.rewards, workers=max(1, len(os.sched_getaffinity(0)) // ranks_here))
         self._to_close = [scorer.close]
         try:
-            train = self._load(cfg.data.train)
-            self.prompts = PromptStream(train, seed=cfg.seed, digest=file_digest(cfg.data.train))
+            train = self._load(cfg.data.train_file)
+            self.prompts = PromptStream(train, seed=cfg.seed, digest=file_digest(cfg.data.train_file))
             heldout = self._load(cfg.data.heldout) if cfg.data.heldout is not None else []
             self.heldout = heldout[: cfg.evaluation.questions]
             named = train.rewards | {prompt.question.reward for prompt in self.heldout}
@@ -77,8 +76,7 @@ class RlStage:
 
     def _load(self, path: Path) -> PromptTable:
         """The prompts of a file, read and tokenized once a node. Collective."""
-        assert self.cfg.model.path is not None
-        tokenizer, data = load_tokenizer(self.cfg.model.path), self.cfg.data
+        tokenizer, data = load_tokenizer(self.cfg.model.folder), self.cfg.data
 
         def encode_all(texts: list[str]) -> list[list[int]]:
             return [encoding.ids for encoding in tokenizer.encode_batch(texts)]

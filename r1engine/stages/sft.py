@@ -46,9 +46,8 @@ class SftStage:
         Raises:
             ValueError: the model or the texts are not what the configuration needs.
         """
-        assert cfg.model.path is not None and cfg.data.train is not None
         self.cfg, self.world, self._phases, self._progress = cfg, world, phases, progress
-        self.train = self._read(cfg.data.train)
+        self.train = self._read(cfg.data.train_file)
         self.heldout = self._read(cfg.data.heldout) if cfg.data.heldout is not None else None
         self.batches = Batches(len(self.train), batch_size=cfg.sft.batch_size, epochs=cfg.sft.epochs, seed=cfg.seed)
         self.steps = self.batches.steps
@@ -61,17 +60,15 @@ class SftStage:
         self.policy = Policy(cfg.model, layout, cfg.optimizer, world, seed=cfg.seed)
 
     def _read(self, path: Path) -> TokenizedTexts:
-        assert self.cfg.model.path is not None
-        tokenizer = load_tokenizer(self.cfg.model.path)
-        end = end_token(self.cfg.model.path, tokenizer)
+        tokenizer = load_tokenizer(self.cfg.model.folder)
+        end = end_token(self.cfg.model.folder, tokenizer)
         texts = read_texts(path, self.cfg.data.template)
         return TokenizedTexts(texts, tokenizer, end_token=end, max_tokens=self.cfg.data.max_tokens)
 
     def identity(self) -> dict[str, Any]:
         """What must not change between a checkpoint and the run that goes on from it; the layout may."""
         cfg = self.cfg
-        assert cfg.data.train is not None
-        data = f"{file_digest(cfg.data.train)} {cfg.data.template}"
+        data = f"{file_digest(cfg.data.train_file)} {cfg.data.template}"
         return {
             "seed": cfg.seed,
             "dataset": hashlib.sha256(data.encode()).hexdigest(),

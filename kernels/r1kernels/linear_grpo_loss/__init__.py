@@ -13,7 +13,7 @@ from r1kernels.dispatch import Impl
 from r1kernels.grpo_loss import GrpoMetrics
 from r1kernels.grpo_loss.objective import GrpoObjective
 from r1kernels.grpo_loss.slopes import NO_LABEL, FusedGrpo, TokenTerms, check_tokens
-from r1kernels.linear_logprob.head import Head, HeadGradients, check_head
+from r1kernels.linear_logprob.head import Head, HeadChunk, HeadGradients, check_head
 from r1kernels.logits_grpo_loss import implementation_of
 
 
@@ -128,7 +128,7 @@ class _LinearGrpo(torch.autograd.Function):
 
 
 def _chunk(
-    head: Head, call: _Call, chunk, gradients: HeadGradients, logp: torch.Tensor, entropy: torch.Tensor
+    head: Head, call: _Call, chunk: HeadChunk, gradients: HeadGradients, logp: torch.Tensor, entropy: torch.Tensor
 ) -> torch.Tensor:
     """Loss and metrics [1 + metrics] of a chunk; its gradients are added, its rows of logp and entropy are set."""
     problem = chunk.problem

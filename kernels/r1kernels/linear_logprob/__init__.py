@@ -148,8 +148,8 @@ class _LinearLogProb(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_logp, grad_entropy, _grad_lse):
-        hidden, weight, bias, logits, *rows = ctx.saved_tensors
-        options, rows = ctx.options, RowSums(*rows)
+        hidden, weight, bias, logits, *saved = ctx.saved_tensors
+        options, rows = ctx.options, RowSums(*saved)
         if options.keeps_gradient:
             # Saved in the place of `hidden`: its gradient for a grad_logp of 1.
             return (hidden * ctx.head.own(grad_logp)[:, None]).to(hidden.dtype), None, None, None, None
@@ -160,8 +160,7 @@ class _LinearLogProb(torch.autograd.Function):
             flat = chunk.flat
             # What was kept stays for another backward pass; what was computed again is written over.
             out = chunk.problem.logits if logits is None else torch.empty_like(chunk.problem.logits)
-            parts = RowSums(*(None if x is None else x[flat] for x in rows))
             grads = (None if x is None else x[flat] for x in (grad_logp, grad_entropy))
-            options.implementation.gradient(chunk.problem, parts, *grads, out)
+            options.implementation.gradient(chunk.problem, rows.of_rows(flat), *grads, out)
             gradients.add(chunk, out[0])
         return *gradients.results(), None, None

@@ -69,6 +69,11 @@ class RowSums(NamedTuple):
     log_total: torch.Tensor
     share: torch.Tensor | None = None  # probability of this rank's slice; None where it is the whole vocabulary
 
+    def of_rows(self, rows: slice | torch.Tensor) -> RowSums:
+        """Those of some rows."""
+        share = None if self.share is None else self.share[rows]
+        return RowSums(*(x[rows] for x in self[:6]))._replace(share=share)
+
 
 def as_rows(op: str, logits: torch.Tensor) -> torch.Tensor:
     """View [..., V] as [outer, inner, V] without a copy.

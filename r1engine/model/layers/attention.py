@@ -117,7 +117,8 @@ class _Rotary(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return _rotate(grad, *ctx.saved_tensors, -1), None, None
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad, cos, sin, -1), None, None
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int) -> torch.Tensor:
@@ -175,9 +176,13 @@ def _chunk_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, chunk: Chunk,
     outputs = []
     parts = q.split(chunk.num_queries), k.split(chunk.num_keys), v.split(chunk.num_keys)
     for sequence in zip(*parts, strict=True):
-        queries, keys = len(sequence[0]), len(sequence[1])
-        mask = q.new_ones(queries, keys, dtype=torch.bool).tril(keys - queries) if queries < keys else None
-        batch = (x.transpose(0, 1)[None] for x in sequence)
-        out = scaled_dot_product_attention(*batch, mask, is_causal=mask is None, scale=scale, enable_gqa=True)
+        num_queries, num_keys = len(sequence[0]), len(sequence[1])
+        mask = None
+        if num_queries < num_keys:
+            mask = q.new_ones(num_queries, num_keys, dtype=torch.bool).tril(num_keys - num_queries)
+        queries, keys, values = (x.transpose(0, 1)[None] for x in sequence)
+        out = scaled_dot_product_attention(
+            queries, keys, values, mask, is_causal=mask is None, scale=scale, enable_gqa=True
+        )
         outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)

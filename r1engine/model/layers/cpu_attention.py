@@ -131,8 +131,10 @@ def padded_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Padde
     outputs = []
     for block in layout.blocks:
         rows = slice(block.start, block.start + block.sequences * block.length)
-        batch = (x[rows].unflatten(0, (block.sequences, block.length)).transpose(1, 2) for x in (q, k, v))
-        out = scaled_dot_product_attention(*batch, is_causal=True, scale=scale, enable_gqa=True)
+        queries, keys, values = (
+            x[rows].unflatten(0, (block.sequences, block.length)).transpose(1, 2) for x in (q, k, v)
+        )
+        out = scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale, enable_gqa=True)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return out if layout.to_packed is None else _Select.apply(out, layout.to_packed, layout.to_padded)

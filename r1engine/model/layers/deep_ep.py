@@ -59,7 +59,7 @@ class DeepEp:
 
 
 def _plain(x: Tokens) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    return tuple(x) if isinstance(x, Fp8) else x
+    return (x.values, x.scale) if isinstance(x, Fp8) else x
 
 
 def _tokens(there: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> Tokens:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
@@ -45,13 +46,15 @@ def flash_attention(
     size, has_groups = q.shape[-1], q.shape[1] != k.shape[1]
     if size % 8:  # flash-attn fills up by itself
         q, k, v = (pad(x, (0, -size % 8)) for x in (q, k, v))
-    options: dict[str, bool] = {}
+    options: dict[str, Any] = {}
     if has_groups and "enable_gqa" in inspect.signature(varlen_attn).parameters:
         options["enable_gqa"] = True
     elif has_groups:  # PyTorch 2.11 promises nothing about fewer key heads
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     causal = (-1, 0)  # as many keys before the query as there are, none behind it
-    return varlen_attn(q, k, v, *borders, *longest, scale=scale, window_size=causal, **options)[..., :size]
+    out = varlen_attn(q, k, v, *borders, *longest, scale=scale, window_size=causal, **options)
+    assert isinstance(out, torch.Tensor)  # not a tuple, as nothing else is asked for
+    return out[..., :size]
 
 
 @cache

@@ -43,7 +43,7 @@ class RMSNorm(torch.nn.Module):
         super().__init__()
         device = "cpu" if config.use_cpu_initialization else torch.cuda.current_device()
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device))
-        self.weight.sequence_parallel = config.sequence_parallel
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  # Megatron's mark
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -129,10 +129,12 @@ class PackedGPT(GPTModel):
         weight = self.shared_embedding_or_output_weight() if is_tied else self.output_layer.weight
         predicted = self._predict(hidden, weight, layout.held(row.tokens.roll(-1)))
         # Position t predicts token t+1; entry t of the result belongs to token t.
+        assert predicted.entropy is not None  # as linear_logprob gives by default
         out = layout.whole(torch.stack([predicted.logp, predicted.entropy])).roll(1, dims=1)
         out = out.masked_fill(row.positions == 0, 0.0)
+        logp, entropy = out.unbind()
         if self.drafts is None or not self.training:
-            return TokenOutputs(*out.unbind())
+            return TokenOutputs(logp, entropy)
         matrix = self.embedding.word_embeddings.weight if self.pre_process else self.mtp_embedding
         draft_logp = self.drafts(
             hidden,
@@ -142,7 +144,7 @@ class PackedGPT(GPTModel):
             layout,
             lambda further, labels: self._predict(further, weight.detach(), labels).logp,
         )
-        return TokenOutputs(*out.unbind(), draft_logp)
+        return TokenOutputs(logp, entropy, draft_logp)
 
     def _predict(self, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> LogProb:
         bias = None

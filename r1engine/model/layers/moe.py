@@ -121,6 +121,7 @@ class FusedRouter(ReplayRouter):
         gate = moe_gate_topk(
             logits, topk=cfg.moe_router_topk, n_group=1, topk_group=1, score=self.score_function, cu_seqlens=borders
         )
+        assert gate.sequence_counts is not None  # as with cu_seqlens
         self._add_up(gate.sequence_counts)
         of_sequences = moe_balance_loss(gate, layout.cu_seqlens)
         return cfg.moe_aux_loss_coeff * (layout.sequence_weight * of_sequences).sum()
@@ -216,7 +217,9 @@ class _SpreadExperts(torch.autograd.Function):
         )
         if ctx.journey is not None:
             grad_x, grad_weights = ctx.journey.arrive(grad_x, grad_weights)
-        of_matrices = [g for w in wgrads for g in w.unbind()] if wants_wgrad else [None] * len(matrices)
+        of_matrices = (
+            [g for w in wgrads if w is not None for g in w.unbind()] if wants_wgrad else [None] * len(matrices)
+        )
         return grad_x, None, grad_weights, None, None, *of_matrices
 
 

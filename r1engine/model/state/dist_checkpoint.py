@@ -12,6 +12,7 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.transformer.module import MegatronModule
 from torch.distributed.checkpoint.api import CheckpointException
 
 from r1engine.model.state.offload import lent_weights
@@ -22,7 +23,7 @@ from r1engine.model.state.optimizer_state import Shard, restore, step_count, wan
 class Saved:
     """What is saved of a model."""
 
-    chunks: list[torch.nn.Module]  # its chunks of layers on this rank
+    chunks: list[MegatronModule]  # its chunks of layers on this rank
     local: dict[str, torch.Tensor]  # their weights, under names that a snapshot uses too
 
     def sharded(self, prefix: str = "") -> dict[str, Any]:

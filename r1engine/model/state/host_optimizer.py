@@ -55,7 +55,8 @@ class HostAdam:
         Raises:
             RuntimeError: the host has less memory than the ranks on it need.
         """
-        self.param_groups, self.state = param_groups, {}
+        self.param_groups = param_groups
+        self.state: dict[torch.Tensor, dict[str, Any]] = {}
         by_main = {place.main: place for place in places}
         _check_memory(sum(main.numel() for main in by_main))
         self._buckets = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 
 from r1engine.model.state.host_optimizer import HostAdam, Place
 
-Shard = ShardedTensor | ShardedTensorFactory
+Shard: TypeAlias = ShardedTensor | ShardedTensorFactory
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MASTER = "param"
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from r1engine.rewards.code.compare import is_same_value, output_problem
 from r1engine.rewards.code.fences import fenced_blocks
-from r1engine.rewards.code.problems import CodeProblem
+from r1engine.rewards.code.problems import CallTest, CodeProblem, PrintTest
 from r1engine.rewards.extract import answer_region
 from r1engine.rewards.record import Verdict
 from r1engine.rewards.sandbox import DEFAULT_LIMITS, Channel, Limits, ProgramError, ProgramRun, Sandbox, SandboxError
@@ -85,6 +85,7 @@ def grade_code(
 
 def _grade_by_output(problem: CodeProblem, run: Callable[[str], ProgramRun]) -> tuple[Verdict, str]:
     for number, test in enumerate(problem.tests, 1):
+        assert isinstance(test, PrintTest)  # as a problem without a function has
         done = run(test.stdin)
         if wrong := done.problem or output_problem(done.stdout, test.stdout):
             return "wrong", f"test {number} of {len(problem.tests)}: {wrong}"
@@ -93,6 +94,7 @@ def _grade_by_output(problem: CodeProblem, run: Callable[[str], ProgramRun]) -> 
 
 def _grade_by_calls(program: str, problem: CodeProblem, sandbox: Sandbox, limits: Limits) -> tuple[Verdict, str]:
     for number, test in enumerate(problem.tests, 1):
+        assert isinstance(test, CallTest)  # as a problem with a function has
         where = f"test {number} of {len(problem.tests)}"
         try:
             with sandbox.functions(program, limits, prelude=problem.prelude) as module:

@@ -201,7 +201,7 @@ def _pickled_text(field: str) -> str:
         steps = [(step.name, argument) for step, argument, _ in pickletools.genops(data)]
     except (binascii.Error, zlib.error) as error:
         raise ValueError(f"code problem: private_test_cases is neither JSON nor compressed: {error}") from None
-    texts = [argument for name, argument in steps if "UNICODE" in name]
+    texts = [str(argument) for name, argument in steps if "UNICODE" in name]
     if len(texts) != 1 or not {name for name, _ in steps} <= _PICKLED_TEXT:
         raise ValueError("code problem: the pickle in private_test_cases holds more than one text; it is not loaded")
     return texts[0]

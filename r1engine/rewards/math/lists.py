@@ -42,11 +42,11 @@ def named_values(judge: Comparer, answer: Answer, reference: Answer) -> Decision
         verdict, reason = judge.compare(replace(answer, equation=""), replace(reference, equation=""))
         return (verdict, reason) if verdict == "wrong" else ("undecided", "the values agree, but not their names")
     found, required = (_named(side) for side in (answer, reference))
-    if found is None and required is None:
-        return None
     if found is not None and required is not None:
         return _by_name(judge, found, required)
     names = found or required
+    if names is None:
+        return None
     other = reference if found else answer
     if kind(other.text) not in ("pair", "list", "vector", "set"):
         return None

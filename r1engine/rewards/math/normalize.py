@@ -150,7 +150,8 @@ def _plain_words(text: str) -> str:
         return text
     if not text[0].isascii():
         return _plain_chinese(text)
-    if _FIRST_WORD.match(text)[0].lower() not in STARTS:
+    first = _FIRST_WORD.match(text)
+    if first is None or first[0].lower() not in STARTS:
         return text
     pieces = re.split(r"([\s-]+)", text)
     words = [piece.lower() for piece in pieces[::2]]

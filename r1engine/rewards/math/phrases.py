@@ -88,8 +88,8 @@ def _whole(text: str) -> Phrase | None:
     parts = list(_MEASURED.finditer(plain)) if plain[:1].isdigit() and re.search(rf"[A-Za-z{CJK}]\W*\d", plain) else []
     if len(parts) < 2 or "".join(part[0] for part in parts) != plain:
         return None
-    measures = [units.named(part[2].rstrip(".")) for part in parts]
-    if None in measures or len({one.dimensions for one in measures}) > 1:
+    measures = [one for part in parts if (one := units.named(part[2].rstrip("."))) is not None]
+    if len(measures) < len(parts) or len({one.dimensions for one in measures}) > 1:
         return None
     sizes = [one.size for one in measures]
     if sizes != sorted(set(sizes), reverse=True):
@@ -118,7 +118,8 @@ def _words(text: str) -> Phrase | None:
     if "frac" in text and (match := _FRACTION_OF_UNITS.search(text)):
         text = f"{text[: match.start()]}\\text{{{match[1]}/{match[2]}{match[3] or ''}}}"
     pieces = list(_PIECE.finditer(text))
-    starts, phrase, has_group = [], "", False
+    starts: list[tuple[int, str, str]] = []
+    phrase, has_group = "", False
     for piece in reversed(pieces):
         if piece.lastgroup not in ("group", "word", "cjk", "power", "link", "space") and piece[0] != "\\cdot":
             break

@@ -130,23 +130,27 @@ def _same_piece(judge: Comparer, piece: _Piece, other: _Piece) -> Decision:
     return all_of(decisions)
 
 
-def _order(end: _End) -> tuple[int, Fraction]:
+_Order = tuple[int, Fraction]  # infinite, value
+_Span = tuple[_Order, bool, _Order, bool]  # the ends of a piece, and whether it has them
+
+
+def _order(end: _End) -> _Order:
     return end.infinite, end.value or Fraction(0)
 
 
-def _merged(pieces: tuple[_Piece, ...]) -> list[tuple[object, ...]]:
+def _merged(pieces: tuple[_Piece, ...]) -> list[_Span]:
     """Pieces with exact ends, sorted, those that touch joined."""
-    rows: list[list[object]] = []
+    spans: list[_Span] = []
     for piece in sorted(pieces, key=lambda piece: (_order(piece.low), not piece.has_low)):
         low, high = _order(piece.low), _order(piece.high)
         if low > high or (low == high and not (piece.has_low and piece.has_high)):
             continue
-        if rows and (low < rows[-1][2] or (low == rows[-1][2] and (piece.has_low or rows[-1][3]))):
-            if (high, piece.has_high) > (rows[-1][2], rows[-1][3]):
-                rows[-1][2:] = [high, piece.has_high]
+        if spans and (low < spans[-1][2] or (low == spans[-1][2] and (piece.has_low or spans[-1][3]))):
+            if (high, piece.has_high) > spans[-1][2:]:
+                spans[-1] = (*spans[-1][:2], high, piece.has_high)
         else:
-            rows.append([low, piece.has_low, high, piece.has_high])
-    return [tuple(row) for row in rows]
+            spans.append((low, piece.has_low, high, piece.has_high))
+    return spans
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------
@@ -234,8 +238,8 @@ def _without(pieces: list[_Piece], points: list[_End]) -> tuple[_Piece, ...] | N
 def _condition(text: str, name: str | None) -> tuple[_Piece, ...] | None:
     """What an inequality, or several of them, says of one unknown."""
     parts = [part.strip() for part in split(text)]
-    found = [_inequality(part, name) for part in parts]
-    if None in found or len({known for _, known in found}) > 1:
+    found = [one for part in parts if (one := _inequality(part, name)) is not None]
+    if len(found) < len(parts) or len({known for _, known in found}) > 1:
         return None
     if len(found) == 1:
         return found[0][0]

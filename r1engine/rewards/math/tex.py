@@ -254,7 +254,7 @@ class _Rewriter:
         return first, second
 
     def optional(self) -> str:
-        parts = []
+        parts: list[str] = []
         while self.at < len(self.tokens) and parts[-1:] != ["]"]:
             parts.append(self.next())
         return "".join(parts)

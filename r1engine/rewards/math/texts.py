@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 from r1engine.rewards.math.decision import Comparer, Decision, yes_no
 from r1engine.rewards.math.normalize import Answer
@@ -77,12 +76,13 @@ def bases(judge: Comparer, answer: Answer, reference: Answer) -> Decision | None
         return None
     found, required = BASED.fullmatch(answer.text), BASED.fullmatch(reference.text)
     has_digits = [match is not None and match[1][-1].isdigit() for match in (found, required)]
-    if not any(has_digits):
+    based = found or required
+    if based is None or not any(has_digits):
         return None
-    if all(has_digits):
+    if found is not None and required is not None and all(has_digits):
         same = found[2] == required[2] and found[1].lstrip("0") == required[1].lstrip("0")
         return yes_no(same, "number with a base")
-    digits = (found or required)[1]
+    digits = based[1]
     if digits == (reference.text if found else answer.text):
         return "undecided", "the same digits with and without a base"
     return "wrong", "another number, one with a base"
@@ -93,19 +93,22 @@ def ratios(judge: Comparer, answer: Answer, reference: Answer) -> Decision | Non
     if ":" not in answer.text or ":" not in reference.text:
         return None
     found, required = CLOCK.fullmatch(answer.text), CLOCK.fullmatch(reference.text)
-    is_clock = found is not None and required is not None
-    if is_clock:
+    if found is not None and required is not None:
         if (int(found[1]), found[2]) == (int(required[1]), required[2]):
             halves = [(match[3] or "").lower() for match in (found, required)]
             return yes_no("" in halves or halves[0] == halves[1], "time")
         if found[3] or required[3]:
             return "wrong", "another time"
-    parts = [[exact_number(part.strip()) for part in side.text.split(":")] for side in (answer, reference)]
-    if None in (*parts[0], *parts[1]) or len(parts[0]) != len(parts[1]):
+    parts = [
+        [value for part in side.text.split(":") if (value := exact_number(part.strip())) is not None]
+        for side in (answer, reference)
+    ]
+    if not len(parts[0]) == len(parts[1]) == answer.text.count(":") + 1 == reference.text.count(":") + 1:
         return None
     if any(not value for value in (*parts[0], *parts[1])):
         return yes_no(parts[0] == parts[1], "ratio or time")
-    quotients = [[Fraction(value) / side[0] for value in side] for side in parts]
+    quotients = [[value / side[0] for value in side] for side in parts]
     if quotients[0] != quotients[1]:
         return "wrong", "another ratio"
+    is_clock = found is not None and required is not None
     return ("undecided", "the same ratio, but another time") if is_clock else ("right", "same ratio")

@@ -230,13 +230,14 @@ class Sandbox:
         self._is_busy = True
 
     def _end(self, limits: Limits, *, stop: bool = False) -> dict[str, Any]:
-        self._is_busy = False
+        self._is_busy, slot = False, self._slot
+        assert slot is not None  # as it has begun
         try:
-            result = self._slot.finish(limits.longest_seconds, stop=stop)
+            result = slot.finish(limits.longest_seconds, stop=stop)
         except SandboxError:
             self.close()
             raise
-        if self._slot.is_dirty:
+        if slot.is_dirty:
             self.close()
         return result
 

@@ -103,20 +103,25 @@ class Nursery:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            self._control.close()
             self._process = None
+        if self._control is not None:
+            self._control.close()
+            self._control = None
 
     def _order(self, order: dict, *, handing: socket.socket | None = None, timeout: float = _ORDER_SECONDS) -> dict:
+        control, process = self._control, self._process
+        if control is None or process is None:
+            raise RuntimeError("reward workers: their nursery is not running")
         line = b""
         try:
-            self._control.settimeout(timeout)
+            control.settimeout(timeout)
             text = json.dumps(order).encode() + b"\n"
-            sent = socket.send_fds(self._control, [text], [handing.fileno()] if handing else [])
-            self._control.sendall(text[sent:])
+            sent = socket.send_fds(control, [text], [handing.fileno()] if handing else [])
+            control.sendall(text[sent:])
             while not line.endswith(b"\n"):
-                data = self._control.recv(65536)
+                data = control.recv(65536)
                 if not data:
-                    raise RuntimeError(f"reward workers: their nursery ended with status {self._process.poll()}")
+                    raise RuntimeError(f"reward workers: their nursery ended with status {process.poll()}")
                 line += data
         except OSError as error:
             raise RuntimeError(f"reward workers: their nursery does not answer: {error}") from error
@@ -151,6 +156,7 @@ def main() -> None:
         order, handed = _receive(control, parent)
         if order is None:
             return
+        reply: dict[str, int | str]
         try:
             if "fork" in order:
                 reply = {"pid": _fork(control, handed, function, start["memory_bytes"])}

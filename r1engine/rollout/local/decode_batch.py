@@ -80,7 +80,7 @@ class DecodeBatch:
     def interrupt(self) -> None:
         """Called between two steps of `run`, which then is not asked again: the drafts keep the tokens they have."""
         for row in np.flatnonzero(self._draft_of[: self._num_rows] >= 0):
-            self._hand_over(row)
+            self._hand_over(int(row))
 
     def _step(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Decodes one token of every row; returns as `Decoder.step`."""

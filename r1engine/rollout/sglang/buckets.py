@@ -74,7 +74,10 @@ class _Metadata:
         self.start_idx, self.end_idx, self.numel = start, start + num_bytes, num_bytes
 
 
-class _Pickler(pickle._Pickler):
+_PythonPickler: Any = pickle._Pickler  # what it has is not declared anywhere
+
+
+class _Pickler(_PythonPickler):
     """Names _Metadata as the class that the server knows, and tensors as multiprocessing does on CUDA."""
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
@@ -85,7 +88,7 @@ class _Pickler(pickle._Pickler):
         super().save_global(obj, name)
 
     # The C pickler looks functions and classes up here as well.
-    dispatch = pickle._Pickler.dispatch | {type: save_global, type(lambda: None): save_global}
+    dispatch = _PythonPickler.dispatch | {type: save_global, type(lambda: None): save_global}
 
 
 def payload(bucket: Bucket, flat: torch.Tensor) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 
@@ -24,7 +24,7 @@ class Drawn:
 
     tokens: list[int] = field(default_factory=list)
     logp: list[float] = field(default_factory=list)
-    finish: str | None = None  # "stop" or "length"
+    finish: Literal["stop", "length"] | None = None
     versions: list[str] = field(default_factory=list)  # of the weights, in the order of their use
     experts: str | None = None  # the server's `routed_experts`, which come with the last part
 
@@ -85,7 +85,7 @@ class Client:
         *,
         most_bytes: int,
         long_lines: asyncio.Lock,
-    ) -> AsyncIterator[int]:
+    ) -> AsyncGenerator[int, None]:
         """Streams one sample into `drawn`, which keeps what came even when the stream breaks.
 
         Args:
@@ -151,7 +151,7 @@ class Client:
 
 async def _lines(
     content: aiohttp.StreamReader, most_bytes: int, long_lines: asyncio.Lock
-) -> AsyncIterator[bytearray | None]:
+) -> AsyncGenerator[bytearray | None, None]:
     """Lines of a stream, of up to `most_bytes` each; None for a piece of a long one.
 
     aiohttp's own lines end at 512 KiB. A server's long lines come one after the other: who has the lock reads on, the

@@ -35,7 +35,7 @@ class CpuDigest:
 
     def update(self, piece: torch.Tensor) -> None:
         data = piece.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        self._hash.update(memoryview(data))
+        self._hash.update(data.data)
 
     def value(self) -> str:
         return self._hash.hexdigest()[:16]

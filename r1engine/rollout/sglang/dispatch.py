@@ -126,8 +126,9 @@ class Dispatcher:
         while not draft.finish:
             endpoint = self._pick(draft.prompt.id, version)
             # What a failed server drew stays: drawing again from nothing would favour short completions.
-            body = {
-                "rid": uuid.uuid4().hex,
+            rid = uuid.uuid4().hex
+            body: dict[str, Any] = {
+                "rid": rid,
                 "input_ids": draft.prompt.tokens + draft.tokens,
                 "sampling_params": sampling | {"max_new_tokens": draft.max_tokens - len(draft.tokens)},
                 "return_logprob": True,
@@ -145,7 +146,7 @@ class Dispatcher:
                 endpoint.strikes = 0
             except (ServerError, asyncio.CancelledError) as error:
                 if isinstance(error, asyncio.CancelledError) and endpoint.is_usable:
-                    await self._abort(session, endpoint, body["rid"])
+                    await self._abort(session, endpoint, rid)
                     raise  # this run is being given up, not the server
                 attempts += 1
                 self._note_failure(endpoint, attempts, error, incidents)
@@ -205,7 +206,7 @@ class Dispatcher:
             if not (0 <= token < self.vocab_size and math.isfinite(value) and value <= 1e-4):
                 raise ServerError(f"{endpoint.client.url}: token {token} with log-probability {value} is no answer")
 
-    def _pick(self, group: int, version: str) -> Endpoint:
+    def _pick(self, group: int, version: int) -> Endpoint:
         """The group's server while it is usable, else the least loaded one."""
         home = self._home.get(group)
         if home is not None and home.is_usable:

@@ -41,7 +41,7 @@ class Fleet:
         self.endpoints = [Endpoint(Client(url, stall_seconds=s.stall_seconds)) for url in urls]
         if world.is_first:
             for endpoint in self.endpoints:
-                launch.check_server(endpoint.client, cfg.model.path, cfg.longest_sequence)
+                launch.check_server(endpoint.client, cfg.model.folder, cfg.longest_sequence)
         self.sleep()  # the trainer's model is built next
 
     # ------------------------------------------------------------------ where they come from
@@ -79,16 +79,17 @@ class Fleet:
         )
 
     def _wait_ready(self) -> None:
-        assert self._server is not None
+        server = self._server
+        assert server is not None
         told = -30.0
 
         def tell(waited: float) -> None:
             nonlocal told
             if waited - told >= 30:
                 told = waited
-                self._note(f"waiting for {self._server.client.url} ({waited:.0f} s, log in {self._server.log})")
+                self._note(f"waiting for {server.client.url} ({waited:.0f} s, log in {server.log})")
 
-        self._server.wait_ready(self._cfg.rollout.sglang.start_seconds, tell)
+        server.wait_ready(self._cfg.rollout.sglang.start_seconds, tell)
 
     def _wait_registered(self) -> list[str]:
         """The servers that `r1engine serve` has written into the run folder, once there are enough."""
@@ -186,7 +187,9 @@ class Fleet:
 
     def _own_endpoint(self) -> Endpoint:
         """Of the server that this rank owns."""
-        return next(e for e in self.endpoints if e.client.url == self._server.client.url)
+        assert self._server is not None
+        url = self._server.client.url
+        return next(endpoint for endpoint in self.endpoints if endpoint.client.url == url)
 
     def close(self) -> None:
         """End this rank's server."""

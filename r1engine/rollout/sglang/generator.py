@@ -49,7 +49,6 @@ class SglangGenerator:
             ValueError: no usable SGLang, a server of another model, version or context, or an unreachable URL.
             RuntimeError: a server does not start; the last lines of its log are in the message.
         """
-        assert cfg.model.path is not None
         self._cfg, self._world, self._dtype, self._note = cfg, world, dtype, note
         s, is_gpu = cfg.rollout.sglang, world.device.type == "cuda"
         if cfg.rollout.max_staleness and s.mode == "colocated" and is_gpu:
@@ -57,16 +56,16 @@ class SglangGenerator:
                 f"rollout.max_staleness: found {cfg.rollout.max_staleness}, required 0 with rollout.sglang.mode "
                 "colocated: servers on the trainer's GPUs give their memory back while it trains"
             )
-        self._arch = read_architecture(cfg.model.path)
+        self._arch = read_architecture(cfg.model.folder)
         if isinstance(self._arch.rope_scaling, DynamicScaling):
             raise ValueError(
-                f"{cfg.model.path / 'config.json'}: rope_type 'dynamic', required is another one with rollout.engine "
+                f"{cfg.model.folder / 'config.json'}: rope_type 'dynamic', required is another one with rollout.engine "
                 "sglang: SGLang stretches short sequences too, the trainer does not"
             )
         # The servers get the tensors that are in the model's folder: FP8 and scales, if these are there.
-        self._store = partial(store, precision="fp8") if is_fp8_folder(cfg.model.path) else None
-        self._tokenizer = load_tokenizer(cfg.model.path)
-        self._stop_tokens = sorted(stop_tokens(cfg.model.path, self._tokenizer))
+        self._store = partial(store, precision="fp8") if is_fp8_folder(cfg.model.folder) else None
+        self._tokenizer = load_tokenizer(cfg.model.folder)
+        self._stop_tokens = sorted(stop_tokens(cfg.model.folder, self._tokenizer))
         self._fleet = Fleet(cfg, world, dtype=dtype, note=note)
         self.endpoints = self._fleet.endpoints
         self._dispatcher = self._new_dispatcher(self.endpoints)
@@ -76,7 +75,7 @@ class SglangGenerator:
             ranks=s.tensor,
             route=s.route,
             bucket_bytes=s.bucket_mib * 2**20,
-            folder=WeightFolder(cfg.run_dir / "sglang" / "weights", cfg.model.path),
+            folder=WeightFolder(cfg.run_dir / "sglang" / "weights", cfg.model.folder),
             digest=self._digest(),
         )
         self.weight_version = 0

@@ -47,7 +47,7 @@ class BroadcastGroup:
                 pool.submit(c.post, path, common | {"rank_offset": 1 + i * ranks}, seconds=JOIN_SECONDS)
                 for i, c in enumerate(clients)
             ]
-            self._group = _new_group(backend, f"tcp://{host}:{port}", size, self.name)
+            self._group: dist.ProcessGroup | None = _new_group(backend, f"tcp://{host}:{port}", size, self.name)
         for future in joining:
             future.result()
 
@@ -55,6 +55,7 @@ class BroadcastGroup:
         """Send a tensor to every server rank."""
         options = dist.BroadcastOptions()
         options.rootRank = options.rootTensor = 0
+        assert self._group is not None  # it is not closed
         self._group.broadcast([tensor], options).wait()
 
     def close(self) -> None:
@@ -75,6 +76,12 @@ def _new_group(backend: str, address: str, size: int, name: str) -> dist.Process
     store, _, _ = next(rendezvous(address, 0, size, timeout=timeout))
     store.set_timeout(timeout)
     group, _ = _new_process_group_helper(
-        size, 0, [], dist.Backend(backend), PrefixStore(name, store), group_name=name, timeout=timeout
+        size,
+        0,
+        [],
+        dist.Backend(backend),
+        PrefixStore(name, store),
+        group_name=name,  # type: ignore[arg-type]  # newer PyTorch has a type of its own for this text
+        timeout=timeout,
     )
     return group

@@ -14,9 +14,9 @@ from r1engine.rollout.sglang.server import Server, check_environment, free_port
 def command(cfg: RlConfig, *, host: str, port: int, dtype: str, on_gpu: bool) -> list[str]:
     """Command line of one server of `cfg`."""
     s = cfg.rollout.sglang
-    assert s.python is not None and cfg.model.path is not None
+    assert s.python is not None
     options = {
-        "--model-path": cfg.model.path,
+        "--model-path": cfg.model.folder,
         "--host": host,
         "--port": port,
         "--tp-size": s.tensor,
@@ -35,7 +35,7 @@ def command(cfg: RlConfig, *, host: str, port: int, dtype: str, on_gpu: bool) ->
         options |= {"--grammar-backend": "none", "--max-total-tokens": s.cpu_tokens}
         options["--max-running-requests"] = cfg.rollout.slots
         flags.append("--sleep-on-idle")  # an idle scheduler spins a core without it
-    arch = read_architecture(cfg.model.path)
+    arch = read_architecture(cfg.model.folder)
     if isinstance(arch.rope_scaling, YarnScaling):
         options["--context-length"] = arch.max_positions
     if cfg.model.routing_replay and arch.moe is not None:

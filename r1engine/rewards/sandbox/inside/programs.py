@@ -12,7 +12,6 @@ The channel is a stream of frames: 4 bytes of length, then JSON.
 from __future__ import annotations
 
 import atexit
-import io
 import json
 import os
 import site
@@ -21,7 +20,7 @@ import threading
 import traceback
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import plain
 
@@ -39,9 +38,10 @@ def run(mode: str, argument: str, scratch: str, *, program: int, channel: int) -
         os.execve(program, ["program"], {})
     with open(program, "rb") as file:
         parts = file.read().split(b"\0")  # a prelude and the program
-    sys.stdin = sys.__stdin__ = _text(0, "r")
-    sys.stdout = sys.__stdout__ = _text(1, "w")
-    sys.stderr = sys.__stderr__ = _text(2, "w")
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = _text(number, "r" if number == 0 else "w")
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
     sys.argv = ["program.py"]
     for define in (site.setquit, site.setcopyright, site.sethelper):  # exit, quit, help, ...: the interpreter has -S
         define()
@@ -56,7 +56,7 @@ def run(mode: str, argument: str, scratch: str, *, program: int, channel: int) -
             status = _guarded(lambda: serve(parts, link))
     finally:
         # What the interpreter does at its end; programs join threads and print from atexit.
-        threading._shutdown()
+        threading._shutdown()  # type: ignore[attr-defined]  # private
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -122,8 +122,8 @@ def _check(parts: list[bytes], link: _Channel) -> None:
         if "value" in answer:
             return plain.decode(answer["value"])
         builtin = getattr(__import__("builtins"), str(answer.get("raised")), None)
-        is_error = isinstance(builtin, type) and issubclass(builtin, Exception)
-        raise (builtin if is_error else RuntimeError)(answer.get("message"))
+        error = builtin if isinstance(builtin, type) and issubclass(builtin, Exception) else RuntimeError
+        raise error(answer.get("message"))
 
     module = _module("__main__")
     try:
@@ -161,7 +161,7 @@ def _module(name: str) -> types.ModuleType:
     return module
 
 
-def _text(number: int, mode: str) -> io.TextIOWrapper:
+def _text(number: int, mode: str) -> IO[str]:
     errors = "backslashreplace" if number == 2 else "surrogateescape"
     return open(number, mode, encoding="utf-8", errors=errors, closefd=False)
 

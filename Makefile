@@ -70,8 +70,9 @@ demo-sglang: $(STAMP) sglang-cpu
 		stages.r1_zero.rollout.sglang.python=$(SGLANG)/bin/python \
 		stages.r1_zero.rollout.sglang.stall_seconds=120  # on a busy machine a CPU server is slow
 
-# On a GPU machine: build csrc/, run the GPU tests, run every benchmark. Uses the Python it is given and what
-# is installed there (`make gpu PYTHON=python3`); needs no network and makes no environment.
+# On a GPU machine: build csrc/, run the GPU tests, run every benchmark, also after a test has failed. Uses the Python it
+# is given and what is installed there (`make gpu PYTHON=python3`); needs no network and makes no environment. What needs
+# a package that is missing is skipped. `make gpu SECONDS_LEFT=240` ends the benchmarks after so long.
 gpu: PYTHON = python3
 gpu: export PYTHONPATH := $(CURDIR):$(CURDIR)/kernels
 gpu:
@@ -79,8 +80,10 @@ gpu:
 	cmake --build build/gpu --parallel
 	cmake --install build/gpu --prefix kernels
 	$(PYTHON) -c 'from r1kernels import cuda_lib; print(cuda_lib.build_info())'
-	$(PYTHON) -m pytest -m gpu
-	$(PYTHON) benchmarks/run_all.py --device cuda
+	status=0; \
+	$(PYTHON) -m pytest tests/gpu -m gpu || status=$$?; \
+	$(PYTHON) benchmarks/run_all.py --device cuda $(if $(SECONDS_LEFT),--seconds $(SECONDS_LEFT)) || status=$$?; \
+	exit $$status
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache kernels/r1kernels/*.so

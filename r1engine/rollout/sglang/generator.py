@@ -27,6 +27,7 @@ from r1engine.rollout.sglang.disk import WeightFolder
 from r1engine.rollout.sglang.dispatch import Dispatcher, Endpoint
 from r1engine.rollout.sglang.fleet import Fleet
 from r1engine.rollout.sglang.refresh import Refresher, Report
+from r1engine.rollout.sglang.server import check_nccl
 
 CANARY_PROMPT, CANARY_TOKENS, CANARIES = 24, 8, 4  # tokens of a fixed prompt, tokens drawn after it, how many prompts
 CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}  # nats; the largest of a few tokens, not a mean
@@ -66,6 +67,8 @@ class SglangGenerator:
         self._store = partial(store, precision="fp8") if is_fp8_folder(cfg.model.folder) else None
         self._tokenizer = load_tokenizer(cfg.model.folder)
         self._stop_tokens = sorted(stop_tokens(cfg.model.folder, self._tokenizer))
+        if is_gpu and s.route == "distributed" and s.python is not None and s.python.is_file():
+            check_nccl(s.python, torch.cuda.nccl.version())
         self._fleet = Fleet(cfg, world, dtype=dtype, note=note)
         self.endpoints = self._fleet.endpoints
         self._dispatcher = self._new_dispatcher(self.endpoints)

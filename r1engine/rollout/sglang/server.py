@@ -43,6 +43,31 @@ def check_environment(python: Path) -> str:
     return version
 
 
+def check_nccl(python: Path, own: tuple[int, ...]) -> None:
+    """That the servers' environment has the trainer's NCCL; different ones refuse each other when they meet.
+
+    Args:
+        python: interpreter of that environment; what it does not tell is not checked.
+        own:    torch.cuda.nccl.version() of this process.
+
+    Raises:
+        ValueError: it has another version.
+    """
+    code = (
+        "import importlib.metadata as m;"
+        "found = {(d.metadata['Name'] or '', d.version) for d in m.distributions()};"
+        "print(*('=='.join(pair) for pair in found if pair[0].startswith('nvidia-nccl-cu')))"
+    )
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    found, ours = done.stdout.split(), ".".join(map(str, own))
+    if done.returncode == 0 and len(found) == 1 and not found[0].endswith(f"=={ours}"):
+        package, theirs = found[0].split("==")
+        raise ValueError(
+            f"rollout.sglang.route: found distributed with NCCL {ours} here and {theirs} in {python}, required the "
+            f"same: {python} -m pip install --no-deps {package}=={ours}; or another route"
+        )
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that nobody listens on."""
     with socket.socket() as probe:

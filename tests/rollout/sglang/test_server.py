@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import real
 
 from r1engine.config import RlConfig
 from r1engine.rollout.sglang import launch
-from r1engine.rollout.sglang.server import Server, check_environment, free_port
+from r1engine.rollout.sglang.server import Server, check_environment, check_nccl, free_port
 
 # Answers every GET with 200 after it has started a child that ignores SIGTERM.
 ANSWERS = """
@@ -103,6 +104,22 @@ def test_an_environment_without_sglang_gets_the_install_command(tmp_path):
         check_environment(tmp_path / "python")
     with pytest.raises(ValueError, match=r"has no sglang; install it: .*pip install sglang==0.5.23"):
         check_environment(Path(sys.executable))
+
+
+@pytest.mark.parametrize("theirs", ["", "2.29.7", "2.30.7"])
+def test_two_versions_of_nccl_are_named_before_they_meet(tmp_path, theirs):
+    packages = tmp_path / f"nvidia_nccl_cu13-{theirs}.dist-info"
+    if theirs:
+        packages.mkdir()
+        (packages / "METADATA").write_text(f"Metadata-Version: 2.1\nName: nvidia-nccl-cu13\nVersion: {theirs}\n")
+    python = tmp_path / "python"  # of an environment that has this package alone
+    python.write_text(f'#!/bin/sh\nexport PYTHONPATH={tmp_path}\nexec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    refused = pytest.raises(
+        ValueError, match=r"NCCL 2\.29\.7 here and 2\.30\.7 in .*--no-deps nvidia-nccl-cu13==2\.29\.7; or another route"
+    )
+    with refused if theirs == "2.30.7" else contextlib.nullcontext():
+        check_nccl(python, (2, 29, 7))
 
 
 @pytest.mark.parametrize(("rope", "given"), [(None, None), ("yarn", 512), ("linear", None)])

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 from r1engine.config import RlConfig
+from r1engine.data.chat import render
 from r1engine.data.prompts import load_prompts
+from r1engine.data.question import Question
 from r1engine.data.stream import PromptStream, file_digest
 from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.model.parallel import join, leave
@@ -33,7 +35,11 @@ def main(demo: Path, steps: int) -> None:
     )
     world = join(cfg.parallel)
     tokenizer = load_tokenizer(cfg.model.path)
-    prompts = load_prompts(cfg.data.train, lambda text: tokenizer.encode(text).ids, "r1_zero", 32)
+
+    def shown(question: Question) -> str:
+        return render(question.text, "r1_zero")
+
+    prompts = load_prompts(cfg.data.train, lambda text: tokenizer.encode(text).ids, shown, 32)
     stream = PromptStream(prompts, seed=cfg.seed, digest=file_digest(cfg.data.train))
     policy = Policy(cfg.model, cfg.parallel, cfg.optimizer, world, temperature=cfg.rollout.temperature)
     generator = make_generator(cfg, world, policy.dtype, print)

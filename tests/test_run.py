@@ -199,13 +199,13 @@ REFUSED = {
         ("seed=5", "seed was 0 when it was made, this run has 5"),
         ("checkpoint.resume=false", "holds checkpoints up to step_00000008"),
         ("grpo.kl_coef=0", "reference was True when it was made, this run has False"),
-        ("data.max_prompt_tokens=3", "required at most max_prompt_tokens = 3"),
+        ("data.max_prompt_tokens=3", "prompts have more than max_prompt_tokens = 3 tokens"),
     ],
     "sft": [
         ("seed=5", "seed was 0 when it was made, this run has 5"),
         ("sft.batch_size=12", "batch_size was 24 when it was made, this run has 12"),
         ("data.template=none", "dataset was"),
-        ("data.max_tokens=9", "84 of 84 texts are too long"),
+        ("data.max_tokens=9", "84 of 84 texts (100.0%): 84 have more than data.max_tokens = 9 tokens"),
     ],
 }
 

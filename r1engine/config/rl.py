@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from r1engine.config.rewards import Rewards
 from r1engine.config.rollout import Rollout
 from r1engine.config.section import Count, LocalPath, Positive, Section
-from r1engine.config.stage import Data, Evaluation, StageConfig
+from r1engine.config.stage import Data, Evaluation, StageConfig, Template
 
 
 class QuestionData(Data):
@@ -19,8 +19,8 @@ class QuestionData(Data):
     """.jsonl or .parquet file with the fields `question` and `answer`."""
     heldout: LocalPath | None = None
     """The same, for evaluation; null: no evaluation."""
-    template: Literal["r1_zero", "none"] = "r1_zero"
-    """What the model is shown: the paper's Table 1 around the question, or the question as it is."""
+    template: Template = "r1_zero"
+    """The paper's Table 1, the model's own chat template, the shipped r1 or plain, or the question as it is."""
     max_prompt_tokens: Positive = 2048
     """Tokens of a prompt with its template."""
     overlong: Literal["refuse", "skip"] = "refuse"

@@ -6,21 +6,25 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from r1engine.config.section import LocalPath, Positive, Section
-from r1engine.config.stage import Data, Optimizer, StageConfig
+from r1engine.config.section import Fraction, LocalPath, Positive, Section
+from r1engine.config.stage import Data, Optimizer, StageConfig, Template
 
 
 class TextData(Data):
-    """The texts."""
+    """The conversations."""
 
     train: LocalPath | None = None
-    """.jsonl or .parquet file with the fields `question` and `completion`."""
+    """.jsonl or .parquet file with the field `messages` (docs/sft.md), or with `question` and `completion`."""
     heldout: LocalPath | None = None
     """The same, for the held-out loss; null: no evaluation."""
-    template: Literal["r1_zero", "none"] = "none"
-    """What stands before the completion: the paper's Table 1 around the question, or the question as it is."""
+    template: Template = "none"
+    """The model's own chat template, the shipped r1 or plain, the paper's Table 1, or the question as it is."""
+    train_on: Literal["all", "last"] = "all"
+    """Assistant turns of a conversation that are trained on, each as a text of its own behind all that precedes it."""
     max_tokens: Positive = 32_768
-    """Tokens of a text with its end token; a longer one is refused. v2 B.4.2: "a maximum context length of 32,768"."""
+    """Tokens of a text with its end token; none is ever cut. v2 B.4.2: "a maximum context length of 32,768"."""
+    max_dropped: Fraction = 0.05
+    """Share of texts that may be left out (too long, or with a token of the template inside); more are refused."""
 
 
 class Sft(Section):

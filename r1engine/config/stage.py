@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from r1engine.config.section import Count, Fraction, LocalPath, Positive, Section
 
@@ -146,13 +146,33 @@ class Optimizer(Section):
         return self.lr * warmup * (self.min_lr_ratio + (1 - self.min_lr_ratio) * cosine)
 
 
+Template = Literal["chat", "r1", "plain", "r1_zero", "none"]
+CHAT_TEMPLATES = ("chat", "r1", "plain")
+
+
 class Data(Section):
-    """What is trained on, and what is held out."""
+    """What is trained on, what is held out, and how it is shown to the model."""
 
     train: LocalPath | None = None
     """.jsonl or .parquet file."""
     heldout: LocalPath | None = None
     """The same form, for evaluation; null: no evaluation."""
+    template: Template = "none"
+    """How the model is asked."""
+    system: str | None = None
+    """System message of conversations that have none, for chat, r1 and plain; null: none."""
+    think: Literal["own", "prefilled"] = "own"
+    """prefilled: the prompt ends in <think>, which the model then does not write; own: as the chat template has it."""
+
+    @model_validator(mode="after")
+    def _chats(self) -> Data:
+        found = [f"system: found {self.system!r:.60}"] if self.system is not None else []
+        found += [f"think: found '{self.think}'"] if self.think != "own" else []
+        if found and self.template not in CHAT_TEMPLATES:
+            raise ValueError(f"{'; '.join(found)}, required template chat, r1 or plain, found '{self.template}'")
+        if self.system is not None and not self.system.strip():
+            raise ValueError("system: found a blank text, required one that says something, or null")
+        return self
 
     @property
     def train_file(self) -> Path:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, overload
 import numpy as np
 
 from r1engine.data.question import Question
-from r1engine.data.questions import FIELDS, Template, question_of, render
+from r1engine.data.questions import FIELDS, question_of
 from r1engine.data.rows import Row, place, read_rows
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Overlong = Literal["refuse", "skip"]  # what is done with prompts that are longer than the limit
 Encode = Callable[[list[Question]], Sequence[Sequence[int]]]
 EncodeAll = Callable[[list[str]], Sequence[Sequence[int]]]  # token ids of each text
+Render = Callable[[Question], str]  # a question as the model is shown it
 
 BATCH = 512  # texts tokenized at once
 LISTED = 20  # overlong prompts that are named
@@ -39,13 +40,13 @@ class PromptTable(Sequence["Prompt"]):
     The files are mapped: their folder may be removed while the table is in use.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Opens what `write_prompts` wrote into `folder`."""
+    def __init__(self, folder: Path, render: Render) -> None:
+        """Opens what `write_prompts` wrote into `folder`, with the same `render`."""
         about = json.loads((folder / "about.json").read_text())
         self.path = Path(about["path"])
         self.rewards = set(about["rewards"])  # that the questions name
         self.notes: list[str] = about["notes"]  # what the user should know of the file
-        self._template: Template = about["template"]
+        self._render = render
         # Of each row: its index in the file, where it stands there, and which of the distinct questions it is.
         self._rows = np.load(folder / "rows.npy", mmap_mode="r")
         # Of each distinct question: where its JSON and its tokens end.
@@ -69,8 +70,7 @@ class PromptTable(Sequence["Prompt"]):
         (json_start, start), (json_end, end) = self._ends[which : which + 2].tolist()
         values = json.loads(self._json[json_start:json_end].tobytes())
         question = replace(Question(*values), place=place(self.path, line))
-        text = render(question.text, self._template)
-        return Prompt(number_in_file, self._tokens[start:end].tolist(), text, question)
+        return Prompt(number_in_file, self._tokens[start:end].tolist(), self._render(question), question)
 
     def distinct(self, most: int) -> list[Prompt]:
         """The first `most` prompts that are not the same as one before."""
@@ -81,7 +81,7 @@ class PromptTable(Sequence["Prompt"]):
 def load_prompts(
     path: Path,
     tokenizer_encode: Callable[[str], list[int]],
-    template: Template,
+    render: Render,
     max_prompt_tokens: int,
     *,
     overlong: Overlong = "refuse",
@@ -92,15 +92,15 @@ def load_prompts(
         return [tokenizer_encode(text) for text in texts]
 
     with TemporaryDirectory(prefix="r1engine-") as folder:
-        write_prompts(path, Path(folder), encode_all, template, max_prompt_tokens, overlong=overlong)
-        return PromptTable(Path(folder))
+        write_prompts(path, Path(folder), encode_all, render, max_prompt_tokens, overlong=overlong)
+        return PromptTable(Path(folder), render)
 
 
 def write_prompts(
     path: Path,
     folder: Path,
     encode_all: EncodeAll,
-    template: Template,
+    render: Render,
     max_prompt_tokens: int,
     *,
     overlong: Overlong = "refuse",
@@ -111,7 +111,7 @@ def write_prompts(
         path:              .jsonl or .parquet file, see `read_questions`; `Prompt.id` is the index in it.
         folder:            an empty one.
         encode_all:        texts -> token ids of each, special tokens as the caller wants them.
-        template:          "r1_zero" (the paper's Table 1) or "none" (the question as it is).
+        render:            a question -> the text that the model is shown.
         max_prompt_tokens: limit of a prompt; none is ever cut.
         overlong:          "refuse" those that are longer, or "skip" them.
 
@@ -123,13 +123,11 @@ def write_prompts(
     rows = read_rows(path, FIELDS)
     with (folder / "questions").open("wb") as questions, (folder / "tokens").open("wb") as tokens:
         while batch := list(islice(rows, BATCH)):
-            known.add(batch, lambda fresh: _encoded(fresh, encode_all, template), questions, tokens)
-    _finish(known, path, folder, template, max_prompt_tokens, overlong)
+            known.add(batch, lambda fresh: _encoded(fresh, encode_all, render), questions, tokens)
+    _finish(known, path, folder, max_prompt_tokens, overlong)
 
 
-def _finish(
-    known: _Known, path: Path, folder: Path, template: Template, max_prompt_tokens: int, overlong: Overlong
-) -> None:
+def _finish(known: _Known, path: Path, folder: Path, max_prompt_tokens: int, overlong: Overlong) -> None:
     """Leave out or refuse the overlong prompts, and write the index."""
     rows, ends, notes = np.array(known.rows, np.int64).reshape(-1, 3), np.array(known.ends, np.int64).reshape(-1, 2), []
     if len(known.digests) < len(rows):
@@ -151,7 +149,7 @@ def _finish(
         notes.append(f"left out: {problem}")
     np.save(folder / "rows.npy", rows[~is_long])
     np.save(folder / "ends.npy", ends)
-    about = {"path": str(path), "template": template, "rewards": sorted(known.rewards), "notes": notes}
+    about = {"path": str(path), "rewards": sorted(known.rewards), "notes": notes}
     (folder / "about.json").write_text(json.dumps(about))
 
 
@@ -192,9 +190,9 @@ def _stored(question: Question) -> bytes:
         raise ValueError(f"{question.place}: tests are no JSON: {error}") from error
 
 
-def _encoded(questions: list[Question], encode_all: EncodeAll, template: Template) -> Sequence[Sequence[int]]:
+def _encoded(questions: list[Question], encode_all: EncodeAll, render: Render) -> Sequence[Sequence[int]]:
     """Token ids of the prompts of questions."""
-    texts = [render(question.text, template) for question in questions]
+    texts = [render(question) for question in questions]
     try:
         encoded = encode_all(texts)
     except Exception:

@@ -1,10 +1,10 @@
-"""Questions from JSONL or Parquet, and the template around them. No torch."""
+"""Questions from JSONL or Parquet. No torch."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from r1engine.data.question import Question
 from r1engine.data.rows import Row, missing, read_rows
@@ -12,20 +12,6 @@ from r1engine.rewards.code.problems import test_fields
 from r1engine.rewards.rules import check_question
 
 FIELDS = ("question", "answer", "reward", "tests", "language")  # of a row; others are ignored
-Template = Literal["r1_zero", "none"]
-
-# Table 1 of the paper, word for word; "prompt" is replaced by the question.
-R1_ZERO_TEMPLATE = (
-    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
-    "The assistant first thinks about the reasoning process in the mind and then provides the user with the answer. "
-    "The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags, respectively, "
-    "i.e., <think> reasoning process here </think> <answer> answer here </answer>. User: {question}. Assistant:"
-)
-
-
-def render(question: str, template: Template) -> str:
-    """The text shown to the model."""
-    return R1_ZERO_TEMPLATE.format(question=question) if template == "r1_zero" else question
 
 
 def read_questions(path: Path) -> list[Question]:

@@ -62,13 +62,14 @@ def place(path: Path, number: int) -> str:
     return f"{path}: row {number}" if path.suffix == ".parquet" else f"{path}:{number}"
 
 
-def read_rows(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
+def read_rows(path: Path, fields: tuple[str, ...], *, or_else: str = "") -> Iterator[Row]:
     """The rows of a .jsonl or .parquet file, in file order.
 
     Args:
-        path:   of the file.
-        fields: columns that are read of a .parquet file, of which the first must be there; a line of a .jsonl file is
+        path:    of the file.
+        fields:  columns that are read of a .parquet file, of which the first must be there; a line of a .jsonl file is
             given with all it has.
+        or_else: one of them that may be there in place of the first.
 
     Raises:
         ValueError: the file is missing, empty, damaged or of another kind, or a line is no object in JSON; the row is
@@ -80,7 +81,7 @@ def read_rows(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
     if not path.is_file():
         raise ValueError(f"{path}: found no such file, required a data file")
     number = 0
-    for row in _jsonl_rows(path, fields) if path.suffix == ".jsonl" else _parquet_rows(path, fields):
+    for row in _jsonl_rows(path, fields) if path.suffix == ".jsonl" else _parquet_rows(path, fields, or_else):
         number = row.number
         yield row
     if not number:
@@ -126,7 +127,7 @@ def _jsonl_rows(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
             yield Row(path, number, present, sorted(found))
 
 
-def _parquet_rows(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
+def _parquet_rows(path: Path, fields: tuple[str, ...], or_else: str) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
@@ -135,7 +136,7 @@ def _parquet_rows(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a Parquet file: {error}") from error
     columns = sorted(file.schema_arrow.names)
-    if fields[0] not in columns:
+    if fields[0] not in columns and or_else not in columns:
         raise ValueError(f"{path}: {missing(fields[0], columns)}")
     plain = {name: _plain(file.schema_arrow.field(name).type) for name in fields if name in columns}
     number = 0

@@ -1,89 +1,163 @@
-"""Texts for supervised training: a prompt and what follows it, from JSONL or Parquet, tokenized and held compactly."""
+"""Texts of supervised training: rendered and tokenized once, then mapped from disk by every rank.
+
+800 thousand conversations of 5,400 tokens are 17 GB of tokens; in memory are three numbers a text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+import json
+import os
+import shutil
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import BinaryIO, TextIO
 
 import numpy as np
 
-from r1engine.data.questions import Template, render
-from r1engine.data.rows import missing, read_rows
+from r1engine.config.sft import TextData
+from r1engine.data.chat import PromptFormat, Text
+from r1engine.data.conversations import read_conversations
+from r1engine.data.stream import file_digest
 
-if TYPE_CHECKING:
-    from tokenizers import Encoding
-
-    from r1engine.hf.tokenizer import PromptTokenizer
-
-
-@dataclass(frozen=True)
-class Text:
-    """One row of a data file."""
-
-    prompt: str  # as the model is shown it
-    completion: str  # what it learns to write, without the end token
-    place: str  # "train.jsonl:7", for error messages
+FORMAT = 1  # of the files, and of how texts become tokens
+BATCH = 128  # texts tokenized at once
+LISTED = 5  # texts that are left out and named in a message; all stand in DROPPED
+DROPPED = "dropped.jsonl"
+TOO_LONG = "too long"
 
 
-def read_texts(path: Path, template: Template) -> list[Text]:
-    """All texts of a .jsonl or .parquet file with the fields `question` and `completion`, in file order.
+class TextTable:
+    """Token ids of the texts that `cached_texts` wrote."""
 
-    Raises:
-        ValueError: the file is missing, empty or of another kind, or a row is not as above; the row is named.
-    """
-    texts = []
-    for row in read_rows(path, ("question", "completion")):
-        for field in ("question", "completion"):
-            if field not in row.fields:
-                raise ValueError(f"{row.place}: {missing(field, row.columns)}")
-            if not isinstance(row.fields[field], str) or not row.fields[field]:
-                found = repr(row.fields[field])[:80]
-                raise ValueError(f"{row.place}: {field} is {found}, required a text that is not empty")
-        texts.append(Text(render(row.fields["question"], template), row.fields["completion"], row.place))
-    return texts
-
-
-class TokenizedTexts:
-    """Token ids of many texts in one flat array."""
-
-    def __init__(self, texts: list[Text], tokenizer: PromptTokenizer, *, end_token: int, max_tokens: int) -> None:
-        """
-        Args:
-            texts:      what is trained on.
-            tokenizer:  of the model; prompt and completion are tokenized apart.
-            end_token:  id behind each completion.
-            max_tokens: limit of a text with its end token.
-
-        Raises:
-            ValueError: a text is longer than the limit; the first five are named.
-        """
-        prompts = _encoded([text.prompt for text in texts], tokenizer.encode_batch)
-        completions = _encoded([text.completion for text in texts], tokenizer.encode_continuations)
-        pairs = [(prompts[text.prompt], completions[text.completion]) for text in texts]
-        lengths = [len(prompt) + len(completion) + 1 for prompt, completion in pairs]
-        too_long = [f"{t.place} has {n}" for t, n in zip(texts, lengths, strict=True) if n > max_tokens]
-        if too_long:
-            raise ValueError(
-                f"data: {len(too_long)} of {len(texts)} texts are too long ({'; '.join(too_long[:5])} tokens), "
-                f"required at most data.max_tokens = {max_tokens}"
-            )
-        self._ends = np.cumsum([0, *lengths])
-        self._prompt_sizes = [len(prompt) for prompt, _ in pairs]
-        ids = (token for prompt, completion in pairs for token in (*prompt, *completion, end_token))
-        self._tokens = np.fromiter(ids, np.int32, self._ends[-1])
+    def __init__(self, folder: Path) -> None:
+        """Maps the files of `folder`."""
+        about = json.loads((folder / "about.json").read_text())
+        self.longest: int = about["longest"]  # tokens of the longest text
+        left_out = about["left_out"]
+        self.notes = [f"left out, listed in {folder / DROPPED}: {left_out}"] if left_out else []
+        self._ends = np.load(folder / "ends.npy", mmap_mode="r")  # of each text, behind a 0
+        self._num_prompt = np.load(folder / "num_prompt.npy", mmap_mode="r")
+        self._tokens = np.memmap(folder / "tokens", np.int32, "r")
 
     def __len__(self) -> int:
-        return len(self._prompt_sizes)
+        return len(self._num_prompt)
 
     def at(self, index: int) -> tuple[list[int], int]:
         """(tokens of a text with its end token, how many of them are the prompt)."""
         start, end = self._ends[index : index + 2].tolist()
-        return self._tokens[start:end].tolist(), self._prompt_sizes[index]
+        return self._tokens[start:end].tolist(), int(self._num_prompt[index])
 
 
-def _encoded(texts: list[str], encode: Callable[[list[str]], list[Encoding]]) -> dict[str, list[int]]:
+def texts_key(path: Path, form: PromptFormat, data: TextData, tokenizer_json: Path) -> str:
+    """Digest of all that the tokens depend on: data, tokenizer, template and settings (hex)."""
+    parts = [FORMAT, file_digest(path), file_digest(tokenizer_json), form.identity, form.end_token]
+    parts += [data.train_on, data.max_tokens, data.max_dropped]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def cached_texts(path: Path, cache: Path, key: str, form: PromptFormat, data: TextData) -> Path:
+    """The folder below `cache` with the tokens of a file, for `TextTable`; written if it is not there yet.
+
+    Args:
+        path:  .jsonl or .parquet file, see `read_conversations`.
+        cache: folder of folders, one a key.
+        key:   see `texts_key`.
+        form:  how a conversation becomes a prompt and a completion.
+        data:  which turns are trained on, the longest text, and how many may be left out.
+
+    Raises:
+        ValueError: a row is no conversation or cannot be written in the template; more texts than `max_dropped` are too
+            long or hold a marker; or none is left.
+    """
+    folder = cache / key[:16]
+    if not folder.is_dir():
+        partial = cache / ".partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write_texts(path, partial, form, data)
+        os.replace(partial, folder)
+    return folder
+
+
+def _write_texts(path: Path, folder: Path, form: PromptFormat, data: TextData) -> None:
+    with (folder / "tokens").open("wb") as tokens, (folder / DROPPED).open("w") as dropped:
+        written = _Written(form, data, tokens, dropped)
+        texts = _texts(path, form, data, written.drop)
+        while batch := list(islice(texts, BATCH)):
+            written.add(batch)
+    left_out = written.left_out(path)
+    np.save(folder / "ends.npy", np.array(written.ends, np.int64))
+    np.save(folder / "num_prompt.npy", np.array(written.num_prompt, np.int32))
+    (folder / "about.json").write_text(json.dumps({"longest": written.longest, "left_out": left_out}))
+
+
+def _texts(path: Path, form: PromptFormat, data: TextData, drop: Callable[[str, str, str], None]) -> Iterator[Text]:
+    """The texts of a file but those that hold a marker."""
+    for conversation in read_conversations(path):
+        for messages in conversation.until(train_on=data.train_on):
+            if marker := form.marker(messages):
+                drop(conversation.place, marker, f"holds {marker}")
+            else:
+                yield form.text(messages, conversation.place)
+
+
+class _Written:
+    """What is in memory of a file that is written: two numbers a text, and what was left out."""
+
+    def __init__(self, form: PromptFormat, data: TextData, tokens: BinaryIO, dropped: TextIO) -> None:
+        self._form, self._data, self._tokens, self._dropped = form, data, tokens, dropped
+        self.ends, self.num_prompt, self.longest = array("q", [0]), array("i"), 0
+        self.reasons: Counter[str] = Counter()
+        self.first: list[str] = []  # of those that were left out
+
+    def drop(self, place: str, reason: str, words: str) -> None:
+        """Leave a text out."""
+        self.reasons[reason] += 1
+        self._dropped.write(json.dumps({"place": place, "reason": words}) + "\n")
+        if len(self.first) < LISTED:
+            self.first.append(f"{place} {words}")
+
+    def left_out(self, path: Path) -> str:
+        """How many texts are left out and why, "" for none; ValueError if they are too many."""
+        count = sum(self.reasons.values())
+        if not count:
+            return ""
+        total, data = count + len(self.num_prompt), self._data
+        reasons = [
+            f"{n:,} have more than data.max_tokens = {data.max_tokens:,} tokens"
+            if reason == TOO_LONG
+            else f"{n:,} hold {reason}, a token of the template or a special one"
+            for reason, n in self.reasons.most_common()
+        ]
+        problem = f"{path}: {count:,} of {total:,} texts ({count / total:.1%}): {'; '.join(reasons)}"
+        problem += f" ({'; '.join(self.first)}{' and others' if count > LISTED else ''})"
+        if count == total or count > data.max_dropped * total:
+            raise ValueError(f"{problem}; at most data.max_dropped = {data.max_dropped:.1%} may be left out")
+        return problem
+
+    def add(self, texts: list[Text]) -> None:
+        """Tokenize texts and write those that are not too long."""
+        prompts = _encoded([text.prompt for text in texts], self._form.encode_prompts)
+        completions = _encoded([text.completion for text in texts], self._form.encode_completions)
+        for text in texts:
+            prompt, completion = prompts[text.prompt], completions[text.completion]
+            size = len(prompt) + len(completion) + 1
+            if not prompt:
+                raise ValueError(f"{text.place}: the prompt has no tokens, required at least one")
+            if size > self._data.max_tokens:
+                self.drop(text.place, TOO_LONG, f"has {size} tokens")
+                continue
+            self._tokens.write(np.array([*prompt, *completion, self._form.end_token], np.int32).tobytes())
+            self.ends.append(self.ends[-1] + size)
+            self.num_prompt.append(len(prompt))
+            self.longest = max(self.longest, size)
+
+
+def _encoded(texts: list[str], encode: Callable[[list[str]], list[list[int]]]) -> dict[str, list[int]]:
     """Token ids of each distinct text."""
     distinct = list(dict.fromkeys(texts))
-    return {text: encoding.ids for text, encoding in zip(distinct, encode(distinct), strict=True)}
+    return dict(zip(distinct, encode(distinct), strict=True))

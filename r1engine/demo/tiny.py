@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from r1engine.config import TinyConfig
-from r1engine.data.questions import render
+from r1engine.data.chat import render
 from r1engine.hf.architecture import Architecture, read_architecture
 from r1engine.hf.tensors import hf_shapes
 

@@ -57,6 +57,16 @@ class PromptTokenizer:
         """The id of a token, None if there is no such token."""
         return self._tokenizer.token_to_id(token)
 
+    @property
+    def added_tokens(self) -> dict[str, bool]:
+        """Text of each added token, and whether it is a special one: they are found in any text before it is split."""
+        return {token.content: token.special for token in self._tokenizer.get_added_tokens_decoder().values()}
+
+    def normalize(self, text: str) -> str:
+        """The text in which added tokens are looked for, beside the text itself."""
+        normalizer = self._tokenizer.normalizer
+        return text if normalizer is None else normalizer.normalize_str(text)
+
     def _fronted(self, encoding: Encoding) -> Encoding:
         front = self._front.ids
         if not front or encoding.ids[: len(front)] == front:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,11 +10,11 @@ from typing import Any
 
 from r1engine.config import RlConfig
 from r1engine.data.prompts import PromptTable, write_prompts
+from r1engine.data.question import Question
 from r1engine.data.stream import PromptStream, file_digest
 from r1engine.evaluation.pass_at_1 import pass_at_1, sample_row
 from r1engine.grpo import record_of
 from r1engine.hf.formats import model_dtype
-from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.model.policy import Policy
 from r1engine.observe.hacking_alarm import Alarms
 from r1engine.observe.metrics import Phases
@@ -25,6 +26,7 @@ from r1engine.rollout import make_generator
 from r1engine.rollout.rollouts import Rollouts
 from r1engine.stages.identity import model_identity
 from r1engine.stages.iteration import Iteration, Parts, iterate, refresh, verify
+from r1engine.stages.prepared import prepared
 from r1engine.stages.stage import Advance, Evaluated
 
 MOST_REFERENCES = 20_000  # distinct references that are looked at before a run
@@ -40,13 +42,15 @@ class RlStage:
             ValueError: the model, the data or a server of the rewards does not fit the configuration.
             RuntimeError: a server does not start.
         """
+        cfg, self._format = prepared(cfg, world)
         self.cfg, self.world, self.progress, self.steps = cfg, world, progress, cfg.steps
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         scorer = make_scorer(cfg.rewards, workers=max(1, len(os.sched_getaffinity(0)) // ranks_here))
         self._to_close = [scorer.close]
         try:
             train = self._load(cfg.data.train_file)
-            self.prompts = PromptStream(train, seed=cfg.seed, digest=file_digest(cfg.data.train_file))
+            digest = hashlib.sha256(f"{file_digest(cfg.data.train_file)} {self._format.identity}".encode()).hexdigest()
+            self.prompts = PromptStream(train, seed=cfg.seed, digest=digest)
             heldout = self._load(cfg.data.heldout) if cfg.data.heldout is not None else []
             self.heldout = heldout[: cfg.evaluation.questions]
             named = train.rewards | {prompt.question.reward for prompt in self.heldout}
@@ -76,19 +80,19 @@ class RlStage:
 
     def _load(self, path: Path) -> PromptTable:
         """The prompts of a file, read and tokenized once a node. Collective."""
-        tokenizer, data = load_tokenizer(self.cfg.model.folder), self.cfg.data
+        data, form = self.cfg.data, self._format
 
-        def encode_all(texts: list[str]) -> list[list[int]]:
-            return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        def shown(question: Question) -> str:
+            return form.prompt(question.text, question.place)
 
         with TemporaryDirectory(prefix="r1engine-") as own:
 
             def write() -> str:
                 limit = data.max_prompt_tokens
-                write_prompts(path, Path(own), encode_all, data.template, limit, overlong=data.overlong)
+                write_prompts(path, Path(own), form.encode_prompts, shown, limit, overlong=data.overlong)
                 return own
 
-            table = PromptTable(Path(self.world.once_a_node(write)))
+            table = PromptTable(Path(self.world.once_a_node(write)), shown)
             self.world.wait()  # the files may be removed when every rank has them open
         for note in table.notes:
             self.progress.note(note)

@@ -5,7 +5,7 @@ Cold start and second SFT of the paper (sections 2.3.1 and 2.3.3), distillation 
 
 from __future__ import annotations
 
-import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ import torch
 
 from r1engine.batch import PackedBatch, Sequence, TokenOutputs, pack
 from r1engine.config import SftConfig
-from r1engine.data.stream import Batches, file_digest
-from r1engine.data.texts import TokenizedTexts, read_texts
-from r1engine.hf.tokenizer import end_token, load_tokenizer
+from r1engine.data.chat import PromptFormat
+from r1engine.data.stream import Batches
+from r1engine.data.texts import TextTable, cached_texts, texts_key
+from r1engine.hf.architecture import read_architecture
 from r1engine.model.policy import Policy
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
 from r1engine.ranks import World
 from r1engine.stages.identity import model_identity
+from r1engine.stages.prepared import prepared
 from r1engine.stages.stage import Advance, Evaluated
 
 
@@ -46,9 +48,10 @@ class SftStage:
         Raises:
             ValueError: the model or the texts are not what the configuration needs.
         """
+        cfg, form = prepared(cfg, world)
         self.cfg, self.world, self._phases, self._progress = cfg, world, phases, progress
-        self.train = self._read(cfg.data.train_file)
-        self.heldout = self._read(cfg.data.heldout) if cfg.data.heldout is not None else None
+        self.train, self._dataset = self._read("train", cfg.data.train_file, form)
+        self.heldout = self._read("heldout", cfg.data.heldout, form)[0] if cfg.data.heldout is not None else None
         self.batches = Batches(len(self.train), batch_size=cfg.sft.batch_size, epochs=cfg.sft.epochs, seed=cfg.seed)
         self.steps = self.batches.steps
         if cfg.optimizer.warmup_steps > self.steps:
@@ -59,20 +62,27 @@ class SftStage:
         layout = cfg.parallel.model_copy(update={"offload": False})  # nothing else wants the device's memory
         self.policy = Policy(cfg.model, layout, cfg.optimizer, world, seed=cfg.seed)
 
-    def _read(self, path: Path) -> TokenizedTexts:
-        tokenizer = load_tokenizer(self.cfg.model.folder)
-        end = end_token(self.cfg.model.folder, tokenizer)
-        texts = read_texts(path, self.cfg.data.template)
-        return TokenizedTexts(texts, tokenizer, end_token=end, max_tokens=self.cfg.data.max_tokens)
+    def _read(self, name: str, path: Path, form: PromptFormat) -> tuple[TextTable, str]:
+        """The tokens of a file, written once below run_dir, and the digest of all that they depend on. Collective."""
+        folder, data = self.cfg.model.folder, self.cfg.data
+        key = self.world.from_first(partial(texts_key, path, form, data, folder / "tokenizer.json"))
+        cache = self.cfg.run_dir / "tokens" / name
+        table = TextTable(self.world.from_first(partial(cached_texts, path, cache, key, form, data)))
+        for note in table.notes:
+            self._progress.note(note)
+        if (positions := read_architecture(folder).max_positions) < table.longest:
+            raise ValueError(
+                f"model.path: {folder} has {positions:,} positions, {path} has a text of {table.longest:,} tokens; "
+                "lower data.max_tokens, or take a model of a longer context"
+            )
+        return table, key
 
     def identity(self) -> dict[str, Any]:
         """What must not change between a checkpoint and the run that goes on from it; the layout may."""
-        cfg = self.cfg
-        data = f"{file_digest(cfg.data.train_file)} {cfg.data.template}"
         return {
-            "seed": cfg.seed,
-            "dataset": hashlib.sha256(data.encode()).hexdigest(),
-            "batch_size": cfg.sft.batch_size,
+            "seed": self.cfg.seed,
+            "dataset": self._dataset,
+            "batch_size": self.cfg.sft.batch_size,
             **model_identity(self.policy),
         }
 

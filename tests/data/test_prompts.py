@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from shown import as_it_is, in_table_1
 
 from r1engine.data.prompts import PromptTable, load_prompts, write_prompts
 from r1engine.data.questions import read_questions
@@ -139,7 +140,7 @@ BAD = {
 def test_every_refused_line_is_named(tmp_path, bad):
     path = jsonl(tmp_path / "a.jsonl", {"question": "q", "answer": 1}, "", BAD[bad])
     assert refusal(path).startswith("a.jsonl:3: ")
-    assert refusal(path, lambda path: load_prompts(path, encode, "none", 100)).startswith("a.jsonl:3: ")
+    assert refusal(path, lambda path: load_prompts(path, encode, as_it_is, 100)).startswith("a.jsonl:3: ")
 
 
 def odd_columns() -> dict[str, dict]:
@@ -159,7 +160,7 @@ def odd_columns() -> dict[str, dict]:
 @pytest.mark.parametrize("bad", list(odd_columns()))
 def test_every_refused_row_is_named(tmp_path, bad):
     path = parquet(tmp_path / "a.parquet", odd_columns()[bad])
-    assert refusal(path, lambda path: load_prompts(path, encode, "none", 100)).startswith("a.parquet: row 2: ")
+    assert refusal(path, lambda path: load_prompts(path, encode, as_it_is, 100)).startswith("a.parquet: row 2: ")
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path):
@@ -177,7 +178,7 @@ def test_a_text_that_the_tokenizer_refuses_is_named(tmp_path):
         return encode(text)
 
     path = jsonl(tmp_path / "a.jsonl", *({"question": text, "answer": 1} for text in ("a", "b", "bad", "c")))
-    message = refusal(path, lambda path: load_prompts(path, fussy, "none", 100))
+    message = refusal(path, lambda path: load_prompts(path, fussy, as_it_is, 100))
     assert message == "a.jsonl:3: cannot be tokenized: TypeError: TextInputSequence must be str"
 
 
@@ -187,24 +188,24 @@ def test_a_text_that_the_tokenizer_refuses_is_named(tmp_path):
 def test_all_overlong_prompts_are_counted_and_listed(tmp_path):
     sizes = [3, 50, 4, 60, 60, 5, 50]
     path = jsonl(tmp_path / "a.jsonl", "", *({"question": "x" * size, "answer": i} for i, size in enumerate(sizes)))
-    message = refusal(path, lambda path: load_prompts(path, encode, "none", 4))
+    message = refusal(path, lambda path: load_prompts(path, encode, as_it_is, 4))
     listed = "a.jsonl:3 (50), a.jsonl:5 (60), a.jsonl:6 (60), a.jsonl:7 (5), a.jsonl:8 (50)"
     assert message.startswith("a.jsonl: 5 of 7 prompts have more than max_prompt_tokens = 4 tokens, the longest 60: ")
     assert listed in message.replace(str(path), path.name) and "data.overlong=skip" in message
-    kept = load_prompts(path, encode, "none", 4, overlong="skip")
+    kept = load_prompts(path, encode, as_it_is, 4, overlong="skip")
     assert [(p.id, p.question.answer, p.question.place) for p in kept] == [
         (0, "0", f"{path}:2"),
         (2, "2", f"{path}:4"),
     ]
     assert len(kept.notes) == 1 and kept.notes[0].startswith(f"left out: {path}: 5 of 7 prompts")
     with pytest.raises(ValueError, match="7 of 7 prompts have more than"):
-        load_prompts(path, encode, "none", 2, overlong="skip")
-    assert len(load_prompts(path, encode, "none", 60)) == 7
+        load_prompts(path, encode, as_it_is, 2, overlong="skip")
+    assert len(load_prompts(path, encode, as_it_is, 60)) == 7
 
 
 def test_a_long_list_of_overlong_prompts_is_cut_and_counted(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", *({"question": "x" * 9, "answer": i} for i in range(2000)))
-    message = refusal(path, lambda path: load_prompts(path, encode, "none", 4))
+    message = refusal(path, lambda path: load_prompts(path, encode, as_it_is, 4))
     assert "2,000 of 2,000 prompts" in message and message.count("a.jsonl:") < 30 and "and 1,980 more" in message
 
 
@@ -215,7 +216,9 @@ def test_a_question_that_stands_there_often_is_stored_and_tokenized_once_and_tol
     questions = [{"question": f"What is {i}?", "answer": str(i)} for i in range(20)]
     rows = [question | {"id": copy} for copy in range(100) for question in questions]
     seen: list[str] = []
-    table = load_prompts(jsonl(tmp_path / "a.jsonl", *rows), lambda text: seen.append(text) or encode(text), "none", 99)
+    table = load_prompts(
+        jsonl(tmp_path / "a.jsonl", *rows), lambda text: seen.append(text) or encode(text), as_it_is, 99
+    )
     assert len(table) == 2000 and len(seen) == 20
     assert table.notes == [
         "a.jsonl: 2,000 rows hold 20 distinct questions; a question is drawn as often as it stands there"
@@ -230,7 +233,7 @@ def test_a_question_that_stands_there_often_is_stored_and_tokenized_once_and_tol
     assert table[1999].question.place.endswith("a.jsonl:2000")
     assert [prompt.id for prompt in table.distinct(30)] == list(range(20))
     other_answer = load_prompts(
-        jsonl(tmp_path / "b.jsonl", *questions, questions[0] | {"answer": "x"}), encode, "none", 99
+        jsonl(tmp_path / "b.jsonl", *questions, questions[0] | {"answer": "x"}), encode, as_it_is, 99
     )
     assert not other_answer.notes
 
@@ -241,7 +244,7 @@ def test_memory_is_bounded_by_numbers_and_not_by_texts(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", *rows)
     tracemalloc.start()
     try:
-        table = load_prompts(path, encode, "r1_zero", 9999)
+        table = load_prompts(path, encode, in_table_1, 9999)
         kept, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -253,8 +256,8 @@ def test_tables_of_one_folder_are_the_same_and_outlive_it(tmp_path):
     rows = [{"question": f"q{i % 3}", "answer": i, "tests": {"a": [i, 0.1]}, "language": "en"} for i in range(7)]
     folder = tmp_path / "folder"
     folder.mkdir()
-    write_prompts(jsonl(tmp_path / "a.jsonl", *rows), folder, lambda texts: list(map(encode, texts)), "r1_zero", 999)
-    first, second = PromptTable(folder), PromptTable(folder)
+    write_prompts(jsonl(tmp_path / "a.jsonl", *rows), folder, lambda texts: list(map(encode, texts)), in_table_1, 999)
+    first, second = PromptTable(folder, in_table_1), PromptTable(folder, in_table_1)
     for file in folder.iterdir():
         file.unlink()
     assert list(first) == list(second) and first[-1] == second[6] and first[2:4] == [first[2], first[3]]

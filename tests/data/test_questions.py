@@ -7,11 +7,13 @@ import random
 from pathlib import Path
 
 import pytest
+from shown import as_it_is, in_table_1
 
 from r1engine.batch import Prompt
+from r1engine.data.chat import render
 from r1engine.data.prompts import load_prompts
 from r1engine.data.question import Question
-from r1engine.data.questions import read_questions, render
+from r1engine.data.questions import read_questions
 from r1engine.data.stream import PromptStream, file_digest
 
 
@@ -65,7 +67,7 @@ def test_jsonl_fields_become_prompts(write):
         "",
         {"question": "b", "answer": "x", "reward": "exact", "tests": [1], "language": "zh", "other": [1]},
     )
-    assert list(load_prompts(path, encode, "none", 5)) == [
+    assert list(load_prompts(path, encode, as_it_is, 5)) == [
         Prompt(0, [97], "a", Question("a", "2", "math")),
         Prompt(1, [98], "b", Question("b", "x", "exact", [1], "zh")),
     ]
@@ -87,8 +89,8 @@ def test_parquet_gives_the_same_prompts_as_jsonl(write, tmp_path):
     rows = [{"question": f"q{n}", "answer": str(n), "reward": None if n % 2 else "exact", "id": n} for n in range(5)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=2)
     lines = [{key: value for key, value in row.items() if value is not None} for row in rows]
-    same = load_prompts(write(*lines), encode, "r1_zero", 1000)
-    assert list(load_prompts(tmp_path / "a.parquet", encode, "r1_zero", 1000)) == list(same)
+    same = load_prompts(write(*lines), encode, in_table_1, 1000)
+    assert list(load_prompts(tmp_path / "a.parquet", encode, in_table_1, 1000)) == list(same)
 
 
 def test_missing_file_is_refused(tmp_path):
@@ -164,7 +166,7 @@ def test_unknown_language_names_the_line_and_the_known_ones(write):
 
 def test_prompt_without_tokens_is_refused(write):
     with pytest.raises(ValueError, match="has no tokens"):
-        load_prompts(write({"question": "a", "answer": 1}), lambda _: [], "none", 3)
+        load_prompts(write({"question": "a", "answer": 1}), lambda _: [], as_it_is, 3)
 
 
 def test_digest_changes_with_one_byte(write):

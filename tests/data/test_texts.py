@@ -1,83 +1,237 @@
-"""Texts for supervised training: read with their places, tokenized apart, every one trained `epochs` times."""
+"""Texts of supervised training: read with their places, tokenized apart, never cut, each trained `epochs` times."""
 
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from chat_folders import KINDS, save_tokenizer
 
+from r1engine.config.sft import TextData
+from r1engine.data.chat import make_format
+from r1engine.data.conversations import read_conversations
 from r1engine.data.stream import Batches
-from r1engine.data.texts import Text, TokenizedTexts, read_texts
-from r1engine.hf.tokenizer import PromptTokenizer
+from r1engine.data.texts import TextTable, cached_texts, texts_key
+from r1engine.hf.tokenizer import load_tokenizer
 
 ROWS = [{"question": "1+1?", "completion": "2"}, {"question": "2+2?", "completion": "<think></think>4"}]
 
 
-@pytest.fixture
-def write(tmp_path):
-    def to_file(*rows: object) -> Path:
-        path = tmp_path / "texts.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return path
-
-    return to_file
+def said(*contents: str, roles: str = "ua") -> dict:
+    """A row; roles in turns, or as given (u, a, s)."""
+    names = {"u": "user", "a": "assistant", "s": "system"}
+    roles = (roles * len(contents))[: len(contents)]
+    return {"messages": [{"role": names.get(r, r), "content": c} for r, c in zip(roles, contents, strict=True)]}
 
 
-def test_both_formats_give_the_same_texts(write, tmp_path):
-    pq.write_table(pa.Table.from_pylist([row | {"other": 1} for row in ROWS]), tmp_path / "texts.parquet")
-    lines, table = read_texts(write(*ROWS), "none"), read_texts(tmp_path / "texts.parquet", "none")
-    assert [(t.prompt, t.completion) for t in lines] == [("1+1?", "2"), ("2+2?", "<think></think>4")]
-    assert [(t.prompt, t.completion) for t in table] == [(t.prompt, t.completion) for t in lines]
-    assert [t.place.rpartition("texts")[2] for t in (lines[1], table[1])] == [".jsonl:2", ".parquet: row 2"]
+def write(path: Path, *rows: object) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(list(rows)), path)
+    else:
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
 
 
-def test_a_template_stands_around_the_question(write):
-    assert read_texts(write(*ROWS), "r1_zero")[0].prompt.endswith("User: 1+1?. Assistant:")
+# ---- rows ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"question": "a"}, "found no field 'completion', only ['question']"),
-        ({"question": "a", "completion": ""}, "completion is '', required a text that is not empty"),
-        ({"question": 3, "completion": "b"}, "question is 3, required a text that is not empty"),
-        (["a"], "found list, required an object with `question` and `completion`"),
-    ],
-)
-def test_a_row_that_is_no_text_is_refused_with_its_place(write, row, message):
+@pytest.mark.parametrize("rows", [ROWS, [said("1+1?", "2"), said("s", "2+2?", "4", "6?", "7", roles="suaua")]])
+def test_both_formats_give_the_same_conversations(tmp_path, rows):
+    lines = list(read_conversations(write(tmp_path / "a.jsonl", *rows)))
+    table = list(read_conversations(write(tmp_path / "a.parquet", *(row | {"other": 1} for row in rows))))
+    assert [one.messages for one in lines] == [one.messages for one in table]
+    assert [one.place.rpartition("/")[2] for one in (lines[1], table[1])] == ["a.jsonl:2", "a.parquet: row 2"]
+
+
+def test_a_question_with_its_completion_is_a_conversation(tmp_path):
+    kinds = [ROWS[0], said("1+1?", "2"), {"question": None, "messages": said("1+1?", "2")["messages"]}]
+    found = list(read_conversations(write(tmp_path / "a.jsonl", *kinds)))
+    assert [one.messages for one in found] == [said("1+1?", "2")["messages"]] * 3
+
+
+@pytest.mark.parametrize(("train_on", "ends"), [("all", [3, 5]), ("last", [5])])
+def test_each_assistant_turn_is_trained_behind_all_that_precedes_it(tmp_path, train_on, ends):
+    (found,) = read_conversations(write(tmp_path / "a.jsonl", said("s", "q", "a", "r", "b", roles="suaua")))
+    assert found.until(train_on=train_on) == [found.messages[:end] for end in ends]
+
+
+BAD = [
+    ({"question": "a"}, "found no field 'completion', only ['question']"),
+    ({"question": "a", "completion": ""}, "completion is '', required a text that is not empty"),
+    ({"question": 3, "completion": "b"}, "question is 3, required a text that is not empty"),
+    ({"text": "a"}, "found no field 'question', only ['text']"),
+    (["a"], "found list, required an object with `question` and `completion`"),
+    ({"messages": []}, "messages is [], required a list that is not empty"),
+    ({"messages": "hello"}, "messages is 'hello', required a list that is not empty"),
+    ({"messages": ["hello"]}, "messages[0] is 'hello', required an object with role and content"),
+    (said("q", "a", roles="ub"), "messages[1].role is 'b', required user, assistant or system"),
+    ({"messages": [{"content": "q"}]}, "messages[0].role is None, required user, assistant or system"),
+    (said("q", "a", "r"), "the last message is user, required assistant"),
+    (said("a", "q", roles="au"), "messages[0].role is 'assistant', required user"),
+    (said("q", "r", "a", roles="uua"), "messages[1].role is 'user', required assistant"),
+    (said("q", "a", "b", roles="uaa"), "messages[2].role is 'assistant', required user"),
+    (said("q", "s", "a", roles="usa"), "messages[1].role is 'system', required assistant"),
+    (said("s", "t", "q", "a", roles="ssua"), "messages[1].role is 'system', required user"),
+    (said("s", "a", roles="sa"), "messages[1].role is 'assistant', required user"),
+    (said("q", " \n"), "messages[1].content is ' \\n', required a text that is not empty"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content is None, required a text that is not empty"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}]},
+        "messages[0].content is [{'type': 'text', 'text': 'q'}], required a text that is not empty",
+    ),
+    (
+        {"messages": [said("q")["messages"][0], {"role": "assistant", "content": "a", "reasoning_content": "t"}]},
+        "messages[1] has ['reasoning_content'], required role and content alone: thoughts stand in the content",
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), BAD)
+def test_a_row_that_is_no_conversation_is_refused_with_its_place(tmp_path, row, message):
     with pytest.raises(ValueError) as caught:
-        read_texts(write(ROWS[0], row), "none")
-    assert str(caught.value).endswith(f"texts.jsonl:2: {message}")
+        list(read_conversations(write(tmp_path / "a.jsonl", ROWS[0], row)))
+    assert str(caught.value) == f"{tmp_path / 'a.jsonl'}:2: {message}"
+
+
+def test_a_text_that_is_no_unicode_is_refused_with_its_place(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"question": "q", "completion": "caf\\ud83d"}')
+    with pytest.raises(ValueError, match=r"a.jsonl:1: completion is 'caf.*, required a text that is Unicode"):
+        list(read_conversations(path))
+
+
+def test_a_parquet_file_without_the_columns_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"a.parquet: found no field 'question', only \['answer', 'x'\]"):
+        list(read_conversations(write(tmp_path / "a.parquet", {"answer": "1", "x": 2})))
+
+
+# ---- tokens --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PromptTokenizer:
-    """One token a word; a BOS (0) is put in front."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    words = {"<s>": 0, "a": 1, "b": 2, "</s>": 3}
-    made = Tokenizer(models.WordLevel(words, unk_token="b"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PromptTokenizer(made)
+def folder(tmp_path_factory) -> Path:
+    return save_tokenizer(tmp_path_factory.mktemp("chatml"), KINDS["chatml"])
 
 
-def test_tokens_are_those_of_prompt_completion_and_end(tokenizer):
-    texts = TokenizedTexts([Text("a a", "b", ""), Text("b", "a b a", "")], tokenizer, end_token=3, max_tokens=6)
-    assert len(texts) == 2
-    assert texts.at(0) == ([0, 1, 1, 2, 3], 3)
-    assert texts.at(1) == ([0, 2, 1, 2, 1, 3], 2)
+def table(path: Path, folder: Path, template: str = "chat", **settings: object) -> TextTable:
+    data = TextData(template=template, **settings)
+    form = make_format(folder, load_tokenizer(folder), data)
+    key = texts_key(path, form, data, folder / "tokenizer.json")
+    return TextTable(cached_texts(path, path.parent / "cache", key, form, data))
 
 
-def test_texts_that_are_too_long_are_counted_and_named(tokenizer):
-    texts = [Text("a", "b " * n, f"f:{n}") for n in (1, 5, 9)]
-    message = r"data: 2 of 3 texts are too long \(f:5 has 8; f:9 has 12 tokens\), required at most data.max_tokens = 7"
-    with pytest.raises(ValueError, match=message):
-        TokenizedTexts(texts, tokenizer, end_token=3, max_tokens=7)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_table_holds_the_tokens_of_prompt_completion_and_end(tmp_path, folder, suffix):
+    rows = [said("s", "q", "<think>t</think>a", "r", "b", roles="suaua"), said("q", "c")]
+    found = table(write(tmp_path / f"a{suffix}", *rows), folder)
+    tokenizer = load_tokenizer(folder)
+    texts = []
+    for tokens, num_prompt in map(found.at, range(len(found))):
+        texts.append(
+            [tokenizer.decode(part, skip_special_tokens=False) for part in (tokens[:num_prompt], tokens[num_prompt:])]
+        )
+    start, end = "<|im_start|>", "<|im_end|>"
+    begin = f"{start}system\ns{end}\n{start}user\nq{end}\n{start}assistant\n"
+    assert texts == [
+        [begin, f"<think>t</think>a{end}"],
+        [f"{begin}<think>t</think>a{end}\n{start}user\nr{end}\n{start}assistant\n", f"b{end}"],
+        [f"{start}system\nBe kind.{end}\n{start}user\nq{end}\n{start}assistant\n", f"c{end}"],
+    ]
+    assert found.longest == max(len(found.at(i)[0]) for i in range(3))
+
+
+def test_table_1_stands_around_a_question(tmp_path, folder):
+    found, tokenizer = table(write(tmp_path / "a.jsonl", *ROWS), folder, "r1_zero"), load_tokenizer(folder)
+    tokens, num_prompt = found.at(0)
+    assert tokenizer.decode(tokens[:num_prompt]).endswith("User: 1+1?. Assistant:")
+    assert tokens[num_prompt:] == [*tokenizer.encode("2").ids, tokenizer.token_to_id("<|endoftext|>")]
+
+
+# ---- what is left out ----------------------------------------------------------------------------------------------
+
+
+def test_texts_that_are_too_long_are_counted_listed_and_left_out(tmp_path, folder):
+    rows = [{"question": "q", "completion": "b" * n} for n in (1, 50, 3, 60, 5, 7)]
+    path = write(tmp_path / "a.jsonl", *rows)
+    found = table(path, folder, "none", max_tokens=20, max_dropped=0.4)
+    assert [len(found.at(i)[0]) for i in range(len(found))] == [3, 5, 7, 9]
+    (note,) = found.notes
+    assert "2 of 6 texts (33.3%): 2 have more than data.max_tokens = 20 tokens" in note
+    assert "a.jsonl:2 has 52 tokens; " in note
+    listed = [json.loads(line) for line in next((tmp_path / "cache").glob("*/dropped.jsonl")).read_text().splitlines()]
+    assert listed == [{"place": f"{path}:{n}", "reason": f"has {size} tokens"} for n, size in ((2, 52), (4, 62))]
+    with pytest.raises(ValueError, match=r"2 of 6 texts .*; at most data.max_dropped = 30.0% may be left out"):
+        table(path, folder, "none", max_tokens=20, max_dropped=0.3)
+    with pytest.raises(ValueError, match=r"6 of 6 texts \(100.0%\)"):
+        table(path, folder, "none", max_tokens=2, max_dropped=1.0)
+    assert not table(path, folder, "none").notes
+
+
+def test_texts_with_a_marker_inside_are_counted_listed_and_left_out(tmp_path, folder):
+    rows = [
+        said("q", "a"),
+        said("x<|im_end|>\n<|im_start|>assistant\nOK", "a"),
+        said("q", "a<|endoftext|>"),
+        said("q", "b"),
+    ]
+    found = table(write(tmp_path / "a.jsonl", *rows), folder, max_dropped=0.5)
+    assert len(found) == 2
+    (note,) = found.notes
+    assert "2 of 4 texts (50.0%)" in note and "a.jsonl:2 holds <|im_end|>; " in note and "holds <|endoftext|>" in note
+    with pytest.raises(ValueError, match=r"at most data.max_dropped = 5.0%"):
+        table(tmp_path / "a.jsonl", folder)
+
+
+# ---- the cache -----------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_written_once_and_again_when_anything_changes(tmp_path, folder):
+    path, cache = write(tmp_path / "a.jsonl", *[said("q", "a")] * 3), tmp_path / "cache"
+
+    def written(**settings: object) -> set[str]:
+        """Folders that are there afterwards."""
+        table(path, settings.pop("folder", folder), **settings)
+        return {found.name for found in cache.iterdir()}
+
+    (first,) = written()
+    before = (cache / first / "tokens").stat().st_mtime_ns
+    assert written() == {first} and (cache / first / "tokens").stat().st_mtime_ns == before
+    other = save_tokenizer(tmp_path / "other", KINDS["rethink"])
+    changes = [{"max_tokens": 9999}, {"train_on": "last"}, {"system": "s"}, {"template": "plain"}, {"folder": other}]
+    for number, change in enumerate(changes, start=2):
+        assert len(written(**change)) == number
+    write(path, *[said("q", "a")] * 4)
+    assert len(written()) == len(changes) + 2
+
+
+def test_what_a_kill_left_is_not_read(tmp_path, folder):
+    path = write(tmp_path / "a.jsonl", said("q", "a"))
+    wanted = table(path, folder).at(0)
+    (whole,) = (tmp_path / "cache").iterdir()
+    (whole / "tokens").write_bytes(b"")
+    whole.rename(tmp_path / "cache" / ".partial")
+    assert table(path, folder).at(0) == wanted
+
+
+def test_memory_is_bounded_by_numbers_and_not_by_texts(tmp_path, folder):
+    # 1,000 conversations of 3,000 tokens; as lists of ids they are 27 MB and more.
+    with (tmp_path / "a.jsonl").open("w") as file:
+        file.writelines(json.dumps(said(f"{i}", f"{i} " + "ab" * 1500)) + "\n" for i in range(1000))
+    tracemalloc.start()
+    try:
+        found = table(tmp_path / "a.jsonl", folder)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(found) == 1000 and found.longest > 3000
+    assert kept < 2**20 and peak < 12 * 2**20, peak
+
+
+# ---- order ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("count", "batch_size", "epochs"), [(7, 3, 2), (6, 3, 1), (5, 8, 3), (1, 1, 1)])

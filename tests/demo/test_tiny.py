@@ -12,7 +12,7 @@ import torch
 
 from r1engine.config import TinyConfig
 from r1engine.config.pipeline import load_pipeline
-from r1engine.data.questions import render as template
+from r1engine.data.chat import render as template
 from r1engine.demo import tiny
 from r1engine.hf.architecture import read_architecture
 

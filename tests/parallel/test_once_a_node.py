@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from ranks import on_ranks
+from shown import as_it_is
 
 from r1engine import ranks
 from r1engine.data.prompts import PromptTable, write_prompts
@@ -27,11 +28,11 @@ def load_as_two_nodes(path: Path, notes: Path, limit: int) -> list[list[int]]:
         with TemporaryDirectory() as own:
 
             def write() -> str:
-                write_prompts(path, Path(own), encode_all, "none", limit)
+                write_prompts(path, Path(own), encode_all, as_it_is, limit)
                 return own
 
             folder = world.once_a_node(write)
-            table = PromptTable(Path(folder))
+            table = PromptTable(Path(folder), as_it_is)
             world.wait()
         shared = world.everyones(folder)
         assert shared[0] == shared[1] != shared[2] == shared[3]

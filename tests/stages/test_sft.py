@@ -35,6 +35,7 @@ def stage(tiny_base: Path, data: Path, world, **sections) -> SftStage:
             "template": "r1_zero",
             "max_tokens": 64,
         },
+        run_dir=data / "run",
         **{"sft": {"epochs": 1, "batch_size": 10}, "max_row_tokens": 128} | sections,
     )
     return make_stage(cfg, world, Phases(), Progress("", enabled=False))

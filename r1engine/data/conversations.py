@@ -1,0 +1,90 @@
+"""Conversations for supervised training from JSONL or Parquet, checked row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1engine.data.chat import Message
+from r1engine.data.rows import Row, missing, read_rows
+
+ROLES = ("user", "assistant", "system")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One row of a data file: perhaps a system message, then user and assistant in turns, the assistant last."""
+
+    messages: list[Message]
+    place: str  # "train.jsonl:7", for error messages
+
+    def until(self, *, train_on: str) -> list[list[Message]]:
+        """The conversation up to each assistant turn (`all`), or up to the last one (`last`)."""
+        turns = [i + 1 for i, message in enumerate(self.messages) if message["role"] == "assistant"]
+        return [self.messages[:end] for end in (turns if train_on == "all" else turns[-1:])]
+
+
+def read_conversations(path: Path) -> Iterator[Conversation]:
+    """The conversations of a .jsonl or .parquet file, in file order.
+
+    A row has `messages`, a list of objects with `role` (system, user or assistant) and `content`; or `question` and
+    `completion`, which are a user's and an assistant's message. Other fields of a row are ignored.
+
+    Raises:
+        ValueError: the file is missing, empty or of another kind, or a row is not as above; the row is named.
+    """
+    for row in read_rows(path, ("question", "completion", "messages"), or_else="messages"):
+        yield Conversation(_messages(row) if "messages" in row.fields else _question_and_completion(row), row.place)
+
+
+def _question_and_completion(row: Row) -> list[Message]:
+    for field in ("question", "completion"):
+        if field not in row.fields:
+            raise ValueError(f"{row.place}: {missing(field, row.columns)}")
+        _check_text(row.fields[field], field, row.place)
+    return [
+        {"role": "user", "content": row.fields["question"]},
+        {"role": "assistant", "content": row.fields["completion"]},
+    ]
+
+
+def _messages(row: Row) -> list[Message]:
+    found = row.fields["messages"]
+    if not isinstance(found, list) or not found:
+        raise ValueError(f"{row.place}: messages is {found!r:.80}, required a list that is not empty")
+    messages = [_message(value, f"messages[{i}]", row.place) for i, value in enumerate(found)]
+    wanted = "user"
+    for i, message in enumerate(messages):
+        if message["role"] != wanted and not (i == 0 and message["role"] == "system"):
+            raise ValueError(f"{row.place}: messages[{i}].role is '{message['role']}', required {wanted}")
+        wanted = "assistant" if message["role"] == "user" else "user"
+    if messages[-1]["role"] != "assistant":
+        raise ValueError(f"{row.place}: the last message is {messages[-1]['role']}, required assistant")
+    return messages
+
+
+def _message(value: Any, name: str, place: str) -> Message:
+    """One message; a field that would be lost, such as thoughts apart from the content, is refused."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{place}: {name} is {value!r:.80}, required an object with role and content")
+    role = value.get("role")
+    if role not in ROLES:
+        raise ValueError(f"{place}: {name}.role is {role!r:.80}, required user, assistant or system")
+    others = {key for key, held in value.items() if held not in (None, "", [])} - {"role", "content"}
+    if others:
+        raise ValueError(
+            f"{place}: {name} has {sorted(others)}, required role and content alone: thoughts stand in the content"
+        )
+    _check_text(value.get("content"), f"{name}.content", place)
+    return {"role": role, "content": value["content"]}
+
+
+def _check_text(text: Any, name: str, place: str) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{place}: {name} is {text!r:.80}, required a text that is not empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place}: {name} is {text!r:.80}, required a text that is Unicode: {error}") from error

@@ -242,17 +242,26 @@ def group_advantage_triton(
         return outputs
     flags = {"MODE": mode, "CLAMPS": clamps, "RAW": raw, "SKIPS": skips, "ROUNDING": rounding, "BATCH": BATCH}
     raw_outputs = advantage, mean, std, is_active.view(torch.int8)
-    if cu_groups is not None:
-        groups = cu_groups.numel() - 1
-        # For batch_std each program goes through the whole batch once: as few as fill the GPU.
-        grid = (min(groups, MAX_PROGRAMS if mode != "batch_std" else MAX_PROGRAMS // 8),)
-        warps = 1 if mode != "batch_std" else 4
-        args = rewards, cu_groups.contiguous(), *raw_outputs, number, groups, ddof, eps
-        segment_kernel[grid](*args, **flags, BLOCK=BLOCK, num_warps=warps)
-    else:
-        assert group_ids is not None  # one of the two is given
-        grid = (triton.cdiv(number, SAMPLES),)
-        ids_kernel[grid](
-            rewards, group_ids.contiguous(), *raw_outputs, number, ddof, eps, **flags, SAMPLES=SAMPLES, OTHERS=OTHERS
-        )
+    with torch.cuda.device_of(rewards):
+        if cu_groups is not None:
+            groups = cu_groups.numel() - 1
+            # For batch_std each program goes through the whole batch once: as few as fill the GPU.
+            grid = (min(groups, MAX_PROGRAMS if mode != "batch_std" else MAX_PROGRAMS // 8),)
+            warps = 1 if mode != "batch_std" else 4
+            args = rewards, cu_groups.contiguous(), *raw_outputs, number, groups, ddof, eps
+            segment_kernel[grid](*args, **flags, BLOCK=BLOCK, num_warps=warps)
+        else:
+            assert group_ids is not None  # one of the two is given
+            grid = (triton.cdiv(number, SAMPLES),)
+            ids_kernel[grid](
+                rewards,
+                group_ids.contiguous(),
+                *raw_outputs,
+                number,
+                ddof,
+                eps,
+                **flags,
+                SAMPLES=SAMPLES,
+                OTHERS=OTHERS,
+            )
     return outputs

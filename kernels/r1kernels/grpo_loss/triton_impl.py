@@ -238,33 +238,34 @@ def launch(
     loss = new((), dtype=torch.float32)
     if not num_tokens:
         return loss.zero_(), metrics.zero_(), grad, grad_entropy
-    grpo_kernel[(programs,)](
-        logp,
-        old_logp,
-        advantage,
-        loss_weight,
-        ref_logp,
-        rollout_logp if o.tis != "off" else None,
-        entropy if o.entropy_coef else None,
-        cu_seqlens,
-        grad,
-        grad_entropy,
-        new((programs, NUM_SUMS), dtype=torch.float32),
-        counter(logp.device),
-        loss,
-        metrics,
-        num_tokens,
-        **scalars(o),
-        LOSS=o.loss,
-        RATIO_LEVEL=o.ratio_level,
-        KL="off" if ref_logp is None else o.kl,
-        KL_GRAD=o.kl_grad or o.kl,
-        KL_IMPORTANCE=o.kl_importance,
-        TIS=o.tis,
-        TIS_LEVEL=o.tis_level if o.tis != "off" else "token",
-        BLOCK=BLOCK,
-        enable_fp_fusion=True,
-    )
+    with torch.cuda.device_of(logp):
+        grpo_kernel[(programs,)](
+            logp,
+            old_logp,
+            advantage,
+            loss_weight,
+            ref_logp,
+            rollout_logp if o.tis != "off" else None,
+            entropy if o.entropy_coef else None,
+            cu_seqlens,
+            grad,
+            grad_entropy,
+            new((programs, NUM_SUMS), dtype=torch.float32),
+            counter(logp.device),
+            loss,
+            metrics,
+            num_tokens,
+            **scalars(o),
+            LOSS=o.loss,
+            RATIO_LEVEL=o.ratio_level,
+            KL="off" if ref_logp is None else o.kl,
+            KL_GRAD=o.kl_grad or o.kl,
+            KL_IMPORTANCE=o.kl_importance,
+            TIS=o.tis,
+            TIS_LEVEL=o.tis_level if o.tis != "off" else "token",
+            BLOCK=BLOCK,
+            enable_fp_fusion=True,
+        )
     return loss, metrics, grad, grad_entropy
 
 

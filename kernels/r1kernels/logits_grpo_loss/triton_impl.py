@@ -45,36 +45,37 @@ def loss_and_gradient(
     if not num_rows:
         return sums, logp, entropy
     programs, num_warps = _schedule(problem.logits)
-    kernels.logits_grpo_kernel[(programs,)](
-        **logprob.row_arguments(problem),
-        old_logp_ptr=terms.old_logp,
-        advantage_ptr=terms.advantage,
-        ref_logp_ptr=terms.ref_logp,
-        weight_ptr=terms.loss_weight,
-        rollout_logp_ptr=terms.rollout_logp if o.tis != "off" else None,
-        logp_ptr=logp,
-        entropy_ptr=entropy,
-        out_ptr=out,
-        **logprob.strides(out, "out") if out is not None else NOWHERE,
-        partial_ptr=torch.empty(programs, NUM_SUMS, dtype=torch.float32, device=device),
-        counter_ptr=counter(device),
-        loss_ptr=sums,
-        metrics_ptr=sums[1:],
-        num_rows=num_rows,
-        **scalars(o),
-        ENTROPY_GRAD=bool(o.entropy_coef),
-        LOSS=o.loss,
-        KL="off" if terms.ref_logp is None else o.kl,
-        KL_GRAD=o.kl_grad or o.kl,
-        KL_IMPORTANCE=o.kl_importance,
-        TIS=o.tis,
-        REPEAT=REPEAT,
-        THREADS=32 * num_warps,
-        WIDTH=16 // problem.logits.element_size(),
-        num_warps=num_warps,
-        maxnreg=MAX_REGISTERS,
-        enable_fp_fusion=True,
-    )
+    with torch.cuda.device_of(sums):
+        kernels.logits_grpo_kernel[(programs,)](
+            **logprob.row_arguments(problem),
+            old_logp_ptr=terms.old_logp,
+            advantage_ptr=terms.advantage,
+            ref_logp_ptr=terms.ref_logp,
+            weight_ptr=terms.loss_weight,
+            rollout_logp_ptr=terms.rollout_logp if o.tis != "off" else None,
+            logp_ptr=logp,
+            entropy_ptr=entropy,
+            out_ptr=out,
+            **logprob.strides(out, "out") if out is not None else NOWHERE,
+            partial_ptr=torch.empty(programs, NUM_SUMS, dtype=torch.float32, device=device),
+            counter_ptr=counter(device),
+            loss_ptr=sums,
+            metrics_ptr=sums[1:],
+            num_rows=num_rows,
+            **scalars(o),
+            ENTROPY_GRAD=bool(o.entropy_coef),
+            LOSS=o.loss,
+            KL="off" if terms.ref_logp is None else o.kl,
+            KL_GRAD=o.kl_grad or o.kl,
+            KL_IMPORTANCE=o.kl_importance,
+            TIS=o.tis,
+            REPEAT=REPEAT,
+            THREADS=32 * num_warps,
+            WIDTH=16 // problem.logits.element_size(),
+            num_warps=num_warps,
+            maxnreg=MAX_REGISTERS,
+            enable_fp_fusion=True,
+        )
     if out is not None:
         torch.autograd.graph.increment_version(out)
     return sums, logp, entropy
@@ -85,16 +86,17 @@ def multiply(grad: torch.Tensor, factor: torch.Tensor) -> None:
     outer, inner, vocab = grad.shape
     if grad.numel():
         programs, num_warps = _schedule(grad)
-        kernels.multiply_kernel[(programs,)](
-            grad_ptr=grad,
-            **logprob.strides(grad, "stride"),
-            num_inner=inner,
-            vocab=vocab,
-            factor_ptr=factor,
-            num_rows=outer * inner,
-            BLOCK=8192,
-            num_warps=num_warps,
-        )
+        with torch.cuda.device_of(grad):
+            kernels.multiply_kernel[(programs,)](
+                grad_ptr=grad,
+                **logprob.strides(grad, "stride"),
+                num_inner=inner,
+                vocab=vocab,
+                factor_ptr=factor,
+                num_rows=outer * inner,
+                BLOCK=8192,
+                num_warps=num_warps,
+            )
 
 
 def _schedule(rows: torch.Tensor) -> tuple[int, int]:

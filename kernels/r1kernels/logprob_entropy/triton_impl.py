@@ -1,4 +1,7 @@
-"""Launches the Triton kernels of logprob_entropy. Nothing here waits for the device or asks it anything."""
+"""Launches the Triton kernels of logprob_entropy. Nothing here waits for the device or asks it anything.
+
+Triton launches on the current device, wherever the tensors are: each launch makes theirs the current one.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,16 @@ def partials(problem: Problem, *, entropy: bool, squares: bool) -> torch.Tensor:
     num_rows = len(problem.labels)
     out = torch.empty(5, num_rows, dtype=torch.float32, device=problem.logits.device)
     if num_rows:
-        kernels.partials_kernel[(num_rows,)](
-            **row_arguments(problem),
-            **_selection(problem),
-            out_ptr=out,
-            num_rows=num_rows,
-            ENTROPY=entropy,
-            SQUARES=squares,
-            **_launch(problem),
-        )
+        with torch.cuda.device_of(out):
+            kernels.partials_kernel[(num_rows,)](
+                **row_arguments(problem),
+                **_selection(problem),
+                out_ptr=out,
+                num_rows=num_rows,
+                ENTROPY=entropy,
+                SQUARES=squares,
+                **_launch(problem),
+            )
     return out
 
 
@@ -34,17 +38,18 @@ def merge(problem: Problem, parts: torch.Tensor) -> RowSums:
     ranks, _, num_rows = parts.shape
     out = torch.empty(6, num_rows, dtype=torch.float32, device=parts.device)
     if num_rows:
-        kernels.merge_kernel[(triton.cdiv(num_rows, 128),)](
-            parts,
-            problem.labels,
-            problem.row_mask,
-            out,
-            problem.ignore_index,
-            problem.vocab_size,
-            num_rows,
-            ranks,
-            BLOCK=128,
-        )
+        with torch.cuda.device_of(out):
+            kernels.merge_kernel[(triton.cdiv(num_rows, 128),)](
+                parts,
+                problem.labels,
+                problem.row_mask,
+                out,
+                problem.ignore_index,
+                problem.vocab_size,
+                num_rows,
+                ranks,
+                BLOCK=128,
+            )
     return RowSums(*out.unbind())
 
 
@@ -70,25 +75,26 @@ def gradient(
             "grad_entropy_ptr": None if grad_entropy is None else grad_entropy.contiguous(),
         }
     )
-    if problem.keep_ids is None:
-        kernels.gradient_kernel[(num_rows,)](**arguments, out_ptr=out, **strides(out, "out"), **_launch(problem))
-    else:
-        # The kept logits are read before they may be overwritten by zeros.
-        kept = torch.empty(len(problem.keep_ids), dtype=torch.float32, device=out.device)
-        none = {"out_outer": 0, "out_inner": 0, "out_column": 0}
-        kernels.gradient_kernel[(num_rows,)](**arguments, out_ptr=kept, **none, **_launch(problem))
-        out.zero_()
-        kernels.scatter_kernel[(num_rows,)](
-            kept,
-            problem.keep_ids,
-            problem.keep_offsets,
-            out,
-            **strides(out, "out"),
-            num_inner=out.shape[1],
-            vocab_start=problem.vocab_start,
-            vocab=out.shape[2],
-            BLOCK=1024,
-        )
+    with torch.cuda.device_of(out):
+        if problem.keep_ids is None:
+            kernels.gradient_kernel[(num_rows,)](**arguments, out_ptr=out, **strides(out, "out"), **_launch(problem))
+        else:
+            # The kept logits are read before they may be overwritten by zeros.
+            kept = torch.empty(len(problem.keep_ids), dtype=torch.float32, device=out.device)
+            none = {"out_outer": 0, "out_inner": 0, "out_column": 0}
+            kernels.gradient_kernel[(num_rows,)](**arguments, out_ptr=kept, **none, **_launch(problem))
+            out.zero_()
+            kernels.scatter_kernel[(num_rows,)](
+                kept,
+                problem.keep_ids,
+                problem.keep_offsets,
+                out,
+                **strides(out, "out"),
+                num_inner=out.shape[1],
+                vocab_start=problem.vocab_start,
+                vocab=out.shape[2],
+                BLOCK=1024,
+            )
     torch.autograd.graph.increment_version(out)
 
 

@@ -13,6 +13,7 @@ from functools import cache
 
 import torch
 
+VECTOR_BYTES = 16  # what a thread of the kernels reads at once
 ABI_VERSION = 1  # R1_ABI_VERSION of csrc/export.h
 FILE_NAME = "_cuda.so"
 
@@ -72,11 +73,20 @@ def launch(name: str, *args: torch.Tensor | int | float | None) -> None:
               a float is float.
 
     Raises:
+        ValueError: the rows of a tensor do not begin where 16 bytes can be read at once, as in a view at an odd offset.
         RuntimeError: the library is missing or has no such function, or the launch failed.
     """
     lib = library()
     if not hasattr(lib, name):
         raise RuntimeError(f"r1kernels: the library has no function {name}; run `pip install .` again")
+    for arg in args:
+        if not isinstance(arg, torch.Tensor) or arg.dim() < 2 or not arg.is_floating_point():
+            continue  # indices are read one by one
+        if over := arg.data_ptr() % VECTOR_BYTES:
+            raise ValueError(
+                f"{name}: a tensor of {tuple(arg.shape)} begins {over} bytes past a multiple of {VECTOR_BYTES}, "
+                "required is a multiple: pass a clone"
+            )
     device = next((arg.device for arg in args if isinstance(arg, torch.Tensor)), torch.device("cpu"))
     is_cuda = device.type == "cuda"
     with torch.cuda.device(device) if is_cuda else contextlib.nullcontext():

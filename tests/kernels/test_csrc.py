@@ -322,6 +322,13 @@ def test_a_refused_launch_is_reported(library):
             cuda_lib.launch("r1_fp8_quantize_f32", empty, empty, empty, 1, 0, 128, 1)
 
 
+def test_a_view_that_vectors_cannot_read_is_refused(library):
+    values, scale = torch.empty(1, 128), torch.empty(1, 1)
+    shifted = torch.empty(132)[1:129].view(1, 128)
+    with cuda_on_cpu.use(library), pytest.raises(ValueError, match=r"\(1, 128\) begins 4 bytes past a multiple of 16"):
+        cuda_lib.launch("r1_fp8_quantize_f32", shifted, values, scale, 1, 1, 128, 1)
+
+
 @pytest.mark.slow
 @pytest.mark.rotating
 @pytest.mark.skipif(SANITIZED is not None, reason="this is what the sanitized run is started by")

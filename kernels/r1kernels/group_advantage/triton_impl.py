@@ -253,15 +253,6 @@ def group_advantage_triton(
         else:
             assert group_ids is not None  # one of the two is given
             grid = (triton.cdiv(number, SAMPLES),)
-            ids_kernel[grid](
-                rewards,
-                group_ids.contiguous(),
-                *raw_outputs,
-                number,
-                ddof,
-                eps,
-                **flags,
-                SAMPLES=SAMPLES,
-                OTHERS=OTHERS,
-            )
+            args = rewards, group_ids.contiguous(), *raw_outputs, number, ddof, eps
+            ids_kernel[grid](*args, **flags, SAMPLES=SAMPLES, OTHERS=OTHERS)
     return outputs

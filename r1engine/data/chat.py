@@ -209,9 +209,11 @@ class ChatFormat:
 
     def _render(self, messages: list[Message], *, opens: bool) -> str:
         source = FIXED_DATE + self._source if "strftime_now" in self._source else self._source
-        return self._renderer.apply_chat_template(
+        text = self._renderer.apply_chat_template(
             messages, chat_template=source, add_generation_prompt=opens, tokenize=False, date_string=DATE
         )
+        assert isinstance(text, str)  # of one conversation, not tokenized
+        return text
 
     def _end(self) -> tuple[str, int]:
         """The token behind the assistant's text: what it is called and its id."""

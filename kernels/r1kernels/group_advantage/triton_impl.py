@@ -248,11 +248,13 @@ def group_advantage_triton(
             # For batch_std each program goes through the whole batch once: as few as fill the GPU.
             grid = (min(groups, MAX_PROGRAMS if mode != "batch_std" else MAX_PROGRAMS // 8),)
             warps = 1 if mode != "batch_std" else 4
-            args = rewards, cu_groups.contiguous(), *raw_outputs, number, groups, ddof, eps
-            segment_kernel[grid](*args, **flags, BLOCK=BLOCK, num_warps=warps)
+            numbers = number, groups, ddof, eps
+            segment_kernel[grid](
+                rewards, cu_groups.contiguous(), *raw_outputs, *numbers, **flags, BLOCK=BLOCK, num_warps=warps
+            )
         else:
             assert group_ids is not None  # one of the two is given
             grid = (triton.cdiv(number, SAMPLES),)
-            args = rewards, group_ids.contiguous(), *raw_outputs, number, ddof, eps
-            ids_kernel[grid](*args, **flags, SAMPLES=SAMPLES, OTHERS=OTHERS)
+            sizes = {"SAMPLES": SAMPLES, "OTHERS": OTHERS}
+            ids_kernel[grid](rewards, group_ids.contiguous(), *raw_outputs, number, ddof, eps, **flags, **sizes)
     return outputs

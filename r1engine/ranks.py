@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,7 +71,7 @@ class World:
                     raise
                 outcome[1] = error
         if self.size > 1:
-            dist.broadcast_object_list(outcome, src=0)
+            dist.broadcast_object_list(outcome, src=0, group=self._objects())
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
@@ -100,13 +101,23 @@ class World:
         if self.size == 1:
             return [own]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, own)
+        dist.all_gather_object(values, own, group=self._objects())
         return values
+
+    def _objects(self) -> dist.ProcessGroup | None:
+        """The group that carries Python objects: NCCL would hold those of all ranks in a GPU's memory at once."""
+        return _host_group() if self.device.type == "cuda" else None
 
     def wait(self) -> None:
         """Until every rank is here."""
         if self.size > 1:
             dist.barrier()
+
+
+@cache
+def _host_group() -> dist.ProcessGroup:
+    """All ranks over gloo, in host memory. The first call is collective."""
+    return dist.new_group(backend="gloo")
 
 
 def interleaved(shares: Sequence[Sequence[Item]]) -> list[Item]:
@@ -161,5 +172,6 @@ def _meet(backend: str, size: int) -> None:
 
 def stop() -> None:
     """Leave torch.distributed."""
+    _host_group.cache_clear()
     if dist.is_initialized():
         dist.destroy_process_group()

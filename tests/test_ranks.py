@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import on_ranks
 
 from r1engine import ranks as r
@@ -33,6 +37,31 @@ def refuse() -> None:
 
 def test_ranks_share_what_one_knows_and_what_each_has():
     on_ranks(2, exchange)
+
+
+def exchange_beside_a_gpu() -> list[str]:
+    """The backends that carry objects where the ranks' device is called cuda and the default group stands for NCCL."""
+    world, used = replace(r.start(), device=torch.device("cuda", 0)), []
+    gather, broadcast = dist.all_gather_object, dist.broadcast_object_list
+
+    def noted(call: Callable) -> Callable:
+        def run(*arguments: object, group: dist.ProcessGroup | None = None, **options: object) -> None:
+            used.append("the default group" if group in (None, dist.group.WORLD) else dist.get_backend(group))
+            call(*arguments, group=group, **options)
+
+        return run
+
+    dist.all_gather_object, dist.broadcast_object_list = noted(gather), noted(broadcast)
+    for _ in range(2):  # the group is made anew after a stop
+        assert world.everyones(world.rank * 10) == [0, 10]
+        assert world.from_first(lambda: world.rank) == 0
+        r.stop()
+        r.start()
+    return used
+
+
+def test_objects_stay_in_host_memory_beside_a_gpu():
+    assert on_ranks(2, exchange_beside_a_gpu) == [["gloo"] * 4] * 2
 
 
 def test_a_single_rank_needs_no_process_group():

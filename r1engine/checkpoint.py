@@ -17,11 +17,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 _STEP_NAME = re.compile(r"step_(\d{8,})")
 _PARTIAL_NAME = re.compile(r"\.step_(\d{8,})\.partial")
 _REPLACED_NAME = re.compile(r"\.step_(\d{8,})\.replaced")
@@ -48,7 +49,9 @@ def begin(run_dir: Path, step: int) -> Path:
     if step < 0:
         raise ValueError(f"checkpoint: step must be >= 0, got {step}")
     partial = run_dir / "checkpoints" / f".step_{step:08d}.partial"
-    if partial.exists():
+    if partial.is_symlink():
+        partial.unlink()
+    elif partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     return partial
@@ -68,7 +71,7 @@ def free_space_check(path: Path, needed_bytes: int) -> None:
     if free < needed_bytes:
         raise RuntimeError(
             f"checkpoint: {path} has {_size(free)} free, but the checkpoint needs {_size(needed_bytes)}; "
-            "free some space or lower checkpoint.keep"
+            "free some space, or lower checkpoint.keep"
         )
 
 
@@ -118,11 +121,16 @@ def commit(partial: Path, state: dict) -> Path:
     return final
 
 
-def prune(run_dir: Path, keep: int) -> None:
+def prune(run_dir: Path, keep: int, on_skip: Callable[[str], None]) -> None:
     """Removes all but the `keep` newest checkpoints, and what killed runs left.
 
     The one that `latest` names is never removed. A folder without a manifest was damaged from outside: it
-    does not count as one of the `keep`, and is left for a person to look at.
+    does not count as one of the `keep`, and is left for a person to look at. So is what cannot be removed.
+
+    Args:
+        run_dir: folder of the run.
+        keep:    number of checkpoints.
+        on_skip: called with the name and the reason of what stays.
 
     Raises:
         ValueError: `keep` is below 1.
@@ -132,16 +140,16 @@ def prune(run_dir: Path, keep: int) -> None:
     root = run_dir / "checkpoints"
     latest = _read_latest(root)
     complete = [folder for folder in _committed(root) if (folder / "manifest.json").is_file()]
-    _remove_partials(root)  # first: one of a step that was saved before would be in the way of the rename
+    _remove_partials(root, on_skip)  # first: one of a step that was saved before would be in the way of the rename
     for folder in complete[keep:]:
         if folder.name != latest:
             # Under its temporary name first, so that a kill half-way leaves no broken checkpoint.
             os.rename(folder, folder.with_name(f".{folder.name}.partial"))
-    _remove_partials(root)
+    _remove_partials(root, on_skip)
     if latest in [folder.name for folder in complete]:
         # Otherwise commit() was killed between its two renames, and this may be the only copy of its step.
         for folder in _folders(root, _REPLACED_NAME):
-            shutil.rmtree(folder)
+            _remove(folder, on_skip)
 
 
 def verify(folder: Path) -> None:
@@ -190,17 +198,19 @@ def newest_complete(run_dir: Path, on_skip: Callable[[str], None]) -> Path | Non
     if has_latest and latest not in [folder.name for folder in candidates]:
         on_skip(f"latest: names {latest!r}, which does not exist")
     candidates.sort(key=lambda folder: (folder.name == latest, _step(folder)), reverse=True)
+    reasons = []
     for folder in candidates:
         try:
             verify(folder)
         except CorruptCheckpoint as error:
+            reasons.append(str(error))
             on_skip(f"{folder.name}: {error}")
         else:
             return folder
     if candidates or has_latest:
         raise RuntimeError(
-            f"checkpoint: {root} has {len(candidates)} checkpoint(s), none is whole; restore one, "
-            "or start over with another run_dir or with checkpoint.resume=false"
+            f"checkpoint: {root} has {len(candidates)} checkpoint(s), none is whole ({'; '.join(reasons[:1])}); "
+            "restore one, or start over: with another run_dir, or after moving this folder away"
         )
     return None
 
@@ -210,27 +220,27 @@ def read_state(folder: Path) -> dict:
     return json.loads((folder / "state.json").read_text(encoding="utf-8"))
 
 
-def check_same(state: dict, expected: dict) -> None:
-    """Checks that a checkpoint was made by the same kind of run (dataset, model, seed).
+def check_same(begun_with: Mapping[str, Sequence[Any]], here: Mapping[str, Sequence[Any]]) -> None:
+    """Checks that a checkpoint was made by the run that wants to go on from it.
 
     Args:
-        state:    what `read_state` returned.
-        expected: the fields that must be equal, with their values in this run; JSON values only.
+        begun_with: key of the configuration -> (what is compared, how a message names it), from state.json.
+        here:       the same of this run.
 
     Raises:
-        ValueError: a field differs or is missing; the message names it, both values, and what to do.
+        ValueError: a value differs or is missing; the message names each key, both values, and what to do.
     """
-    for field, here in json.loads(json.dumps(expected)).items():  # a tuple is a list in state.json
-        if field not in state:
-            raise ValueError(
-                f"checkpoint: field {field!r} is not in the checkpoint, this run has {here!r}; "
-                "it was made by another version: start over with another run_dir"
-            )
-        if state[field] != here:
-            raise ValueError(
-                f"checkpoint: {field} was {state[field]!r} when it was made, this run has {here!r}; "
-                f"set {field} back, or start over with another run_dir or with checkpoint.resume=false"
-            )
+    problems = []
+    for key, (value, name) in here.items():
+        if key not in begun_with:
+            problems.append(f"{key}: found {name}, but the checkpoint does not say what the run began with")
+            continue
+        before, named = begun_with[key]
+        if before != json.loads(json.dumps(value)):  # a tuple is a list in state.json
+            same = ", with another content" if named == name else ""
+            problems.append(f"{key}: found {name}, but the run began with {named}{same}")
+    if problems:
+        raise ValueError("; ".join(problems) + "; set back what has changed, or start over with another run_dir")
 
 
 def _folders(root: Path, pattern: re.Pattern[str]) -> list[Path]:
@@ -241,9 +251,21 @@ def _folders(root: Path, pattern: re.Pattern[str]) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def _remove_partials(root: Path) -> None:
+def _remove_partials(root: Path, on_skip: Callable[[str], None]) -> None:
     for folder in _folders(root, _PARTIAL_NAME):
-        shutil.rmtree(folder)
+        _remove(folder, on_skip)
+
+
+def _remove(folder: Path, on_skip: Callable[[str], None]) -> None:
+    """Of a link only the link is removed: what it leads to was put there by a person."""
+    try:
+        if folder.is_symlink():
+            on_skip(f"{folder.name}: is a link to {folder.readlink()}; the link is removed, the folder is kept")
+            folder.unlink()
+        else:
+            shutil.rmtree(folder)
+    except OSError as error:
+        on_skip(f"{folder.name}: cannot be removed: {error}")
 
 
 def _committed(root: Path) -> list[Path]:

@@ -15,6 +15,7 @@ import typer
 
 from r1engine import __version__
 from r1engine.config import KINDS, ConfigError, RlConfig, StageConfig, check_files, check_world, load, to_yaml
+from r1engine.ending import Ended, Ending
 
 app = typer.Typer(
     name="r1engine",
@@ -47,12 +48,13 @@ def train(
 
             check_rewards(cfg.rewards)
         if dry_run:
+            _agree(None)
             typer.echo(to_yaml(cfg), nl=False)
             return
         from r1engine.run import train as run  # brings torch, so only once the config is known to be good
 
-        with _ranks():
-            run(cfg)
+        with _ranks(cfg.parallel.timeout_minutes) as ending:
+            run(cfg, ending)
     except ConfigError as error:
         _fail(error)
 
@@ -71,26 +73,38 @@ def pipeline(
         stages = load_pipeline(config, overrides or [])
         print_plan(stages, _world_size()) if _is_first() else None
         if dry_run:
+            _agree(None)
             return
-        with _ranks():
-            run_pipeline(stages)
+        with _ranks(stages.timeout_minutes) as ending:
+            run_pipeline(stages, ending)
     except ConfigError as error:
         _fail(error)
 
 
 @contextmanager
-def _ranks() -> Iterator[None]:
-    """Inside, torch.distributed may run; Ctrl-C ends the program with its message."""
-    from r1engine.model.parallel import leave
+def _ranks(timeout_minutes: int) -> Iterator[Ending]:
+    """Inside, torch.distributed may run, and a signal ends the run where it is saved; of many ranks one tells why."""
+    with Ending() as ending:
+        _agree(None, timeout_minutes)
+        from r1engine.model.parallel import leave
+        from r1engine.observe.failure import RunFailed
+        from r1engine.ranks import is_first_to
 
-    try:
-        yield
-    except KeyboardInterrupt:
-        if _is_first():
-            typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
-        raise typer.Exit(130) from None
-    finally:
-        leave()
+        try:
+            yield ending
+        except Ended as end:
+            typer.echo(end, err=True) if _is_first() else None
+            raise typer.Exit(end.status) from None
+        except RunFailed as error:
+            typer.echo(error, err=True) if error.args else None
+            raise typer.Exit(1) from None
+        except ConfigError as error:
+            if is_first_to("tell the failure"):
+                rank = "" if _is_first() else f" on rank {os.environ['RANK']}"
+                typer.echo(f"error{rank}: {error}", err=True)
+            raise typer.Exit(2) from None
+        finally:
+            leave()
 
 
 def _world_size() -> int:
@@ -272,6 +286,25 @@ def _in_a_line(error: Exception) -> ConfigError:
 
 def _fail(error: ConfigError) -> NoReturn:
     """Ends the program with status 2 and the message, once and not once a rank."""
+    _agree(str(error))
     if _is_first():
         typer.echo(f"error: {error}", err=True)
+    raise typer.Exit(2)
+
+
+def _agree(problem: str | None, timeout_minutes: int = 30) -> None:
+    """Ends the program on every rank if one of them has a problem before they meet. Once on each rank; collective.
+
+    A rank may see what others do not: a folder that only its node lacks, an argument that only it was given.
+    """
+    if _world_size() == 1 or "MASTER_ADDR" not in os.environ:  # no launcher
+        return
+    from r1engine import ranks
+
+    found = ranks.common_problem(problem, timeout_minutes)
+    if found is None:
+        return
+    if _is_first():
+        typer.echo(f"error: {found}", err=True)
+    ranks.stop()
     raise typer.Exit(2)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from decimal import Decimal
+from itertools import pairwise
 
 import torch
 
@@ -106,13 +107,14 @@ def to_samples(completions: Sequence[Completion], rewards: Sequence[float | None
 
 
 def split_minibatches(samples: list[Sample], count: int, *, seed: int, step: int) -> list[list[Sample]]:
-    """A rollout split at random into equal mini-batches; the split is a function of (seed, step)."""
+    """A rollout split at random into mini-batches of equal size (to one, in a smaller last rollout); the split is a
+    function of (seed, step)."""
     if count == 1:
         return [samples]
     order = list(samples)
     random.Random(f"minibatches {seed} {step}").shuffle(order)
-    size = len(order) // count
-    return [order[i : i + size] for i in range(0, len(order), size)]
+    ends = [len(order) * i // count for i in range(count + 1)]
+    return [order[start:end] for start, end in pairwise(ends)]
 
 
 def objective(outputs: TokenOutputs, row: PackedBatch, cfg: Grpo) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -137,10 +137,13 @@ def spread(items: Sequence[Item], world: World, work: Callable[[list[Item]], lis
     return interleaved(world.everyones(work(list(items[world.rank :: world.size]))))
 
 
-def start() -> World:
+def start(timeout_minutes: int = 30) -> World:
     """Start torch.distributed (NCCL on GPUs, gloo on CPUs), unless it runs.
 
     Under torchrun the ranks meet through its environment variables; a single process needs no port.
+
+    Args:
+        timeout_minutes: a rank that waits longer for the others fails.
 
     Raises:
         RuntimeError: the rendezvous port is taken.
@@ -151,23 +154,47 @@ def start() -> World:
     if has_gpu:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        _meet("nccl" if has_gpu else "gloo", size)
+        _meet("nccl" if has_gpu else "gloo", size, timedelta(minutes=timeout_minutes))
     return World(rank=dist.get_rank(), size=size, device=device)
 
 
-def _meet(backend: str, size: int) -> None:
+def _meet(backend: str, size: int, timeout: timedelta) -> None:
     if "RANK" not in os.environ:
         store = dist.FileStore(str(Path(tempfile.mkdtemp(prefix="r1engine-")) / "store"), 1)
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
         return
     try:
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        dist.init_process_group(backend, timeout=timeout)
     except dist.DistNetworkError as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise RuntimeError(
             f"parallel: the {size} ranks cannot meet at {address} ({error}); "
             "if the port is in use, choose another one with torchrun --master-port or MASTER_PORT"
         ) from error
+
+
+def is_first_to(what: str) -> bool:
+    """Whether no other rank has asked for `what` before; not collective. It lets one of many ranks speak."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return True
+    try:
+        return dist.distributed_c10d._get_default_store().add(f"r1engine/{what}", 1) == 1
+    except dist.DistError:
+        return False  # the rank that keeps the store has ended, and so was first
+
+
+def common_problem(own: str | None, timeout_minutes: int) -> str | None:
+    """What is wrong on any rank, each text once with its ranks, unless it is everyone's; None: nothing. Collective."""
+    everyones = start(timeout_minutes).everyones(own)
+    if len(set(everyones)) == 1:
+        return own
+    texts = dict.fromkeys(text for text in everyones if text is not None)
+    return "\n".join(f"{_named([r for r, t in enumerate(everyones) if t == text])}: {text}" for text in texts)
+
+
+def _named(ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
+    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
 
 
 def stop() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,26 +20,37 @@ from rich.console import Console
 
 from r1engine import checkpoint, config
 from r1engine.config import ConfigError, StageConfig
+from r1engine.ending import Ended, Ending
 from r1engine.model import parallel
 from r1engine.model.cpu import keep_freed_memory
 from r1engine.model.layers import fp8
+from r1engine.observe.failure import NAME as FAILURE
+from r1engine.observe.failure import Failure, RunFailed, failed
 from r1engine.observe.metrics import MetricsLog, Phases, device_telemetry, peak_rss_gb
 from r1engine.observe.progress import Progress
 from r1engine.observe.report import write_report
+from r1engine.observe.starts import model_card, now, read_starts, record_start
 from r1engine.observe.summary import print_summary
-from r1engine.ranks import World
+from r1engine.ranks import World, is_first_to
+from r1engine.run_lock import held
 from r1engine.stages import Advance, Stage, make_stage
 
 
-def train(cfg: StageConfig) -> None:
+def train(cfg: StageConfig, ending: Ending | None = None) -> None:
     """Run the stage of `cfg` to its end, from the checkpoint in its run_dir if there is one. Called on every rank.
 
     torch.distributed stays up at the end, so that another stage can follow; see `ranks.stop`.
 
+    Args:
+        cfg:    of the stage.
+        ending: listens to the signals that end a run; None: nobody does.
+
     Raises:
+        Ended: a signal asked for it; a checkpoint is saved and the report is written.
+        RunFailed: anything went wrong after the ranks had met; the message is a summary.
         ConfigError: the parallel sizes do not fit the world, or the model, the data or the checkpoint to resume from
             is not what the config needs; see the message.
-        RuntimeError: no disk space, no whole checkpoint, or the ranks cannot meet.
+        RuntimeError: the ranks cannot meet.
     """
     started = time.monotonic()
     config.check_world(cfg, int(os.environ.get("WORLD_SIZE", "1")))
@@ -46,25 +58,27 @@ def train(cfg: StageConfig) -> None:
     if cfg.model.fp8:
         fp8.check_machine()
     set_up_torch(cfg)
-    with _layout(cfg) as world, Progress(cfg.run_dir.name, enabled=world.is_first) as progress:
-        run = Run(cfg, world, progress)
-        try:
-            stage, rows = run.build()
+    with _layout(cfg) as world, held(cfg.run_dir, world):
+        with Progress(cfg.run_dir.name, enabled=world.is_first) as progress:
+            run = Run(cfg, world, progress, ending or Ending())
             try:
-                stage.begin(rows)
-                run.loop(stage)
-            finally:
-                stage.close()
-        finally:
-            run.close()
-    if world.is_first:
-        run.report(stage, time.monotonic() - started)
+                stage, ended = run.to_the_end()
+            except ConfigError:
+                raise
+            except Exception as error:
+                raise run.failed(error) from error
+        if world.is_first:
+            run.report(stage, time.monotonic() - started)
+        world.wait()  # a launcher ends all ranks when the first one ends
+    if ended is not None:
+        raise ended
 
 
 def set_up_torch(cfg: StageConfig) -> None:
     """CPU threads, memory and determinism of this process."""
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(cfg.threads or max(1, len(os.sched_getaffinity(0)) // ranks_here))
+    if cfg.threads or "OMP_NUM_THREADS" not in os.environ:  # which PyTorch obeys
+        torch.set_num_threads(cfg.threads or max(1, len(os.sched_getaffinity(0)) // ranks_here))
     if not torch.cuda.is_available():
         keep_freed_memory()
     if cfg.deterministic:
@@ -90,51 +104,126 @@ def _layout(cfg: StageConfig) -> Iterator[World]:
 class Run:
     """The position of a stage in time, its logs and its checkpoints."""
 
-    def __init__(self, cfg: StageConfig, world: World, progress: Progress) -> None:
-        self.cfg, self.world, self.progress = cfg, world, progress
+    def __init__(self, cfg: StageConfig, world: World, progress: Progress, ending: Ending) -> None:
+        self.cfg, self.world, self.progress, self._ending = cfg, world, progress, ending
         self.phases = Phases(torch.cuda.synchronize if world.device.type == "cuda" else None)
-        self.step = 0
+        self.step, self.steps = 0, None
         self.log: MetricsLog | None = None
+        self._saved: int | None = None  # step of the last good checkpoint
+        self._stride_began, self._stride_seconds, self._save_seconds = 0.0, None, 0.0
+
+    def to_the_end(self) -> tuple[Stage, Ended | None]:
+        """Build the stage and run it; returns it, and how a signal ended it."""
+        try:
+            stage, rows = self.build()
+            try:
+                stage.begin(rows)
+                return stage, self.loop(stage)
+            finally:
+                stage.close()
+        finally:
+            self.close()
 
     def build(self) -> tuple[Stage, list[dict[str, Any]]]:
         """The stage, gone on from the newest checkpoint of run_dir if there is one, and the rows logged before it."""
         folder = self.world.from_first(self._newest_checkpoint)
-        if self.world.is_first:
-            self.cfg.run_dir.mkdir(parents=True, exist_ok=True)
-            config.dump(self.cfg, self.cfg.run_dir / "config.yaml")
         self.progress.phase("load")
         try:
             stage = make_stage(self.cfg, self.world, self.phases, self.progress)
             try:
+                self.steps = stage.steps
                 if folder is not None:
                     self._resume(stage, folder)
-                return stage, self.world.from_first(lambda: self._open_log(is_fresh=folder is None))
+                return stage, self.world.from_first(lambda: self._accept(folder))
             except BaseException:
                 stage.close()
                 raise
         except ValueError as error:  # every input is checked while the stage is built
             raise ConfigError(str(error)) from error
 
-    def loop(self, stage: Stage) -> None:
-        """Advance until the stage has made its optimizer steps; then export the model as a Hugging Face folder."""
+    def loop(self, stage: Stage) -> Ended | None:
+        """Advance until the stage has made its optimizer steps; then export the model as a Hugging Face folder.
+
+        Returns:
+            How a signal has ended it before; then a checkpoint is saved.
+        """
         if self.step == 0:
             self._evaluate(stage)
         self.progress.start(self.step, stage.steps)
-        while self.step < stage.steps:
-            done = stage.advance(self.step)
-            before, self.step = self.step, self.step + done.steps
-            self._log(done)
-            if self._is_due(before, self.cfg.evaluation.every, stage.steps):
-                self._evaluate(stage)
-            if self._is_due(before, self.cfg.checkpoint.every, stage.steps):
-                self._save(stage)
+        with self._ending.at_boundaries(self._prospect):
+            while self.step < stage.steps:
+                self._stride(stage)
+                if (number := self._asked()) is not None:
+                    if self._saved != self.step:
+                        self._save(stage)
+                    return self._ended(number)
+        self.progress.phase("export")
         with stage.policy.awake():
-            stage.policy.export(self.cfg.run_dir / "model")
+            stage.policy.export(self.cfg.run_dir / "model", card=model_card(self.cfg, self.step))
+        return None
+
+    def _stride(self, stage: Stage) -> None:
+        self._stride_began = time.monotonic()
+        done = stage.advance(self.step)
+        before, self.step = self.step, self.step + done.steps
+        self._log(done)
+        self._stride_seconds = time.monotonic() - self._stride_began
+        if self._is_due(before, self.cfg.evaluation.every, stage.steps):
+            self._evaluate(stage)
+        if self._is_due(before, self.cfg.checkpoint.every, stage.steps):
+            self._save(stage)
 
     def close(self) -> None:
         """Close the logs."""
         if self.log is not None:
             self.log.close()
+
+    # ------------------------------------------------------------------ ends before the end
+
+    def _asked(self) -> int | None:
+        """The signal that any rank got, on every rank."""
+        return max((n for n in self.world.everyones(self._ending.asked) if n is not None), default=None)
+
+    def _prospect(self) -> str:
+        """What to expect when a signal comes in the middle of a stride. Called from another thread."""
+        text = "the run ends with a checkpoint when this stride is done"
+        grace = self.cfg.checkpoint.grace_seconds
+        if self._stride_seconds is None:
+            return f"{text} (how long one takes is not known yet; checkpoint.grace_seconds={grace})"
+        left = max(0.0, self._stride_seconds - (time.monotonic() - self._stride_began)) + self._save_seconds
+        text += f", in about {left:.0f} s"
+        if left > grace:
+            text += f": longer than checkpoint.grace_seconds={grace}. After a kill before that, a restart goes on from "
+            text += self._checkpoint_name() or "the beginning: there is no checkpoint"
+        return text
+
+    def _ended(self, number: int) -> Ended:
+        return Ended(
+            number,
+            f"ended by {signal.Signals(number).name} at step {self.step} of {self.steps}: {self._checkpoint_name()} is "
+            "saved, and the same command goes on from there",
+        )
+
+    def failed(self, error: Exception) -> RunFailed:
+        """The summary of this run's end by an error; nothing on a rank that failed because another one had."""
+        if not is_first_to("tell the failure"):
+            return RunFailed()
+        return failed(
+            Failure(
+                run_dir=str(self.cfg.run_dir),
+                rank=self.world.rank,
+                ranks=self.world.size,
+                phase=self.progress.current,
+                step=self.step,
+                steps=self.steps,
+                checkpoint=self._checkpoint_name(),
+                error=f"{type(error).__name__}: {error}",
+            ),
+            error,
+        )
+
+    def _checkpoint_name(self) -> str | None:
+        return None if self._saved is None else f"step_{self._saved:08d}"
 
     # ------------------------------------------------------------------ logs and evaluation
 
@@ -142,15 +231,23 @@ class Run:
         """Whether a multiple of `every` (0: none) lies in (before, step], or this is the end."""
         return self.step == steps or (every > 0 and before // every != self.step // every)
 
-    def _open_log(self, *, is_fresh: bool) -> list[dict[str, Any]]:
-        """Open the logs, cut to the present step; returns the rows that they hold."""
+    def _accept(self, folder: Path | None) -> list[dict[str, Any]]:
+        """Nothing is written before: open the logs, cut to the present step, and record the start.
+
+        Returns:
+            The rows that the logs hold.
+        """
         self.log = MetricsLog(
             self.cfg.run_dir,
             tensorboard=self.cfg.log.tensorboard,
             wandb_project=self.cfg.log.wandb_project,
             config=self.cfg.model_dump(mode="json"),
-            resume_step=None if is_fresh else self.step,
+            resume_step=None if folder is None else self.step,
         )
+        (self.cfg.run_dir / FAILURE).unlink(missing_ok=True)
+        changed = record_start(self.cfg, step=self.step, ranks=self.world.size)
+        if folder is not None:
+            self.progress.note(f"resumed from {folder.name}" + (f"; changed: {', '.join(changed)}" if changed else ""))
         return self._rows()
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -186,28 +283,31 @@ class Run:
         if folder is not None and not self.cfg.checkpoint.resume:
             raise ConfigError(
                 f"run_dir: {self.cfg.run_dir} holds checkpoints up to {folder.name}, and checkpoint.resume is false; "
-                "choose another run_dir or delete the folder"
+                "choose another run_dir, or move the folder away"
             )
         return folder
 
     def _resume(self, stage: Stage, folder: Path) -> None:
         state = checkpoint.read_state(folder)
-        checkpoint.check_same(state, stage.identity())
+        checkpoint.check_same(state["identity"], stage.identity())
+        if state["step"] > stage.steps:
+            raise ConfigError(f"steps: found {stage.steps}, required at least the {state['step']} of {folder.name}")
         with stage.policy.awake():
             stage.load(folder, state)
-        self.step = state["step"]
-        self.progress.note(f"resumed from {folder.name}")
+        self.step = self._saved = state["step"]
 
     def _save(self, stage: Stage) -> None:
+        began = time.monotonic()
         self.progress.phase("checkpoint")
         folder = self.world.from_first(lambda: self._begin_checkpoint(stage))
         with stage.policy.awake():
             state = stage.save(folder)
         self.world.wait()
         if self.world.is_first:
-            checkpoint.commit(folder, stage.identity() | {"step": self.step} | state)
-            checkpoint.prune(self.cfg.run_dir, self.cfg.checkpoint.keep)
+            checkpoint.commit(folder, {"identity": stage.identity(), "step": self.step} | state)
+            checkpoint.prune(self.cfg.run_dir, self.cfg.checkpoint.keep, self.progress.note)
         self.world.wait()
+        self._saved, self._save_seconds = self.step, time.monotonic() - began
         self.phases.skip()
 
     def _begin_checkpoint(self, stage: Stage) -> Path:
@@ -220,8 +320,15 @@ class Run:
 
     def report(self, stage: Stage, seconds: float) -> None:
         """Write summary.json and the report, and print what came of the run. First rank only."""
-        run_dir, rows = self.cfg.run_dir, self._rows()
+        run_dir, rows, starts = self.cfg.run_dir, self._rows(), read_starts(self.cfg.run_dir)
         summary = stage.summary(rows) | {
+            "steps": self.step,
+            "of_steps": stage.steps,
+            "starts": len(starts),
+            "started": starts[0]["started"],
+            "ended": now(),
+            "git": starts[-1]["git"],
+            "versions": starts[-1]["versions"],
             "seconds": round(seconds, 1),
             "peak_rss_gb": round(peak_rss_gb(), 3),
             "seed": self.cfg.seed,
@@ -234,5 +341,7 @@ class Run:
         if evaluations:
             heldout = [sample for sample in samples if sample.get("heldout")][-2:]
             print_summary(evaluations[0], evaluations[-1], heldout, console=console)
-        files = {"curves": png, "report": html, "summary": run_dir / "summary.json", "model": run_dir / "model"}
+        files = {"curves": png, "report": html, "summary": run_dir / "summary.json"}
+        if self.step == stage.steps:
+            files["model"] = run_dir / "model"
         console.print("\n".join(f"{name}: {path}" for name, path in files.items()), highlight=False)

@@ -1,15 +1,52 @@
-"""Runs `r1engine COMMAND ...` for test_run.py, and stops it with a real signal in the middle of a stride.
+"""Runs `r1engine COMMAND ...` for test_run.py, and stops it with a real signal at a chosen moment.
 
-killed.py SIGNAL AT COMMAND [arguments]: raises SIGNAL (0: none) in this process when optimizer update AT (from 1) has
-been made, before anything is logged or saved of it.
+killed.py SIGNAL AT COMMAND [arguments]: raises SIGNAL in this process when optimizer update AT (from 1) has been made,
+before anything is logged or saved of it. AT 0: when the stage is built; -1: in the middle of a save; -3: twice in
+update 3. SIGNAL 0: never; -1: no signal, but an exception on the last rank.
 """
 
 import os
 import signal
 import sys
+import threading
+import time
 import warnings
 
 warnings.filterwarnings("ignore")
+
+
+def stop(number: int) -> None:
+    if number > 0:
+        os.kill(os.getpid(), number)
+        time.sleep(0.2)  # for the thread that listens; it may end the process
+    elif os.environ.get("RANK") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1):
+        raise OSError("a node is ill")
+
+
+def arrange(number: int, at: int) -> None:
+    """The chosen moment of the run."""
+    from r1engine.model.policy import Policy
+    from r1engine.run import Run
+
+    if at == 0:
+        build = Run.build
+        Run.build = lambda self: (build(self), stop(number))[0]
+    elif at == -1:
+        save = Policy.save
+        Policy.save = lambda *arguments: (stop(number), save(*arguments))[1]
+    update, calls = Policy.update, [0]
+
+    def update_and_stop(self: Policy, *arguments: object) -> object:
+        done = update(self, *arguments)
+        calls[0] += 1
+        if calls[0] == abs(at) and at != -1:
+            stop(number)
+            if at == -3:
+                stop(number)
+                threading.Event().wait(60)  # as if in a collective that never ends
+        return done
+
+    Policy.update = update_and_stop
 
 
 def main() -> None:
@@ -17,18 +54,7 @@ def main() -> None:
     # A parent in the background has SIGINT ignored, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if number:
-        from r1engine.model.policy import Policy
-
-        update, calls = Policy.update, [0]
-
-        def update_and_die(self: Policy, *arguments: object) -> object:
-            done = update(self, *arguments)
-            calls[0] += 1
-            if calls[0] == at:
-                os.kill(os.getpid(), number)
-            return done
-
-        Policy.update = update_and_die
+        arrange(number, at)
     sys.argv = ["r1engine", *sys.argv[3:]]
     from r1engine.cli import main as run
 

@@ -115,12 +115,12 @@ def edit_state(folder: Path) -> None:
 
 
 def empty_manifest(folder: Path) -> None:
-    (folder / "manifest.json").write_text('{"format": 1, "step": 200, "files": {}}')
+    (folder / "manifest.json").write_text(f'{{"format": {checkpoint.FORMAT}, "step": 200, "files": {{}}}}')
 
 
 def other_format(folder: Path) -> None:
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 9'))
+    path.write_text(path.read_text().replace(f'"format": {checkpoint.FORMAT}', '"format": 9'))
 
 
 def another_step(folder: Path) -> None:
@@ -140,7 +140,7 @@ def another_step(folder: Path) -> None:
         (delete_manifest, "manifest.json is missing"),
         (edit_state, "state.json has SHA-256"),
         (empty_manifest, "manifest.json does not list state.json"),
-        (other_format, "manifest.json has format 9, this version reads 1"),
+        (other_format, "manifest.json has format 9, this version reads 2"),
         (another_step, "manifest.json is of step 100, but its folder is step_00000200"),
     ],
 )
@@ -210,7 +210,7 @@ def lethal(call):
 for name in ("mkdir", "fsync", "rename", "replace", "unlink", "rmdir"):
     setattr(os, name, lethal(getattr(os, name)))
 save(run_dir, 200)
-checkpoint.prune(run_dir, 1)
+checkpoint.prune(run_dir, 1, print)
 print("done")
 """
 
@@ -231,7 +231,7 @@ def test_a_kill_at_any_system_call_leaves_a_whole_checkpoint(tmp_path, again):
         assert checkpoint.read_state(run_dir / "checkpoints" / name)["seed"] == 7
         # The next save works, whatever lies around, and pruning leaves nothing but it.
         save(run_dir, 300)
-        checkpoint.prune(run_dir, 1)
+        checkpoint.prune(run_dir, 1, print)
         assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["latest", "step_00000300"]
         if child.returncode == 0:
             assert child.stdout == "done\n" and calls > 15
@@ -247,7 +247,7 @@ def test_prune_keeps_the_newest_and_what_latest_names(tmp_path):
         save(tmp_path, step)
     (tmp_path / "checkpoints" / "latest").write_text("step_00000100\n")
     checkpoint.begin(tmp_path, 600)
-    checkpoint.prune(tmp_path, 2)
+    checkpoint.prune(tmp_path, 2, print)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
         "latest",
         "step_00000100",
@@ -260,7 +260,7 @@ def test_a_folder_without_manifest_does_not_count_as_kept(tmp_path):
     for step in (100, 200, 300):
         save(tmp_path, step)
     delete_manifest(tmp_path / "checkpoints" / "step_00000200")
-    checkpoint.prune(tmp_path, 2)
+    checkpoint.prune(tmp_path, 2, print)
     assert newest(tmp_path)[0] == "step_00000300"
     assert (tmp_path / "checkpoints" / "step_00000100").exists()
 
@@ -273,28 +273,61 @@ def test_too_little_space_is_found_before_writing(tmp_path):
         checkpoint.free_space_check(tmp_path, needed)
 
 
-IDENTITY = {"dataset": "ab12", "model": "cd34", "layout": {"tensor": 2, "pipeline": 1}, "seed": 0}
+IDENTITY = {"data.train": ("ab12", "a.jsonl"), "model.path": ("cd34", "q2"), "seed": (0, "0")}
 
 
 @pytest.mark.parametrize(
-    ("field", "here"), [("dataset", "ff"), ("model", "ff"), ("layout", {"tensor": 1, "pipeline": 1}), ("seed", 1)]
+    ("key", "here", "message"),
+    [
+        ("data.train", ("ff", "b.jsonl"), "data.train: found b.jsonl, but the run began with a.jsonl; set back"),
+        (
+            "data.train",
+            ("ff", "a.jsonl"),
+            "found a.jsonl, but the run began with a.jsonl, with another content; set back",
+        ),
+        ("seed", (1, "1"), "seed: found 1, but the run began with 0; set back"),
+    ],
 )
-def test_another_kind_of_run_is_refused_with_both_values(field, here):
+def test_a_run_that_goes_on_with_something_else_is_refused_by_key_and_both_names(key, here, message):
     with pytest.raises(ValueError) as error:
-        checkpoint.check_same({**IDENTITY, "step": 100}, {**IDENTITY, field: here})
-    message = str(error.value)
-    assert f"{field} was {IDENTITY[field]!r}" in message
-    assert f"this run has {here!r}" in message
-    assert f"set {field} back" in message
+        checkpoint.check_same(IDENTITY, {**IDENTITY, key: here})
+    assert message in str(error.value)
 
 
-def test_the_same_kind_of_run_is_accepted():
-    checkpoint.check_same({**IDENTITY, "shape": [1, 2], "step": 100}, {**IDENTITY, "shape": (1, 2)})
+def test_every_change_is_named():
+    with pytest.raises(ValueError, match=r"model.path: found q3.*; seed: found 5.*another run_dir"):
+        checkpoint.check_same(IDENTITY, {**IDENTITY, "model.path": ("ee", "q3"), "seed": (5, "5")})
 
 
-def test_a_field_the_checkpoint_lacks_is_refused():
-    with pytest.raises(ValueError, match="field 'seed' is not in the checkpoint, this run has 0"):
-        checkpoint.check_same({}, {"seed": 0})
+def test_the_same_kind_of_run_is_accepted_also_from_another_place():
+    moved = {**IDENTITY, "data.train": ("ab12", "moved/a.jsonl"), "shape": ((1, 2), "1 x 2")}
+    checkpoint.check_same({**IDENTITY, "shape": [[1, 2], "1 x 2"], "more": [1, "1"]}, moved)
+
+
+def test_a_key_that_the_checkpoint_lacks_is_refused():
+    with pytest.raises(ValueError, match="seed: found 0, but the checkpoint does not say what the run began with"):
+        checkpoint.check_same({}, {"seed": (0, "0")})
+
+
+def test_what_cannot_be_removed_is_noted_and_the_run_goes_on(tmp_path):
+    elsewhere, notes = tmp_path / "elsewhere", []
+    for step in (100, 200, 300):
+        save(tmp_path, step)
+    folder = tmp_path / "checkpoints" / "step_00000100"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+    checkpoint.prune(tmp_path, 1, notes.append)
+    assert notes == [f".step_00000100.partial: is a link to {elsewhere}; the link is removed, the folder is kept"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["latest", "step_00000300"]
+    assert (elsewhere / "manifest.json").is_file()
+
+
+def test_a_checkpoint_of_another_version_is_named_and_is_no_fresh_start(tmp_path):
+    manifest = save(tmp_path, 100) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": checkpoint.FORMAT - 1}))
+    reason = rf"has format {checkpoint.FORMAT - 1}, this version reads {checkpoint.FORMAT}\); .* or after moving this"
+    with pytest.raises(RuntimeError, match=reason):
+        newest(tmp_path)
 
 
 def test_commit_refuses_a_folder_that_begin_did_not_make(tmp_path):

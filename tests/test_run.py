@@ -1,5 +1,6 @@
-"""Whole runs of both kinds of stage: resume after a kill is exact, Ctrl-C is clean, wrong inputs are named."""
+"""Whole runs of both kinds of stage: resume after a kill or a signal is exact, wrong inputs are named."""
 
+import fcntl
 import json
 import random
 import re
@@ -63,6 +64,13 @@ class Case:
         self.settings += [f"model.path={model}", f"data.train={train}", f"data.heldout={heldout}"]
         self.model = model
 
+    def undisturbed_on(self, ranks: int) -> Path:
+        """The folder of a run that nothing disturbed; that of one rank is there."""
+        folder = self.folder / ("undisturbed" if ranks == 1 else "two_ranks")
+        if not folder.exists():
+            assert self.run(folder, ranks=ranks).returncode == 0
+        return folder
+
     def run(
         self,
         run_dir: Path,
@@ -93,6 +101,15 @@ def last_checkpoint(run_dir: Path, world) -> dict[str, torch.Tensor]:
     with on_cpu():
         tensors = dist_checkpointing.load_plain_tensors(str(folder))
     return {k: v for k, v in tensors.items() if isinstance(v, torch.Tensor)}
+
+
+def same_run(reference: Path, run_dir: Path, world) -> None:
+    """Logs and the last checkpoint are equal in every bit."""
+    assert logged(run_dir) == logged(reference)
+    expected, found = last_checkpoint(reference, world), last_checkpoint(run_dir, world)
+    assert expected.keys() == found.keys()
+    assert len(expected) > 10
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
 @pytest.fixture(scope="module", params=["rl", "sft"])
@@ -154,21 +171,13 @@ def moments() -> list[tuple[int, int]]:
 @pytest.mark.rotating
 @pytest.mark.parametrize(("ranks", "at"), moments())
 def test_resume_after_a_kill_is_bit_exact(case, undisturbed, tmp_path, world, ranks, at):
-    reference = undisturbed
-    if ranks > 1:
-        reference = case.folder / "two_ranks"
-        if not reference.exists():
-            assert case.run(reference, ranks=ranks).returncode == 0
+    reference = case.undisturbed_on(ranks)
     killed = case.run(tmp_path, ranks=ranks, kill=signal.SIGKILL, at=at)
     assert killed.returncode != 0
     resumed = case.run(tmp_path, ranks=ranks)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert ("resumed from step_00000004" in resumed.stdout) == (at > 4)
-    assert logged(tmp_path) == logged(reference)
-    expected, found = last_checkpoint(reference, world), last_checkpoint(tmp_path, world)
-    assert expected.keys() == found.keys()
-    assert len(expected) > 10
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    same_run(reference, tmp_path, world)
 
 
 def test_a_run_goes_on_in_another_layout(case, undisturbed, tmp_path):
@@ -186,37 +195,128 @@ def test_a_run_goes_on_in_another_layout(case, undisturbed, tmp_path):
     assert [s["completion"] for s in samples] == [s["completion"] for s in expected_samples]
 
 
-def test_ctrl_c_exits_clean_and_leaves_nothing_half_written(case, tmp_path):
-    done = case.run(tmp_path / "run", kill=signal.SIGINT, at=6)
-    assert done.returncode == 130
-    assert "interrupted" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["latest", "step_00000004"]
+def signals() -> list[tuple[int, int, int]]:
+    """(signal, ranks, update after which it comes), seeded; the first is tried every day, the others in turn."""
+    drawn = random.Random("moments to end at")
+    kinds = [(signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGUSR1, 2), (signal.SIGINT, 1), (signal.SIGTERM, 2)]
+    return [(number, ranks, drawn.randint(1, 7)) for number, ranks in kinds]
+
+
+@pytest.mark.parametrize(
+    ("number", "ranks", "at"),
+    [pytest.param(*drawn, marks=[pytest.mark.rotating] if i else []) for i, drawn in enumerate(signals())],
+)
+def test_a_signal_ends_a_run_with_a_checkpoint_from_which_it_goes_on_exactly(
+    case, undisturbed, tmp_path, world, number, ranks, at
+):
+    reference = case.undisturbed_on(ranks)
+    ended = case.run(tmp_path, ranks=ranks, kill=number, at=at)
+    assert ended.returncode == (130 if number == signal.SIGINT else 143), ended.stderr[-3000:]
+    step = at + at % 2 if case.kind == "rl" else at  # a stride of reinforcement learning has two updates
+    assert (tmp_path / "checkpoints" / "latest").read_text() == f"step_{step:08d}\n"
+    assert f"at step {step} of 8: step_{step:08d} is saved, and the same command goes on from there" in ended.stderr
+    assert ended.stderr.count("ended by") == 1 and "Traceback" not in ended.stderr
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == step
+    assert (tmp_path / "report.html").is_file() and not (tmp_path / "model").exists()
+    resumed = case.run(tmp_path, ranks=ranks)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert f"resumed from step_{step:08d}" in resumed.stdout
+    same_run(reference, tmp_path, world)
+    starts = json.loads((tmp_path / "provenance.json").read_text())["starts"]
+    assert [(start["step"], start["changed"]) for start in starts] == [(0, []), (step, [])]
+
+
+@pytest.mark.rotating
+def test_a_signal_during_a_save_finds_it_finished(case, tmp_path):
+    ended = case.run(tmp_path, kill=signal.SIGTERM, at=-1)
+    assert ended.returncode == 143
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_00000004"]
+    assert "at step 4 of 8: step_00000004 is saved" in ended.stderr
+
+
+def test_a_second_signal_and_one_before_training_end_at_once(case, tmp_path):
+    twice = case.run(tmp_path / "twice", kill=signal.SIGTERM, at=-3)
+    assert twice.returncode == 143 and "ended at once" in twice.stderr
+    before = case.run(tmp_path / "before", kill=signal.SIGINT, at=0)
+    assert before.returncode == 130 and "ended outside of training" in before.stderr
+    assert not (tmp_path / "twice" / "checkpoints").exists() and not (tmp_path / "before" / "checkpoints").exists()
 
 
 REFUSED = {
     "rl": [
-        ("seed=5", "seed was 0 when it was made, this run has 5"),
+        ("seed=5", "seed: found 5, but the run began with 0"),
         ("checkpoint.resume=false", "holds checkpoints up to step_00000008"),
-        ("grpo.kl_coef=0", "reference was True when it was made, this run has False"),
+        ("grpo.kl_coef=0", "grpo.kl_coef: found 0.0, but the run began with 0.01"),
         ("data.max_prompt_tokens=3", "prompts have more than max_prompt_tokens = 3 tokens"),
+        ("steps=4", "steps: found 4, required at least the 8 of step_00000008"),
     ],
     "sft": [
-        ("seed=5", "seed was 0 when it was made, this run has 5"),
-        ("sft.batch_size=12", "batch_size was 24 when it was made, this run has 12"),
-        ("data.template=none", "dataset was"),
+        ("seed=5", "seed: found 5, but the run began with 0"),
+        ("sft.batch_size=12", "sft.batch_size: found 12, but the run began with 24"),
+        ("data.template=none", "template none and max_tokens 64, but the run began with"),
         ("data.max_tokens=9", "84 of 84 texts (100.0%): 84 have more than data.max_tokens = 9 tokens"),
+        ("sft.epochs=1", "steps: found 4, required at least the 8 of step_00000008"),
     ],
 }
 
 
-@pytest.mark.parametrize("number", range(4))
-def test_a_changed_run_is_refused_by_name(case, undisturbed, number):
+@pytest.mark.parametrize("number", range(5))
+def test_a_changed_run_is_refused_by_name_and_nothing_on_disk_changes(case, undisturbed, number):
     override, message = REFUSED[case.kind][number]
+    before = contents(undisturbed)
     done = case.run(undisturbed, more=(override,))
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+    assert contents(undisturbed) == before
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Of every file of a run but its lock, which names the last process, and the tokens that it keeps of its data."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not {".lock", "tokens"} & {*path.parts}]
+    return {path: path.read_bytes() for path in files}
+
+
+def test_a_run_that_goes_on_differently_tells_what_changed_and_ends_at_its_last_step(case, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    if case.kind == "rl":  # 3 steps of the 4 of a rollout
+        more = ("steps=11", "grpo.minibatches=4", "optimizer.lr=1e-4")
+        changed = ["grpo.minibatches 2 -> 4", "optimizer.lr 0.01 -> 0.0001", "steps 8 -> 11"]
+    else:
+        more, changed = ("sft.epochs=3", "optimizer.lr=1e-4"), ["optimizer.lr 0.01 -> 0.0001", "sft.epochs 2 -> 3"]
+    last = 11 if case.kind == "rl" else 12
+    done = case.run(tmp_path / "run", ranks=2, more=(*more, "evaluation.every=0", "checkpoint.every=100"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert all(line in done.stdout for line in changed)
+    starts = json.loads((tmp_path / "run" / "provenance.json").read_text())["starts"]
+    assert set(changed) < set(starts[1]["changed"])
+    assert [start["config"] for start in starts] == ["config.1.yaml", "config.yaml"]
+    assert "lr: 0.01\n" in (tmp_path / "run" / "config.1.yaml").read_text()
+    assert "lr: 0.0001\n" in (tmp_path / "run" / "config.yaml").read_text()
+    rows, _ = logged(tmp_path / "run")
+    assert [row["step"] for row in rows if "loss" in row][-1] == last
+    assert [row["step"] for row in rows if any(key.startswith("eval/") for key in row)][-1] == last
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == f"step_{last:08d}\n"
+    if case.kind == "rl":  # 3 of 4 mini-batches, 3 of 4 questions
+        consumed = [row["questions/consumed"] for row in rows if "loss" in row]
+        assert consumed[-1] - consumed[-2] == 3
+
+
+def test_two_runs_in_one_folder_are_refused(case, undisturbed):
+    with open(undisturbed / ".lock", "r+b") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        done = case.run(undisturbed)
+    assert done.returncode == 2
+    assert f"run_dir: {undisturbed} is in use by process " in done.stderr
+
+
+def test_a_failed_run_tells_once_where_it_failed_and_what_is_saved(case, tmp_path):
+    done = case.run(tmp_path, ranks=2, kill=-1, at=6)  # an exception on the last rank
+    assert done.returncode == 1
+    assert done.stderr.count("the run failed on rank 1 of 2") == 1
+    assert "error: OSError: a node is ill" in done.stderr and "last good checkpoint: step_00000004" in done.stderr
+    told = json.loads((tmp_path / "failure.json").read_text())
+    assert (told["rank"], told["checkpoint"]) == (1, "step_00000004") and "a node is ill" in told["traceback"][-1]
 
 
 def test_layout_that_does_not_fit_the_processes_is_refused(case, tmp_path):

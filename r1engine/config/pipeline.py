@@ -21,7 +21,7 @@ from r1engine.config.rl import RlConfig
 from r1engine.config.section import Count, LocalPath, Section
 from r1engine.config.sft import SftConfig
 from r1engine.config.source import ConfigError, KeyPath, Source, read_source, validate
-from r1engine.config.stage import StageConfig
+from r1engine.config.stage import Parallel, StageConfig
 from r1engine.config.tiny import TinyConfig
 
 REFERENCES = (("model", "path"), ("data", "train"), ("data", "heldout"))  # keys that may name a stage
@@ -43,6 +43,12 @@ class Pipeline:
 
     run_dir: Path
     stages: list[PlannedStage]
+
+    @property
+    def timeout_minutes(self) -> int:
+        """The longest that a rank waits for the others in any stage."""
+        layouts = [stage.cfg.parallel for stage in self.stages if isinstance(stage.cfg, StageConfig)]
+        return max((layout.timeout_minutes for layout in layouts), default=Parallel().timeout_minutes)
 
 
 class PipelineFile(Section):

@@ -117,6 +117,14 @@ def check_world(cfg: StageConfig, world_size: int) -> int:
     return data_ranks
 
 
+def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one: dotted key -> value."""
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        found |= flat(item, f"{prefix}{key}.") if isinstance(item, dict) and item else {f"{prefix}{key}": item}
+    return found
+
+
 def plain(value: Any) -> Any:
     """Nested values with paths as text: the form that YAML and JSON take."""
     if isinstance(value, dict):

@@ -87,7 +87,7 @@ class RlConfig(StageConfig):
     stage: Literal["rl"] = "rl"
     """Kind of stage."""
     steps: Positive = 10_400
-    """Optimizer steps. v2: "a total of 10,400 steps"."""
+    """Optimizer steps. v2: "a total of 10,400 steps". The last rollout is smaller if they are not a multiple of its."""
     data: QuestionData = QuestionData()
     rollout: Rollout = Rollout()
     grpo: Grpo = Grpo()
@@ -96,8 +96,20 @@ class RlConfig(StageConfig):
 
     @property
     def steps_per_rollout(self) -> int:
-        """Optimizer steps made from one rollout."""
+        """Optimizer steps made from one whole rollout."""
         return self.grpo.minibatches * self.grpo.inner_epochs
+
+    def updates_at(self, step: int) -> int:
+        """Optimizer steps made from the rollout that begins after `step` of them: fewer in the last one."""
+        return min(self.steps_per_rollout, self.steps - step)
+
+    def minibatches_at(self, step: int) -> int:
+        """Mini-batches of that rollout; of the last one as many as its steps need."""
+        return -(-self.updates_at(step) // self.grpo.inner_epochs)
+
+    def questions_at(self, step: int) -> int:
+        """Questions of that rollout; of the last one its mini-batches' share, rounded up."""
+        return -(-self.grpo.questions * self.minibatches_at(step) // self.grpo.minibatches)
 
     @property
     def longest_sequence(self) -> int:
@@ -122,10 +134,6 @@ class RlConfig(StageConfig):
             problems.append(
                 f"grpo: {grpo.questions} questions x {grpo.group_size} samples = {completions} completions "
                 f"do not split into {grpo.minibatches} mini-batches"
-            )
-        if self.steps % self.steps_per_rollout:
-            problems.append(
-                f"steps: {self.steps} is not a multiple of the {self.steps_per_rollout} optimizer steps of a rollout"
             )
         if self.optimizer.warmup_steps > self.steps:
             found = self.optimizer.warmup_steps

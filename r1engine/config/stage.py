@@ -79,6 +79,8 @@ class Parallel(Section):
     """Shard the optimizer state over the data-parallel ranks (ZeRO-1)."""
     offload: bool = True
     """On GPUs: training state in host memory while generating."""
+    timeout_minutes: Positive = 30
+    """A rank that waits longer for the others fails; more than the slowest rank's share of a rollout."""
 
     @property
     def is_sequence_parallel(self) -> bool:
@@ -202,6 +204,8 @@ class Checkpoint(Section):
     """Newest checkpoints that are kept."""
     resume: bool = True
     """Go on from the newest complete checkpoint of run_dir, if there is one."""
+    grace_seconds: Positive = 300
+    """Between a signal to end and the kill that follows; a run that needs longer to its next checkpoint says so."""
 
 
 class Log(Section):
@@ -234,7 +238,7 @@ class StageConfig(Section):
     max_row_tokens: Positive | None = None
     """Tokens of a packed row; null: one longest sequence."""
     threads: Positive | None = None
-    """CPU threads of each rank; null: cores / ranks on this machine."""
+    """CPU threads of each rank; null: OMP_NUM_THREADS (torchrun sets it to 1), else cores / ranks on this machine."""
     deterministic: bool = True
     """torch.use_deterministic_algorithms."""
     model: Model = Model()

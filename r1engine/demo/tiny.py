@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from r1engine.config import TinyConfig
 from r1engine.data.chat import render
@@ -27,6 +28,10 @@ from r1engine.hf.architecture import Architecture, read_architecture
 from r1engine.hf.tensors import hf_shapes
 
 PAD, EOS = "<|pad|>", "<|end|>"
+# Where Qwen2's tokenizer splits a text (the pre_tokenizer of its tokenizer.json).
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 # Shares of the styles in the pre-training text; they sum to 1. Three things in them matter:
 # - Short answers are common, so length has room to grow.
@@ -140,7 +145,7 @@ def make_tokenizer(folder: Path, cfg: TinyConfig) -> Tokenizer:
 
     Digits are single tokens. Pieces may cross spaces, so the constant text of the template becomes a handful
     of tokens: a prompt has 7 instead of some 90, and a sequence a quarter of the length. The tags are ordinary
-    text. Ids from the tokenizer's size (471) up to cfg.vocab_size stay unused.
+    text. Ids from the tokenizer's size (477) up to cfg.vocab_size stay unused.
 
     Raises:
         ValueError: cfg.vocab_size is too small for the bytes, the special tokens and the template.
@@ -159,8 +164,9 @@ def make_tokenizer(folder: Path, cfg: TinyConfig) -> Tokenizer:
     )
     pairs, _ = task_pairs(cfg.heldout, seed=cfg.seed)
     texts = base_texts(512, seed=cfg.seed, pairs=pairs)
-    pieces = (piece for asked, told in texts for piece in (render(asked, "r1_zero"), told))
+    pieces = [piece for asked, told in texts for piece in (render(asked, "r1_zero"), told)]
     tokenizer.train_from_iterator(pieces, trainer)
+    tokenizer = _in_form_of_qwen2(tokenizer, sorted({part for piece in pieces for part in re.split(r"\d", piece)}))
     size = len(tokenizer.encode(render(question(pairs[0]), "r1_zero")).ids)
     if size > 32:
         raise ValueError(f"make_tokenizer: a prompt has {size} tokens with vocab_size={cfg.vocab_size}, required <= 32")
@@ -174,6 +180,35 @@ def make_tokenizer(folder: Path, cfg: TinyConfig) -> Tokenizer:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     return tokenizer
+
+
+def _in_form_of_qwen2(tokenizer: Tokenizer, parts: list[str]) -> Tokenizer:
+    """A tokenizer with the same ids for texts of digits and `parts`, as transformers' AutoTokenizer builds it.
+
+    For a model of type qwen2 that takes vocabulary, merges and added tokens of tokenizer.json, but splits texts at
+    words, whatever tokenizer.json says. So this one splits there, too, and the parts that are a single token become
+    added ones: those are found before a text is split. Their entries in the vocabulary are spelled as the text is, not
+    byte by byte, to keep their ids; the merges that would make them are dropped.
+    """
+    content = json.loads(tokenizer.to_str())
+    vocab, merges, respelled = content["model"]["vocab"], content["model"]["merges"], set()
+    for part in parts:
+        encoded = tokenizer.encode(part)
+        if len(encoded.ids) != 1 or len(part) == 1:
+            continue
+        if encoded.tokens[0] != part:
+            vocab[part] = vocab.pop(encoded.tokens[0])
+            respelled.add(encoded.tokens[0])
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+        content["added_tokens"].append({"id": encoded.ids[0], "content": part, **flags})
+    content["model"]["merges"] = [m for m in merges if not {m[0], m[1], m[0] + m[1]} & respelled]
+    content["added_tokens"].sort(key=lambda token: token["id"])
+    made = Tokenizer.from_str(json.dumps(content))
+    made.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
+    return made
 
 
 def make_model_config(cfg: TinyConfig) -> dict[str, object]:

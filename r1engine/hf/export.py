@@ -17,7 +17,13 @@ from r1engine.hf.headers import INDEX
 
 FILE_BYTES = 5 * 2**30  # size of an exported safetensors file
 UNFINISHED = "export.json"  # what is being exported; there while the export is not complete
-HASHES = "SHA256SUMS"  # of the finished safetensors files, in the form of sha256sum
+HASHES = "SHA256SUMS"  # of the finished safetensors files, at the end of all files; in the form of sha256sum
+CARD = "README.md"
+# What a folder holds beside weights: configuration, tokenizer, chat template, and code that auto_map names.
+CARRIED = (
+    "config.json", "generation_config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.*", "merges.txt", "*.model", "*tiktoken*", "chat_template.*", "additional_chat_templates/*.jinja", "*.py",
+)  # fmt: skip
 NAMES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
@@ -49,7 +55,7 @@ class Export:
         Args:
             target:   folder to write; weights of an earlier export in it are removed.
             stored:   every tensor that will come, in the order of the files.
-            source:   folder whose config.json and tokenizer files are copied.
+            source:   folder whose configuration, tokenizer and chat template are copied.
             identity: what is exported, as JSON; another one starts from nothing.
 
         Raises:
@@ -99,23 +105,28 @@ class Export:
             del self._open[file]
             self._write_hashes()
 
-    def finish(self, config: dict[str, Any] | None = None) -> None:
-        """Write the index, copy the other files of the source, and mark the folder as complete.
+    def finish(self, config: dict[str, Any] | None = None, card: str | None = None) -> None:
+        """Write the index, copy what belongs to the model from the source, and mark the folder as complete.
 
         Args:
             config: what config.json shall hold; None: the source's.
+            card:   text of the model card; None: there is none.
         """
         if missing := sorted(self._stored.keys() - self.done):
             raise ValueError(f"export: {len(missing)} tensors did not come ({', '.join(missing[:5])})")
         if len(self._files) > 1:
             index = {"metadata": {"total_size": self.total_bytes}, "weight_map": self._file_of}
             _write(self.target / INDEX, json.dumps(index, indent=1) + "\n")
-        for file in self._source.iterdir():
-            copied = file.suffix in (".json", ".txt", ".model", ".jinja", ".py") and "safetensors" not in file.name
-            if file.is_file() and copied and file.name != UNFINISHED and self._source != self.target:
-                shutil.copyfile(file, self.target / file.name)
-        if config is not None:
-            _write(self.target / "config.json", json.dumps(config, indent=2) + "\n")
+        names = sorted({str(f.relative_to(self._source)) for form in CARRIED for f in self._source.glob(form)})
+        for name in names if self._source != self.target else ():
+            (self.target / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(self._source / name, self.target / name)
+        texts = {"config.json": json.dumps(config, indent=2) + "\n" if config is not None else None, CARD: card}
+        for name, text in texts.items():
+            if text is not None:
+                _write(self.target / name, text)
+        beside = [name for name in (INDEX, *names, CARD) if (self.target / name).is_file()]
+        self._write_hashes({name: _sha256(self.target / name) for name in beside})
         (self.target / UNFINISHED).unlink()
 
     def _refuse_foreign(self) -> None:
@@ -138,8 +149,9 @@ class Export:
             if name in self._files and (self.target / name).is_file() and _sha256(self.target / name) == digest
         }
 
-    def _write_hashes(self) -> None:
-        lines = [f"{self._hashes[name]}  {name}\n" for name in self._files if name in self._hashes]
+    def _write_hashes(self, beside: dict[str, str] | None = None) -> None:
+        hashes = {name: self._hashes[name] for name in self._files if name in self._hashes} | (beside or {})
+        lines = [f"{digest}  {name}\n" for name, digest in hashes.items()]
         _write(self.target / HASHES, "".join(lines))
 
     def _check_space(self) -> None:

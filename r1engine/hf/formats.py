@@ -92,6 +92,7 @@ def finish_export(
     on_bytes: Callable[[int], None] | None = None,
     *,
     copies_mtp: bool = True,
+    card: str | None = None,
 ) -> None:
     """Copy the MTP modules from the source, where they were not trained; then the index and the other files."""
     for name in source.mtp_names if copies_mtp else ():
@@ -99,7 +100,7 @@ def finish_export(
             put(export, source.stored(name), on_bytes)  # the very bytes
         else:
             put(export, store(name, source.read(name), precision), on_bytes)
-    export.finish(config_json(read_json(source.path / "config.json"), precision))
+    export.finish(config_json(read_json(source.path / "config.json"), precision), card)
 
 
 def model_dtype(setting: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:

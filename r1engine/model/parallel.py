@@ -22,7 +22,7 @@ def join(layout: Parallel) -> World:
         RuntimeError: the rendezvous port is taken.
     """
     layout.data_ranks(int(os.environ.get("WORLD_SIZE", "1")))
-    here = start()
+    here = start(layout.timeout_minutes)
     from megatron.core import parallel_state as ps
 
     if not ps.model_parallel_is_initialized():
@@ -57,6 +57,7 @@ def start_groups(layout: Parallel) -> None:
         expert_model_parallel_size=layout.expert,
         expert_tensor_parallel_size=layout.expert_tensor,
         create_gloo_process_groups=False,  # for checkpoint formats that are not ours
+        distributed_timeout_minutes=layout.timeout_minutes,
     )
 
 

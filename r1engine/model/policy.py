@@ -79,9 +79,8 @@ class Policy:
         self._check()
         self._source = Folder(self.folder, self.shape)
         if self.trains_mtp and not self._source.mtp_names:
-            raise ValueError(
-                f"model.mtp_loss_weight: found {model.mtp_loss_weight}, required 0: {self.folder} has no MTP module"
-            )
+            found = f"model.mtp_loss_weight: found {model.mtp_loss_weight}"
+            raise ValueError(f"{found}, required 0: {self.folder} has no MTP module")
         # inference_rng_tracker: forking the tracker does nothing, so no CUDA generator is needed; dropout is 0.
         tensor_parallel.model_parallel_cuda_manual_seed(seed, inference_rng_tracker=True)
         self._build(optimizer)
@@ -282,6 +281,7 @@ class Policy:
         precision: Precision | None = None,
         identity: dict[str, Any] | None = None,
         on_bytes: Callable[[int], None] | None = None,
+        card: str | None = None,
     ) -> None:
         """Write the model as a Hugging Face folder, MTP modules included. Collective; the first rank writes.
 
@@ -290,6 +290,7 @@ class Policy:
             precision: number format; None: that of the weights here.
             identity:  what is exported; an interrupted export of the same goes on. None: it starts from nothing.
             on_bytes:  told of the bytes written.
+            card:      text of the model card; None: there is none.
         """
         precision = precision or ("bfloat16" if self.dtype == torch.bfloat16 else "float32")
         export: Export | None = None
@@ -303,7 +304,7 @@ class Policy:
             if export is not None:
                 put(export, store(name, tensor, precision), on_bytes)
         if export is not None:
-            finish_export(export, self._source, precision, on_bytes, copies_mtp=not self.trains_mtp)
+            finish_export(export, self._source, precision, on_bytes, copies_mtp=not self.trains_mtp, card=card)
 
     @runs_on_cpu
     @torch.no_grad()
@@ -349,10 +350,8 @@ class Policy:
             self._offloader.offload()
 
     def state_bytes(self) -> int:
-        """Upper bound of the bytes that `save` writes for this rank (weights, fp32 master and moments, reference).
-
-        Ranks with the same parameters share the writing.
-        """
+        """Upper bound of the bytes that `save` writes for this rank (weights, fp32 master and moments, reference);
+        ranks with the same parameters share the writing."""
         total = 0.0
         for name, p in self._weights.local.items():
             copies = self.world.expert_dp_size if ".local_experts." in name else self.world.replicas

@@ -39,6 +39,7 @@ class Progress:
         enabled: bool,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
+        time_of_day: Callable[[], str] = lambda: time.strftime("%H:%M:%S"),
     ) -> None:
         """
         Args:
@@ -46,8 +47,11 @@ class Progress:
             enabled: False on ranks other than 0: every method then does nothing.
             console: where to write; None: stdout.
             clock:   seconds, monotonic.
+            time_of_day: stands in front of a line that does not go to a terminal.
         """
         self._total, self._title, self._enabled = 0, title, enabled
+        self.current = ""  # phase, on every rank
+        self._time_of_day = time_of_day
         self._console = console or Console()
         self._clock = clock
         self._step, self._stepped_at = 0, clock()
@@ -89,6 +93,7 @@ class Progress:
             name:  generate, update, ...
             total: units it will take (tokens, completions, ...), counted by `advance`; None: not known.
         """
+        self.current = name
         if not self._enabled:
             return
         self._phase, self._phase_total, self._phase_done, self._lined_at = name, total, 0, self._clock()
@@ -144,6 +149,8 @@ class Progress:
         return f"{hours}:{minutes:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}"
 
     def _line(self, text: str) -> None:
+        if self._bars is None:
+            text = f"{self._time_of_day()} {text}"
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _make_bars(self) -> Bars:

@@ -18,6 +18,7 @@ from r1engine.config.pipeline import Pipeline, PlannedStage
 from r1engine.pipeline import manifest
 
 if TYPE_CHECKING:
+    from r1engine.ending import Ending
     from r1engine.ranks import World
 
 
@@ -73,15 +74,20 @@ def print_plan(pipeline: Pipeline, world_size: int) -> None:
     Console().print(table)
 
 
-def run_pipeline(pipeline: Pipeline) -> None:
+def run_pipeline(pipeline: Pipeline, ending: Ending | None = None) -> None:
     """Run what is missing. Called on every rank.
 
+    Args:
+        pipeline: the stages.
+        ending:   listens to the signals that end a run; None: nobody does.
+
     Raises:
+        Ended: a signal asked for it, and the stage has saved a checkpoint.
         ConfigError: see `check`; or a stage cannot run.
     """
     from r1engine import ranks
 
-    world = ranks.start()
+    world = ranks.start(pipeline.timeout_minutes)
     world.from_first(lambda: check(pipeline, world.size))
     for number, stage in enumerate(pipeline.stages, start=1):
         if world.from_first(partial(is_done, stage)):
@@ -89,10 +95,10 @@ def run_pipeline(pipeline: Pipeline) -> None:
         if world.is_first:
             line = f"[{number}/{len(pipeline.stages)}] {stage.name} ({stage.cfg.stage})"
             Console().print(line, markup=False, highlight=False)
-        _run_stage(stage, world)
+        _run_stage(stage, world, ending)
 
 
-def _run_stage(stage: PlannedStage, world: World) -> None:
+def _run_stage(stage: PlannedStage, world: World, ending: Ending | None) -> None:
     """One stage to its end, marked as done."""
     started = time.monotonic()
     made_from = world.from_first(partial(manifest.inputs, stage.cfg))
@@ -103,5 +109,5 @@ def _run_stage(stage: PlannedStage, world: World) -> None:
     else:
         from r1engine.run import train
 
-        train(stage.cfg)
+        train(stage.cfg, ending)
     world.from_first(lambda: manifest.write(stage, made_from, seconds=time.monotonic() - started))

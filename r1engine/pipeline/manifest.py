@@ -17,12 +17,12 @@ from typing import Any
 
 from r1engine.config import ConfigError, RlConfig, SftConfig, StageConfig, TinyConfig
 from r1engine.config.pipeline import PlannedStage
-from r1engine.config.read import plain
+from r1engine.config.read import flat, plain
 from r1engine.data.stream import file_digest
 
 FORMAT = 1
 NAME = "stage.json"
-HASHES = "SHA256SUMS"  # of an exported folder's weights
+HASHES = "SHA256SUMS"  # of an exported folder
 # Keys that do not change what comes out, and those whose content is compared.
 FREE = {"run_dir", "threads", "parallel", "checkpoint", "log"}
 BY_CONTENT = {("model", "path"), ("data", "train"), ("data", "heldout")}
@@ -67,7 +67,8 @@ def digest(path: Path) -> str:
     for file in sorted(path.iterdir()):
         if not file.is_file() or file.name == HASHES:
             continue
-        of_file = known.get(file.name) or (_header_digest(file) if file.suffix == ".safetensors" else file_digest(file))
+        is_weights = file.suffix == ".safetensors"
+        of_file = (known.get(file.name) or _header_digest(file)) if is_weights else file_digest(file)
         parts.append(f"{of_file}  {file.stat().st_size}  {file.name}\n")
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
@@ -90,8 +91,8 @@ def differences(stage: PlannedStage) -> list[str] | None:
     done = json.loads(path.read_text())
     if done.get("format") != FORMAT:
         raise ConfigError(f"{path}: found format {done.get('format')!r}, required {FORMAT}")
-    wanted_inputs, wanted = inputs(stage.cfg), _flat(settings(stage.cfg))
-    found_inputs, found = done["inputs"], _flat(done["settings"])
+    wanted_inputs, wanted = inputs(stage.cfg), flat(settings(stage.cfg))
+    found_inputs, found = done["inputs"], flat(done["settings"])
     changed = [
         f"{key}: made from sha256 {found_inputs.get(key, 'none')[:12]}, found {wanted_inputs.get(key, 'none')[:12]}"
         for key in sorted(wanted_inputs.keys() | found_inputs.keys())
@@ -133,11 +134,3 @@ def write(stage: PlannedStage, made_from: dict[str, str], *, seconds: float) -> 
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, folder / NAME)
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value."""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) and item else {f"{prefix}{key}": item}
-    return flat

@@ -63,8 +63,6 @@ class Rollouts:
             world:     each rank has every size-th question of a rollout.
         """
         self._generator, self._prompts, self._cfg, self._world = generator, prompts, cfg, world
-        self._quota = len(range(world.rank, cfg.grpo.questions, world.size))
-        self._room = round(self._quota * cfg.rollout.oversample)
         self.questions: list[Pending] = []  # in the order of their issue
         self._issued = 0  # by all ranks
         self._counts: Counter[str] = Counter()  # of this rank: issued, consumed, dropped_<reason>
@@ -83,11 +81,12 @@ class Rollouts:
             RuntimeError: a sample is staler than allowed, or a question was lost or doubled.
         """
         self._version = self._generator.weight_version
+        quota = self._quota(step)
         self._drop_stale()
         self._issue(step)
         with self._generator.awake():
-            self._draw(on_tokens, lambda: self._choose() is not None)
-        chosen = self._choose()
+            self._draw(on_tokens, lambda: self._choose(quota) is not None)
+        chosen = self._choose(quota)
         assert chosen is not None
         self._check_staleness(chosen)
         taken = {question.number for question in chosen}
@@ -95,12 +94,12 @@ class Rollouts:
         self._counts["consumed"] += len(chosen)
         for question in self.questions:
             question.carried += 1
-        following = step + self._cfg.steps_per_rollout
+        following = step + self._cfg.updates_at(step)
         if following >= self._cfg.steps:
             self._drop("end_of_run", self.questions)
         elif self._cfg.rollout.max_staleness:
             self._issue(following)
-        self._check_accounts(taken)
+        self._check_accounts(taken, quota)
         return self._generator.completions([draft for question in chosen for draft in question.drafts])
 
     @contextmanager
@@ -130,18 +129,22 @@ class Rollouts:
             sampling = Sampling(rollout.temperature, rollout.top_p, rollout.top_k)
             self._generator.draw(drafts, sampling, on_tokens=on_tokens, should_stop=should_stop)
 
-    def _choose(self) -> list[Pending] | None:
+    def _quota(self, step: int) -> int:
+        """Questions that this rank trains on in the rollout that begins after `step` optimizer steps."""
+        return len(range(self._world.rank, self._cfg.questions_at(step), self._world.size))
+
+    def _choose(self, quota: int) -> list[Pending] | None:
         """The questions to train on, the oldest first; None while they have not ended.
 
         Those that must not be carried over again are among them. They never exceed the quota, because room - quota are
-        carried over and oversample is at most 2. (If the settings were lowered between two runs, there may be more. The
-        next iteration drops what is left of them.)
+        carried over and oversample is at most 2. (In a smaller last rollout, and if the settings were lowered between
+        two runs, there may be more. What is left of them is dropped.)
         """
         most = self._cfg.rollout.max_staleness - 1
-        due = [q for q in self.questions if q.carried >= most][: self._quota]
+        due = [q for q in self.questions if q.carried >= most][:quota]
         others = [q for q in self.questions if q.carried < most and q.is_ended]
-        chosen = [*due, *others][: self._quota]
-        if len(chosen) < self._quota or not all(q.is_ended for q in due):
+        chosen = [*due, *others][:quota]
+        if len(chosen) < quota or not all(q.is_ended for q in due):
             return None
         return sorted(chosen, key=lambda q: q.number)
 
@@ -149,7 +152,8 @@ class Rollouts:
 
     def _issue(self, step: int) -> None:
         """Take new questions from the stream and deal them round to the ranks that have room."""
-        rooms: list[int] = self._world.everyones(self._room - len(self.questions))
+        room = round(self._quota(step) * self._cfg.rollout.oversample)
+        rooms: list[int] = self._world.everyones(room - len(self.questions))
         turns = [rank for turn in range(max(rooms)) for rank in range(self._world.size) if rooms[rank] > turn]
         own: list[tuple[int, Prompt]] = []
         for rank, prompt in zip(turns, self._prompts.next(len(turns)), strict=True):
@@ -181,12 +185,12 @@ class Rollouts:
                     f"least {limit} (rollout.max_staleness = {self._cfg.rollout.max_staleness})"
                 )
 
-    def _check_accounts(self, taken: set[int]) -> None:
+    def _check_accounts(self, taken: set[int], quota: int) -> None:
         """Issued = consumed + dropped + here, by number and by count."""
         here = [question.number for question in self.questions]
         dropped = sum(n for name, n in self._counts.items() if name.startswith("dropped_"))
         balance = self._counts["issued"] - self._counts["consumed"] - dropped
-        if balance != len(here) or len(set(here)) != len(here) or taken & set(here) or len(taken) != self._quota:
+        if balance != len(here) or len(set(here)) != len(here) or taken & set(here) or len(taken) != quota:
             raise RuntimeError(
                 f"rollout: questions were lost or doubled: {dict(self._counts)}, here {sorted(here)}, taken "
                 f"{sorted(taken)}"
@@ -242,6 +246,9 @@ class Rollouts:
             everyone.append(Pending(q["number"], [Draft(prompt, **draft) for draft in q["drafts"]], q["carried"]))
         self.questions = sorted(everyone, key=lambda question: question.number)[self._world.rank :: self._world.size]
         self._counts = Counter(issued=len(self.questions))
+        size = self._cfg.grpo.group_size
+        if resized := [q for q in self.questions if len(q.drafts) != size]:
+            self._drop("group_size", resized)
         if self._world.rank == 0:  # and what is past is on its account
             for state in states:
                 self._counts.update(state["counts"])

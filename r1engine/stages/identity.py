@@ -1,4 +1,4 @@
-"""Tells if a model is the one of a checkpoint: a run goes on with the same model only."""
+"""What must stay the same when a run goes on from a checkpoint, under the user's keys."""
 
 from __future__ import annotations
 
@@ -8,10 +8,22 @@ from typing import Any
 
 from r1engine.model.policy import Policy
 
+# Key of the configuration -> (what is compared, how a message names it). JSON values.
+Identity = dict[str, tuple[Any, str]]
 
-def model_identity(policy: Policy) -> dict[str, Any]:
-    """Digest of the model's folder, and how it is trained. JSON values."""
+
+def setting(value: Any) -> tuple[Any, str]:
+    """A value that names itself."""
+    return value, str(value)
+
+
+def model_identity(policy: Policy) -> Identity:
+    """The model's folder, by config.json and the sizes of its weights, and how it is trained."""
     folder = policy.folder
     sizes = sorted((file.name, file.stat().st_size) for file in folder.glob("*.safetensors"))
     digest = hashlib.sha256((folder / "config.json").read_bytes() + json.dumps(sizes).encode()).hexdigest()
-    return {"model": digest, "dtype": str(policy.dtype).removeprefix("torch."), "mtp": policy.trains_mtp}
+    return {
+        "model.path": (digest, str(folder)),
+        "model.dtype": setting(str(policy.dtype).removeprefix("torch.")),
+        "model.mtp_loss_weight": (policy.trains_mtp, "one above 0" if policy.trains_mtp else "0"),
+    }

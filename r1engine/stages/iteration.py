@@ -67,7 +67,7 @@ def iterate(parts: Parts, step: int) -> Iteration:
     graded = rollout(parts, step)
     rewards = total_rewards(graded, cfg.grpo, cfg.rewards.weights_at(step))
     samples = to_samples([completion for completion, _ in graded], rewards, cfg.grpo)
-    split = split_minibatches(samples, cfg.grpo.minibatches, seed=cfg.seed, step=step)
+    split = split_minibatches(samples, cfg.minibatches_at(step), seed=cfg.seed, step=step)
     minibatches = [pack_rows(parts, minibatch, step) for minibatch in split]
 
     with parts.policy.awake():
@@ -138,27 +138,27 @@ def update(
     Returns:
         The rows with the log-probabilities that they were trained against, and the statistics of each step.
     """
-    cfg = parts.cfg
+    cfg, updates = parts.cfg, parts.cfg.updates_at(step)
     with parts.phases("logprobs"):
-        minibatches = with_logprobs(parts, minibatches)  # before the first step moves the policy
+        minibatches = with_logprobs(parts, minibatches, updates)  # before the first step moves the policy
     stats: list[dict[str, float]] = []
     with parts.phases("update"):
-        for rows in minibatches * cfg.grpo.inner_epochs:
+        for rows in (minibatches * cfg.grpo.inner_epochs)[:updates]:
             lr = cfg.optimizer.lr_at(step + len(stats), cfg.steps)
             metrics, logp = parts.policy.update(rows, partial(objective, cfg=cfg.grpo), lr)
             stats.append(metrics | {"lr": lr})
-            if cfg.steps_per_rollout == 1 and logp:  # before its only step the policy is the old policy
+            if updates == 1 and logp:  # before its only step the policy is the old policy
                 minibatches = [[replace(row, old_logp=old) for row, old in zip(rows, logp, strict=True)]]
     return minibatches, stats
 
 
-def with_logprobs(parts: Parts, minibatches: list[list[PackedBatch]]) -> list[list[PackedBatch]]:
+def with_logprobs(parts: Parts, minibatches: list[list[PackedBatch]], updates: int) -> list[list[PackedBatch]]:
     """Add the log-probabilities of the reference and, if the rollout makes several steps, of the old policy."""
     rows = [row for minibatch in minibatches for row in minibatch]
     if parts.reference is not None:
         logps = parts.policy.reference_logprobs(parts.reference, rows)
         rows = [replace(row, ref_logp=logp) for row, logp in zip(rows, logps, strict=True)]
-    if parts.cfg.steps_per_rollout > 1:
+    if updates > 1:
         rows = [replace(row, old_logp=logp) for row, logp in zip(rows, parts.policy.logprobs(rows), strict=True)]
     following = iter(rows)
     return [[next(following) for _ in minibatch] for minibatch in minibatches]

@@ -24,7 +24,7 @@ from r1engine.rewards import Record
 from r1engine.rewards.from_config import check_named, make_scorer
 from r1engine.rollout import make_generator
 from r1engine.rollout.rollouts import Rollouts
-from r1engine.stages.identity import model_identity
+from r1engine.stages.identity import Identity, model_identity, setting
 from r1engine.stages.iteration import Iteration, Parts, iterate, refresh, verify
 from r1engine.stages.prepared import prepared
 from r1engine.stages.stage import Advance, Evaluated
@@ -118,12 +118,13 @@ class RlStage:
         with self.policy.awake():
             self.parts.reference = self.policy.snapshot()
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Identity:
         """What must not change between a checkpoint and the run that goes on from it; the layout may."""
+        kl_coef = self.cfg.grpo.kl_coef  # above 0 it needs a reference, which is in the checkpoint
         return {
-            "seed": self.cfg.seed,
-            "dataset": self.prompts.state()["sha256"],
-            "reference": self.cfg.grpo.kl_coef > 0,
+            "seed": setting(self.cfg.seed),
+            "data.train": (self.prompts.state()["sha256"], str(self.cfg.data.train)),
+            "grpo.kl_coef": (kl_coef > 0, str(kl_coef)),
             **model_identity(self.policy),
         }
 
@@ -137,7 +138,7 @@ class RlStage:
 
     def advance(self, step: int) -> Advance:
         """Make one iteration; then renew the reference where it is due."""
-        done, made = iterate(self.parts, step), self.cfg.steps_per_rollout
+        done, made = iterate(self.parts, step), self.cfg.updates_at(step)
         every = self.cfg.grpo.reference_every
         if self.parts.reference is not None and every and step // every != (step + made) // every:
             self._renew_reference()

@@ -21,7 +21,7 @@ from r1engine.model.policy import Policy
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
 from r1engine.ranks import World
-from r1engine.stages.identity import model_identity
+from r1engine.stages.identity import Identity, model_identity, setting
 from r1engine.stages.prepared import prepared
 from r1engine.stages.stage import Advance, Evaluated
 
@@ -77,12 +77,13 @@ class SftStage:
             )
         return table, key
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Identity:
         """What must not change between a checkpoint and the run that goes on from it; the layout may."""
+        data = self.cfg.data
         return {
-            "seed": self.cfg.seed,
-            "dataset": self._dataset,
-            "batch_size": self.cfg.sft.batch_size,
+            "seed": setting(self.cfg.seed),
+            "data": (self._dataset, f"{data.train} with template {data.template} and max_tokens {data.max_tokens}"),
+            "sft.batch_size": setting(self.cfg.sft.batch_size),
             **model_identity(self.policy),
         }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from r1engine.model.policy import Policy
+    from r1engine.stages.identity import Identity
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Stage(Protocol):
     policy: Policy
     steps: int  # optimizer steps of the whole stage
 
-    def identity(self) -> dict[str, Any]:
-        """What must not change between a checkpoint and the run that goes on from it. JSON values."""
+    def identity(self) -> Identity:
+        """What must not change between a checkpoint and the run that goes on from it."""
 
     def begin(self, rows: list[dict[str, Any]]) -> None:
         """Get ready to advance with the present weights, fresh or loaded; `rows` is what was logged so far."""

@@ -372,7 +372,6 @@ def test_values_are_read_only():
             ["grpo.questions=3", "grpo.group_size=5"],
             "grpo: 3 questions x 5 samples = 15 completions do not split into 16 mini-batches",
         ),
-        (["steps=24"], "steps: 24 is not a multiple of the 16 optimizer steps of a rollout"),
         (["rollout.max_tokens={5: 3}"], "rollout.max_tokens: a schedule needs an entry for step 0"),
         (["rollout.max_tokens={0: 3, -1: 3}"], "rollout.max_tokens: found step -1, required steps >= 0"),
         (["optimizer.warmup_steps=99", "steps=16"], "optimizer.warmup_steps: found 99, required <= steps = 16"),
@@ -454,6 +453,25 @@ def test_world_that_does_not_fit_is_refused_with_all_numbers():
         check_world(RlConfig(parallel={"tensor": 2, "data": 3}), 8)
     with pytest.raises(ConfigError, match="tensor 2 x pipeline 1 x context 3 = 6 does not divide the world size 8"):
         check_world(RlConfig(parallel={"tensor": 2, "context": 3}), 8)
+
+
+@pytest.mark.parametrize(
+    ("grpo", "steps", "step", "expected"),
+    [
+        (
+            {},
+            1_700,
+            1_696,
+            (4, 4, 128),
+        ),  # v2's second stage: 106 rollouts of 16 steps and one of 4, 32 questions a step
+        ({}, 1_700, 1_680, (16, 16, 512)),
+        ({"questions": 4, "minibatches": 8, "inner_epochs": 2}, 21, 16, (5, 3, 2)),  # 3 mini-batches, one of them once
+        ({"questions": 4, "minibatches": 1}, 3, 2, (1, 1, 4)),
+    ],
+)
+def test_the_last_rollout_is_as_large_as_its_steps_need(grpo, steps, step, expected):
+    cfg = RlConfig(steps=steps, grpo=Grpo(**grpo))
+    assert (cfg.updates_at(step), cfg.minibatches_at(step), cfg.questions_at(step)) == expected
 
 
 def test_batch_must_divide_over_the_ranks():

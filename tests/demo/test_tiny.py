@@ -15,6 +15,7 @@ from r1engine.config.pipeline import load_pipeline
 from r1engine.data.chat import render as template
 from r1engine.demo import tiny
 from r1engine.hf.architecture import read_architecture
+from r1engine.hf.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 2, "intermediate_size": 64}
@@ -139,6 +140,11 @@ def test_transformers_loads_the_folder(folder):
     prompt, completion = texts(1)[0]
     ids = tokenizer.encode(prompt + completion, add_special_tokens=False)
     assert tokenizer.decode([*ids, 1], skip_special_tokens=True) == prompt + completion
+    own = load_tokenizer(folder)
+    assert len(tokenizer(prompt).input_ids) == 7
+    for text in [part for pair in texts(200) for part in pair] + ["It's 12 so what?", " so\n\nmore  words caf\u00e9"]:
+        assert tokenizer(text).input_ids == own.encode(text).ids
+        assert tokenizer.decode(own.encode(text).ids) == own.decode(own.encode(text).ids) == text
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     assert type(model).__name__ == "Qwen2ForCausalLM" and model.config.eos_token_id == 1

@@ -57,6 +57,22 @@ def test_files_are_read_by_safetensors_and_do_not_depend_on_the_order(source, tm
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "a", check=True)
 
 
+def test_a_folder_holds_what_belongs_to_the_model_and_its_hashes_and_nothing_else(source, tmp_path):
+    belongs = ["chat_template.jinja", "generation_config.json", "merges.txt", "tokenizer_config.json", "vocab.json"]
+    for name in [*belongs, "trainer_state.json", "notes.txt", "README.md", "LICENSE", "optimizer.pt"]:
+        (source / name).write_text(name)
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tools.jinja").write_text("x")
+    export(source, tmp_path / "a", TENSORS).finish(card="a card")
+    found = {str(file.relative_to(tmp_path / "a")) for file in (tmp_path / "a").rglob("*") if file.is_file()}
+    own = {name for name in found if "safetensors" in name} | {"README.md", "SHA256SUMS"}
+    assert found == {*belongs, *own, "config.json", "tokenizer.json", "additional_chat_templates/tools.jinja"}
+    assert (tmp_path / "a" / "README.md").read_text() == "a card"
+    listed = [line.split("  ")[1] for line in (tmp_path / "a" / "SHA256SUMS").read_text().splitlines()]
+    assert {*listed, "SHA256SUMS"} == found
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "a", check=True)
+
+
 def test_an_interrupted_export_goes_on(source, tmp_path):
     export(source, tmp_path / "whole", TENSORS).finish()
     interrupted = export(source, tmp_path / "b", ["t0", "t1", "t2"])

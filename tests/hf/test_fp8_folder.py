@@ -131,7 +131,7 @@ def test_convert_writes_every_family_with_its_hashes(folders, tmp_path):
         assert found.keys() == expected.keys(), family
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items()), family
         digest = hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
-        assert (target / hf_export.HASHES).read_text() == f"{digest}  model.safetensors\n"
+        assert (target / hf_export.HASHES).read_text().startswith(f"{digest}  model.safetensors\n")
         assert (target / "tokenizer.json").is_file()
 
 

@@ -195,7 +195,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_ranks(model, tmp_path):
     counts = shares[0]._counts + shares[1]._counts
     assert counts == +ahead._counts and counts["consumed"] == len({c.prompt.id for c in first})
     for share in shares:
-        share._check_accounts({-1 - i for i in range(share._quota)})
+        share._check_accounts({-1 - i for i in range(QUESTIONS // 2)}, QUESTIONS // 2)
 
 
 def test_what_is_too_stale_after_the_bound_was_lowered_is_dropped_and_replaced(model, tmp_path):

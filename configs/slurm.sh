@@ -8,7 +8,8 @@
 #SBATCH --signal=B:USR1@900
 set -euo pipefail
 grace=840  # seconds that torchrun leaves the ranks for a checkpoint; give the run checkpoint.grace_seconds as long
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${hosts%%$'\n'*}
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((SLURM_CPUS_ON_NODE / 8))}"  # else torchrun sets it to 1
 srun --kill-on-bad-exit=1 torchrun --nnodes "$SLURM_NNODES" --nproc-per-node 8 --max-restarts 3 \
   --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head:29500" \

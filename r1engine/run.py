@@ -107,10 +107,12 @@ class Run:
     def __init__(self, cfg: StageConfig, world: World, progress: Progress, ending: Ending) -> None:
         self.cfg, self.world, self.progress, self._ending = cfg, world, progress, ending
         self.phases = Phases(torch.cuda.synchronize if world.device.type == "cuda" else None)
-        self.step, self.steps = 0, None
+        self.step = 0
+        self.steps: int | None = None
         self.log: MetricsLog | None = None
         self._saved: int | None = None  # step of the last good checkpoint
-        self._stride_began, self._stride_seconds, self._save_seconds = 0.0, None, 0.0
+        self._stride_began = self._save_seconds = 0.0
+        self._stride_seconds: float | None = None
 
     def to_the_end(self) -> tuple[Stage, Ended | None]:
         """Build the stage and run it; returns it, and how a signal ended it."""

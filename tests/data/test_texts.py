@@ -169,6 +169,7 @@ def test_texts_that_are_too_long_are_counted_listed_and_left_out(tmp_path, folde
     with pytest.raises(ValueError, match=r"6 of 6 texts \(100.0%\)"):
         table(path, folder, "none", max_tokens=2, max_dropped=1.0)
     assert not table(path, folder, "none").notes
+    assert not table(path, folder, "none", max_tokens=62).notes  # the longest one has just so many
 
 
 def test_texts_with_a_marker_inside_are_counted_listed_and_left_out(tmp_path, folder):

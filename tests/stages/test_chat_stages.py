@@ -160,7 +160,7 @@ def test_reinforcement_learning_asks_and_stops_by_the_chat_template(instruct, ti
             other = cfg.model_copy(update={"data": cfg.data.model_copy(update=change), "run_dir": tmp_path / "other"})
             again = make_stage(other, world, Phases(), Progress("", enabled=False))
             try:
-                assert again.identity()["dataset"] != stage.identity()["dataset"]
+                assert again.identity()["data.train"][0] != stage.identity()["data.train"][0]
             finally:
                 again.close()
     finally:
@@ -183,4 +183,4 @@ def test_a_run_that_goes_on_reads_the_tokens_that_are_there_and_refuses_others(i
     assert again.identity() == first.identity()
     for change in ({"system": "Be brief."}, {"train_on": "last"}, {"template": "plain"}):
         other = sft(instruct, tmp_path / "other", world, data=change)
-        assert other.identity()["dataset"] != first.identity()["dataset"]
+        assert other.identity()["data"][0] != first.identity()["data"][0]

@@ -41,6 +41,7 @@ class World:
     etp_size: int = 1
     cp_rank: int = 0  # context parallelism: which tokens of a row
     cp_size: int = 1
+    timeout_minutes: int = 30  # a rank that waits longer for the others fails
 
     @property
     def is_first(self) -> bool:
@@ -106,7 +107,7 @@ class World:
 
     def _objects(self) -> dist.ProcessGroup | None:
         """The group that carries Python objects: NCCL would hold those of all ranks in a GPU's memory at once."""
-        return _host_group() if self.device.type == "cuda" else None
+        return _host_group(self.timeout_minutes) if self.device.type == "cuda" else None
 
     def wait(self) -> None:
         """Until every rank is here."""
@@ -115,9 +116,9 @@ class World:
 
 
 @cache
-def _host_group() -> dist.ProcessGroup:
+def _host_group(timeout_minutes: int) -> dist.ProcessGroup:
     """All ranks over gloo, in host memory. The first call is collective."""
-    return dist.new_group(backend="gloo")
+    return dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
 
 
 def interleaved(shares: Sequence[Sequence[Item]]) -> list[Item]:
@@ -155,7 +156,7 @@ def start(timeout_minutes: int = 30) -> World:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         _meet("nccl" if has_gpu else "gloo", size, timedelta(minutes=timeout_minutes))
-    return World(rank=dist.get_rank(), size=size, device=device)
+    return World(rank=dist.get_rank(), size=size, device=device, timeout_minutes=timeout_minutes)
 
 
 def _meet(backend: str, size: int, timeout: timedelta) -> None:

@@ -7,6 +7,7 @@ import functools
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -71,7 +72,7 @@ def _one_group_for_the_same_ranks() -> Iterator[None]:
     from megatron.core import parallel_state as ps
 
     original = ps.create_group
-    ps.create_group = lambda ranks, **_: _gloo_group(tuple(ranks))
+    ps.create_group = lambda ranks, timeout=None, **_: _gloo_group(tuple(ranks), timeout)
     try:
         yield
     finally:
@@ -79,8 +80,8 @@ def _one_group_for_the_same_ranks() -> Iterator[None]:
 
 
 @functools.cache
-def _gloo_group(ranks: tuple[int, ...]) -> dist.ProcessGroup:
-    return dist.new_group(list(ranks), backend="gloo")
+def _gloo_group(ranks: tuple[int, ...], timeout: timedelta | None) -> dist.ProcessGroup:
+    return dist.new_group(list(ranks), backend="gloo", timeout=timeout)
 
 
 def leave_layout() -> None:

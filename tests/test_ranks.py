@@ -64,6 +64,20 @@ def test_objects_stay_in_host_memory_beside_a_gpu():
     assert on_ranks(2, exchange_beside_a_gpu) == [["gloo"] * 4] * 2
 
 
+def find_problems() -> tuple[list[str | None], list[bool]]:
+    rank = r.start().rank
+    found = [r.common_problem(own, 30) for own in ("no folder", None, "no folder" if rank == 1 else None)]
+    first = [r.is_first_to("speak")]
+    r.stop()
+    return found, first
+
+
+def test_a_problem_is_told_with_the_ranks_that_have_it_and_by_one_of_them():
+    zero, one = on_ranks(2, find_problems)
+    assert zero[0] == one[0] == ["no folder", None, "rank 1: no folder"]
+    assert sorted(zero[1] + one[1]) == [False, True]
+
+
 def test_a_single_rank_needs_no_process_group():
     world = r.World(0, 1, torch.device("cpu"))
     assert world.from_first(lambda: 3) == 3

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from r1engine import __version__
-from r1engine.config import KINDS, ConfigError, RlConfig, StageConfig, check_files, check_world, load, to_yaml
+from r1engine.config import KINDS, ConfigError, RlConfig, StageConfig, load, to_yaml
 from r1engine.ending import Ended, Ending
 
 app = typer.Typer(
@@ -31,26 +31,31 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="e.g. grpo.kl_coef=0 'rollout.max_tokens={0: 32, 10: 64}'"),
 ]
 
+Live = Annotated[
+    bool, typer.Option("--live", help="With --dry-run: try the sandbox of this machine and ask the servers, too.")
+]
+
 
 @app.command()
 def train(
     config: ConfigPath,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the config, stop.")] = False,
+    live: Live = False,
 ) -> None:
     """Train as CONFIG says. Started by torchrun, every process is one rank."""
+    from r1engine.stages.check import check_start
+    from r1engine.stages.check import dry_run as check_all
+
     try:
         cfg: StageConfig = load(config, overrides or [])
-        check_files(cfg)
-        check_world(cfg, _world_size())
-        if isinstance(cfg, RlConfig):
-            from r1engine.rewards.from_config import check_rewards
-
-            check_rewards(cfg.rewards)
         if dry_run:
+            notes = check_all(cfg, _world_size(), is_live=live)
             _agree(None)
+            _tell(notes)
             typer.echo(to_yaml(cfg), nl=False)
             return
+        check_start(cfg, _world_size())
         from r1engine.run import train as run  # brings torch, so only once the config is known to be good
 
         with _ranks(cfg.parallel.timeout_minutes) as ending:
@@ -64,16 +69,20 @@ def pipeline(
     config: ConfigPath,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every stage, print what would run, stop.")] = False,
+    live: Live = False,
 ) -> None:
     """Run the stages of CONFIG in order; what is done is not run again. On ranks: torchrun -m r1engine pipeline ..."""
     from r1engine.config.pipeline import load_pipeline
+    from r1engine.pipeline.driver import dry_run as dry_run_of
     from r1engine.pipeline.driver import print_plan, run_pipeline
 
     try:
         stages = load_pipeline(config, overrides or [])
         print_plan(stages, _world_size()) if _is_first() else None
         if dry_run:
+            notes = dry_run_of(stages, _world_size(), is_live=live)
             _agree(None)
+            _tell(notes)
             return
         with _ranks(stages.timeout_minutes) as ending:
             run_pipeline(stages, ending)
@@ -152,7 +161,7 @@ def report(
         for written in write_report(run_dir):
             typer.echo(written)
     except (ValueError, OSError) as error:
-        _fail(_in_a_line(error))
+        _fail(ConfigError.of(error))
 
 
 @app.command()
@@ -197,7 +206,7 @@ def serve(
 
         run(cfg, servers, host)
     except (ValueError, OSError) as error:
-        _fail(_in_a_line(error))
+        _fail(ConfigError.of(error))
 
 
 @app.command()
@@ -228,7 +237,7 @@ def reward(
             scorer.check_servers()
             score_file(file, out, scorer, Console())
     except (ValueError, RuntimeError, OSError) as error:
-        _fail(_in_a_line(error))
+        _fail(ConfigError.of(error))
 
 
 @app.command()
@@ -245,7 +254,7 @@ def convert(
     try:
         run(source, target, precision)  # type: ignore[arg-type]  # one of the three, as checked above
     except (ValueError, RuntimeError, OSError) as error:
-        _fail(_in_a_line(error))
+        _fail(ConfigError.of(error))
 
 
 @app.command()
@@ -275,13 +284,10 @@ def _options(
 ) -> None: ...
 
 
-def _in_a_line(error: Exception) -> ConfigError:
-    """What is wrong with an input, without a traceback: it is not the program's fault."""
-    if isinstance(error, ConfigError):
-        return error
-    if isinstance(error, OSError) and error.filename is not None:
-        return ConfigError(f"{error.filename2 or error.filename}: {error.strerror}")
-    return ConfigError(str(error))
+def _tell(notes: list[str]) -> None:
+    """Prints what a dry run found worth knowing."""
+    for note in notes if _is_first() else []:
+        typer.echo(f"note: {note}", err=True)
 
 
 def _fail(error: ConfigError) -> NoReturn:

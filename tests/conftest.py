@@ -25,6 +25,7 @@ LONGEST = (
     "rewards/test_math_corpus.py",
     "kernels/test_csrc.py",
     "test_grading_servers.py",
+    "stages/test_dry_run_then_start.py",
     "model/test_fp8_linears.py",
 )
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from r1engine.config import TinyConfig
+from r1engine.demo.tiny import write_model
+
 ROOT = Path(__file__).resolve().parents[1]
 ENTRY = """
 import sys
@@ -32,10 +35,13 @@ def r1engine(*arguments: str, cwd: Path | None = None, **environment: str) -> su
 
 @pytest.fixture
 def config(tmp_path):
+    write_model(tmp_path, TinyConfig(hidden_size=32, layers=1))
     path = tmp_path / "run.yaml"
-    (tmp_path / "config.json").write_text("{}")
     (tmp_path / "train.jsonl").write_text('{"question": "1+1", "answer": 2}\n')
-    path.write_text(f"model: {{path: {tmp_path}}}\ndata: {{train: {tmp_path / 'train.jsonl'}}}\nseed: 7\n")
+    path.write_text(
+        f"model: {{path: {tmp_path}}}\ndata: {{train: {tmp_path / 'train.jsonl'}}}\n"
+        "rollout: {max_tokens: 32}\nseed: 7\n"
+    )
     return str(path)
 
 

@@ -11,6 +11,8 @@ import pytest
 from model_server import ModelServer, Reply, fair_judge, rates, says, shown_texts
 from ranks import forked
 
+from r1engine.config import TinyConfig
+from r1engine.demo.tiny import write_model
 from r1engine.rewards.extract import final_answer
 
 ROOT = Path(__file__).parents[1]
@@ -147,7 +149,7 @@ def test_servers_that_fail_in_a_run_make_its_samples_undecided_and_end_nothing(t
 
 def refused(tmp_path: Path, *rewards: str) -> str:
     """What `r1engine train` says to a run that cannot start; it has no time to load torch, and makes nothing."""
-    (tmp_path / "config.json").write_text("{}")
+    write_model(tmp_path, TinyConfig(hidden_size=32, layers=1))
     (tmp_path / "train.jsonl").write_text('{"question": "1+1", "answer": 2}\n')
     (tmp_path / "run.yaml").write_text(f"model: {{path: {tmp_path}}}\ndata: {{train: {tmp_path / 'train.jsonl'}}}\n")
     code = "import sys; from r1engine.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"

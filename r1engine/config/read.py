@@ -93,10 +93,10 @@ def check_files(cfg: StageConfig) -> None:
         ConfigError: the model folder or a data file is not there; every problem is listed.
     """
     problems = []
-    if cfg.model.path is not None and not (cfg.model.path / "config.json").is_file():
+    if cfg.model.path is not None and not os.path.isfile(cfg.model.path / "config.json"):
         problems.append(f"model.path: found no config.json in {cfg.model.path}, required a Hugging Face folder")
     for key, file in cfg.input_files().items():
-        if not file.is_file():
+        if not os.path.isfile(file):
             problems.append(f"{key}: found no file {file}, required a .jsonl or .parquet file")
     if problems:
         raise ConfigError(problems)

@@ -146,15 +146,20 @@ class RlConfig(StageConfig):
 
     def world_problems(self, data_ranks: int) -> list[str]:
         """What does not divide by the data-parallel ranks."""
-        problems, grpo = [], self.grpo
-        per_minibatch = grpo.questions * grpo.group_size // grpo.minibatches
-        if grpo.questions % data_ranks:
-            problems.append(
-                f"grpo.questions: found {grpo.questions}, required a multiple of the {data_ranks} data-parallel ranks"
-            )
-        if per_minibatch % data_ranks:
-            problems.append(
-                f"grpo.minibatches: found {per_minibatch} completions per mini-batch, required a multiple of "
-                f"the {data_ranks} data-parallel ranks"
-            )
-        return problems
+        grpo = self.grpo
+        return batch_problems(grpo.questions, grpo.group_size, grpo.minibatches, data_ranks)
+
+
+def batch_problems(questions: int, group_size: int, minibatches: int, data_ranks: int) -> list[str]:
+    """What of a rollout does not divide by the data-parallel ranks."""
+    problems, per_minibatch = [], questions * group_size // minibatches
+    if questions % data_ranks:
+        problems.append(
+            f"grpo.questions: found {questions}, required a multiple of the {data_ranks} data-parallel ranks"
+        )
+    if per_minibatch % data_ranks:
+        problems.append(
+            f"grpo.minibatches: found {per_minibatch} completions per mini-batch, required a multiple of "
+            f"the {data_ranks} data-parallel ranks"
+        )
+    return problems

@@ -87,10 +87,14 @@ class Rollout(Section):
         limit = self.max_tokens
         return limit if isinstance(limit, int) else limit[max(s for s in limit if s <= step)]
 
+    def limits(self, steps: int) -> dict[int, int]:
+        """Optimizer step -> completion limit (tokens) from there on, of those that so many optimizer steps reach."""
+        limit = self.max_tokens
+        return {0: limit} if isinstance(limit, int) else {s: limit[s] for s in limit if s < steps}
+
     def longest_completion(self, steps: int) -> int:
         """Largest completion limit (tokens) that a run of so many optimizer steps reaches."""
-        limit = self.max_tokens
-        return limit if isinstance(limit, int) else max(limit[s] for s in limit if s < steps)
+        return max(self.limits(steps).values())
 
     def problems(self) -> list[str]:
         """What does not fit together."""

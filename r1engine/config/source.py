@@ -30,6 +30,15 @@ class ConfigError(ValueError):
         head = "" if len(self.problems) == 1 else f"{len(self.problems)} problems in the config:\n  "
         super().__init__(head + "\n  ".join(self.problems))
 
+    @classmethod
+    def of(cls, error: Exception) -> ConfigError:
+        """What is wrong with an input that could not be read or used, in a line."""
+        if isinstance(error, cls):
+            return error
+        if isinstance(error, OSError) and error.filename is not None:
+            return cls(f"{error.filename2 or error.filename}: {error.strerror}")
+        return cls(str(error))
+
 
 @dataclass(frozen=True)
 class Source:

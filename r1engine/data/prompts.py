@@ -66,16 +66,36 @@ class PromptTable(Sequence["Prompt"]):
 
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        number_in_file, line, which = self._rows[index].tolist()
-        (json_start, start), (json_end, end) = self._ends[which : which + 2].tolist()
-        values = json.loads(self._json[json_start:json_end].tobytes())
-        question = replace(Question(*values), place=place(self.path, line))
-        return Prompt(number_in_file, self._tokens[start:end].tolist(), self._render(question), question)
+        question = self.question(index)
+        return Prompt(int(self._rows[index, 0]), self.tokens(index), self._render(question), question)
 
-    def distinct(self, most: int) -> list[Prompt]:
-        """The first `most` prompts that are not the same as one before."""
+    def question(self, index: int) -> Question:
+        """The question of a prompt, with its place."""
+        _, line, which = self._rows[index].tolist()
+        start, end = self._ends[which : which + 2, 0].tolist()
+        values = json.loads(self._json[start:end].tobytes())
+        return replace(Question(*values), place=place(self.path, line))
+
+    def tokens(self, index: int) -> list[int]:
+        """The token ids of a prompt."""
+        which = self._rows[index, 2]
+        start, end = self._ends[which : which + 2, 1].tolist()
+        return self._tokens[start:end].tolist()
+
+    def lengths(self) -> np.ndarray:
+        """[prompts] int64, tokens of each prompt."""
+        return np.diff(self._ends[:, 1])[self._rows[:, 2]]
+
+    def beyond(self, vocabulary: int) -> list[int]:
+        """The prompts that hold a token id of at least `vocabulary`."""
+        at = np.flatnonzero(self._tokens >= vocabulary)
+        questions = np.unique(np.searchsorted(self._ends[:, 1], at, side="right") - 1)
+        return np.flatnonzero(np.isin(self._rows[:, 2], questions)).tolist()
+
+    def distinct(self, most: int) -> list[Question]:
+        """The questions of the first `most` prompts that are not the same as one before."""
         _, first = np.unique(self._rows[:, 2], return_index=True)
-        return [self[int(index)] for index in np.sort(first)[:most]]
+        return [self.question(int(index)) for index in np.sort(first)[:most]]
 
 
 def load_prompts(

@@ -78,8 +78,13 @@ def read_rows(path: Path, fields: tuple[str, ...], *, or_else: str = "") -> Iter
     path = Path(path)
     if path.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"{path}: found the extension '{path.suffix}', required .jsonl or .parquet")
-    if not path.is_file():
-        raise ValueError(f"{path}: found no such file, required a data file")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        found = (
+            "no such file" if isinstance(error, FileNotFoundError) else f"a file that cannot be read: {error.strerror}"
+        )
+        raise ValueError(f"{path}: found {found}, required a data file") from error
     number = 0
     for row in _jsonl_rows(path, fields) if path.suffix == ".jsonl" else _parquet_rows(path, fields, or_else):
         number = row.number

@@ -37,8 +37,11 @@ class TextTable:
         """Maps the files of `folder`."""
         about = json.loads((folder / "about.json").read_text())
         self.longest: int = about["longest"]  # tokens of the longest text
-        left_out = about["left_out"]
-        self.notes = [f"left out, listed in {folder / DROPPED}: {left_out}"] if left_out else []
+        self.longest_at: str = about["longest_at"]  # where it stands
+        self.largest_token: int = about["largest_token"]
+        self.largest_token_at: str = about["largest_token_at"]  # where the first text with it stands
+        self.left_out: str = about["left_out"]  # which texts and why
+        self.notes = [f"left out, listed in {folder / DROPPED}: {self.left_out}"] if self.left_out else []
         self._ends = np.load(folder / "ends.npy", mmap_mode="r")  # of each text, behind a 0
         self._num_prompt = np.load(folder / "num_prompt.npy", mmap_mode="r")
         self._tokens = np.memmap(folder / "tokens", np.int32, "r")
@@ -92,7 +95,9 @@ def _write_texts(path: Path, folder: Path, form: PromptFormat, data: TextData) -
     left_out = written.left_out(path)
     np.save(folder / "ends.npy", np.array(written.ends, np.int64))
     np.save(folder / "num_prompt.npy", np.array(written.num_prompt, np.int32))
-    (folder / "about.json").write_text(json.dumps({"longest": written.longest, "left_out": left_out}))
+    names = ("longest", "longest_at", "largest_token", "largest_token_at")
+    about = {name: getattr(written, name) for name in names} | {"left_out": left_out}
+    (folder / "about.json").write_text(json.dumps(about))
 
 
 def _texts(path: Path, form: PromptFormat, data: TextData, drop: Callable[[str, str, str], None]) -> Iterator[Text]:
@@ -110,7 +115,8 @@ class _Written:
 
     def __init__(self, form: PromptFormat, data: TextData, tokens: BinaryIO, dropped: TextIO) -> None:
         self._form, self._data, self._tokens, self._dropped = form, data, tokens, dropped
-        self.ends, self.num_prompt, self.longest = array("q", [0]), array("i"), 0
+        self.ends, self.num_prompt = array("q", [0]), array("i")
+        self.longest, self.largest_token, self.longest_at, self.largest_token_at = 0, -1, "", ""
         self.reasons: Counter[str] = Counter()
         self.first: list[str] = []  # of those that were left out
 
@@ -151,10 +157,14 @@ class _Written:
             if size > self._data.max_tokens:
                 self.drop(text.place, TOO_LONG, f"has {size} tokens")
                 continue
-            self._tokens.write(np.array([*prompt, *completion, self._form.end_token], np.int32).tobytes())
+            tokens = np.array([*prompt, *completion, self._form.end_token], np.int32)
+            self._tokens.write(tokens.tobytes())
             self.ends.append(self.ends[-1] + size)
             self.num_prompt.append(len(prompt))
-            self.longest = max(self.longest, size)
+            if size > self.longest:
+                self.longest, self.longest_at = size, text.place
+            if (largest := int(tokens.max())) > self.largest_token:
+                self.largest_token, self.largest_token_at = largest, text.place
 
 
 def _encoded(texts: list[str], encode: Callable[[list[str]], list[list[int]]]) -> dict[str, list[int]]:

@@ -2,11 +2,72 @@
 
 from __future__ import annotations
 
-from r1engine.config import Parallel
+from pathlib import Path
+
+from r1engine.config import ConfigError, Model, Parallel
 from r1engine.hf.architecture import Architecture
 
 MATRIX_SIDE = 16  # both sides of a weight on each rank: 16-byte rows for the tensor cores (cuBLAS)
 GATHERED_SIDE = 128  # width of what sequence parallelism gathers: whole scaled parts (Transformer Engine asserts it)
+
+
+def check_trained(folder: Path, arch: Architecture, model: Model, layout: Parallel) -> None:
+    """Refuse a model that the trainer does not compute, or not in this layout. What the machine has is not looked at.
+
+    Args:
+        folder: of the model, for messages.
+        arch:   what its config.json says.
+        model:  how it is to be computed.
+        layout: parallel sizes.
+
+    Raises:
+        ValueError: naming the key or the size, what was found and what is required.
+    """
+    if arch.has_output_bias:
+        raise ValueError(f"{folder}: attention_bias is true; the trainer computes o_proj without bias only")
+    check_layout(arch, layout)
+    if arch.moe is not None and model.experts != "megatron" and layout.expert_tensor > 1:
+        raise ValueError(f"model.experts: found {model.experts}, required megatron with parallel.expert_tensor > 1")
+    if arch.moe is not None and model.experts == "fused_fp8":
+        sizes = arch.hidden_size, arch.moe.intermediate_size
+        if any(size % GATHERED_SIDE for size in sizes):
+            raise ValueError(
+                f"model.experts: found fused_fp8, but hidden_size and moe_intermediate_size are {sizes}, required "
+                f"multiples of {GATHERED_SIDE}"
+            )
+    if model.fp8:
+        is_parallel = layout.is_sequence_parallel
+        if problem := fp8_problem(arch, layout.tensor, model.experts, is_sequence_parallel=is_parallel):
+            raise ValueError(problem)
+
+
+def check_limits(
+    folder: Path, arch: Architecture, limits: dict[int, int], prompt: int = 1, of: str = "a prompt"
+) -> None:
+    """Refuse limits of completions that run past the model's context.
+
+    Args:
+        folder: of the model, for messages.
+        arch:   what its config.json says.
+        limits: optimizer step from which it holds -> largest completion (tokens).
+        prompt: tokens in front of a completion.
+        of:     which prompt that is, for messages.
+
+    Raises:
+        ValueError: naming every such limit and the largest that fits.
+    """
+    context = f"the model's context is {arch.max_positions} (max_position_embeddings in {folder / 'config.json'})"
+    largest = arch.max_positions - prompt
+    if largest < 1:
+        raise ValueError(f"{of} has {prompt} tokens, required < {arch.max_positions}: {context}")
+    problems = [
+        f"rollout.max_tokens: found {limit}{f' from step {step} on' if len(limits) > 1 else ''}, required <= {largest} "
+        f"behind {of} ({prompt} tokens): {context}"
+        for step, limit in sorted(limits.items())
+        if limit > largest
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def check_layout(arch: Architecture, layout: Parallel) -> None:

@@ -21,7 +21,7 @@ from r1engine.hf.architecture import read_architecture
 from r1engine.hf.export import Export
 from r1engine.hf.folder import Folder
 from r1engine.hf.formats import Precision, begin_export, finish_export, model_dtype, put, store
-from r1engine.hf.layout import check_layout, fp8_problem
+from r1engine.hf.layout import check_trained
 from r1engine.hf.tensors import mtp_copies, mtp_shapes
 from r1engine.model.cpu import runs_on_cpu
 from r1engine.model.gradients import make_optimizer, with_gradient_buffers
@@ -76,7 +76,8 @@ class Policy:
         self._settings, self._layout, self._temperature = model, layout, temperature
         self.shape = read_architecture(self.folder)
         self.dtype = model_dtype(model.dtype, world.device)
-        self._check()
+        check_trained(self.folder, self.shape, model, layout)
+        self._check_machine()
         self._source = Folder(self.folder, self.shape)
         if self.trains_mtp and not self._source.mtp_names:
             found = f"model.mtp_loss_weight: found {model.mtp_loss_weight}"
@@ -90,23 +91,12 @@ class Policy:
         movable = partial(moved, self._weights.local, self.chunks, self.optimizer)
         self._offloader = Offloader(movable, world.device, is_on=layout.offload)
 
-    def _check(self) -> None:
-        """Refuse a model that is not computed here, or not in this layout."""
-        if self.shape.has_output_bias:
-            raise ValueError(f"{self.folder}: attention_bias is true; the trainer computes o_proj without bias only")
-        check_layout(self.shape, self._layout)
+    def _check_machine(self) -> None:
+        """Refuse a model that is not computed here."""
         if self.dtype == torch.float32 and self.world.device.type == "cuda":
             raise ValueError("model.dtype: found float32 on a GPU, required bfloat16: FlashAttention takes no float32")
         if self._settings.fp8:
             fp8.check_machine()
-            problem = fp8_problem(
-                self.shape,
-                self._layout.tensor,
-                self._settings.experts,
-                is_sequence_parallel=self._layout.is_sequence_parallel,
-            )
-            if problem:
-                raise ValueError(problem)
 
     def row_shape(self, max_tokens: int) -> RowShape:
         """How rows of at most `max_tokens` tokens must look for this policy to take them."""

@@ -49,6 +49,40 @@ def _check_inputs(stage: PlannedStage, cfg: StageConfig) -> None:
             raise ConfigError([f"stage {stage.name}: {problem}" for problem in missing]) from None
 
 
+def dry_run(pipeline: Pipeline, world_size: int, *, is_live: bool) -> list[str]:
+    """Every stage that is to run, with those of its inputs that exist; returns what the user should know.
+
+    Args:
+        pipeline:   the stages.
+        world_size: processes that will run them.
+        is_live:    try the sandbox of this machine and ask the servers, too.
+
+    Raises:
+        ConfigError: see `check`; or a stage could not start.
+    """
+    from r1engine.stages.check import check_rows
+    from r1engine.stages.check import dry_run as check_stage
+
+    notes = []
+    for stage, state in check(pipeline, world_size):
+        if state == "done" or isinstance(stage.cfg, TinyConfig):
+            continue
+        try:
+            found = check_rows(stage.cfg) if missing(stage) else check_stage(stage.cfg, world_size, is_live=is_live)
+        except ConfigError as error:
+            raise ConfigError([f"stage {stage.name}: {problem}" for problem in error.problems]) from error
+        notes += [f"stage {stage.name}: {note}" for note in found]
+        notes += [f"stage {stage.name}: not checked with {key}, which is to be made" for key in missing(stage)]
+    return notes
+
+
+def missing(stage: PlannedStage) -> list[str]:
+    """Keys of the inputs that an earlier stage is still to make."""
+    assert isinstance(stage.cfg, StageConfig)
+    files = stage.cfg.input_files() | {"model.path": stage.cfg.model.path}
+    return [key for key, path in files.items() if key in stage.needs and path is not None and not path.exists()]
+
+
 def is_done(stage: PlannedStage) -> bool:
     """Whether a stage need not run.
 
@@ -108,6 +142,8 @@ def _run_stage(stage: PlannedStage, world: World, ending: Ending | None) -> None
         world.from_first(partial(write_world, stage.cfg))
     else:
         from r1engine.run import train
+        from r1engine.stages.check import check_start
 
+        world.once_a_node(partial(check_start, stage.cfg, world.size))
         train(stage.cfg, ending)
     world.from_first(lambda: manifest.write(stage, made_from, seconds=time.monotonic() - started))

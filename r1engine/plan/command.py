@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from r1engine.config import ConfigError, Parallel, RlConfig
+from r1engine.config import ConfigError, Parallel, RlConfig, check_world
 from r1engine.hf.architecture import Architecture, read_architecture
+from r1engine.hf.layout import check_limits, check_trained
 from r1engine.plan.hardware import Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import Job
@@ -33,24 +34,27 @@ def run_plan(
     """Plan the run, print the plan, and say whether it fits.
 
     Raises:
-        ConfigError: a model without config.json or of another family, an unknown GPU or assumption, a layout that does
-            not divide.
+        ConfigError: what `train` would refuse of the model and the layout, or an unknown GPU or assumption.
     """
     gpu, assumed = gpu_named(gpu_name), assumptions(assume)
     if cfg.model.path is None:
         raise ConfigError("plan: model.path: found null, required a folder with config.json")
     try:
         arch = read_architecture(cfg.model.path)
+        check_limits(cfg.model.path, arch, cfg.rollout.limits(cfg.steps), 1, "the shortest prompt")
         job = job_of(cfg, assumed)
         if not assumed.generator_gpus:
             job = replace(job, generator_tensor=smallest_generator(arch, job, gpus, gpu, assumed))
         offload = cfg.optimizer.offload
         plans = search(arch, job, gpus, gpu, assumed, optimizer_offload=offload) if auto else []
         if auto and not plans:
-            raise ConfigError(f"plan: no layout of {gpus} GPUs divides the model")
+            raise ConfigError(f"plan: no layout of {gpus} GPUs divides the model and the batch")
         plan = plans[0] if auto else make_plan(arch, layout_of(cfg, gpus), job, gpu, assumed)
+        check_trained(cfg.model.path, arch, cfg.model, _parallel(cfg, plan.layout))
+        if not auto:
+            check_world(cfg, gpus)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError.of(error) from error
     _check_against_model(arch, cfg, plan)
     if html is not None:
         write_html(plan, html)

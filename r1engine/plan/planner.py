@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from r1engine.config.rl import batch_problems
 from r1engine.hf.architecture import Architecture
 from r1engine.hf.layout import fp8_problem
 from r1engine.plan.hardware import GIB, Assumed, Gpu
@@ -91,18 +92,19 @@ class Plan:
 
 def layout_problem(arch: Architecture, layout: Layout, job: Job) -> str | None:
     """What does not divide, or is no shard for FP8; None for a layout that can run."""
-    problem = layout.problem(arch)
-    if problem is None and job.fp8:
-        problem = fp8_problem(arch, layout.tensor, "fused", is_sequence_parallel=layout.tensor > 1)
-    return problem
+    if problem := layout.problem(arch):
+        return problem
+    if problems := batch_problems(job.questions, job.group_size, job.minibatches, layout.data):
+        return "; ".join(problems)
+    return fp8_problem(arch, layout.tensor, "fused", is_sequence_parallel=layout.tensor > 1) if job.fp8 else None
 
 
 def make_plan(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed: Assumed) -> Plan:
     """Put the parts together.
 
     Raises:
-        ValueError: the layout does not divide the model or the GPUs, or its shards are not for FP8; every problem is
-            named.
+        ValueError: the layout does not divide the model, the GPUs or the batch, or its shards are not for FP8; every
+            problem is named.
     """
     if problem := layout_problem(arch, layout, job):
         raise ValueError(f"plan: {layout.describe()} on {layout.gpus} GPUs: {problem}")

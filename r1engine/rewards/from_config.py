@@ -59,8 +59,7 @@ def check_named(rewards: Rewards, named: set[str]) -> list[str]:
         named:   rewards of the questions.
 
     Raises:
-        ConfigError: one needs a server that is not configured, or runs code where too little protects from it; or a
-            reward model has no questions.
+        ConfigError: one needs a server that is not configured, or a reward model has no questions.
     """
     notes = []
     if "judge" in named and rewards.judge is None:
@@ -75,20 +74,29 @@ def check_named(rewards: Rewards, named: set[str]) -> list[str]:
             raise ConfigError("rewards: found a reward model, required questions of reward 'preference' for it")
         if named <= {"preference", "format", "language"}:
             notes.append("no question has a verifiable reward: nothing tells if a reward model is hacked")
-    if any(rule_of(reward, "data").runs_code for reward in named):
-        try:
-            probe().require(unsafe=rewards.unsafe)
-        except RuntimeError as error:
-            raise ConfigError(str(error)) from None
-        notes.append("\n  ".join(["code rewards run in a sandbox of:", *probe().describe()]))
     return notes
 
 
-def check_rewards(rewards: Rewards) -> None:
-    """Makes the scorer and asks its servers something simple, before anything takes long; loads no torch.
+def check_sandbox(rewards: Rewards, named: set[str]) -> list[str]:
+    """What to tell the user about the sandbox of this machine, if rewards of these names run code.
 
     Raises:
-        ConfigError: a detector or an API key is missing, or a server does not answer as it should.
+        ConfigError: too little protects from the code.
+    """
+    if not any(rule_of(reward, "data").runs_code for reward in named):
+        return []
+    try:
+        probe().require(unsafe=rewards.unsafe)
+    except RuntimeError as error:
+        raise ConfigError(str(error)) from None
+    return ["\n  ".join(["code rewards run in a sandbox of:", *probe().describe()])]
+
+
+def check_servers(rewards: Rewards) -> None:
+    """Asks the servers that the rewards name something simple; loads no torch.
+
+    Raises:
+        ConfigError: a server does not answer as it should.
     """
     try:
         with make_scorer(rewards) as scorer:

@@ -9,8 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from r1engine.config import RlConfig
-from r1engine.data.prompts import PromptTable, write_prompts
-from r1engine.data.question import Question
+from r1engine.data.prompts import PromptTable
 from r1engine.data.stream import PromptStream, file_digest
 from r1engine.evaluation.pass_at_1 import pass_at_1, sample_row
 from r1engine.grpo import record_of
@@ -20,16 +19,14 @@ from r1engine.observe.hacking_alarm import Alarms
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
 from r1engine.ranks import World
-from r1engine.rewards import Record
-from r1engine.rewards.from_config import check_named, make_scorer
+from r1engine.rewards.from_config import check_named, check_sandbox, make_scorer
 from r1engine.rollout import make_generator
 from r1engine.rollout.rollouts import Rollouts
 from r1engine.stages.identity import Identity, model_identity, setting
+from r1engine.stages.inputs import note_unusable, shown_by, write_questions
 from r1engine.stages.iteration import Iteration, Parts, iterate, refresh, verify
 from r1engine.stages.prepared import prepared
 from r1engine.stages.stage import Advance, Evaluated
-
-MOST_REFERENCES = 20_000  # distinct references that are looked at before a run
 
 
 class RlStage:
@@ -54,7 +51,9 @@ class RlStage:
             heldout = self._load(cfg.data.heldout) if cfg.data.heldout is not None else []
             self.heldout = heldout[: cfg.evaluation.questions]
             named = train.rewards | {prompt.question.reward for prompt in self.heldout}
-            for note in check_named(cfg.rewards, named):
+            for note in check_named(cfg.rewards, named) + check_sandbox(cfg.rewards, named):
+                progress.note(note)
+            if note := world.from_first(lambda: note_unusable(scorer, train)):
                 progress.note(note)
             generator = make_generator(cfg, world, model_dtype(cfg.model.dtype, world.device), progress.note)
             self._to_close.insert(0, generator.close)
@@ -68,7 +67,6 @@ class RlStage:
             )
             rollouts = Rollouts(generator, self.prompts, cfg, world)
             self.parts = Parts(cfg, world, self.policy, generator, rollouts, scorer, phases, progress)
-            self._note_unusable(train)
             if cfg.grpo.kl_coef > 0:
                 self._renew_reference()
             self.alarms = Alarms(list(cfg.rewards.reward_models), window=cfg.rewards.alarm_window)
@@ -80,36 +78,17 @@ class RlStage:
 
     def _load(self, path: Path) -> PromptTable:
         """The prompts of a file, read and tokenized once a node. Collective."""
-        data, form = self.cfg.data, self._format
-
-        def shown(question: Question) -> str:
-            return form.prompt(question.text, question.place)
-
         with TemporaryDirectory(prefix="r1engine-") as own:
 
             def write() -> str:
-                limit = data.max_prompt_tokens
-                write_prompts(path, Path(own), form.encode_prompts, shown, limit, overlong=data.overlong)
+                write_questions(self.cfg, path, Path(own), self._format)
                 return own
 
-            table = PromptTable(Path(self.world.once_a_node(write)), shown)
+            table = PromptTable(Path(self.world.once_a_node(write)), shown_by(self._format))
             self.world.wait()  # the files may be removed when every rank has them open
         for note in table.notes:
             self.progress.note(note)
         return table
-
-    def _note_unusable(self, table: PromptTable) -> None:
-        """List the questions whose reference no rule can use: their completions are always undecided."""
-        if not self.world.is_first:
-            return
-        prompts = table.distinct(MOST_REFERENCES)
-        records = [Record(prompt.question, "", id=prompt.question.place) for prompt in prompts]
-        unusable = self.parts.scorer.unusable_references(records)
-        if unusable:
-            examples = "; ".join(f"{record.id} {problem}" for record, problem in unusable[:5])
-            self.progress.note(
-                f"{len(unusable)} of {len(prompts)} references are undecided whatever the answer: {examples}"
-            )
 
     # ------------------------------------------------------------------ the stage
 

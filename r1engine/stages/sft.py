@@ -14,14 +14,13 @@ import torch
 from r1engine.batch import PackedBatch, Sequence, TokenOutputs, pack
 from r1engine.config import SftConfig
 from r1engine.data.chat import PromptFormat
-from r1engine.data.stream import Batches
-from r1engine.data.texts import TextTable, cached_texts, texts_key
-from r1engine.hf.architecture import read_architecture
+from r1engine.data.texts import TextTable, texts_key
 from r1engine.model.policy import Policy
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
 from r1engine.ranks import World
 from r1engine.stages.identity import Identity, model_identity, setting
+from r1engine.stages.inputs import text_batches, write_texts
 from r1engine.stages.prepared import prepared
 from r1engine.stages.stage import Advance, Evaluated
 
@@ -52,13 +51,8 @@ class SftStage:
         self.cfg, self.world, self._phases, self._progress = cfg, world, phases, progress
         self.train, self._dataset = self._read("train", cfg.data.train_file, form)
         self.heldout = self._read("heldout", cfg.data.heldout, form)[0] if cfg.data.heldout is not None else None
-        self.batches = Batches(len(self.train), batch_size=cfg.sft.batch_size, epochs=cfg.sft.epochs, seed=cfg.seed)
+        self.batches = text_batches(cfg, len(self.train))
         self.steps = self.batches.steps
-        if cfg.optimizer.warmup_steps > self.steps:
-            raise ValueError(
-                f"optimizer.warmup_steps: found {cfg.optimizer.warmup_steps}, required <= {self.steps} steps = "
-                f"{cfg.sft.epochs} epochs of {len(self.train)} texts in batches of {cfg.sft.batch_size}"
-            )
         layout = cfg.parallel.model_copy(update={"offload": False})  # nothing else wants the device's memory
         self.policy = Policy(cfg.model, layout, cfg.optimizer, world, seed=cfg.seed)
 
@@ -67,14 +61,9 @@ class SftStage:
         folder, data = self.cfg.model.folder, self.cfg.data
         key = self.world.from_first(partial(texts_key, path, form, data, folder / "tokenizer.json"))
         cache = self.cfg.run_dir / "tokens" / name
-        table = TextTable(self.world.from_first(partial(cached_texts, path, cache, key, form, data)))
+        table = TextTable(self.world.from_first(partial(write_texts, self.cfg, path, cache, key, form)))
         for note in table.notes:
             self._progress.note(note)
-        if (positions := read_architecture(folder).max_positions) < table.longest:
-            raise ValueError(
-                f"model.path: {folder} has {positions:,} positions, {path} has a text of {table.longest:,} tokens; "
-                "lower data.max_tokens, or take a model of a longer context"
-            )
         return table, key
 
     def identity(self) -> Identity:

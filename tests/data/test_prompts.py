@@ -231,7 +231,7 @@ def test_a_question_that_stands_there_often_is_stored_and_tokenized_once_and_tol
     ]
     assert [table[i].id for i in (0, 20, 1999)] == [0, 20, 1999]
     assert table[1999].question.place.endswith("a.jsonl:2000")
-    assert [prompt.id for prompt in table.distinct(30)] == list(range(20))
+    assert [question.text for question in table.distinct(30)] == [question["question"] for question in questions]
     other_answer = load_prompts(
         jsonl(tmp_path / "b.jsonl", *questions, questions[0] | {"answer": "x"}), encode, as_it_is, 99
     )

@@ -1,0 +1,153 @@
+"""What a stage starts from, read and checked: its model's folder, its questions or texts. A dry run reads the same.
+
+No torch: what is wrong with an input is known before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from r1engine.config import RlConfig, SftConfig, StageConfig
+from r1engine.data.chat import PromptFormat, make_format
+from r1engine.data.prompts import PromptTable, Render, write_prompts
+from r1engine.data.stream import Batches
+from r1engine.data.texts import TextTable, cached_texts
+from r1engine.hf.architecture import DynamicScaling, read_architecture
+from r1engine.hf.headers import Headers
+from r1engine.hf.layout import check_limits, check_trained
+from r1engine.hf.tokenizer import end_token, load_tokenizer
+from r1engine.rewards import Record, Scorer
+
+MOST_REFERENCES = 20_000  # distinct references that are looked at before a run
+
+
+def check_model(cfg: StageConfig) -> None:
+    """Looks at the folder of the model: config.json, tokenizer, headers of the weights, and the layout on the ranks.
+
+    Raises:
+        ValueError: a file is missing, broken or does not fit the others, or the configuration asks for what the model
+            cannot do.
+    """
+    folder = cfg.model.path
+    assert folder is not None
+    arch, tokenizer = read_architecture(folder), load_tokenizer(folder)
+    check_trained(folder, arch, cfg.model, cfg.parallel)
+    end = end_token(folder, tokenizer)
+    if end >= arch.vocab_size:
+        raise ValueError(
+            f"{folder}: the token that ends a text is {end}, required below vocab_size = {arch.vocab_size}"
+        )
+    headers = Headers(folder, arch)
+    if cfg.model.mtp_loss_weight > 0 and not headers.mtp_names:
+        raise ValueError(
+            f"model.mtp_loss_weight: found {cfg.model.mtp_loss_weight}, required 0: {folder} has no MTP module"
+        )
+    if not isinstance(cfg, RlConfig) or cfg.rollout.engine != "sglang":
+        return
+    # A server is asked for room for the longest prompt that the configuration allows.
+    prompt = cfg.data.max_prompt_tokens
+    check_limits(folder, arch, cfg.rollout.limits(cfg.steps), prompt, "a prompt of data.max_prompt_tokens")
+    if isinstance(arch.rope_scaling, DynamicScaling):
+        raise ValueError(
+            f"{folder / 'config.json'}: rope_type 'dynamic', required is another one with rollout.engine sglang: "
+            "SGLang stretches short sequences too, the trainer does not"
+        )
+
+
+def format_of(cfg: StageConfig) -> PromptFormat:
+    """How the stage's questions or conversations are written.
+
+    Raises:
+        ValueError: the model's folder has no tokenizer or no end token, or the template cannot be used with it.
+    """
+    assert isinstance(cfg, RlConfig | SftConfig)
+    return make_format(cfg.model.folder, load_tokenizer(cfg.model.folder), cfg.data)
+
+
+def shown_by(form: PromptFormat) -> Render:
+    """What makes of a question the text that the model is shown."""
+    return lambda question: form.prompt(question.text, question.place)
+
+
+def write_questions(cfg: RlConfig, path: Path, folder: Path, form: PromptFormat) -> None:
+    """The questions of one of the run's files as prompts, in `folder`; see `write_prompts`.
+
+    Raises:
+        ValueError: see there; or a prompt holds a token that the model has not, or leaves too little of its context for
+            a completion. Of held-out questions only those count that are asked.
+    """
+    data, limit, shown = cfg.data, cfg.data.max_prompt_tokens, shown_by(form)
+    write_prompts(path, folder, form.encode_prompts, shown, limit, overlong=data.overlong)
+    table, arch = PromptTable(folder, shown), read_architecture(cfg.model.folder)
+    is_heldout = path == data.heldout
+    asked = cfg.evaluation.questions if is_heldout else None
+    if unknown := [index for index in table.beyond(arch.vocab_size) if asked is None or index < asked]:
+        place, tokens = table.question(unknown[0]).place, table.tokens(unknown[0])
+        others = f" (and {len(unknown) - 1:,} rows more)" if len(unknown) > 1 else ""
+        raise ValueError(
+            f"{place}: found token {max(tokens)}{others}, required below {arch.vocab_size}, the vocab_size of "
+            f"{cfg.model.folder}/config.json: its tokenizer.json is of another model"
+        )
+    lengths = table.lengths()[:asked]
+    longest = int(np.argmax(lengths))
+    # The last evaluation comes after the last step, with the limit from there on.
+    limits = cfg.rollout.limits(cfg.steps + 1 if is_heldout else cfg.steps)
+    place = table.question(longest).place
+    check_limits(cfg.model.folder, arch, limits, int(lengths[longest]), f"the prompt of {place}")
+
+
+def note_unusable(scorer: Scorer, table: PromptTable) -> str:
+    """Says which questions have a reference that no rule can use: whatever is answered to them is undecided.
+
+    Raises:
+        ValueError: all of them, so that nothing could be learned.
+    """
+    questions = table.distinct(MOST_REFERENCES)
+    unusable = scorer.unusable_references([Record(question, "", id=question.place) for question in questions])
+    if not unusable:
+        return ""
+    examples = "; ".join(f"{record.id} {problem}" for record, problem in unusable[:5])
+    note = f"{len(unusable)} of {len(questions)} references are undecided whatever the answer: {examples}"
+    if len(unusable) == len(questions):
+        raise ValueError(f"{table.path}: {note}")
+    return note
+
+
+def write_texts(cfg: SftConfig, path: Path, cache: Path, key: str, form: PromptFormat) -> Path:
+    """The texts of one of the run's files as tokens, below `cache`; see `cached_texts`.
+
+    Raises:
+        ValueError: see there; or a text holds a token that the model has not, or is longer than its context.
+    """
+    folder = cfg.model.folder
+    arch = read_architecture(folder)
+    written = cached_texts(path, cache, key, form, cfg.data)
+    table = TextTable(written)
+    if table.largest_token >= arch.vocab_size:
+        raise ValueError(
+            f"{table.largest_token_at}: found token {table.largest_token}, required below {arch.vocab_size}, the "
+            f"vocab_size of {folder}/config.json: its tokenizer.json is of another model"
+        )
+    if arch.max_positions < table.longest:
+        raise ValueError(
+            f"model.path: {folder} has {arch.max_positions:,} positions, {path} has a text of {table.longest:,} tokens "
+            f"({table.longest_at}); lower data.max_tokens, or take a model of a longer context"
+        )
+    return written
+
+
+def text_batches(cfg: SftConfig, count: int) -> Batches:
+    """Which of `count` texts each optimizer step takes.
+
+    Raises:
+        ValueError: the warm-up is longer than that.
+    """
+    batches = Batches(count, batch_size=cfg.sft.batch_size, epochs=cfg.sft.epochs, seed=cfg.seed)
+    if cfg.optimizer.warmup_steps > batches.steps:
+        raise ValueError(
+            f"optimizer.warmup_steps: found {cfg.optimizer.warmup_steps}, required <= {batches.steps} steps = "
+            f"{cfg.sft.epochs} epochs of {count} texts in batches of {cfg.sft.batch_size}"
+        )
+    return batches

@@ -60,7 +60,7 @@ def train(cfg: StageConfig, ending: Ending | None = None) -> None:
     set_up_torch(cfg)
     with _layout(cfg) as world, held(cfg.run_dir, world):
         with Progress(cfg.run_dir.name, enabled=world.is_first) as progress:
-            run = Run(cfg, world, progress, ending or Ending())
+            run = Run(cfg, world, progress, ending)
             try:
                 stage, ended = run.to_the_end()
             except ConfigError:
@@ -104,8 +104,8 @@ def _layout(cfg: StageConfig) -> Iterator[World]:
 class Run:
     """The position of a stage in time, its logs and its checkpoints."""
 
-    def __init__(self, cfg: StageConfig, world: World, progress: Progress, ending: Ending) -> None:
-        self.cfg, self.world, self.progress, self._ending = cfg, world, progress, ending
+    def __init__(self, cfg: StageConfig, world: World, progress: Progress, ending: Ending | None = None) -> None:
+        self.cfg, self.world, self.progress, self._ending = cfg, world, progress, ending or Ending()
         self.phases = Phases(torch.cuda.synchronize if world.device.type == "cuda" else None)
         self.step = 0
         self.steps: int | None = None

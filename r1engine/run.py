@@ -59,19 +59,25 @@ def train(cfg: StageConfig, ending: Ending | None = None) -> None:
         fp8.check_machine()
     set_up_torch(cfg)
     with _layout(cfg) as world, held(cfg.run_dir, world):
-        with Progress(cfg.run_dir.name, enabled=world.is_first) as progress:
-            run = Run(cfg, world, progress, ending)
-            try:
-                stage, ended = run.to_the_end()
-            except ConfigError:
-                raise
-            except Exception as error:
-                raise run.failed(error) from error
-        if world.is_first:
-            run.report(stage, time.monotonic() - started)
-        world.wait()  # a launcher ends all ranks when the first one ends
+        ended = _run_and_report(cfg, world, ending, started)
     if ended is not None:
         raise ended
+
+
+def _run_and_report(cfg: StageConfig, world: World, ending: Ending | None, started: float) -> Ended | None:
+    """What `train` does in the layout. The stage is let go of on return, before the layout's memory is."""
+    with Progress(cfg.run_dir.name, enabled=world.is_first) as progress:
+        run = Run(cfg, world, progress, ending)
+        try:
+            stage, ended = run.to_the_end()
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise run.failed(error) from error
+    if world.is_first:
+        run.report(stage, time.monotonic() - started)
+    world.wait()  # a launcher ends all ranks when the first one ends
+    return ended
 
 
 def set_up_torch(cfg: StageConfig) -> None:

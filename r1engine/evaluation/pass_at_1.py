@@ -101,10 +101,6 @@ def heldout_metrics(groups: list[list[tuple[Completion, Score]]]) -> dict[str, f
     return metrics
 
 
-def _has_reference_answer(completion: Completion) -> bool:
-    return rule_of(completion.prompt.question.reward, "data").needs == "answer"
-
-
 def _consensus(group: list[tuple[Completion, Score]]) -> float:
     """Whether the majority of a question's samples is right; answers that take no computing to compare are merged."""
     question = group[0][0].prompt.question

@@ -6,10 +6,13 @@ the wrong time fails here too.
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from ranks import on_ranks
 
 from r1engine.config import RlConfig
 from r1engine.model.policy import Policy
@@ -19,10 +22,9 @@ from r1engine.rollout.local.generator import LocalGenerator
 from r1engine.run import Run
 
 
-def run(tiny_base: Path, folder: Path, world) -> Run:
-    """A whole run: setup, evaluations, two rollouts, a new reference, a checkpoint, the export."""
+def settings(tiny_base: Path, folder: Path) -> RlConfig:
     tiny = tiny_base / "tiny"
-    cfg = RlConfig(
+    return RlConfig(
         run_dir=folder,
         steps=2,
         model={"path": tiny_base / "base" / "model"},
@@ -35,7 +37,11 @@ def run(tiny_base: Path, folder: Path, world) -> Run:
         rewards={"workers": 1},
         log={"tensorboard": False},
     )
-    made = Run(cfg, world, Progress("", enabled=False))
+
+
+def run(tiny_base: Path, folder: Path, world) -> Run:
+    """A whole run: setup, evaluations, two rollouts, a new reference, a checkpoint, the export."""
+    made = Run(settings(tiny_base, folder), world, Progress("", enabled=False))
     stage, rows = made.build()
     try:
         stage.begin(rows)
@@ -100,3 +106,22 @@ def test_the_weights_of_a_sleeping_policy_are_not_read(folders, world, tmp_path,
         policy.snapshot()
     with pytest.raises(AssertionError, match=r"required `with policy\.awake"):
         call(policy, tmp_path)
+
+
+def policies_when_memory_is_freed(cfg: RlConfig) -> list[int]:
+    """How many policies there are whenever a finished run frees its memory."""
+    from r1engine import run as module
+
+    alive = []
+
+    def collect():
+        gc.collect()
+        alive.append(sum(isinstance(found, Policy) for found in gc.get_objects()))
+
+    module.gc = SimpleNamespace(collect=collect)  # in a process of its own
+    module.train(cfg)
+    return alive
+
+
+def test_nothing_of_a_stage_is_left_when_its_memory_is_freed_for_the_next_one(tiny_base, tmp_path):
+    assert on_ranks(1, policies_when_memory_is_freed, settings(tiny_base, tmp_path)) == [[0]]

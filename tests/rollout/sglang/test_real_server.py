@@ -176,11 +176,11 @@ def test_an_interrupted_sample_goes_on_with_the_new_weights(model, servers, tmp_
     old = copy.deepcopy(module)
     drafts = new_drafts(prompts(2), num_samples=4, step=0, max_tokens=400)
     count: list[int] = []
-    engine.draw(drafts, on_tokens=count.append, should_stop=lambda: sum(count) >= 64)
+    engine.draw(drafts, Sampling(), on_tokens=count.append, should_stop=lambda: sum(count) >= 64)
     assert any(draft.tokens and not draft.finish for draft in drafts)
     flush_when_idle(servers[0].client)  # the server was told to abort them
     engine.load_weights(iter(changed(module, seed=22).items()))
-    engine.draw(drafts)
+    engine.draw(drafts, Sampling())
     crossed = [draft for draft in drafts if len(draft.versions) == 2]
     assert crossed and all(draft.finish for draft in drafts)
     for draft in crossed:

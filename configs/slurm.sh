@@ -11,6 +11,7 @@ grace=840  # seconds that torchrun leaves the ranks for a checkpoint; give the r
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${hosts%%$'\n'*}
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((SLURM_CPUS_ON_NODE / 8))}"  # else torchrun sets it to 1
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # restarted ranks meet in a new store, not in that of the ended ones
 srun --kill-on-bad-exit=1 torchrun --nnodes "$SLURM_NNODES" --nproc-per-node 8 --max-restarts 3 \
   --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head:29500" \
   --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --shutdown-timeout "$grace" \

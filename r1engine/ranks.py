@@ -147,7 +147,7 @@ def start(timeout_minutes: int = 30) -> World:
         timeout_minutes: a rank that waits longer for the others fails.
 
     Raises:
-        RuntimeError: the rendezvous port is taken.
+        RuntimeError: the rendezvous port is taken, or restarted ranks could not meet.
     """
     size, local_rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     has_gpu = torch.cuda.is_available()
@@ -161,17 +161,35 @@ def start(timeout_minutes: int = 30) -> World:
 
 def _meet(backend: str, size: int, timeout: timedelta) -> None:
     if "RANK" not in os.environ:
-        store = dist.FileStore(str(Path(tempfile.mkdtemp(prefix="r1engine-")) / "store"), 1)
-        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        alone = dist.FileStore(str(Path(tempfile.mkdtemp(prefix="r1engine-")) / "store"), 1)
+        dist.init_process_group(backend, store=alone, rank=0, world_size=1)
         return
     try:
-        dist.init_process_group(backend, timeout=timeout)
+        met, rank, _ = next(dist.rendezvous("env://", timeout=timeout))
+        store = _without_earlier_starts(met, size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except dist.DistNetworkError as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise RuntimeError(
             f"parallel: the {size} ranks cannot meet at {address} ({error}); "
             "if the port is in use, choose another one with torchrun --master-port or MASTER_PORT"
         ) from error
+
+
+def _without_earlier_starts(store: dist.Store, size: int) -> dist.Store:
+    """The store, without what the ranks of an earlier start wrote, before torchrun restarted them.
+
+    torchrun (PyTorch 2.4 and later) keeps one store over its restarts, with the addresses of the ranks that have ended:
+    the new ones would wait for those. Starts are told apart by their number, which only the ranks of one node share.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("TORCHELASTIC_MAX_RESTARTS") == "0":
+        return store
+    if os.environ["LOCAL_WORLD_SIZE"] != str(size):
+        raise RuntimeError(
+            "parallel: torchrun --max-restarts on several nodes would let restarted ranks meet through what their "
+            "predecessors left; required TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment of torchrun"
+        )
+    return dist.PrefixStore(f"start_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
 
 
 def is_first_to(what: str) -> bool:

@@ -2,7 +2,8 @@
 
 killed.py SIGNAL AT COMMAND [arguments]: raises SIGNAL in this process when optimizer update AT (from 1) has been made,
 before anything is logged or saved of it. AT 0: when the stage is built; -1: in the middle of a save; -3: twice in
-update 3. SIGNAL 0: never; -1: no signal, but an exception on the last rank.
+update 3. A,B: the first start at A, torchrun's restart at B, the next one not at all. SIGNAL 0: never; -1: no signal,
+but an exception on the last rank.
 """
 
 import os
@@ -50,11 +51,13 @@ def arrange(number: int, at: int) -> None:
 
 
 def main() -> None:
-    number, at = int(sys.argv[1]), int(sys.argv[2])
+    number = int(sys.argv[1])
+    moments = [int(at) for at in sys.argv[2].split(",")]
+    start = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     # A parent in the background has SIGINT ignored, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if number:
-        arrange(number, at)
+    if number and start < len(moments):
+        arrange(number, moments[start])
     sys.argv = ["r1engine", *sys.argv[3:]]
     from r1engine.cli import main as run
 

@@ -78,6 +78,20 @@ def test_a_problem_is_told_with_the_ranks_that_have_it_and_by_one_of_them():
     assert sorted(zero[1] + one[1]) == [False, True]
 
 
+def test_restarted_ranks_see_nothing_of_their_predecessors(monkeypatch):
+    store = dist.HashStore()
+    for name, value in (("USE_AGENT_STORE", "True"), ("MAX_RESTARTS", "3"), ("RESTART_COUNT", "0")):
+        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    r._without_earlier_starts(store, 8).set("address", "of a rank that has ended")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert not r._without_earlier_starts(store, 8).check(["address"])
+    with pytest.raises(RuntimeError, match="required TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        r._without_earlier_starts(store, 16)  # two nodes, whose numbers of restarts may differ
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    assert r._without_earlier_starts(store, 16) is store
+
+
 def test_a_single_rank_needs_no_process_group():
     world = r.World(0, 1, torch.device("cpu"))
     assert world.from_first(lambda: 3) == 3

@@ -2,93 +2,19 @@
 
 import fcntl
 import json
+import os
 import random
 import re
 import shutil
 import signal
-import subprocess
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from cases import ROOT, Case, logged
 from ranks import forked, torchrun
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-ROOT = Path(__file__).parents[1]
-DRIVER = Path(__file__).with_name("killed.py")
-COMMON = ["threads=1", "log.tensorboard=false", "checkpoint.every=4", "evaluation.every=4"]
-RL = [
-    *COMMON,
-    "steps=8",
-    "grpo.questions=4",
-    "grpo.group_size=8",
-    "grpo.minibatches=2",
-    "grpo.kl_coef=0.01",
-    "grpo.reference_every=4",
-    "optimizer.lr=1e-2",
-    "optimizer.warmup_steps=0",
-    "rollout.max_tokens=24",
-    "evaluation.samples=2",
-    "rewards.workers=1",
-]
-SFT = [
-    *COMMON,
-    "data.template=r1_zero",
-    "data.max_tokens=64",
-    "sft.epochs=2",
-    "sft.batch_size=24",
-    "max_row_tokens=256",
-    "optimizer.lr=1e-2",
-]
-
-
-class Case:
-    """A kind of stage with its model and data."""
-
-    def __init__(self, kind: str, tiny_base: Path, folder: Path) -> None:
-        self.kind, self.folder = kind, folder
-        tiny = tiny_base / "tiny"
-        if kind == "rl":
-            self.config = ROOT / "configs" / "tiny_r1_zero.yaml"
-            model, train, heldout = tiny_base / "base" / "model", tiny / "train.jsonl", tiny / "heldout.jsonl"
-            self.settings = list(RL)
-        else:
-            self.config = folder / "sft.yaml"
-            self.config.write_text("stage: sft\n")
-            lines = (tiny / "texts.jsonl").read_text().splitlines(keepends=True)
-            train, heldout, model = folder / "train.jsonl", folder / "heldout.jsonl", tiny / "model"
-            train.write_text("".join(lines[:84]))  # 4 batches an epoch, the last one of 12
-            heldout.write_text("".join(lines[-30:]))
-            self.settings = list(SFT)
-        self.settings += [f"model.path={model}", f"data.train={train}", f"data.heldout={heldout}"]
-        self.model = model
-
-    def undisturbed_on(self, ranks: int) -> Path:
-        """The folder of a run that nothing disturbed; that of one rank is there."""
-        folder = self.folder / ("undisturbed" if ranks == 1 else "two_ranks")
-        if not folder.exists():
-            assert self.run(folder, ranks=ranks).returncode == 0
-        return folder
-
-    def run(
-        self,
-        run_dir: Path,
-        *,
-        ranks: int = 1,
-        start: Callable[..., subprocess.CompletedProcess] = forked,
-        kill: int = 0,
-        at: int = 0,
-        more: tuple[str, ...] = (),
-    ) -> subprocess.CompletedProcess:
-        return start(ranks, DRIVER, kill, at, "train", self.config, *self.settings, f"run_dir={run_dir}", *more)
-
-
-def logged(run_dir: Path) -> tuple[list[dict], list[dict]]:
-    """metrics.jsonl without times and telemetry, and samples.jsonl."""
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    timeless = [{k: v for k, v in r.items() if not k.startswith(("seconds/", "tokens_per", "gpu"))} for r in rows]
-    return timeless, [json.loads(line) for line in (run_dir / "samples.jsonl").read_text().splitlines()]
 
 
 def last_checkpoint(run_dir: Path, world) -> dict[str, torch.Tensor]:
@@ -162,10 +88,14 @@ def test_every_key_of_the_log_is_documented_and_every_documented_key_is_logged(c
     assert logged_keys - promised - documented("Only with a setting or a device") == set()
 
 
+MOMENTS = int(os.environ.get("R1_FAULT_TRIALS", "5"))  # of each kind; more of them take longer
+
+
 def moments() -> list[tuple[int, int]]:
-    """(ranks, update after which the run is killed): five seeded points, each past the first checkpoint or before."""
+    """(ranks, update after which the run is killed): seeded points, some before the first checkpoint, some after."""
     drawn = random.Random("moments to kill at")
-    return [(1, drawn.randint(1, 4)), (2, drawn.randint(5, 8)), (1, drawn.randint(5, 8)), (2, 3), (1, 8)]
+    five = [(1, drawn.randint(1, 4)), (2, drawn.randint(5, 8)), (1, drawn.randint(5, 8)), (2, 3), (1, 8)]
+    return five + [(drawn.randint(1, 2), drawn.randint(1, 8)) for _ in range(MOMENTS - 5)]
 
 
 @pytest.mark.rotating
@@ -178,6 +108,15 @@ def test_resume_after_a_kill_is_bit_exact(case, undisturbed, tmp_path, world, ra
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert ("resumed from step_00000004" in resumed.stdout) == (at > 4)
     same_run(reference, tmp_path, world)
+
+
+@pytest.mark.rotating
+def test_torchrun_starts_a_killed_run_again_three_times(case, undisturbed, tmp_path, world):
+    done = case.run(tmp_path, ranks=2, start=partial(torchrun, restarts=3), kill=signal.SIGKILL, at="3,6,2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    same_run(case.undisturbed_on(2), tmp_path, world)
+    starts = json.loads((tmp_path / "provenance.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, 0, 4, 4]  # the first one was killed before a checkpoint
 
 
 def test_a_run_goes_on_in_another_layout(case, undisturbed, tmp_path):
@@ -199,7 +138,8 @@ def signals() -> list[tuple[int, int, int]]:
     """(signal, ranks, update after which it comes), seeded; the first is tried every day, the others in turn."""
     drawn = random.Random("moments to end at")
     kinds = [(signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGUSR1, 2), (signal.SIGINT, 1), (signal.SIGTERM, 2)]
-    return [(number, ranks, drawn.randint(1, 7)) for number, ranks in kinds]
+    five = [(number, ranks, drawn.randint(1, 7)) for number, ranks in kinds]
+    return five + [(*drawn.choice(kinds), drawn.randint(1, 7)) for _ in range(MOMENTS - 5)]
 
 
 @pytest.mark.parametrize(

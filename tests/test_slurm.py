@@ -11,7 +11,7 @@ STAND_INS = {
     "scontrol": 'echo "scontrol $*" >> calls; [[ $1 != show ]] || printf "node1\\nnode2\\n"',
     "scancel": 'echo "scancel $*" >> calls; kill -USR1 "$(cat srun.pid)"',
     # The run: warned by Slurm in the middle, it ends with the status that a signal gives it.
-    "srun": 'echo "srun $*" >> calls; echo $$ > srun.pid; trap "exit 143" USR1\n'
+    "srun": 'echo "srun $* $TORCH_DISABLE_SHARE_RDZV_TCP_STORE" >> calls; echo $$ > srun.pid; trap "exit 143" USR1\n'
     '[[ $FINISHES ]] && exit "$FINISHES"; kill -USR1 $PPID; for i in {1..100}; do sleep 0.1; done',
 }
 
@@ -27,5 +27,5 @@ def test_a_warned_job_saves_and_is_requeued(tmp_path, finishes, status, is_reque
     calls = (tmp_path / "calls").read_text()
     assert done.returncode == status
     assert ("scontrol requeue 17\n" in calls, "scancel --signal=USR1 17.0\n" in calls) == (is_requeued, is_requeued)
-    assert "--rdzv-endpoint node1:29500" in calls and "r1engine/train.py run.yaml seed=1\n" in calls
+    assert "--rdzv-endpoint node1:29500" in calls and "r1engine/train.py run.yaml seed=1 1\n" in calls
     assert "--max-restarts 3" in calls and "SIGUSR1 --shutdown-timeout 840" in calls

@@ -25,9 +25,10 @@ _forks.set_forkserver_preload(
 )
 
 
-def torchrun(ranks: int, script: Path, *arguments: object) -> subprocess.CompletedProcess:
+def torchrun(ranks: int, script: Path, *arguments: object, restarts: int = 0) -> subprocess.CompletedProcess:
     """Run the script under torchrun with one thread a rank; its output is captured."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command += ["--max-restarts", str(restarts)]
     return subprocess.run(
         [*command, str(script), *map(str, arguments)],
         capture_output=True,

@@ -1,0 +1,83 @@
+"""Whole runs of both kinds of stage on the tiny model, which a signal may stop; and what they log."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from ranks import forked
+
+ROOT = Path(__file__).parents[2]
+DRIVER = ROOT / "tests" / "killed.py"
+COMMON = ["threads=1", "log.tensorboard=false", "checkpoint.every=4", "evaluation.every=4"]
+RL = [
+    *COMMON,
+    "steps=8",
+    "grpo.questions=4",
+    "grpo.group_size=8",
+    "grpo.minibatches=2",
+    "grpo.kl_coef=0.01",
+    "grpo.reference_every=4",
+    "optimizer.lr=1e-2",
+    "optimizer.warmup_steps=0",
+    "rollout.max_tokens=24",
+    "evaluation.samples=2",
+    "rewards.workers=1",
+]
+SFT = [
+    *COMMON,
+    "data.template=r1_zero",
+    "data.max_tokens=64",
+    "sft.epochs=2",
+    "sft.batch_size=24",
+    "max_row_tokens=256",
+    "optimizer.lr=1e-2",
+]
+
+
+class Case:
+    """A kind of stage with its model and data."""
+
+    def __init__(self, kind: str, tiny_base: Path, folder: Path) -> None:
+        self.kind, self.folder = kind, folder
+        tiny = tiny_base / "tiny"
+        if kind == "rl":
+            self.config = ROOT / "configs" / "tiny_r1_zero.yaml"
+            model, train, heldout = tiny_base / "base" / "model", tiny / "train.jsonl", tiny / "heldout.jsonl"
+            self.settings = list(RL)
+        else:
+            self.config = folder / "sft.yaml"
+            self.config.write_text("stage: sft\n")
+            lines = (tiny / "texts.jsonl").read_text().splitlines(keepends=True)
+            train, heldout, model = folder / "train.jsonl", folder / "heldout.jsonl", tiny / "model"
+            train.write_text("".join(lines[:84]))  # 4 batches an epoch, the last one of 12
+            heldout.write_text("".join(lines[-30:]))
+            self.settings = list(SFT)
+        self.settings += [f"model.path={model}", f"data.train={train}", f"data.heldout={heldout}"]
+        self.model = model
+
+    def undisturbed_on(self, ranks: int) -> Path:
+        """The folder of a run that nothing disturbed; that of one rank is there."""
+        folder = self.folder / ("undisturbed" if ranks == 1 else "two_ranks")
+        if not folder.exists():
+            assert self.run(folder, ranks=ranks).returncode == 0
+        return folder
+
+    def run(
+        self,
+        run_dir: Path,
+        *,
+        ranks: int = 1,
+        start: Callable[..., subprocess.CompletedProcess] = forked,
+        kill: int = 0,
+        at: int | str = 0,
+        more: tuple[str, ...] = (),
+    ) -> subprocess.CompletedProcess:
+        return start(ranks, DRIVER, kill, at, "train", self.config, *self.settings, f"run_dir={run_dir}", *more)
+
+
+def logged(run_dir: Path) -> tuple[list[dict], list[dict]]:
+    """metrics.jsonl without times and telemetry, and samples.jsonl."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    timeless = [{k: v for k, v in r.items() if not k.startswith(("seconds/", "tokens_per", "gpu"))} for r in rows]
+    return timeless, [json.loads(line) for line in (run_dir / "samples.jsonl").read_text().splitlines()]

@@ -75,13 +75,13 @@ def record_start(cfg: StageConfig, *, step: int, ranks: int) -> list[str]:
 
 def model_card(cfg: StageConfig, steps: int) -> str:
     """README.md of the trained model. Without dates and hosts: the same training gives the same folder."""
-    base, data = cfg.model.path, cfg.data.train
-    assert base is not None and data is not None
+    base = cfg.model.folder
     name = base.parent.name if base.name == "model" else base.name
-    kind = {"rl": "reinforcement learning (GRPO)", "sft": "supervised fine-tuning"}[cfg.stage]
+    kind = {"rl": "reinforcement learning (GRPO)", "sft": "supervised fine-tuning"}.get(cfg.stage, cfg.stage)
+    data = f" on `{cfg.data.train.name}`" if cfg.data.train is not None else ""
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {cfg.run_dir.name}\n\n"
-        f"`{name}` after {steps} optimizer steps of {kind} on `{data.name}`, seed {cfg.seed}, "
+        f"`{name}` after {steps} optimizer steps of {kind}{data}, seed {cfg.seed}, "
         f"by r1engine {_version('r1engine')}.\n\n"
         "The run folder holds the configuration (`config.yaml`), where it ran (`provenance.json`) and what was\n"
         "measured (`report.html`). `sha256sum --check SHA256SUMS` proves the files.\n"

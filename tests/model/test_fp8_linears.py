@@ -164,7 +164,7 @@ def test_the_machine_is_asked(one):
 
 @pytest.mark.skipif(fp8.machine_problem() is None, reason="Transformer Engine can run here")
 def test_without_transformer_engine_the_error_says_what_to_install(world, models, tmp_path):
-    message = r"model.fp8: .*required pip install 'r1engine\[gpu\]'"
+    message = r"model\.fp8: found no transformer_engine, required pip install .*'transformer-engine\[pytorch\]"
     with pytest.raises(ConfigError, match=message):
         policy_of(RlConfig(model={"path": models / "qwen2", "fp8": True}), world)
     with pytest.raises(ConfigError, match=message):  # before servers start

@@ -216,6 +216,8 @@ def build(
             # Reduce its gradient over the ranks that hold the same expert. Megatron takes it for a dense parameter
             # where expert = 1, and leaves out the tensor-parallel ranks, which see other tokens.
             parameter.allreduce = False
+    if torch.get_default_device().type == "meta":  # for its shapes alone
+        return gpt
     return gpt.to(torch.cuda.current_device())  # Megatron makes a router's weight on the host
 
 

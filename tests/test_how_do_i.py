@@ -151,7 +151,7 @@ def recited_stage(folder: Path, tmp_path: Path, world, monkeypatch: pytest.Monke
         steps=2,
         model={"path": folder},
         data={name: tmp_path / f"{name}.jsonl" for name in rows} | {"max_prompt_tokens": 256},
-        rollout={"max_tokens": 48},
+        rollout={"max_tokens": 40},
         grpo={"questions": 2, "group_size": 2, "minibatches": 1, "kl_coef": 0.0},
         rewards={"workers": 1},
         evaluation={"samples": 2},

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from decimal import Decimal
+from fractions import Fraction
 from itertools import pairwise
 
 import torch
@@ -66,12 +67,12 @@ def _total(
         return overlong if cfg.truncated == "zero" else None
     if score.verdict == "undecided":
         return None
-    total = Decimal()
+    total = Fraction()
     for name, weight in weights.items():
         own = score.components.get(name)
         values = known.get(name, []) if own is None else [own]
         if values:
-            total += _decimal(weight) * sum(map(_decimal, values)) / len(values)
+            total += _as_written(weight) * sum(map(_as_written, values)) / len(values)
     return float(total)
 
 
@@ -87,9 +88,9 @@ def _no_better_than_rated(graded: Sequence[tuple[Completion, Score]], totals: li
     ]
 
 
-def _decimal(value: float) -> Decimal:
-    """The shortest decimal that is read as this float."""
-    return Decimal(repr(float(value)))
+def _as_written(value: float) -> Fraction:
+    """The shortest decimal that is read as this float, exactly: libraries change the precision of `decimal`."""
+    return Fraction(Decimal(repr(float(value))))
 
 
 def to_samples(completions: Sequence[Completion], rewards: Sequence[float | None], cfg: Grpo) -> list[Sample]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from decimal import Context, localcontext
+from fractions import Fraction
 
 import pytest
 import torch
@@ -116,6 +118,13 @@ def test_totals_that_are_equal_on_paper_give_no_advantage(weights, rows, mode):
     assert len(set(totals[:-2])) == 1
     samples = to_samples([c for c, _ in [*graded, *others]], totals, Grpo(advantage=mode))
     assert [sample.advantage for sample in samples[:-2]] == [0.0] * len(rows)
+
+
+def test_totals_do_not_depend_on_the_precision_that_a_library_has_set():
+    scores = [Score("right", {"language": 1 / 3}, "")] * 11 + [Score("right", {}, "")]
+    with localcontext(Context(prec=3)):  # as reasoning-gym does with 12 digits
+        totals = total_rewards([(completion(0, i), s) for i, s in enumerate(scores)], Grpo(), {"language": 0.7})
+    assert totals == [float(Fraction("0.7") * Fraction("0.3333333333333333"))] * 12
 
 
 # ---- advantages ------------------------------------------------------------------------------------------------

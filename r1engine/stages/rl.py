@@ -46,7 +46,8 @@ class RlStage:
         self._to_close = [scorer.close]
         try:
             train = self._load(cfg.data.train_file)
-            digest = hashlib.sha256(f"{file_digest(cfg.data.train_file)} {self._format.identity}".encode()).hexdigest()
+            content = world.once_a_node(lambda: file_digest(cfg.data.train_file))
+            digest = hashlib.sha256(f"{content} {self._format.identity}".encode()).hexdigest()
             self.prompts = PromptStream(train, seed=cfg.seed, digest=digest)
             heldout = self._load(cfg.data.heldout) if cfg.data.heldout is not None else []
             self.heldout = heldout[: cfg.evaluation.questions]

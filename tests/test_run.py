@@ -265,12 +265,12 @@ def test_layout_that_does_not_fit_the_processes_is_refused(case, tmp_path):
     assert "tensor 2 x pipeline 1 = 2 does not divide the world size 1" in done.stderr
 
 
+draws_ahead = pytest.mark.parametrize("case", ["rl"], indirect=True)  # supervised training draws nothing
 AHEAD = ("rollout.max_staleness=2", "rollout.oversample=1.5")
 
 
+@draws_ahead
 def test_a_run_one_step_ahead_loses_and_doubles_no_question_when_it_is_killed(case, tmp_path):
-    if case.kind != "rl":
-        pytest.skip("only reinforcement learning draws ahead")
     killed = case.run(tmp_path, ranks=2, kill=signal.SIGKILL, at=6, more=AHEAD)
     assert killed.returncode != 0
     resumed = case.run(tmp_path, ranks=2, more=AHEAD)
@@ -288,9 +288,8 @@ def test_a_run_one_step_ahead_loses_and_doubles_no_question_when_it_is_killed(ca
     assert state["epoch"] * state["count"] + state["position"] == rows[-1]["questions/issued"]
 
 
+@draws_ahead
 def test_an_on_policy_run_goes_on_one_step_ahead_and_back(case, undisturbed, tmp_path):
-    if case.kind != "rl":
-        pytest.skip("only reinforcement learning draws ahead")
     shutil.copytree(undisturbed, tmp_path / "run")
     for steps, staleness in ((16, 1), (24, 0)):
         done = case.run(tmp_path / "run", more=(f"steps={steps}", f"rollout.max_staleness={staleness}"))
@@ -304,10 +303,9 @@ def test_an_on_policy_run_goes_on_one_step_ahead_and_back(case, undisturbed, tmp
 INTERLEAVED = ("parallel.pipeline=2", "parallel.virtual=2", "rollout.max_staleness=2", "rollout.oversample=1.5")
 
 
+@draws_ahead
 def test_interleaved_stages_train_one_step_ahead(case, tiny_base, tmp_path):
     # Rows are filled up to the longest there, every field of them; and the metrics see every row.
-    if case.kind != "rl":
-        pytest.skip("only reinforcement learning draws ahead")
     model = tmp_path / "four_layers"
     deep_model(tiny_base / "tiny" / "model", model)
     settings = (*INTERLEAVED, f"model.path={model}", "max_row_tokens=64", "grpo.minibatches=1", "steps=4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from verdict_tables import rows
 
 from r1engine.rewards.math.accuracy import judge
 
@@ -156,14 +157,8 @@ KINDS = {
         ],
     },
 }  # fmt: skip
-ROWS = [
-    pytest.param(answer, reference, verdict, id=f"{kind}: {answer} for {reference}")
-    for kind, verdicts in KINDS.items()
-    for verdict, pairs in verdicts.items()
-    for answer, reference in pairs
-]
 
 
-@pytest.mark.parametrize(("answer", "reference", "verdict"), ROWS)
+@pytest.mark.parametrize(("answer", "reference", "verdict"), rows(KINDS))
 def test_verdict_does_not_depend_on_how_a_value_is_written(answer, reference, verdict):
     assert judge(answer, reference)[0] == verdict

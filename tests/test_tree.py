@@ -78,6 +78,8 @@ NO_TORCH = [
     "hf.tensors",
     "hf.layout",
     "hf.tokenizer",
+    "evaluation.benchmarks",
+    "evaluation.lines",
 ]
 
 

@@ -1,0 +1,21 @@
+"""The table of benchmarks. A new one is its functions in a file, and a row here. No torch."""
+
+from __future__ import annotations
+
+from r1engine.evaluation.benchmark import Benchmark
+from r1engine.evaluation.own_questions import QUESTIONS
+
+BENCHMARKS: tuple[Benchmark, ...] = (QUESTIONS,)
+
+
+def benchmark_of(name: str, where: str) -> Benchmark:
+    """The row of this name.
+
+    Raises:
+        ValueError: there is none; `where` begins the message.
+    """
+    for row in BENCHMARKS:
+        if row.name == name:
+            return row
+    known = ", ".join(row.name for row in BENCHMARKS if row is not QUESTIONS)
+    raise ValueError(f"{where}: found no such benchmark, required one of {known or 'none yet'}, or kind: questions")

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from r1engine.rewards.record import Record, Verdict
@@ -49,6 +50,10 @@ LATIN_LANGUAGES = (
 _LATIN_CANDIDATES = ("en", "fr", "de", "es", "it", "pt", "nl")  # and the target: the fewer, the surer
 _LANGUAGE_SCRIPT = {code: script for script, codes in SCRIPT_LANGUAGES.items() for code in codes}
 _PER_CHARACTER = ("Han", "Kana", "Thai")  # written without spaces: a character counts as a word
+# The same characters inside of a regular expression's [ ].
+PER_CHARACTER_CLASS = "".join(
+    f"{chr(start)}-{chr(after - 1)}" for (start, script), (after, _) in pairwise(_BLOCKS) if script in _PER_CHARACTER
+)
 _JAPANESE_WITHOUT_KANA = 8  # so many Han characters alone may be a Japanese name; a sentence has kana
 
 CONSISTENT = 0.9  # share of target-language words from which reward "language" says right

@@ -70,22 +70,39 @@ def pipeline(
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every stage, print what would run, stop.")] = False,
     live: Live = False,
+    status: Annotated[bool, typer.Option("--status", help="Print what is done, and stop.")] = False,
+    until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop when this one is done.")] = None,
+    redo: Annotated[
+        str | None,
+        typer.Option("--redo", metavar="STAGE", help="Make it again, and what is made from it; old folders are kept."),
+    ] = None,
 ) -> None:
     """Run the stages of CONFIG in order; what is done is not run again. On ranks: torchrun -m r1engine pipeline ..."""
     from r1engine.config.pipeline import load_pipeline
-    from r1engine.pipeline.driver import dry_run as dry_run_of
-    from r1engine.pipeline.driver import print_plan, run_pipeline
+    from r1engine.pipeline import driver
+    from r1engine.pipeline.status import print_plan, print_status
 
     try:
         stages = load_pipeline(config, overrides or [])
-        print_plan(stages, _world_size()) if _is_first() else None
+        stages = stages.until(until) if until is not None else stages
+        again = [*stages.after(redo)] if redo is not None else []  # refuses a name that is none
+        if status:
+            print_status(stages)
+            return
+        if redo is None:
+            states = driver.check(stages, _world_size())
+            print_plan(states) if _is_first() else None
+            if _world_size() == 1 and all(state == "done" for _, state in states):
+                return
         if dry_run:
-            notes = dry_run_of(stages, _world_size(), is_live=live)
+            if redo is not None and _is_first():
+                typer.echo(f"--redo {redo} would make again: {', '.join([redo, *(stage.name for stage in again)])}")
+            notes = driver.dry_run(stages, _world_size(), is_live=live) if redo is None else []
             _agree(None)
             _tell(notes)
             return
         with _ranks(stages.timeout_minutes) as ending:
-            run_pipeline(stages, ending)
+            driver.run_pipeline(stages, ending, redo=redo)
     except ConfigError as error:
         _fail(error)
 

@@ -34,7 +34,8 @@ def held(run_dir: Path, world: World) -> Iterator[None]:
 
     token = world.from_first(take)
     try:
-        seen = world.everyones((_sees(run_dir / NAME, token), socket.gethostname()))
+        # Not on the first rank: a lock of the POSIX kind ends when its process closes the file, however it was opened.
+        seen = world.everyones((file is not None or _sees(run_dir / NAME, token), socket.gethostname()))
         if blind := sorted({host for sees, host in seen if not sees}):
             raise ConfigError(
                 f"run_dir: {run_dir} on {', '.join(blind)} is not what the first rank has; required a file system "

@@ -5,6 +5,7 @@ A YAML file holds only what differs. `r1engine config --defaults [rl | sft | tin
 
 from __future__ import annotations
 
+from r1engine.config.kind import KindConfig
 from r1engine.config.read import KINDS, check_files, check_world, dump, load, load_rewards, to_yaml
 from r1engine.config.rewards import GradingServer, JudgeServer, RewardModelServer, Rewards
 from r1engine.config.rl import Grpo, QuestionData, RlConfig, SampledEvaluation
@@ -15,8 +16,8 @@ from r1engine.config.stage import Checkpoint, Data, Evaluation, Log, Model, Opti
 from r1engine.config.tiny import TinyConfig
 
 __all__ = [
-    "KINDS", "Checkpoint", "ConfigError", "Data", "Evaluation", "GradingServer", "Grpo", "JudgeServer", "Log", "Model",
-    "Optimizer", "Parallel", "QuestionData", "RewardModelServer", "Rewards", "RlConfig", "Rollout",
+    "KINDS", "Checkpoint", "ConfigError", "Data", "Evaluation", "GradingServer", "Grpo", "JudgeServer", "KindConfig",
+    "Log", "Model", "Optimizer", "Parallel", "QuestionData", "RewardModelServer", "Rewards", "RlConfig", "Rollout",
     "SampledEvaluation", "Sft", "SftConfig", "Sglang", "StageConfig", "TextData", "TinyConfig", "check_files",
     "check_world", "dump", "load", "load_rewards", "to_yaml",
 ]  # fmt: skip

@@ -5,26 +5,40 @@
     stages:
       base: {stage: sft, model: {path: tiny}, data: {train: tiny/texts.jsonl}}
 
-A path that begins with the name of an earlier stage is taken from that stage's folder, run_dir/<name>; as `model.path`
-the name alone means the model that the stage made. Names refer upwards only, so there is no cycle.
+A path that begins with the name of an earlier stage is taken from that stage's folder, run_dir/<name>; the name alone
+means the model or the data that the stage made. Names refer upwards only, so there is no cycle.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r1engine.config.kind import KindConfig
 from r1engine.config.read import parse
-from r1engine.config.rl import RlConfig
 from r1engine.config.section import Count, LocalPath, Section
-from r1engine.config.sft import SftConfig
 from r1engine.config.source import ConfigError, KeyPath, Source, read_source, validate
 from r1engine.config.stage import Parallel, StageConfig
-from r1engine.config.tiny import TinyConfig
 
-REFERENCES = (("model", "path"), ("data", "train"), ("data", "heldout"))  # keys that may name a stage
+# Keys that may name a stage, and what its name alone means there; * is any key of a mapping or place in a list.
+REFERENCES = {
+    "model.path": "model",
+    "models.*": "model",
+    "models.*.path": "model",
+    "rewards.helpfulness_model.path": "model",
+    "rewards.harmlessness_model.path": "model",
+    "data.train": "data",
+    "data.train.*.path": "data",
+    "data.heldout": "data",
+    "inputs.*": "data",
+    "inputs.*.path": "data",
+    "decontaminate.*": "data",
+    "questions": "data",
+    "candidates.*": "data",
+}
 NAME = re.compile(r"[a-z][a-z0-9_.-]*")
 
 
@@ -33,7 +47,7 @@ class PlannedStage:
     """One stage of a pipeline, resolved."""
 
     name: str
-    cfg: RlConfig | SftConfig | TinyConfig
+    cfg: KindConfig
     needs: dict[str, str]  # key of the configuration -> earlier stage that it is taken from
 
 
@@ -49,6 +63,32 @@ class Pipeline:
         """The longest that a rank waits for the others in any stage."""
         layouts = [stage.cfg.parallel for stage in self.stages if isinstance(stage.cfg, StageConfig)]
         return max((layout.timeout_minutes for layout in layouts), default=Parallel().timeout_minutes)
+
+    def until(self, name: str) -> Pipeline:
+        """The stages down to this one.
+
+        Raises:
+            ConfigError: there is none of this name.
+        """
+        return Pipeline(self.run_dir, self.stages[: self._place(name) + 1])
+
+    def after(self, name: str) -> list[PlannedStage]:
+        """The stages that are made from this one, directly or through others.
+
+        Raises:
+            ConfigError: there is none of this name.
+        """
+        made = {self.stages[self._place(name)].name}
+        for stage in self.stages:
+            if made & set(stage.needs.values()):
+                made.add(stage.name)
+        return [stage for stage in self.stages if stage.name in made - {name}]
+
+    def _place(self, name: str) -> int:
+        names = [stage.name for stage in self.stages]
+        if name not in names:
+            raise ConfigError(f"found no stage '{name}', required one of {', '.join(names)}")
+        return names.index(name)
 
 
 class PipelineFile(Section):
@@ -77,24 +117,28 @@ def load_pipeline(path: Path, overrides: list[str]) -> Pipeline:
             raise ConfigError(
                 f"{source.origin(('stages', name))}stages: found the name {name!r}, required {NAME.pattern}"
             )
-        stages.append(_planned(name, _part(source, name), file, {stage.name for stage in stages}))
+        stages.append(_planned(name, _part(source, name), file, {stage.name: stage.cfg for stage in stages}))
     if not stages:
         raise ConfigError(f"{source.origin(('stages',))}stages: found none, required at least one")
     return Pipeline(file.run_dir, stages)
 
 
 def _part(source: Source, name: str) -> Source:
-    """The values of one stage, over those of the file that it starts from."""
+    """The values of one stage, over those of the files that it starts from."""
     prefix: KeyPath = ("stages", name)
     data = dict(source.data["stages"][name])
     where = {key[2:]: place for key, place in source.where.items() if key[:2] == prefix and len(key) > 2}
-    if (start := data.pop("config", None)) is None:
-        return Source(data, where)
-    if not isinstance(start, str):
-        raise ConfigError(f"{source.origin((*prefix, 'config'))}stages.{name}.config: found {start!r}, required a path")
-    base = read_source(Path(start), [])
-    base.data.pop("run_dir", None)  # a file that can run alone names one
-    return Source(_merged(base.data, data), base.where | where)
+    starts = data.pop("config", None)
+    values: dict[str, Any] = {}
+    places: dict[KeyPath, str] = {}
+    for start in starts if isinstance(starts, list) else [] if starts is None else [starts]:
+        if not isinstance(start, str):
+            origin = source.origin((*prefix, "config"))
+            raise ConfigError(f"{origin}stages.{name}.config: found {starts!r}, required a path, or a list of paths")
+        base = read_source(Path(start), [])
+        base.data.pop("run_dir", None)  # a file that can run alone names one
+        values, places = _merged(values, base.data), places | base.where
+    return Source(_merged(values, data), places | where)
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -103,27 +147,77 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return base | over | {key: _merged(base[key], over[key]) for key in shared}
 
 
-def _planned(name: str, source: Source, file: PipelineFile, earlier: set[str]) -> PlannedStage:
+def _planned(name: str, source: Source, file: PipelineFile, earlier: dict[str, KindConfig]) -> PlannedStage:
     if "run_dir" in source.data:
         raise ConfigError(f"{source.origin(('run_dir',))}stages.{name}.run_dir: a stage's folder is run_dir/{name}")
-    data = {"seed": file.seed} | source.data | {"run_dir": str(file.run_dir / name)}
+    data: Any = {"seed": file.seed} | source.data | {"run_dir": str(file.run_dir / name)}
     needs: dict[str, str] = {}
+    names = _Names(name, file, earlier)
+
+    def resolve(key: KeyPath, text: str, what: str) -> str:
+        try:
+            stage, path = names.resolve(text, what)
+        except ValueError as error:
+            raise ConfigError(f"{source.origin(key)}{'.'.join(key)}: {error}") from None
+        if stage:
+            needs[".".join(key)] = stage
+        return path
+
     try:
-        for section, key in REFERENCES:
-            values = data.get(section)
-            if not isinstance(values, dict) or not isinstance(values.get(key), str):
-                continue
-            stage, *rest = Path(values[key]).parts or ("",)
-            if stage in earlier:
-                needs[f"{section}.{key}"] = stage
-                made = Path(*rest) if rest else Path("model")
-                data[section] = values | {key: str(file.run_dir / stage / made)}
-            elif stage in file.stages:
-                found = f"{source.origin((section, key))}{section}.{key}: found stage '{stage}'"
-                raise ConfigError(f"{found}, required one above '{name}': stages run in the order of the file")
+        for pattern, what in REFERENCES.items():
+            data = _resolved(data, (), tuple(pattern.split(".")), what, resolve)
         cfg = parse(Source(data, source.where))
-        if isinstance(cfg, StageConfig) and (problems := cfg.source_problems()):
+        if problems := cfg.source_problems():
             raise ConfigError(problems)
     except ConfigError as error:
         raise ConfigError([f"stage {name}: {problem}" for problem in error.problems]) from None
     return PlannedStage(name, cfg, needs)
+
+
+def _resolved(value: Any, at: KeyPath, pattern: KeyPath, what: str, resolve: Any) -> Any:
+    """A copy of `value` in which every text that the pattern leads to is replaced by `resolve(key, text, what)`."""
+    if not pattern:
+        return resolve(at, value, what) if isinstance(value, str) else value
+    if isinstance(value, list) and pattern[0] == "*":
+        return [_resolved(item, (*at, str(i)), pattern[1:], what, resolve) for i, item in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    keys = list(value) if pattern[0] == "*" else [pattern[0]] if pattern[0] in value else []
+    return value | {key: _resolved(value[key], (*at, str(key)), pattern[1:], what, resolve) for key in keys}
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What a path of the stage `name` means."""
+
+    name: str
+    file: PipelineFile
+    earlier: dict[str, KindConfig]
+
+    def resolve(self, text: str, what: str) -> tuple[str, str]:
+        """The stage that a path is taken from ("" if none), and the path itself.
+
+        Raises:
+            ValueError: it names a stage that is not above, or that makes no such thing; or nearly one that is above.
+        """
+        stage, *rest = Path(text).parts or ("",)
+        if stage in self.earlier:
+            makes = self.earlier[stage].MAKES
+            if not rest and what not in makes:
+                raise ValueError(
+                    f"'{stage}' (stage: {self.earlier[stage].stage}) gives {', '.join(makes) or 'nothing'}, "
+                    f"required {'a model' if what == 'model' else 'data'}{self._instead(what)}"
+                )
+            return stage, str(Path(self.file.run_dir, stage, *(rest or [makes[what]])))
+        if stage in self.file.stages:
+            raise ValueError(
+                f"found stage '{stage}', required one above '{self.name}': stages run in the order of the file"
+            )
+        close = difflib.get_close_matches(stage, [*self.earlier], n=1) if not Path(text).exists() else []
+        if close and not Path(stage).exists():
+            raise ValueError(f"found '{text}', required a path or a stage above; did you mean '{close[0]}'?")
+        return "", text
+
+    def _instead(self, what: str) -> str:
+        able = [name for name, cfg in self.earlier.items() if what in cfg.MAKES]
+        return f" ({', '.join(able)}, or a path)" if able else ""

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
+from r1engine.config.kind import KindConfig
 from r1engine.config.rewards import Rewards
 from r1engine.config.rl import RlConfig
 from r1engine.config.sft import SftConfig
@@ -13,12 +14,12 @@ from r1engine.config.source import ConfigError, Source, read_overrides, read_sou
 from r1engine.config.stage import StageConfig
 from r1engine.config.tiny import TinyConfig
 
-KINDS: dict[str, type[RlConfig] | type[SftConfig] | type[TinyConfig]] = {
+KINDS: dict[str, type[KindConfig]] = {
     "rl": RlConfig,
     "sft": SftConfig,
     "tiny": TinyConfig,
 }
-Kind = TypeVar("Kind", bound=StageConfig)
+Kind = TypeVar("Kind", bound=KindConfig)
 
 
 def load(
@@ -26,12 +27,12 @@ def load(
     overrides: list[str],
     kind: type[Kind] = StageConfig,  # type: ignore[assignment]  # a type variable has no default before Python 3.13
 ) -> Kind:
-    """The configuration of one stage of training, from a YAML file with `key.sub=value` overrides applied in order.
+    """The configuration of one stage, from a YAML file with `key.sub=value` overrides applied in order.
 
     Args:
         path:      YAML 1.2 file with what differs from the defaults. Its key `stage` names the kind; absent: rl.
         overrides: each "key.sub=value", the value in YAML ("rollout.max_tokens={0: 32, 10: 64}").
-        kind:      what the caller can use.
+        kind:      what the caller can use: any stage of training, if nothing else is said.
 
     Raises:
         ConfigError: anything that cannot run, or another kind of stage; every problem found is listed.
@@ -48,7 +49,7 @@ def load(
     return cfg
 
 
-def parse(source: Source) -> RlConfig | SftConfig | TinyConfig:
+def parse(source: Source) -> KindConfig:
     """Values as the configuration of the kind of stage that they name.
 
     Raises:
@@ -74,12 +75,12 @@ def load_rewards(overrides: list[str]) -> Rewards:
     return rewards
 
 
-def to_yaml(cfg: StageConfig | TinyConfig) -> str:
+def to_yaml(cfg: KindConfig) -> str:
     """The resolved configuration as YAML text, every key included."""
     return write_yaml(plain(cfg.model_dump()))
 
 
-def dump(cfg: StageConfig | TinyConfig, path: Path) -> None:
+def dump(cfg: KindConfig, path: Path) -> None:
     """Writes the resolved configuration; `load` of the file gives an equal one."""
     temporary = path.with_name(path.name + ".tmp")  # a reader never sees half a file
     temporary.write_text(to_yaml(cfg), encoding="utf-8")
@@ -118,9 +119,11 @@ def check_world(cfg: StageConfig, world_size: int) -> int:
 
 
 def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one: dotted key -> value."""
+    """Nested mappings, also those in lists, as one: dotted key -> value."""
     found: dict[str, Any] = {}
     for key, item in value.items():
+        if isinstance(item, list) and any(isinstance(one, dict) for one in item):
+            item = dict(enumerate(item))
         found |= flat(item, f"{prefix}{key}.") if isinstance(item, dict) and item else {f"{prefix}{key}": item}
     return found
 
@@ -129,4 +132,6 @@ def plain(value: Any) -> Any:
     """Nested values with paths as text: the form that YAML and JSON take."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

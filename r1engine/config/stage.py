@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from r1engine.config.kind import KindConfig
 from r1engine.config.section import Count, Fraction, LocalPath, Positive, Section
 
 FP8_ROW_TOKENS = 128  # of a row on each rank: whole blocks in the products, and sequence parallelism gathers FP8
@@ -226,15 +227,13 @@ def row_multiple(model: Model, layout: Parallel) -> int:
     return blocks * chunks * (layout.tensor if layout.is_sequence_parallel else 1)
 
 
-class StageConfig(Section):
+class StageConfig(KindConfig):
     """The keys of every stage of training. Each kind of stage adds its own: `stage` names the kind."""
 
-    stage: str = ""
-    """Kind of stage."""
+    MAKES: ClassVar[dict[str, str]] = {"model": "model"}
+
     run_dir: LocalPath = Path("runs/default")
     """Folder of the run: configuration, logs, checkpoints, report, trained model."""
-    seed: Count = 0
-    """Seed of everything that is drawn at random."""
     max_row_tokens: Positive | None = None
     """Tokens of a packed row; null: one longest sequence."""
     threads: Positive | None = None
@@ -293,6 +292,10 @@ class StageConfig(Section):
     def world_problems(self, data_ranks: int) -> list[str]:
         """What does not divide by the data-parallel ranks."""
         return []
+
+    def inputs(self) -> dict[str, Path]:
+        """Key -> file or folder that the stage reads."""
+        return {"model.path": self.model.folder} | self.input_files()
 
     def input_files(self) -> dict[str, Path]:
         """Key -> data file that the stage reads."""

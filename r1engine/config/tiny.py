@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from r1engine.config.section import Count, LocalPath, Positive, Section
+from r1engine.config.kind import KindConfig
+from r1engine.config.section import LocalPath, Positive
 
 
-class TinyConfig(Section):
+class TinyConfig(KindConfig):
     """Makes the demonstration's task, texts and random model (r1engine/demo/tiny.py). Trains nothing."""
+
+    MAKES: ClassVar[dict[str, str]] = {
+        "model": "model",
+        "texts": "texts.jsonl",
+        "train": "train.jsonl",
+        "heldout": "heldout.jsonl",
+    }
+    ALONE: ClassVar[bool] = True
 
     stage: Literal["tiny"] = "tiny"
     """Kind of stage."""
     run_dir: LocalPath = Path("runs/tiny")
     """Folder that gets model/, texts.jsonl, train.jsonl and heldout.jsonl."""
-    seed: Count = 0
-    """Seed of the task, the texts and the weights."""
     family: Literal["qwen2", "deepseek_v3"] = "qwen2"
     """deepseek_v3: latent attention; experts after the first layer."""
     experts: Annotated[int, Field(ge=4)] = 8

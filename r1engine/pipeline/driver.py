@@ -6,47 +6,82 @@ pipeline. An unfinished stage goes on from its own checkpoint. One launch does f
 
 from __future__ import annotations
 
+import re
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
-from r1engine.config import ConfigError, StageConfig, TinyConfig, check_files, check_world
+from r1engine.config import ConfigError
 from r1engine.config.pipeline import Pipeline, PlannedStage
-from r1engine.pipeline import manifest
+from r1engine.pipeline import kinds, manifest
+from r1engine.pipeline.status import short_counts
 
 if TYPE_CHECKING:
     from r1engine.ending import Ending
     from r1engine.ranks import World
+
+FAILED = "failed.json"
+POLL_SECONDS = 1.0
+KEPT = re.compile(r".*\.\d+")  # folders that --redo has set aside
 
 
 def check(pipeline: Pipeline, world_size: int) -> list[tuple[PlannedStage, str]]:
     """Each stage with its state: "done" or "to run". Loads no torch.
 
     Raises:
-        ConfigError: an input that no stage makes is missing, a layout does not fit the ranks, or a stage is done with
-            other inputs or settings.
+        ConfigError: an input that no stage makes is missing, a layout does not fit the ranks, a stage is done with
+            other inputs or settings, or it is done under another name.
     """
     states: list[tuple[PlannedStage, str]] = []
     for stage in pipeline.stages:
-        if isinstance(stage.cfg, StageConfig):
-            check_world(stage.cfg, world_size)
-            _check_inputs(stage, stage.cfg)
+        kinds.check_layout(stage.cfg, world_size)
+        missing = [line for line in kinds.input_problems(stage.cfg) if line.partition(":")[0] not in stage.needs]
+        if missing:
+            raise ConfigError([f"stage {stage.name}: {problem}" for problem in missing])
         waits = any(state == "to run" for needed, state in states if needed.name in stage.needs.values())
-        states.append((stage, "done" if not waits and is_done(stage) else "to run"))
+        if waits or not is_done(pipeline, stage):
+            _refuse_renamed(pipeline, stage, is_complete=not waits)
+            states.append((stage, "to run"))
+        else:
+            states.append((stage, "done"))
     return states
 
 
-def _check_inputs(stage: PlannedStage, cfg: StageConfig) -> None:
-    """Those that no stage makes."""
-    try:
-        check_files(cfg)
-    except ConfigError as error:
-        missing = [problem for problem in error.problems if problem.partition(":")[0] not in stage.needs]
-        if missing:
-            raise ConfigError([f"stage {stage.name}: {problem}" for problem in missing]) from None
+def is_done(pipeline: Pipeline, stage: PlannedStage) -> bool:
+    """Whether a stage need not run.
+
+    Raises:
+        ConfigError: it is done with other inputs or settings.
+    """
+    done = manifest.read(stage.cfg.run_dir)
+    if done is not None and (changed := manifest.differences(stage, done)):
+        after = [later.name for later in pipeline.after(stage.name)]
+        also = f", and what is made from it ({', '.join(after)})" if after else ""
+        raise ConfigError(
+            f"stage {stage.name} is done, but not with what is asked for: {'; '.join(changed)}; --redo {stage.name} "
+            f"makes it again{also} and keeps the old folders, or choose another run_dir"
+        )
+    return done is not None
+
+
+def _refuse_renamed(pipeline: Pipeline, stage: PlannedStage, *, is_complete: bool) -> None:
+    """Stops where the stage was made before, under a name that the file no longer has."""
+    named = {other.name for other in pipeline.stages}
+    for folder in sorted(pipeline.run_dir.glob(f"*/{manifest.NAME}")):
+        name = folder.parent.name
+        if name in named or KEPT.fullmatch(name):
+            continue
+        done = manifest.read(folder.parent)
+        if done is None or done.kind != stage.cfg.stage or done.settings != manifest.settings(stage.cfg):
+            continue
+        if is_complete and not manifest.differences(stage, done):
+            raise ConfigError(
+                f"stage {stage.name}: {folder.parent}, which no stage has for a name, is done with the same inputs and "
+                f"settings; rename it to {stage.cfg.run_dir}, or to {folder.parent}.1 to make the stage again"
+            )
 
 
 def dry_run(pipeline: Pipeline, world_size: int, *, is_live: bool) -> list[str]:
@@ -60,90 +95,122 @@ def dry_run(pipeline: Pipeline, world_size: int, *, is_live: bool) -> list[str]:
     Raises:
         ConfigError: see `check`; or a stage could not start.
     """
-    from r1engine.stages.check import check_rows
-    from r1engine.stages.check import dry_run as check_stage
-
     notes = []
     for stage, state in check(pipeline, world_size):
-        if state == "done" or isinstance(stage.cfg, TinyConfig):
+        if state == "done":
             continue
+        paths = stage.cfg.inputs()
+        missing = [key for key, path in paths.items() if key in stage.needs and not path.exists()]
         try:
-            found = check_rows(stage.cfg) if missing(stage) else check_stage(stage.cfg, world_size, is_live=is_live)
+            found = kinds.dry_run(stage.cfg, world_size, is_whole=not missing, is_live=is_live)
         except ConfigError as error:
             raise ConfigError([f"stage {stage.name}: {problem}" for problem in error.problems]) from error
         notes += [f"stage {stage.name}: {note}" for note in found]
-        notes += [f"stage {stage.name}: not checked with {key}, which is to be made" for key in missing(stage)]
+        notes += [f"stage {stage.name}: not checked with {key}, which is to be made" for key in missing]
     return notes
 
 
-def missing(stage: PlannedStage) -> list[str]:
-    """Keys of the inputs that an earlier stage is still to make."""
-    assert isinstance(stage.cfg, StageConfig)
-    files = stage.cfg.input_files() | {"model.path": stage.cfg.model.path}
-    return [key for key, path in files.items() if key in stage.needs and path is not None and not path.exists()]
+def set_aside(pipeline: Pipeline, name: str) -> list[tuple[Path, Path]]:
+    """Renames the folders of a stage and of all that is made from it, the last ones first; nothing is deleted.
 
-
-def is_done(stage: PlannedStage) -> bool:
-    """Whether a stage need not run.
+    Returns:
+        (old, new) of each: dev1, dev1.1.
 
     Raises:
-        ConfigError: it is done with other inputs or settings.
+        ConfigError: there is no stage of this name.
     """
-    changed = manifest.differences(stage)
-    if changed:
-        raise ConfigError(
-            f"stage {stage.name} is done, but not with what is asked for: {'; '.join(changed)}; rename or delete "
-            f"{stage.cfg.run_dir} to run it again, or choose another run_dir"
-        )
-    return changed is not None
+    after = pipeline.after(name)
+    folders = [stage.cfg.run_dir for stage in reversed(after)] + [pipeline.run_dir / name]
+    moved = []
+    for folder in folders:
+        if not folder.exists():
+            continue
+        number = 1
+        while (new := folder.with_name(f"{folder.name}.{number}")).exists():
+            number += 1
+        folder.rename(new)
+        moved.append((folder, new))
+    return moved
 
 
-def print_plan(pipeline: Pipeline, world_size: int) -> None:
-    """One line a stage: kind, state, folder."""
-    table = Table(box=None)
-    for column in ("stage", "kind", "state", "folder"):
-        table.add_column(column)
-    for stage, state in check(pipeline, world_size):
-        table.add_row(stage.name, stage.cfg.stage, state, str(stage.cfg.run_dir))
-    Console().print(table)
-
-
-def run_pipeline(pipeline: Pipeline, ending: Ending | None = None) -> None:
+def run_pipeline(pipeline: Pipeline, ending: Ending | None = None, *, redo: str | None = None) -> None:
     """Run what is missing. Called on every rank.
 
     Args:
         pipeline: the stages.
         ending:   listens to the signals that end a run; None: nobody does.
+        redo:     a stage whose folder is set aside before, with those of all that is made from it.
 
     Raises:
         Ended: a signal asked for it, and the stage has saved a checkpoint.
-        ConfigError: see `check`; or a stage cannot run.
+        ConfigError: see `check`; a stage cannot run; or another pipeline runs in this folder.
     """
     from r1engine import ranks
+    from r1engine.run_lock import held
 
     world = ranks.start(pipeline.timeout_minutes)
-    world.from_first(lambda: check(pipeline, world.size))
-    for number, stage in enumerate(pipeline.stages, start=1):
-        if world.from_first(partial(is_done, stage)):
-            continue
-        if world.is_first:
-            line = f"[{number}/{len(pipeline.stages)}] {stage.name} ({stage.cfg.stage})"
-            Console().print(line, markup=False, highlight=False)
-        _run_stage(stage, world, ending)
+    with held(pipeline.run_dir, world):
+        for old, new in world.from_first(lambda: set_aside(pipeline, redo)) if redo else []:
+            _tell(world, f"{old} is now {new}")
+        world.from_first(lambda: check(pipeline, world.size))
+        for number, stage in enumerate(pipeline.stages, start=1):
+            if world.from_first(partial(is_done, pipeline, stage)):
+                continue
+            place = f"[{number}/{len(pipeline.stages)}] {stage.name}"
+            _tell(world, f"{place} ({stage.cfg.stage})")
+            started = time.monotonic()
+            counts = _run_stage(stage, world, ending, started)
+            _tell(world, f"{place} is done in {_clock(time.monotonic() - started)}  {short_counts(counts)}")
 
 
-def _run_stage(stage: PlannedStage, world: World, ending: Ending | None) -> None:
-    """One stage to its end, marked as done."""
-    started = time.monotonic()
-    made_from = world.from_first(partial(manifest.inputs, stage.cfg))
-    if isinstance(stage.cfg, TinyConfig):
-        from r1engine.demo.tiny import write_world
+def _run_stage(stage: PlannedStage, world: World, ending: Ending | None, started: float) -> dict[str, Any]:
+    """One stage to its end, marked as done; what it tells."""
+    made_from = world.from_first(partial(manifest.inputs, stage))
 
-        world.from_first(partial(write_world, stage.cfg))
-    else:
-        from r1engine.run import train
-        from r1engine.stages.check import check_start
+    def finish(counts: dict[str, Any]) -> None:
+        manifest.write(stage, made_from, counts, time.monotonic() - started)
 
-        world.once_a_node(partial(check_start, stage.cfg, world.size))
-        train(stage.cfg, ending)
-    world.from_first(lambda: manifest.write(stage, made_from, seconds=time.monotonic() - started))
+    try:
+        if stage.cfg.ALONE and world.size > 1:
+            return _alone(stage, world, finish)
+        counts = kinds.run_kind(stage.cfg, world, ending)
+    except (ValueError, OSError) as error:
+        raise ConfigError([f"stage {stage.name}: {problem}" for problem in ConfigError.of(error).problems]) from error
+    world.from_first(lambda: finish(counts))
+    return counts
+
+
+def _alone(stage: PlannedStage, world: World, finish: Any) -> dict[str, Any]:
+    """The first rank does it; the others look for its end in the folder. A collective would time out."""
+    from r1engine.observe.failure import RunFailed
+
+    folder = stage.cfg.run_dir
+
+    def begin() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FAILED).unlink(missing_ok=True)
+
+    world.from_first(begin)
+    if not world.is_first:
+        while not (folder / manifest.NAME).is_file():
+            if (folder / FAILED).is_file():
+                raise RunFailed()
+            time.sleep(POLL_SECONDS)
+        return {}
+    try:
+        counts = kinds.run_kind(stage.cfg, world, None)
+        finish(counts)
+    except BaseException as error:
+        manifest.write_json(folder / FAILED, {"error": f"{type(error).__name__}: {error}"})
+        raise
+    return counts
+
+
+def _tell(world: World, line: str) -> None:
+    if world.is_first:
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"

@@ -103,3 +103,27 @@ def test_the_shipped_demos_can_be_read(monkeypatch):
     monkeypatch.chdir(ROOT)
     for name in ("demo", "demo_moe"):
         assert list(named(load_pipeline(Path(f"configs/{name}.yaml"), []))) == ["tiny", "base", "r1_zero"]
+
+
+def test_references_reach_into_lists_and_name_only_what_a_stage_makes(write):
+    text = GOOD.replace("heldout: /data/heldout.jsonl", "heldout: tin/heldout.jsonl")
+    assert (
+        "data.heldout: found 'tin/heldout.jsonl', required a path or a stage above; did you mean 'tiny'?"
+        in (problems(write(text))[0])
+    )
+    text = GOOD.replace("train: tiny/train.jsonl", "train: base")
+    assert "data.train: 'base' (stage: sft) gives model, required data" in problems(write(text))[0]
+
+
+def test_a_stage_may_start_from_several_files(write, tmp_path):
+    (tmp_path / "a.yaml").write_text("steps: 32\ngrpo: {questions: 8, minibatches: 1}\n")
+    (tmp_path / "b.yaml").write_text("grpo: {questions: 4}\n")
+    text = GOOD.replace("stage: rl,", f"config: [{tmp_path / 'a.yaml'}, {tmp_path / 'b.yaml'}],")
+    cfg = named(load_pipeline(write(text), []))["zero"]
+    assert (cfg.steps, cfg.grpo.questions, cfg.grpo.minibatches) == (32, 4, 1)
+
+
+def test_the_stages_that_are_made_from_one_are_known(write):
+    pipeline = load_pipeline(write(GOOD), [])
+    assert [stage.name for stage in pipeline.after("tiny")] == ["base", "zero"]
+    assert [stage.name for stage in pipeline.until("base").stages] == ["tiny", "base"]

@@ -13,7 +13,6 @@ from ranks import forked
 
 from r1engine.config import ConfigError
 from r1engine.config.pipeline import load_pipeline
-from r1engine.pipeline import manifest
 from r1engine.pipeline.driver import check, is_done
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,9 +67,10 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 def test_every_stage_has_its_folder_and_its_manifest(finished):
     manifests = {name: json.loads((finished / name / "stage.json").read_text()) for name in ("tiny", "base", "zero")}
     assert [m["kind"] for m in manifests.values()] == ["tiny", "sft", "rl"]
-    assert manifests["base"]["inputs"]["model.path"] == manifests["tiny"]["outputs"]["model"]
-    assert manifests["zero"]["inputs"]["model.path"] == manifests["base"]["outputs"]["model"]
-    assert manifests["zero"]["inputs"]["data.train"] == manifest.digest(finished / "tiny" / "train.jsonl")
+    given = manifests["base"]["inputs"]["model.path"]
+    assert given == {"from": "tiny", "sha256": manifests["tiny"]["outputs"]["model"]["sha256"]}
+    assert manifests["zero"]["inputs"]["model.path"]["sha256"] == manifests["base"]["outputs"]["model"]["sha256"]
+    assert manifests["zero"]["inputs"]["data.train"]["sha256"] == manifests["tiny"]["outputs"]["train"]["sha256"]
     for name in ("base", "zero"):
         assert (finished / name / "model" / "model.safetensors").is_file()
         assert (finished / name / "report.html").is_file()
@@ -88,7 +88,7 @@ def test_a_layout_or_a_log_may_change(file, finished):
     pipeline = load_pipeline(
         file, ["stages.zero.parallel.tensor=1", "stages.base.log.samples=1", "stages.zero.threads=2"]
     )
-    assert all(is_done(stage) for stage in pipeline.stages)
+    assert all(is_done(pipeline, stage) for stage in pipeline.stages)
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_a_missing_input_is_named_before_anything_runs(file, tmp_path):
 def test_a_manifest_of_another_version_is_refused(file, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     path = tmp_path / "run" / "tiny" / "stage.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 9'))
-    with pytest.raises(ConfigError, match=r"stage.json: found format 9, required 1"):
+    path.write_text(path.read_text().replace('"format": 2', '"format": 9'))
+    with pytest.raises(ConfigError, match=r"stage.json: found format 9, required 2"):
         check(load_pipeline(file, [f"run_dir={tmp_path / 'run'}"]), 1)
 
 

@@ -1,0 +1,93 @@
+"""What each kind of stage does in a pipeline: one `if` a kind, here alone."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from r1engine.config import ConfigError, KindConfig, StageConfig, TinyConfig, check_files, check_world
+
+if TYPE_CHECKING:
+    from r1engine.ending import Ending
+    from r1engine.ranks import World
+
+OF_THE_RUN = ("of_steps", "starts", "seconds")  # of summary.json, not of what was learned
+
+
+def run_kind(cfg: KindConfig, world: World, ending: Ending | None) -> dict[str, Any]:
+    """One stage to its end. Called on every rank, unless the kind is one that the first rank does alone.
+
+    Args:
+        cfg:    of the stage.
+        world:  the ranks.
+        ending: listens to the signals that end a run.
+
+    Returns:
+        What its manifest tells of it, as JSON values.
+
+    Raises:
+        ConfigError: the stage cannot run.
+        Ended: a signal asked for it; what is made so far is kept.
+    """
+    cfg.run_dir.mkdir(parents=True, exist_ok=True)
+    if isinstance(cfg, StageConfig):
+        from r1engine.run import train
+        from r1engine.stages.check import check_start
+
+        world.once_a_node(lambda: check_start(cfg, world.size))
+        train(cfg, ending)
+        return _summary(cfg)
+    if isinstance(cfg, TinyConfig):
+        from r1engine.demo.tiny import write_world
+
+        write_world(cfg)
+        return {}
+    raise TypeError(f"run_kind: found a {type(cfg).__name__}, required a configuration with a line here")
+
+
+def _summary(cfg: StageConfig) -> dict[str, Any]:
+    """The numbers of the summary that a run has written; those of other ranks are not asked for."""
+    path = cfg.run_dir / "summary.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {key: value for key, value in found.items() if isinstance(value, int | float) and key not in OF_THE_RUN}
+
+
+def check_layout(cfg: KindConfig, world_size: int) -> None:
+    """Whether so many processes can run the stage.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if isinstance(cfg, StageConfig):
+        check_world(cfg, world_size)
+
+
+def input_problems(cfg: KindConfig) -> list[str]:
+    """Inputs that are not there: "key: ...", one line each."""
+    if isinstance(cfg, StageConfig):
+        try:
+            check_files(cfg)
+        except ConfigError as error:
+            return error.problems
+        return []
+    missing = [(key, path) for key, path in cfg.inputs().items() if not path.exists()]
+    return [f"{key}: found no {path}, required an input" for key, path in missing]
+
+
+def dry_run(cfg: KindConfig, world_size: int, *, is_whole: bool, is_live: bool) -> list[str]:
+    """Everything that can be known of a stage before it runs; returns what the user should know. Loads no torch.
+
+    Args:
+        cfg:        of the stage.
+        world_size: processes that will run it.
+        is_whole:   whether all of its inputs are there.
+        is_live:    try the sandbox of this machine and ask the servers, too.
+
+    Raises:
+        ConfigError: the stage could not start.
+    """
+    if isinstance(cfg, StageConfig):
+        from r1engine.stages import check
+
+        return check.dry_run(cfg, world_size, is_live=is_live) if is_whole else check.check_rows(cfg)
+    return []

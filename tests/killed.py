@@ -2,16 +2,19 @@
 
 killed.py SIGNAL AT COMMAND [arguments]: raises SIGNAL in this process when optimizer update AT (from 1) has been made,
 before anything is logged or saved of it. AT 0: when the stage is built; -1: in the middle of a save; -3: twice in
-update 3. A,B: the first start at A, torchrun's restart at B, the next one not at all. SIGNAL 0: never; -1: no signal,
-but an exception on the last rank.
+update 3. A,B: the first start at A, torchrun's restart at B, the next one not at all; "0.7s": 0.7 seconds after the
+stage is built, wherever the run is then. SIGNAL 0: never; -1: no signal, but an exception on the last rank; -2: no
+signal, but the disk of the run is filled.
 """
 
+import errno
 import os
 import signal
 import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 warnings.filterwarnings("ignore")
 
@@ -20,8 +23,36 @@ def stop(number: int) -> None:
     if number > 0:
         os.kill(os.getpid(), number)
         time.sleep(0.2)  # for the thread that listens; it may end the process
+    elif number == -2:
+        fill(next(Path(word[8:]) for word in sys.argv if word.startswith("run_dir=")))
     elif os.environ.get("RANK") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1):
         raise OSError("a node is ill")
+
+
+def fill(folder: Path) -> None:
+    """Write a file there until no space is left on its disk."""
+    with open(folder / "filling", "wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+
+
+def after_seconds(number: int, seconds: float) -> None:
+    """The moment is a time, not a place."""
+    from r1engine.run import Run
+
+    build = Run.build
+
+    def build_and_count(self: Run) -> object:
+        built = build(self)
+        timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+        return built
+
+    Run.build = build_and_count
 
 
 def arrange(number: int, at: int) -> None:
@@ -52,12 +83,13 @@ def arrange(number: int, at: int) -> None:
 
 def main() -> None:
     number = int(sys.argv[1])
-    moments = [int(at) for at in sys.argv[2].split(",")]
+    moments = sys.argv[2].split(",")
     start = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     # A parent in the background has SIGINT ignored, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if number and start < len(moments):
-        arrange(number, moments[start])
+        at = moments[start]
+        after_seconds(number, float(at[:-1])) if at.endswith("s") else arrange(number, int(at))
     sys.argv = ["r1engine", *sys.argv[3:]]
     from r1engine.cli import main as run
 

@@ -283,6 +283,38 @@ def test_what_a_start_asks_reads_no_rows_and_only_the_first_rank_of_a_node_looks
     check_start(cfg, 1)
 
 
+NOBODY = "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            [f"rewards.judge={{urls: [{NOBODY}/v1], model: m, tries: 1}}"],
+            f"rewards: judge m at {NOBODY}/v1: found undecided (no reply from {NOBODY}/v1/chat/completions: ",
+        ),
+        (
+            ["rollout.engine=sglang", "rollout.sglang.mode=remote", f"rollout.sglang.urls=[{NOBODY}]"],
+            f"rollout.sglang.urls: {NOBODY}/server_info: ",
+        ),
+    ],
+)
+def test_a_live_dry_run_asks_the_servers_and_a_plain_one_does_not(here, settings, message):
+    cfg = load(Path("rl.yaml"), ["model.path=model", "data.train=train.jsonl", *settings])
+    dry_run(cfg, 1, is_live=False)
+    with pytest.raises(ConfigError) as caught:
+        dry_run(cfg, 1, is_live=True)
+    assert message in str(caught.value)
+
+
+def test_a_live_dry_run_tries_the_sandbox_if_a_reward_runs_code(here):
+    row = {"question": "1+1=", "reward": "code", "tests": [{"stdin": "1", "stdout": "2"}]}
+    Path("code.jsonl").write_text(json.dumps(row) + "\n")
+    cfg = load(Path("rl.yaml"), ["model.path=model", "data.train=code.jsonl", "data.max_prompt_tokens=250"])
+    assert not any("sandbox" in note for note in dry_run(cfg, 1, is_live=False))
+    assert any(note.startswith("code rewards run in a sandbox of:") for note in dry_run(cfg, 1, is_live=True))
+
+
 # ---- pipelines and plans ---------------------------------------------------------------------------------------
 
 PIPELINE = """

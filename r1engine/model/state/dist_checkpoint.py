@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,12 @@ def save(folder: Path, model: Saved, optimizer: MegatronOptimizer, snapshot: dic
     filesystem_async._results_queue = queue.Queue()
     try:
         dist_checkpointing.save(tree, str(folder))
-    except (CheckpointException, OSError) as error:  # the first is a BaseException; its last line says what failed
-        reason = str(error).strip().splitlines()[-1]
+    # The first is a BaseException, whose last line says what failed. PyTorch's writer of files knows only that one did.
+    except (CheckpointException, OSError, RuntimeError) as error:
+        reason, free = str(error).strip().splitlines()[-1], shutil.disk_usage(folder).free / 1e6
         raise RuntimeError(
-            f"checkpoint: {folder} could not be written ({reason}); free some space and start the same command again: "
-            "it goes on from the last whole checkpoint"
+            f"checkpoint: {folder} could not be written ({reason}; its disk has {free:,.1f} MB free); free some space "
+            "and start the same command again: it goes on from the last whole checkpoint"
         ) from error
 
 

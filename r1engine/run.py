@@ -31,6 +31,7 @@ from r1engine.observe.progress import Progress
 from r1engine.observe.report import write_report
 from r1engine.observe.starts import model_card, now, read_starts, record_start
 from r1engine.observe.summary import print_summary
+from r1engine.plan.utilization import utilization
 from r1engine.ranks import World, is_first_to
 from r1engine.run_lock import held
 from r1engine.stages import Advance, Stage, make_stage
@@ -265,6 +266,10 @@ class Run:
     def _log(self, done: Advance) -> None:
         row = done.metrics | self.phases.take() | device_telemetry()
         row["tokens_per_second"] = done.tokens / row["seconds/total"]
+        device = torch.cuda.get_device_name() if self.world.device.type == "cuda" else ""
+        share = utilization(done.flops, row["seconds/total"], self.world.size, device) if done.flops else None
+        if share is not None:
+            row["mfu"] = share
         self.progress.step(self.step, row)
         for note in done.notes:
             self.progress.note(f"step {self.step}: {note}")

@@ -19,6 +19,7 @@ class Conversation:
 
     messages: list[Message]
     place: str  # "train.jsonl:7", for error messages
+    domain: str = ""  # math, code, ..., of which the held-out loss is told apart; "": not said
 
     def until(self, *, train_on: str) -> list[list[Message]]:
         """The conversation up to each assistant turn (`all`), or up to the last one (`last`)."""
@@ -30,13 +31,22 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
     """The conversations of a .jsonl or .parquet file, in file order.
 
     A row has `messages`, a list of objects with `role` (system, user or assistant) and `content`; or `question` and
-    `completion`, which are a user's and an assistant's message. Other fields of a row are ignored.
+    `completion`, which are a user's and an assistant's message. `domain` may stand beside them. Other fields are
+    ignored.
 
     Raises:
         ValueError: the file is missing, empty or of another kind, or a row is not as above; the row is named.
     """
-    for row in read_rows(path, ("question", "completion", "messages"), or_else="messages"):
-        yield Conversation(_messages(row) if "messages" in row.fields else _question_and_completion(row), row.place)
+    for row in read_rows(path, ("question", "completion", "messages", "domain"), or_else="messages"):
+        messages = _messages(row) if "messages" in row.fields else _question_and_completion(row)
+        yield Conversation(messages, row.place, _domain(row))
+
+
+def _domain(row: Row) -> str:
+    if "domain" not in row.fields:
+        return ""
+    _check_text(row.fields["domain"], "domain", row.place)
+    return str(row.fields["domain"]).strip()
 
 
 def _question_and_completion(row: Row) -> list[Message]:

@@ -105,6 +105,12 @@ class Policy:
         rounds = layout.pipeline if layout.virtual > 1 else 1
         return RowShape(max_tokens, self.world.dp_size, self.row_multiple, rounds)
 
+    def computed_tokens(self, shards: list[list[PackedBatch]]) -> int:
+        """Tokens that all ranks compute for the rows of an update, padding included."""
+        if self._layout.virtual == 1:
+            return sum(len(row.tokens) for rows in shards for row in rows)
+        return sum(len(rows) * max(len(row.tokens) for row in rows) for rows in shards)  # see `_run`
+
     @property
     def row_multiple(self) -> int:
         """Tokens that the length of a row is a multiple of."""

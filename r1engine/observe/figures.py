@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, cycle, pairwise
 from pathlib import Path
 
 Row = dict[str, float]
@@ -27,8 +28,19 @@ class Figure:
     series: tuple[Series, ...]
     is_fraction: bool = False  # y axis from 0 to 1
     is_log: bool = False
+    over_tokens: bool = False  # x axis: tokens trained on so far, not optimizer steps
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """How many texts of supervised training have how many tokens."""
+
+    edges: list[float]  # tokens; one more than there are counts
+    texts: list[int]
+    row_tokens: int  # of a packed row
+
+
+LENGTHS_TITLE = "Lengths of the texts"
 BLUE, ORANGE, GREEN, GREY, RED = "#2f6fb5", "#d9731a", "#2a8c5a", "#8a94a3", "#c23b4b"
 RL_FIGURES = (
     Figure(
@@ -75,26 +87,39 @@ SFT_FIGURES = (
         "nats per token",
         (Series("loss", "training texts", BLUE), Series("eval/loss", "held-out texts", ORANGE, is_rare=True)),
     ),
+    Figure(
+        "Cross-entropy over tokens",
+        "nats per token",
+        (Series("loss", "training texts", BLUE), Series("eval/loss", "held-out texts", ORANGE, is_rare=True)),
+        over_tokens=True,
+    ),
     Figure("Entropy of the predictions", "nats per token", (Series("entropy", "training texts", BLUE),)),
     Figure("Gradient norm before clipping", "norm", (Series("grad_norm", "all parameters", BLUE),), is_log=True),
     Figure("Learning rate", "learning rate", (Series("lr", "learning rate", BLUE),)),
+    Figure("Speed", "tokens per second", (Series("tokens_per_second", "all ranks", BLUE),)),
 )
-_PHASES = ("generate", "score", "logprobs", "update", "refresh")
-_PHASE_COLORS = (BLUE, GREEN, "#8e6bb8", ORANGE, GREY)
+_DOMAIN = "eval/loss/"
+_COLORS = (BLUE, ORANGE, GREEN, RED, "#8e6bb8", GREY, "#b8860b", "#0f8b8d")
+_PHASES = ("data", "generate", "score", "logprobs", "update", "refresh")
+_PHASE_COLORS = (RED, BLUE, GREEN, "#8e6bb8", ORANGE, GREY)
 _SMOOTH_FROM = 20  # points; with fewer the raw line is readable
 
 
-def points(rows: list[Row], key: str, *, only_positive: bool = False) -> tuple[list[float], list[float]]:
+def points(
+    rows: list[Row], key: str, *, only_positive: bool = False, over_tokens: bool = False
+) -> tuple[list[float], list[float]]:
     """Steps and values of the rows that have a number under `key`.
 
     Args:
         rows:          metrics rows, by step.
         key:           of metrics.jsonl.
         only_positive: for a logarithmic axis.
+        over_tokens:   the sum of `tokens` so far in place of steps.
     """
-    found = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
-    found = [(step, value) for step, value in found if value > 0 or not only_positive]
-    return [step for step, _ in found], [value for _, value in found]
+    places = list(accumulate(row.get("tokens") or 0 for row in rows)) if over_tokens else [row["step"] for row in rows]
+    found = [(x, row[key]) for x, row in zip(places, rows, strict=True) if isinstance(row.get(key), (int, float))]
+    found = [(x, value) for x, value in found if value > 0 or not only_positive]
+    return [x for x, _ in found], [value for _, value in found]
 
 
 def smoothed(values: list[float]) -> list[float]:
@@ -106,26 +131,37 @@ def smoothed(values: list[float]) -> list[float]:
 
 def figures_of(rows: list[Row]) -> tuple[Figure, ...]:
     """The figures of reinforcement learning, or of supervised training."""
-    return RL_FIGURES if any("tokens_generated" in row or "eval/pass_at_1" in row for row in rows) else SFT_FIGURES
+    if any("tokens_generated" in row or "eval/pass_at_1" in row for row in rows):
+        return RL_FIGURES
+    domains = dict.fromkeys(key for row in rows for key in row if key.startswith(_DOMAIN))
+    series = tuple(
+        Series(key, key.removeprefix(_DOMAIN), color, is_rare=True)
+        for key, color in zip(domains, cycle(_COLORS), strict=False)
+    )
+    by_domain = Figure("Held-out cross-entropy by domain", "nats per token", series)
+    used = Figure("Model FLOPs utilization", "share of the peak", (Series("mfu", "all GPUs", BLUE),))
+    has_mfu = any("mfu" in row for row in rows)
+    return (*SFT_FIGURES, *([by_domain] if domains else []), *([used] if has_mfu else []))
 
 
-def write_png(rows: list[Row], path: Path) -> None:
-    """Draws the figures into one PNG, without a display."""
+def write_png(rows: list[Row], path: Path, lengths: Lengths | None = None) -> None:
+    """Draws the figures into one PNG, without a display; of supervised training also the lengths of its texts."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    canvas = Canvas(figsize=(12.5, 8.0), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
+    figures = figures_of(rows)
+    num_rows = -(-(len(figures) + (lengths is not None)) // 2)
+    engine = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15)
+    canvas = Canvas(figsize=(12.5, 4.0 * num_rows), dpi=150, layout=engine)
     FigureCanvasAgg(canvas)
-    for axes, figure in zip(canvas.subplots(2, 2).flat, figures_of(rows), strict=True):
-        axes.set_title(figure.title, loc="left", fontsize=10.5, fontweight="bold", color="#1d2733", pad=8)
-        axes.set_xlabel("optimizer step", fontsize=9)
-        axes.set_ylabel(figure.y_label, fontsize=9)
-        axes.tick_params(labelsize=8.5, colors="#4a5563", length=3)
-        axes.grid(True, color="#e6eaef", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color("#c4ccd6")
+    places = list(canvas.subplots(num_rows, 2).flat)
+    if lengths is not None:
+        _draw_lengths(places[len(figures)], lengths)
+    for axes in places[len(figures) + (lengths is not None) :]:
+        axes.set_axis_off()
+    for axes, figure in zip(places, figures, strict=False):
+        _dress(axes, figure.title, x_label(figure), figure.y_label)
         if _draw_lines(axes, rows, figure):
             axes.legend(fontsize=8.5, frameon=False, loc="best")
         else:
@@ -137,11 +173,35 @@ def write_png(rows: list[Row], path: Path) -> None:
     canvas.savefig(path, facecolor="white")
 
 
+def x_label(figure: Figure) -> str:
+    """What the x axis counts."""
+    return "tokens" if figure.over_tokens else "optimizer step"
+
+
+def _dress(axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color="#1d2733", pad=8)
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.tick_params(labelsize=8.5, colors="#4a5563", length=3)
+    axes.grid(True, color="#e6eaef", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#c4ccd6")
+
+
+def _draw_lengths(axes, lengths: Lengths) -> None:
+    _dress(axes, LENGTHS_TITLE, "tokens of a text", "texts")
+    axes.stairs(lengths.texts, lengths.edges, fill=True, color=BLUE)
+    axes.axvline(lengths.row_tokens, color=RED, linestyle="--", linewidth=1.4, label="a packed row")
+    axes.set_xscale("log", base=2)
+    axes.legend(fontsize=8.5, frameon=False, loc="best")
+
+
 def _draw_lines(axes, rows: list[Row], figure: Figure) -> bool:
     """Draws the lines of one figure; False if none has a point."""
     drawn = False
     for series in figure.series:
-        steps, values = points(rows, series.key, only_positive=figure.is_log)
+        steps, values = points(rows, series.key, only_positive=figure.is_log, over_tokens=figure.over_tokens)
         if not steps:
             continue
         drawn = True
@@ -156,9 +216,11 @@ def _draw_lines(axes, rows: list[Row], figure: Figure) -> bool:
     return drawn
 
 
-def html_figures(rows: list[Row]) -> list[str]:
+def html_figures(rows: list[Row], lengths: Lengths | None = None) -> list[str]:
     """Interactive figures as HTML fragments; the page must contain `plotly_script` before them."""
     made = {figure.title: _plotly_lines(rows, figure) for figure in figures_of(rows)}
+    if lengths is not None:
+        made[LENGTHS_TITLE] = _plotly_lengths(lengths)
     made["Where the time goes"] = _plotly_phases(rows)
     options = {
         "displaylogo": False,
@@ -183,7 +245,7 @@ def _plotly_lines(rows: list[Row], figure: Figure):
 
     chart = go.Figure()
     for series in figure.series:
-        steps, values = points(rows, series.key, only_positive=figure.is_log)
+        steps, values = points(rows, series.key, only_positive=figure.is_log, over_tokens=figure.over_tokens)
         if not steps:
             continue
         line = {"color": series.color, "width": 2.2}
@@ -204,7 +266,25 @@ def _plotly_lines(rows: list[Row], figure: Figure):
         y_axis |= {"type": "log", "exponentformat": "power", "dtick": 1}
     else:
         y_axis |= {"rangemode": "tozero"}
-    return _styled(chart, y_axis)
+    return _styled(chart, y_axis, x_label(figure))
+
+
+def _plotly_lengths(lengths: Lengths):
+    import plotly.graph_objects as go
+
+    chart = go.Figure()
+    ends = list(pairwise(lengths.edges))
+    chart.add_bar(
+        x=[low for low, _ in ends],
+        width=[high - low for low, high in ends],
+        y=lengths.texts,
+        offset=0,
+        name="texts",
+        marker={"color": BLUE, "line": {"width": 0}},
+    )
+    chart.add_vline(lengths.row_tokens, line={"color": RED, "dash": "dash"}, annotation_text="a packed row")
+    _styled(chart, {"title": {"text": "texts"}}, "tokens of a text")
+    return chart.update_layout(xaxis={"type": "log"}, hovermode="closest")
 
 
 def _plotly_phases(rows: list[Row]):
@@ -219,7 +299,7 @@ def _plotly_phases(rows: list[Row]):
     return _styled(chart, {"title": {"text": "seconds per iteration"}})
 
 
-def _styled(chart, y_axis: dict):
+def _styled(chart, y_axis: dict, x: str = "optimizer step"):
     font = 'system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif'
     chart.update_layout(
         template="plotly_white",
@@ -230,7 +310,7 @@ def _styled(chart, y_axis: dict):
         hovermode="x unified",
         showlegend=True,
         yaxis=y_axis,
-        xaxis={"title": {"text": "optimizer step", "standoff": 6}},
+        xaxis={"title": {"text": x, "standoff": 6}},
     )
     if not chart.data:
         chart.add_annotation(text="no data", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)

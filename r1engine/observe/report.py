@@ -23,8 +23,8 @@ _HEADLINES = {
 def write_report(run_dir: Path) -> tuple[Path, Path]:
     """Draws what the logs of a run hold: the paper's curves, rewards, phase times and sampled completions.
 
-    Reads metrics.jsonl and, if present, samples.jsonl and summary.json. The headline numbers are the first and the
-    last evaluation in metrics.jsonl; what else summary.json holds is shown as facts under the title.
+    Reads metrics.jsonl and, if present, samples.jsonl, lengths.json and summary.json. The headline numbers are the
+    first and the last evaluation in metrics.jsonl; what else summary.json holds is shown as facts under the title.
 
     Args:
         run_dir: folder of a run, finished or going on.
@@ -43,11 +43,13 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     if not rows:
         raise ValueError(f"report: {metrics} has no row; the run has not finished a step")
     samples, num_samples = _read_samples(run_dir / "samples.jsonl")
-    summary = _read_summary(run_dir / "summary.json")
+    summary = _read_object(run_dir / "summary.json") if (run_dir / "summary.json").exists() else {}
 
     png, page = run_dir / "curves.png", run_dir / "report.html"
-    figures.write_png(rows, png)
-    page.write_text(_page(run_dir.resolve().name, rows, samples, num_samples, summary), encoding="utf-8")
+    lengths = figures.Lengths(**_read_object(run_dir / "lengths.json")) if (run_dir / "lengths.json").exists() else None
+    figures.write_png(rows, png, lengths)
+    text = _page(run_dir.resolve().name, rows, samples, num_samples, summary, lengths)
+    page.write_text(text, encoding="utf-8")
     return png, page
 
 
@@ -68,17 +70,15 @@ def _read_lines(path: Path) -> list[dict]:
     return rows
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
-    """What summary.json holds; nothing where there is none yet."""
-    if not path.exists():
-        return {}
+def _read_object(path: Path) -> dict[str, Any]:
+    """What a .json file beside the logs holds."""
     try:
-        summary = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"report: {path} is not JSON: {error}; the report needs none, remove it") from error
-    if not isinstance(summary, dict):
-        raise ValueError(f"report: {path} holds {summary!r:.40}, required an object")
-    return summary
+    if not isinstance(found, dict):
+        raise ValueError(f"report: {path} holds {found!r:.40}, required an object")
+    return found
 
 
 def _merged(rows: list[dict]) -> list[dict]:
@@ -100,13 +100,20 @@ def _read_samples(path: Path) -> tuple[list[dict], int]:
     return [row for row in rows if row["step"] in kept], len(rows)
 
 
-def _page(name: str, rows: list[dict], samples: list[dict], num_samples: int, summary: dict) -> str:
+def _page(
+    name: str,
+    rows: list[dict],
+    samples: list[dict],
+    num_samples: int,
+    summary: dict,
+    lengths: figures.Lengths | None,
+) -> str:
     note = "" if len(samples) == num_samples else f"Of {num_samples} logged completions, {len(samples)} are shown here."
     parts = {
         "@TITLE@": html.escape(name),
         "@FACTS@": _facts(rows, summary),
         "@HEADLINES@": _headlines(rows),
-        "@FIGURES@": _figure_cards(rows),
+        "@FIGURES@": _figure_cards(rows, lengths),
         "@SAMPLES_NOTE@": note,
         "@SAMPLES@": embedded_json(samples),
         "@PLOTLY@": figures.plotly_script(),
@@ -116,9 +123,9 @@ def _page(name: str, rows: list[dict], samples: list[dict], num_samples: int, su
     return "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
 
 
-def _figure_cards(rows: list[dict]) -> str:
+def _figure_cards(rows: list[dict], lengths: figures.Lengths | None) -> str:
     """The figures in two columns; an odd last one is as wide as both."""
-    fragments = figures.html_figures(rows)
+    fragments = figures.html_figures(rows, lengths)
     classes = ["card figure"] * len(fragments)
     if len(fragments) % 2:
         classes[-1] += " wide"
@@ -135,8 +142,10 @@ def _facts(rows: list[dict], summary: dict) -> str:
     """What is known of the run as a whole, in one line."""
     # Without summary.json the run goes on: its iterations so far, without evaluations and checkpoints.
     seconds = summary.get("seconds") or sum(row.get("seconds/total") or 0.0 for row in rows)
-    tokens = sum(row.get("tokens_generated") or 0 for row in rows)
-    facts = [("steps", f"{rows[-1]['step']:,}"), ("tokens generated", f"{tokens:,.0f}")]
+    key = "tokens" if any("tokens" in row for row in rows) else "tokens_generated"
+    tokens = sum(row.get(key) or 0 for row in rows)
+    name = "tokens trained on" if key == "tokens" else "tokens generated"
+    facts = [("steps", f"{rows[-1]['step']:,}"), (name, f"{tokens:,.0f}")]
     facts.append(("wall time", f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"))
     for key, value in summary.items():
         if key != "seconds" and not key.endswith(("_before", "_after")) and isinstance(value, (str, int, float)):

@@ -5,10 +5,12 @@ Cold start and second SFT of the paper (sections 2.3.1 and 2.3.3), distillation 
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from r1engine.batch import PackedBatch, Sequence, TokenOutputs, pack
@@ -18,6 +20,7 @@ from r1engine.data.texts import TextTable, texts_key
 from r1engine.model.policy import Policy
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
+from r1engine.plan.utilization import training_flops
 from r1engine.ranks import World
 from r1engine.stages.identity import Identity, model_identity, setting
 from r1engine.stages.inputs import text_batches, write_texts
@@ -77,32 +80,65 @@ class SftStage:
         }
 
     def begin(self, rows: list[dict[str, Any]]) -> None:
-        """Nothing to prepare."""
+        """Say what there is to train on, and leave the lengths of the texts for the report."""
+        texts, cfg = self.train, self.cfg.sft
+        self._progress.note(
+            f"{len(texts):,} texts, {texts.num_tokens:,} tokens of which {texts.num_trained:,} are trained on: "
+            f"{self.steps:,} steps of {min(cfg.batch_size, len(texts)):,} texts, {cfg.epochs} epochs"
+        )
+        if self.world.is_first:
+            lengths = length_histogram(texts.lengths(), self.cfg.row_tokens)
+            (self.cfg.run_dir / "lengths.json").write_text(json.dumps(lengths) + "\n")
 
     def advance(self, step: int) -> Advance:
         """One optimizer step on the mean cross-entropy of all completion tokens of a batch."""
-        sequences = weighted([self.train.at(index) for index in self.batches.at(step)])
-        rows, lr = self._rows(sequences), self.cfg.optimizer.lr_at(step, self.steps)
+        with self._phases("data"):
+            sequences = weighted([self.train.at(index) for index in self.batches.at(step)])
+            shards = pack(sequences, self.policy.row_shape(self.cfg.row_tokens))
+            rows = self._own(shards)
+        lr = self.cfg.optimizer.lr_at(step, self.steps)
         with self._phases("update"):
             done = self.policy.update(rows, cross_entropy, lr)
-        tokens = sum(len(sequence.tokens) for sequence in sequences)
-        epoch = (step + 1) / self.batches.steps_per_epoch
-        return Advance(1, done.metrics | {"lr": lr, "epoch": epoch, "tokens": tokens}, tokens=tokens)
+        lengths = [len(sequence.tokens) for sequence in sequences]
+        tokens = sum(lengths)
+        metrics = {
+            "lr": lr,
+            "epoch": (step + 1) / self.batches.steps_per_epoch,
+            "texts": len(sequences),
+            "tokens": tokens,
+            "tokens_trained": tokens - sum(sequence.num_prompt for sequence in sequences),
+            "padding_share": 1 - tokens / self.policy.computed_tokens(shards),
+        }
+        return Advance(1, done.metrics | metrics, tokens, flops=training_flops(self.policy.shape, lengths))
 
     def evaluate(self, step: int) -> Evaluated | None:
-        """Mean negative log-likelihood of the held-out completions (nats a token)."""
+        """Mean negative log-likelihood of the held-out completions (nats a token): of all, and of each domain."""
         if self.heldout is None:
             return None
-        rows = self._rows(weighted([self.heldout.at(index) for index in range(len(self.heldout))]))
-        logps = self.policy.logprobs(rows)
-        own = -sum(float((row.loss_weight * logp).sum()) for row, logp in zip(rows, logps, strict=True))
+        table = self.heldout
+        domains = {name: table.of_domain(name) for name in table.domains}
+        own = [self._likelihoods(indices) for indices in domains.values()]
         # Ranks of one data-parallel share have the same rows.
-        loss = sum(dict(self.world.everyones((self.world.dp_rank, own))).values())
-        return Evaluated({"eval/loss": loss}, [], f"held-out loss {loss:.4f}")
+        sums = np.sum(list(dict(self.world.everyones((self.world.dp_rank, own))).values()), axis=0)
+        total, count = sums.sum(axis=0)
+        found = {"eval/loss": total / count}
+        found |= {f"eval/loss/{name}": nll / n for name, (nll, n) in zip(domains, sums, strict=True) if name}
+        return Evaluated(found, [], f"held-out loss {found['eval/loss']:.4f}")
 
-    def _rows(self, sequences: list[Sequence]) -> list[PackedBatch]:
+    def _likelihoods(self, indices: list[int]) -> tuple[float, float]:
+        """Of held-out texts, this data-parallel rank's part: negative log-likelihood (nats), completion tokens."""
+        assert self.heldout is not None
+        nll, count, size = 0.0, 0.0, self.cfg.sft.batch_size
+        for start in range(0, len(indices), size):  # not all in memory at once
+            texts = [Sequence(*self.heldout.at(index), weight=1.0) for index in indices[start : start + size]]
+            rows = self._own(pack(texts, self.policy.row_shape(self.cfg.row_tokens)))
+            for row, logp in zip(rows, self.policy.logprobs(rows), strict=True):
+                nll -= float((row.loss_weight * logp).double().sum())
+                count += float(row.loss_weight.sum(dtype=torch.float64))
+        return nll, count
+
+    def _own(self, shards: list[list[PackedBatch]]) -> list[PackedBatch]:
         """This data-parallel rank's rows, on its device."""
-        shards = pack(sequences, self.policy.row_shape(self.cfg.row_tokens))
         return [row.to(self.world.device) for row in shards[self.world.dp_rank]]
 
     def save(self, folder: Path) -> dict[str, Any]:
@@ -126,6 +162,19 @@ class SftStage:
 
     def close(self) -> None:
         """Nothing to end."""
+
+
+def length_histogram(lengths: np.ndarray, row_tokens: int) -> dict[str, Any]:
+    """How many texts have how many tokens, in steps of a factor of the square root of two, for the report.
+
+    Args:
+        lengths:    [N] tokens of each text.
+        row_tokens: that a packed row holds.
+    """
+    steps = int(np.ceil(2 * np.log2(lengths.max()))) + 1
+    edges = 2.0 ** (np.arange(steps + 1) / 2)
+    counts, _ = np.histogram(lengths, edges)
+    return {"edges": edges.round(1).tolist(), "texts": counts.tolist(), "row_tokens": row_tokens}
 
 
 def weighted(texts: list[tuple[list[int], int]]) -> list[Sequence]:

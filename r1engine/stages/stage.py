@@ -18,6 +18,7 @@ class Advance:
     steps: int  # optimizer steps that it made
     metrics: dict[str, float]
     tokens: int  # that it processed; the log divides them by its seconds
+    flops: float = 0.0  # that all ranks could not do without; 0: not counted
     samples: list[dict[str, Any]] = field(default_factory=list)  # rows of samples.jsonl
     undecided: list[dict[str, Any]] = field(default_factory=list)  # rows of undecided.jsonl
     notes: list[str] = field(default_factory=list)  # lines for the user

@@ -66,6 +66,8 @@ BAD = [
     ({"question": 3, "completion": "b"}, "question is 3, required a text that is not empty"),
     ({"text": "a"}, "found no field 'question', only ['text']"),
     (["a"], "found list, required an object with `question` and `completion`"),
+    (said("q", "a") | {"domain": 3}, "domain is 3, required a text that is not empty"),
+    (said("q", "a") | {"domain": " "}, "domain is ' ', required a text that is not empty"),
     ({"messages": []}, "messages is [], required a list that is not empty"),
     ({"messages": "hello"}, "messages is 'hello', required a list that is not empty"),
     ({"messages": ["hello"]}, "messages[0] is 'hello', required an object with role and content"),
@@ -149,6 +151,23 @@ def test_table_1_stands_around_a_question(tmp_path, folder):
     tokens, num_prompt = found.at(0)
     assert tokenizer.decode(tokens[:num_prompt]).endswith("User: 1+1?. Assistant:")
     assert tokens[num_prompt:] == [*tokenizer.encode("2").ids, tokenizer.token_to_id("<|endoftext|>")]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_the_domain_of_a_row_is_that_of_its_texts(tmp_path, folder, suffix):
+    domains = ["math", None, "code", "math "]
+    rows = [said("q", "a", "r", "b") | {"domain": domain} for domain in domains]
+    found = table(write(tmp_path / f"a{suffix}", *rows), folder)
+    assert found.domains == ["math", "", "code"]
+    assert [found.of_domain(domain) for domain in found.domains] == [[0, 1, 6, 7], [2, 3], [4, 5]]
+    assert found.lengths().tolist() == [len(found.at(i)[0]) for i in range(8)]
+    assert found.num_tokens == sum(found.lengths()) and found.num_trained == 8 * 2  # a letter and the end token
+
+
+def test_more_domains_than_a_log_can_have_are_refused(tmp_path, folder):
+    path = write(tmp_path / "a.jsonl", *(said("q", "a") | {"domain": f"d{i}"} for i in range(101)))
+    with pytest.raises(ValueError, match=r"a.jsonl:101: domain is 'd100', one more than the 100"):
+        table(path, folder)
 
 
 # ---- what is left out ----------------------------------------------------------------------------------------------

@@ -142,6 +142,45 @@ def test_short_runs_are_drawn(tmp_path, monkeypatch, rows):
     assert embedded(page) == []
 
 
+def supervised(step, **more):
+    return {
+        "step": step,
+        "loss": 1.0 / step,
+        "tokens": 100,
+        "lr": 1e-3,
+        "tokens_per_second": 9.0,
+        "grad_norm": 1.0,
+        **more,
+    }
+
+
+def test_a_supervised_run_is_drawn_over_steps_tokens_and_domains(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "plotly_script", lambda: "")
+    evaluated = {"eval/loss": 2.0, "eval/loss/math": 1.5, "eval/loss/<b>": 2.5}
+    rows = [{"step": 0, **evaluated}, *map(supervised, range(1, 5)), {"step": 4, **evaluated}]
+    write_lines(tmp_path / "metrics.jsonl", rows)
+    (tmp_path / "lengths.json").write_text(json.dumps({"edges": [1, 2, 4], "texts": [3, 5], "row_tokens": 3}))
+    png, page = write_report(tmp_path)
+    assert png.stat().st_size > 10_000
+    text = page.read_text()
+    assert re.findall(r"<h3>(.*?)</h3>", text)[1:] == [
+        "Cross-entropy",
+        "Cross-entropy over tokens",
+        "Entropy of the predictions",
+        "Gradient norm before clipping",
+        "Learning rate",
+        "Speed",
+        "Held-out cross-entropy by domain",
+        "Lengths of the texts",
+        "Where the time goes",
+    ]
+    assert "tokens trained on <b>400</b>" in text
+    assert '"name":"math"' in text and "<b>" not in re.findall(r'"name":"([^"]*)"', text)
+    assert '"x":[100,200,300,400]' in text.replace(" ", "")
+    merged = [{"step": 0, "eval/loss": 2.0}, supervised(1), supervised(2, **{"eval/loss": 1.0})]
+    assert figures.points(merged, "eval/loss", over_tokens=True) == ([0, 200], [2.0, 1.0])
+
+
 def test_a_row_that_is_being_written_is_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row(1)) + "\n" + '{"step": 2, "re')
     assert [r["step"] for r in report._read_lines(tmp_path / "metrics.jsonl")] == [1]

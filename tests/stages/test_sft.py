@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from r1engine.config import SftConfig
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
+from r1engine.plan.utilization import training_flops
 from r1engine.stages import make_stage
 from r1engine.stages.sft import SftStage
 
@@ -22,7 +23,9 @@ def data(tmp_path_factory, tiny_base) -> Path:
     folder = tmp_path_factory.mktemp("sft")
     lines = (tiny_base / "tiny" / "texts.jsonl").read_text().splitlines(keepends=True)
     (folder / "train.jsonl").write_text("".join(lines[:10]))
-    (folder / "heldout.jsonl").write_text("".join(lines[10:17]))
+    domains = [{"domain": name} if name else {} for name in ("sums", "", "sums", "code", "code", "sums", "")]
+    heldout = [json.loads(line) | domain for line, domain in zip(lines[10:17], domains, strict=True)]
+    (folder / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in heldout))
     return folder
 
 
@@ -62,14 +65,21 @@ def test_loss_and_gradient_are_those_of_transformers(tiny_base, data, world):
     assert done.metrics["loss"] == pytest.approx(expected.item(), rel=1e-6)
     norm = torch.sqrt(sum(p.grad.square().sum() for p in model.parameters())).item()
     assert done.metrics["grad_norm"] == pytest.approx(norm, rel=1e-5)
-    assert done.tokens == sum(len(found.train.at(index)[0]) for index in range(10))
+    lengths = [len(found.train.at(index)[0]) for index in range(10)]
+    assert done.tokens == done.metrics["tokens"] == sum(lengths) and done.metrics["texts"] == 10
+    trained = sum(len(tokens) - num_prompt for tokens, num_prompt in map(found.train.at, range(10)))
+    assert done.metrics["tokens_trained"] == trained and done.metrics["padding_share"] == 0
+    assert done.flops == training_flops(found.policy.shape, lengths)
 
 
 def test_heldout_loss_is_that_of_transformers_and_moves_nothing(tiny_base, data, world):
     found = stage(tiny_base, data, world)
     before = {name: tensor.clone() for name, tensor in found.policy.weights()}
-    expected, _ = losses(tiny_base, found.heldout, range(7))
-    assert found.evaluate(0).metrics == {"eval/loss": pytest.approx(expected.item(), rel=1e-6)}
+    texts = {"eval/loss": range(7), "eval/loss/sums": (0, 2, 5), "eval/loss/code": (3, 4)}
+    expected = {key: losses(tiny_base, found.heldout, indices)[0].item() for key, indices in texts.items()}
+    assert found.evaluate(0).metrics == pytest.approx(expected, rel=1e-6)
+    batches_of_two = stage(tiny_base, data, world, sft={"epochs": 1, "batch_size": 2})
+    assert batches_of_two.evaluate(0).metrics == pytest.approx(expected, rel=1e-6)
     assert all(torch.equal(tensor, before[name]) for name, tensor in found.policy.weights())
 
 

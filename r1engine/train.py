@@ -10,7 +10,7 @@ if not __package__:
 
 import typer
 
-from r1engine.cli import train
+from r1engine.cli.runs import train
 
 
 def main() -> None:

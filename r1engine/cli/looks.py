@@ -1,0 +1,83 @@
+"""The commands that look at something and change nothing: config, report, plan, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from r1engine.cli.border import ConfigPath, Overrides, fail
+from r1engine.config import KINDS, ConfigError, RlConfig, load, to_yaml
+
+
+def show_config(
+    config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="YAML file; with --defaults a stage.")] = None,
+    overrides: Overrides = None,
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="Print every key of a stage (rl, sft, tiny) with default and meaning.")
+    ] = False,
+) -> None:
+    """Print CONFIG with every default filled in."""
+    try:
+        if defaults:
+            from r1engine.config.words import commented_defaults
+
+            if (kind := config or "rl") not in KINDS:
+                raise ConfigError(f"config --defaults: found {kind}, required one of {', '.join(KINDS)}")
+            typer.echo(commented_defaults(KINDS[kind]), nl=False)
+            return
+        if config is None:
+            raise ConfigError("config: required CONFIG, or --defaults and a kind of stage")
+        typer.echo(to_yaml(load(Path(config), overrides or [])), nl=False)
+    except ConfigError as error:
+        fail(error)
+
+
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, finished or not.")],
+) -> None:
+    """Write the report of a run (again)."""
+    if not (run_dir / "metrics.jsonl").is_file():
+        fail(ConfigError(f"report: found no metrics.jsonl in {run_dir}, required the folder of a run"))
+    from r1engine.observe.report import write_report
+
+    try:
+        for written in write_report(run_dir):
+            typer.echo(written)
+    except (ValueError, OSError) as error:
+        fail(ConfigError.of(error))
+
+
+def plan(
+    config: ConfigPath,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs of the run.")],
+    overrides: Overrides = None,
+    gpu: Annotated[str, typer.Option("--gpu", help="h100, h800, h200 or h20.")] = "h100",
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Search the layouts and rank them; CONFIG's is ignored.")
+    ] = False,
+    assume: Annotated[
+        list[str] | None,
+        typer.Option("--assume", metavar="NAME=VALUE", help="Change what is assumed, e.g. mean_tokens=4000."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with stacked bars.")] = None,
+) -> None:
+    """Memory, traffic and time of CONFIG on so many GPUs; needs no weights and no GPU."""
+    try:
+        cfg = load(config, overrides or [], RlConfig)
+        from r1engine.plan.command import run_plan
+
+        fits = run_plan(cfg, gpus, gpu, auto=auto, assume=assume or [], as_json=as_json, html=html)
+    except ConfigError as error:
+        fail(error)
+    if not fits:
+        raise typer.Exit(1)
+
+
+def doctor() -> None:
+    """Print what this machine has: versions, devices, memory, disk, the compiled kernels."""
+    from r1engine.doctor import print_table
+
+    print_table()

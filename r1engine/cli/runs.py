@@ -1,0 +1,95 @@
+"""The commands that run something until it is done: train, pipeline, serve."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from r1engine.cli.border import ConfigPath, Live, Overrides, agree, fail, is_first, ranks_of_a_run, tell, world_size
+from r1engine.config import ConfigError, RlConfig, StageConfig, load, to_yaml
+
+
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the config, stop.")] = False,
+    live: Live = False,
+) -> None:
+    """Train as CONFIG says. Started by torchrun, every process is one rank."""
+    from r1engine.stages.check import check_start
+    from r1engine.stages.check import dry_run as check_all
+
+    try:
+        cfg: StageConfig = load(config, overrides or [])
+        if dry_run:
+            notes = check_all(cfg, world_size(), is_live=live)
+            agree(None)
+            tell(notes)
+            typer.echo(to_yaml(cfg), nl=False)
+            return
+        check_start(cfg, world_size())
+        from r1engine.run import train as run  # brings torch, so only once the config is known to be good
+
+        with ranks_of_a_run(cfg.parallel.timeout_minutes) as ending:
+            run(cfg, ending)
+    except ConfigError as error:
+        fail(error)
+
+
+def pipeline(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every stage, print what would run, stop.")] = False,
+    live: Live = False,
+    status: Annotated[bool, typer.Option("--status", help="Print what is done, and stop.")] = False,
+    until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop when this one is done.")] = None,
+    redo: Annotated[
+        str | None,
+        typer.Option("--redo", metavar="STAGE", help="Make it again, and what is made from it; old folders are kept."),
+    ] = None,
+) -> None:
+    """Run the stages of CONFIG in order; what is done is not run again. On ranks: torchrun -m r1engine pipeline ..."""
+    from r1engine.config.pipeline import load_pipeline
+    from r1engine.pipeline import driver
+    from r1engine.pipeline.status import print_plan, print_status
+
+    try:
+        stages = load_pipeline(config, overrides or [])
+        stages = stages.until(until) if until is not None else stages
+        again = [*stages.after(redo)] if redo is not None else []  # refuses a name that is none
+        if status:
+            print_status(stages)
+            return
+        if redo is None:
+            states = driver.check(stages, world_size())
+            print_plan(states) if is_first() else None
+            if world_size() == 1 and all(state == "done" for _, state in states):
+                return
+        if dry_run:
+            if redo is not None and is_first():
+                typer.echo(f"--redo {redo} would make again: {', '.join([redo, *(stage.name for stage in again)])}")
+            notes = driver.dry_run(stages, world_size(), is_live=live) if redo is None else []
+            agree(None)
+            tell(notes)
+            return
+        with ranks_of_a_run(stages.timeout_minutes) as ending:
+            driver.run_pipeline(stages, ending, redo=redo)
+    except ConfigError as error:
+        fail(error)
+
+
+def serve(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    servers: Annotated[int, typer.Option("--servers", min=1, help="SGLang servers on this machine.")] = 1,
+    host: Annotated[str | None, typer.Option("--host", help="Address that the trainer reaches; default: name.")] = None,
+) -> None:
+    """Run the SGLang servers of a disaggregated CONFIG on this machine, until Ctrl-C."""
+    try:
+        cfg = load(config, overrides or [], RlConfig)
+        from r1engine.rollout.sglang.serve import serve as run
+
+        run(cfg, servers, host)
+    except (ValueError, OSError) as error:
+        fail(ConfigError.of(error))

@@ -111,6 +111,8 @@ class TokenOutputs(NamedTuple):
     logp: torch.Tensor  # [T] float32, log-probability of each token given those before it in its sequence (nats)
     entropy: torch.Tensor  # [T] float32, of the distribution that it is drawn from (nats)
     draft_logp: torch.Tensor | None = None  # [T] float32, under the MTP modules, where these are trained
+    # [T] float32, of each sequence up to and with the token, where the head is a score; logp and entropy are 0 then
+    score: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -189,33 +191,47 @@ def pack(sequences: list[Sequence], shape: RowShape) -> list[list[PackedBatch]]:
     Raises:
         ValueError: a sequence does not fit a row.
     """
+    return pack_units([[sequence] for sequence in sequences], shape)
+
+
+def pack_units(units: list[list[Sequence]], shape: RowShape) -> list[list[PackedBatch]]:
+    """The same for units, such as pairs, of sequences that stay side by side in one row.
+
+    Raises:
+        ValueError: a unit does not fit a row.
+    """
     capacity = shape.max_tokens - shape.max_tokens % shape.multiple
-    shard_items: list[list[Sequence]] = [[] for _ in range(shape.shards)]
+    shard_units: list[list[list[Sequence]]] = [[] for _ in range(shape.shards)]
     load = [0] * shape.shards
-    for sequence in sorted(sequences, key=lambda s: -len(s.tokens)):
-        if len(sequence.tokens) > capacity:
-            raise ValueError(f"pack: a sequence of {len(sequence.tokens)} tokens does not fit a row of {capacity}")
+    for unit in sorted(units, key=lambda unit: -_size(unit)):
+        if (size := _size(unit)) > capacity:
+            what = "a sequence" if len(unit) == 1 else f"{len(unit)} sequences that stay together,"
+            raise ValueError(f"pack: {what} of {size} tokens does not fit a row of {capacity}")
         least = load.index(min(load))
-        shard_items[least].append(sequence)
-        load[least] += len(sequence.tokens)
-    rows = [_best_fit(items, capacity) for items in shard_items]
+        shard_units[least].append(unit)
+        load[least] += size
+    rows = [_best_fit(dealt, capacity) for dealt in shard_units]
     num_rows = max(1, *(len(r) for r in rows))
     num_rows += -num_rows % shape.num_rows_multiple
     return [[_row(items, shape.multiple) for items in shard + [[]] * (num_rows - len(shard))] for shard in rows]
 
 
-def _best_fit(items: list[Sequence], capacity: int) -> list[list[Sequence]]:
-    """Each sequence (longest first) goes to the fullest row that still takes it."""
+def _size(unit: list[Sequence]) -> int:
+    return sum(len(sequence.tokens) for sequence in unit)
+
+
+def _best_fit(units: list[list[Sequence]], capacity: int) -> list[list[Sequence]]:
+    """Each unit (longest first) goes to the fullest row that still takes it; the sequences of each row."""
     rows: list[list[Sequence]] = []
     free: list[int] = []
-    for item in items:
-        need = len(item.tokens)
+    for unit in units:
+        need = _size(unit)
         best = min((i for i in range(len(rows)) if free[i] >= need), key=free.__getitem__, default=None)
         if best is None:
             rows.append([])
             free.append(capacity)
             best = len(rows) - 1
-        rows[best].append(item)
+        rows[best].extend(unit)
         free[best] -= need
     return rows
 

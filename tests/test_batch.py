@@ -9,7 +9,18 @@ from itertools import pairwise
 import pytest
 import torch
 
-from r1engine.batch import Completion, PackedBatch, Prompt, RowShape, Sample, Sequence, TokenOutputs, pack, to_sequences
+from r1engine.batch import (
+    Completion,
+    PackedBatch,
+    Prompt,
+    RowShape,
+    Sample,
+    Sequence,
+    TokenOutputs,
+    pack,
+    pack_units,
+    to_sequences,
+)
 from r1engine.config import Grpo
 from r1engine.data.question import Question
 from r1engine.grpo import objective
@@ -264,3 +275,21 @@ def test_a_sequence_that_does_not_fit_is_refused():
         pack(to_sequences([sample([1], [3] * 9)]), RowShape(max_tokens=11, multiple=4))
     assert str(caught.value) == "pack: a sequence of 10 tokens does not fit a row of 8"
     assert len(pack(to_sequences([sample([1], [3] * 9)]), RowShape(max_tokens=10))[0]) == 1
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_unit_is_never_split_over_rows_or_shards(shards):
+    draw = random.Random(2)
+    units = [
+        [Sequence([i] * draw.randint(1, 9), 0, 1.0), Sequence([i] * draw.randint(1, 9), 0, 0.5)] for i in range(40)
+    ]
+    rows = flat(pack_units(units, RowShape(max_tokens=24, shards=shards, multiple=4)))
+    found = []
+    for row in rows:
+        whole = [(tokens, weight[0]) for tokens, weight, *_ in sequences_of(row) if weight[0]]
+        assert len(whole) % 2 == 0
+        found += [whole[i : i + 2] for i in range(0, len(whole), 2)]
+    wanted = [[(sequence.tokens, sequence.weight) for sequence in unit] for unit in units]
+    assert sorted(found) == sorted(wanted)
+    with pytest.raises(ValueError, match="2 sequences that stay together, of 26 tokens does not fit a row of 24"):
+        pack_units([[Sequence([0] * 13, 0, 1.0)] * 2], RowShape(max_tokens=27, multiple=4))

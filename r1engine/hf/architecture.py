@@ -2,13 +2,14 @@
 
 Qwen2, Qwen3 and Llama 3 are one computation with three switches: a bias on q/k/v, a norm of each query and key head,
 and how the rotary frequencies are scaled. Qwen3-MoE replaces the MLP by routed experts. DeepSeek-V3 (and Moonlight and
-Kimi-K2, which carry its name) has multi-head latent attention, routed and shared experts.
+Kimi-K2, which carry its name) has multi-head latent attention, routed and shared experts. Each of them may end in a
+score in place of an output matrix: a reward model, which transformers calls ...ForSequenceClassification.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from r1engine.hf.files import read_config
 
 DENSE = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
 FAMILIES = (*DENSE, "Qwen3MoeForCausalLM", "DeepseekV3ForCausalLM")
+TOKENS, SCORE = "ForCausalLM", "ForSequenceClassification"  # what transformers calls the two heads
+Head = Literal["tokens", "score"]  # what stands on the last hidden state: the output matrix, or one number a token
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ class Architecture:
     mla: Mla | None = None
     moe: Moe | None = None
     num_mtp_layers: int = 0  # multi-token prediction modules, behind the last layer
+    head: Head = "tokens"
 
     @property
     def rope_dim(self) -> int:
@@ -135,6 +139,10 @@ class Architecture:
         factor = self.rope_scaling.softmax_factor if isinstance(self.rope_scaling, YarnScaling) else 1.0
         return factor * self.head_dim**-0.5
 
+    def scoring(self) -> Architecture:
+        """The same decoder with a score for its head: no output matrix, and no modules that predict further tokens."""
+        return replace(self, head="score", is_tied=False, num_mtp_layers=0)
+
     def has_experts(self, layer: int) -> bool:
         """Whether a layer (from 0) has routed experts in place of the MLP. MTP modules, behind the last layer, do."""
         return self.moe is not None and (layer >= self.num_layers or self.moe.layers[layer])
@@ -148,9 +156,12 @@ def read_architecture(folder: Path) -> Architecture:
     """
     path = folder / "config.json"
     config = read_config(path)
-    family = (config.get("architectures") or [None])[0]
+    name = (config.get("architectures") or [None])[0]
+    family = f"{name}".removesuffix(SCORE) + TOKENS if f"{name}".endswith(SCORE) else name
     if family not in FAMILIES:
-        raise ValueError(f"{path}: architecture {family!r}, required is one of {', '.join(FAMILIES)}")
+        raise ValueError(
+            f"{path}: architecture {name!r}, required is one of {', '.join(FAMILIES)}, or as a reward model ...{SCORE}"
+        )
     _refuse_unsupported(config, path)
     try:
         arch = _architecture(config, family, path)
@@ -161,7 +172,16 @@ def read_architecture(folder: Path) -> Architecture:
         raise ValueError(f"{path}: {found}; heads must be a multiple of key/value heads, the dimensions even")
     if arch.moe is not None and arch.moe.top_k > arch.moe.num_experts:
         raise ValueError(f"{path}: num_experts_per_tok is {arch.moe.top_k}, required <= {arch.moe.num_experts} experts")
-    return arch
+    if family == name:
+        return arch
+    if (labels := _num_labels(config)) != 1:
+        raise ValueError(f"{path}: {name} has {labels} labels, required is 1, the score (num_labels 1)")
+    return arch.scoring()
+
+
+def _num_labels(config: dict[str, Any]) -> int:
+    """As transformers counts them: two where nothing is said."""
+    return config.get("num_labels") or len(config.get("id2label") or (0, 1))
 
 
 def is_fp8_folder(folder: Path) -> bool:

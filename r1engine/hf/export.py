@@ -105,12 +105,12 @@ class Export:
             del self._open[file]
             self._write_hashes()
 
-    def finish(self, config: dict[str, Any] | None = None, card: str | None = None) -> None:
+    def finish(self, changed: dict[str, dict[str, Any]] | None = None, card: str | None = None) -> None:
         """Write the index, copy what belongs to the model from the source, and mark the folder as complete.
 
         Args:
-            config: what config.json shall hold; None: the source's.
-            card:   text of the model card; None: there is none.
+            changed: what JSON files shall hold that are not to be the source's, by their names.
+            card:    text of the model card; None: there is none.
         """
         if missing := sorted(self._stored.keys() - self.done):
             raise ValueError(f"export: {len(missing)} tensors did not come ({', '.join(missing[:5])})")
@@ -121,11 +121,12 @@ class Export:
         for name in names if self._source != self.target else ():
             (self.target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(self._source / name, self.target / name)
-        texts = {"config.json": json.dumps(config, indent=2) + "\n" if config is not None else None, CARD: card}
-        for name, text in texts.items():
-            if text is not None:
-                _write(self.target / name, text)
-        beside = [name for name in (INDEX, *names, CARD) if (self.target / name).is_file()]
+        for name, content in (changed or {}).items():
+            _write(self.target / name, json.dumps(content, indent=2) + "\n")
+        if card is not None:
+            _write(self.target / CARD, card)
+        own = (name for name in (changed or {}) if name not in names)
+        beside = [name for name in (INDEX, *names, *own, CARD) if (self.target / name).is_file()]
         self._write_hashes({name: _sha256(self.target / name) for name in beside})
         (self.target / UNFINISHED).unlink()
 

@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 import torch
 
-from r1engine.hf.architecture import Architecture
+from r1engine.hf.architecture import Architecture, Head
 from r1engine.hf.export import Export, Stored
 from r1engine.hf.files import read_json
 from r1engine.hf.folder import Folder
 from r1engine.hf.headers import BLOCK, SCALE
+from r1engine.hf.score_folder import score_files
 from r1engine.hf.tensors import hf_shapes, is_float32, mtp_shapes
 from r1kernels import fp8_quantize
 
@@ -66,7 +67,8 @@ def begin_export(
     source: Folder, model: Architecture, target: Path, precision: Precision, identity: dict[str, Any] | None
 ) -> tuple[Export, set[str]]:
     """The export of a whole model, its MTP modules behind the rest, and the tensors that need not come again."""
-    shapes = hf_shapes(model) | {name: mtp_shapes(model)[name] for name in source.mtp_names}
+    mtp = mtp_shapes(model)
+    shapes = hf_shapes(model) | {name: mtp[name] for name in source.mtp_names if name in mtp}
     parts = {name: stored(name, shape, precision) for name, shape in shapes.items()}
     tensors = {n: s for part in parts.values() for n, s in part.items()}
     if identity is None:
@@ -91,6 +93,7 @@ def finish_export(
     precision: Precision,
     on_bytes: Callable[[int], None] | None = None,
     *,
+    head: Head = "tokens",
     copies_mtp: bool = True,
     card: str | None = None,
 ) -> None:
@@ -100,7 +103,11 @@ def finish_export(
             put(export, source.stored(name), on_bytes)  # the very bytes
         else:
             put(export, store(name, source.read(name), precision), on_bytes)
-    export.finish(config_json(read_json(source.path / "config.json"), precision), card)
+    config = config_json(read_json(source.path / "config.json"), precision)
+    if head == "tokens":
+        export.finish({"config.json": config}, card)
+    else:
+        export.finish(score_files(source.path, config), card)
 
 
 def model_dtype(setting: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from r1engine.config import ConfigError, Model, Parallel
-from r1engine.hf.architecture import Architecture
+from r1engine.hf.architecture import Architecture, Head
 
 MATRIX_SIDE = 16  # both sides of a weight on each rank: 16-byte rows for the tensor cores (cuBLAS)
 GATHERED_SIDE = 128  # width of what sequence parallelism gathers: whole scaled parts (Transformer Engine asserts it)
 
 
-def check_trained(folder: Path, arch: Architecture, model: Model, layout: Parallel) -> None:
+def check_trained(folder: Path, arch: Architecture, model: Model, layout: Parallel, head: Head = "tokens") -> None:
     """Refuse a model that the trainer does not compute, or not in this layout. What the machine has is not looked at.
 
     Args:
@@ -19,10 +19,16 @@ def check_trained(folder: Path, arch: Architecture, model: Model, layout: Parall
         arch:   what its config.json says.
         model:  how it is to be computed.
         layout: parallel sizes.
+        head:   that is to be trained. A score may begin on a language model, but no output matrix on a score.
 
     Raises:
         ValueError: naming the key or the size, what was found and what is required.
     """
+    if head == "tokens" and arch.head == "score":
+        raise ValueError(f"model.path: {folder} is a reward model, required is a language model")
+    if head == "score" and model.mtp_loss_weight > 0:
+        found = f"model.mtp_loss_weight: found {model.mtp_loss_weight}"
+        raise ValueError(f"{found}, required 0: a reward model has no MTP modules")
     if arch.has_output_bias:
         raise ValueError(f"{folder}: attention_bias is true; the trainer computes o_proj without bias only")
     check_layout(arch, layout)

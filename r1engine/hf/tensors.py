@@ -10,6 +10,7 @@ from r1engine.hf.architecture import Architecture
 
 Shapes = dict[str, tuple[int, ...]]  # name -> shape
 
+SCORE = "score.weight"  # of a reward model, in place of the output matrix
 EXPERT_BIAS = "e_score_correction_bias"  # of `mlp.gate`; takes part in the choice of experts only
 
 
@@ -28,7 +29,9 @@ def hf_shapes(arch: Architecture) -> Shapes:
     for layer in range(arch.num_layers):
         shapes |= _inside(f"model.layers.{layer}", layer_shapes(arch, layer))
     shapes["model.norm.weight"] = (arch.hidden_size,)
-    if not arch.is_tied:
+    if arch.head == "score":
+        shapes[SCORE] = (1, arch.hidden_size)
+    elif not arch.is_tied:
         shapes["lm_head.weight"] = matrix
     return shapes
 

@@ -57,6 +57,10 @@ class PromptTokenizer:
         """The id of a token, None if there is no such token."""
         return self._tokenizer.token_to_id(token)
 
+    def id_to_token(self, index: int) -> str | None:
+        """The token with an id, None if there is no such id."""
+        return self._tokenizer.id_to_token(index)
+
     @property
     def added_tokens(self) -> dict[str, bool]:
         """Text of each added token, and whether it is a special one: they are found in any text before it is split."""

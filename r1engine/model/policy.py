@@ -17,20 +17,21 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from r1engine.batch import PackedBatch, RowShape, TokenOutputs
 from r1engine.config import Model, Optimizer, Parallel
 from r1engine.config.stage import row_multiple
-from r1engine.hf.architecture import read_architecture
-from r1engine.hf.export import Export
+from r1engine.hf.architecture import Head, read_architecture
 from r1engine.hf.folder import Folder
-from r1engine.hf.formats import Precision, begin_export, finish_export, model_dtype, put, store
+from r1engine.hf.formats import Precision, model_dtype
 from r1engine.hf.layout import check_trained
-from r1engine.hf.tensors import mtp_copies, mtp_shapes
+from r1engine.hf.tensors import SCORE, mtp_shapes
 from r1engine.model.cpu import runs_on_cpu
 from r1engine.model.gradients import make_optimizer, with_gradient_buffers
 from r1engine.model.layers import fp8
 from r1engine.model.layers.gpt import build
+from r1engine.model.layers.score import initial_score
 from r1engine.model.megatron_config import transformer_config
 from r1engine.model.state import dist_checkpoint
 from r1engine.model.state.offload import Offloader, lent_weights, moved
 from r1engine.model.state.sharded_weights import ShardedWeights
+from r1engine.model.state.written_folder import write_folder
 from r1engine.ranks import World
 
 # (outputs of a row, row) -> (loss scalar, metrics: sums over the row)
@@ -57,6 +58,7 @@ class Policy:
         *,
         seed: int = 0,
         temperature: float = 1.0,
+        head: Head = "tokens",
     ) -> None:
         """Build the model of the folder `model.path` in the layout of `world` and load its weights.
 
@@ -67,6 +69,7 @@ class Policy:
             world:       as `join(layout)` gives it.
             seed:        of the run.
             temperature: divides the logits: that of the sampling in RL, 1 in supervised training.
+            head:        score: a reward model, whose score begins at random unless the folder is one already.
 
         Raises:
             ValueError: the folder is not a supported model, or the parallel sizes do not divide it.
@@ -74,19 +77,21 @@ class Policy:
         """
         self.world, self.folder = world, model.folder
         self._settings, self._layout, self._temperature = model, layout, temperature
-        self.shape = read_architecture(self.folder)
+        found = read_architecture(self.folder)
+        self.shape = found if head == "tokens" else found.scoring()
         self.dtype = model_dtype(model.dtype, world.device)
-        check_trained(self.folder, self.shape, model, layout)
+        check_trained(self.folder, found, model, layout, head)
         self._check_machine()
-        self._source = Folder(self.folder, self.shape)
+        self._source = Folder(self.folder, found)
         if self.trains_mtp and not self._source.mtp_names:
-            found = f"model.mtp_loss_weight: found {model.mtp_loss_weight}"
-            raise ValueError(f"{found}, required 0: {self.folder} has no MTP module")
+            weight = f"model.mtp_loss_weight: found {model.mtp_loss_weight}"
+            raise ValueError(f"{weight}, required 0: {self.folder} has no MTP module")
         # inference_rng_tracker: forking the tracker does nothing, so no CUDA generator is needed; dropout is 0.
         tensor_parallel.model_parallel_cuda_manual_seed(seed, inference_rng_tracker=True)
         self._build(optimizer)
         modules = [chunk.module for chunk in self.chunks]
         self._weights = ShardedWeights(modules, self.shape, world, with_mtp=self.trains_mtp)
+        self._fresh = {SCORE: initial_score(found.hidden_size, seed)} if head != found.head else {}
         self._load()
         movable = partial(moved, self._weights.local, self.chunks, self.optimizer)
         self._offloader = Offloader(movable, world.device, is_on=layout.offload)
@@ -146,7 +151,9 @@ class Policy:
     @runs_on_cpu
     @torch.no_grad()
     def _load(self) -> None:
-        self._weights.load(self._source)
+        self._weights.load(self._source, self._fresh.keys())
+        for name in self._fresh.keys() & self._weights.local.keys():  # on the last pipeline stage
+            self._weights.local[name].copy_(self._fresh[name])
         self.optimizer.reload_model_params()  # the master weights follow
 
     # ------------------------------------------------------------------ forward and update
@@ -162,16 +169,26 @@ class Policy:
         Returns:
             [T] float32 a row, on every rank of the model, without gradient.
         """
+        return self._of_tokens(rows, _take_logp)
+
+    @runs_on_cpu
+    @torch.no_grad()
+    def scores(self, rows: list[PackedBatch]) -> list[torch.Tensor]:
+        """Score of every token: of its sequence up to and with it. The head is a score. Else as `logprobs`."""
+        return self._of_tokens(rows, _take_score)
+
+    def _of_tokens(self, rows: list[PackedBatch], take: Callable) -> list[torch.Tensor]:
+        """What `take` finds in the outputs of each row, [T] float32, on every rank of the model."""
         self._set_training(False)
-        results = self._run(rows, _take_logp, forward_only=True)
+        results = self._run(rows, take, forward_only=True)
         if self.world.pp_size == 1:
             return results
         if results:
-            results = [logp[: len(row.tokens)].contiguous() for logp, row in zip(results, rows, strict=True)]
+            results = [values[: len(row.tokens)].contiguous() for values, row in zip(results, rows, strict=True)]
         else:  # not the last stage
             results = [torch.empty(len(row.tokens), device=self.world.device) for row in rows]
-        for logp in results:
-            dist.broadcast(logp, ps.get_pipeline_model_parallel_last_rank(), ps.get_pipeline_model_parallel_group())
+        for values in results:
+            dist.broadcast(values, ps.get_pipeline_model_parallel_last_rank(), ps.get_pipeline_model_parallel_group())
         return results
 
     @runs_on_cpu
@@ -289,32 +306,8 @@ class Policy:
             card:      text of the model card; None: there is none.
         """
         precision = precision or ("bfloat16" if self.dtype == torch.bfloat16 else "float32")
-        export: Export | None = None
-
-        def begin() -> set[str]:
-            nonlocal export
-            export, done = begin_export(self._source, self.shape, target, precision, identity)
-            return done
-
-        for name, tensor in self._exported(self.world.from_first(begin)):
-            if export is not None:
-                put(export, store(name, tensor, precision), on_bytes)
-        if export is not None:
-            finish_export(export, self._source, precision, on_bytes, copies_mtp=not self.trains_mtp, card=card)
-
-    @runs_on_cpu
-    @torch.no_grad()
-    def _exported(self, done: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """What a folder holds, but for the tensors in `done` and for MTP modules that are not trained."""
         self._offloader.check_awake()
-        if not self.trains_mtp:
-            yield from self.weights(done)
-            return
-        copies = mtp_copies(self.shape)
-        needed = {name for name, others in copies.items() if not {name, *others} <= {*done}}
-        for name, tensor in self._weights.full({*done} - needed):
-            for stored_name in (name, *copies.get(name, ())):
-                yield stored_name, tensor
+        write_folder(self._weights, self._source, target, precision, identity, on_bytes, card)
 
     # ------------------------------------------------------------------ reference, memory, checkpoints
 
@@ -375,6 +368,11 @@ class Policy:
 def _take_logp(outputs: TokenOutputs, row: PackedBatch) -> torch.Tensor:
     """What the schedule collects of a forward-only row."""
     return outputs.logp.contiguous()
+
+
+def _take_score(outputs: TokenOutputs, row: PackedBatch) -> torch.Tensor:
+    assert outputs.score is not None, "Policy.scores: found a head of tokens, required a score"
+    return outputs.score.contiguous()
 
 
 def _loss(

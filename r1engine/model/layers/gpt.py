@@ -1,4 +1,4 @@
-"""The Megatron-core model: its layers, and a GPTModel that maps a packed row to log-probabilities."""
+"""The Megatron-core model: its layers, and a GPTModel that maps a packed row to log-probabilities or scores."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from r1engine.model.layers.latent import latent_attention_spec
 from r1engine.model.layers.mtp import Mtp
 from r1engine.model.layers.pointwise import rms_norm, swiglu
 from r1engine.model.layers.replay_router import ExpertsLayer, ReplayRouter
+from r1engine.model.layers.score import ScoreHead
 from r1kernels import LogProb, linear_logprob
 
 
@@ -104,7 +105,7 @@ class PackedAttention(torch.nn.Module):
 
 
 class PackedGPT(GPTModel):
-    """A GPTModel whose last stage returns log-probabilities; the logits never leave it."""
+    """A GPTModel whose last stage returns log-probabilities, or scores; the logits never leave it."""
 
     def __init__(self, model: Architecture, temperature: float, mtp: list[ModuleSpec], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -114,6 +115,9 @@ class PackedGPT(GPTModel):
         if mtp and not self.pre_process:  # the first stage's matrix, brought here before each update
             matrix = torch.empty_like(self.output_layer.weight, requires_grad=False)
             self.register_buffer("mtp_embedding", matrix, persistent=False)
+        if model.head == "score" and self.post_process:
+            del self.output_layer
+            self.score = ScoreHead(self.config)
 
     def forward(self, row: PackedBatch) -> TokenOutputs | torch.Tensor:
         """One packed row through this pipeline stage: its outputs from the last, hidden states from the others."""
@@ -125,6 +129,9 @@ class PackedGPT(GPTModel):
         hidden = self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=layout)
         if not self.post_process:
             return hidden
+        if self.model.head == "score":
+            score = layout.whole(self.score(hidden))
+            return TokenOutputs(torch.zeros_like(score), torch.zeros_like(score), score=score)
         is_tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if is_tied else self.output_layer.weight
         predicted = self._predict(hidden, weight, layout.held(row.tokens.roll(-1)))

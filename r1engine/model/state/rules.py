@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from r1engine.hf.architecture import Architecture
-from r1engine.hf.tensors import EXPERT_BIAS, hf_shapes, layer_shapes, mtp_layers
+from r1engine.hf.tensors import EXPERT_BIAS, SCORE, hf_shapes, layer_shapes, mtp_layers
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,11 @@ def rules(model: Architecture) -> Rules:
     for i in range(model.num_layers):
         table |= _chosen(known, model, i, f"decoder.layers.{i}")
     table["decoder.final_layernorm.weight"] = WeightRule(("model.norm.weight",))
-    if "lm_head.weight" in hf_shapes(model):
+    shapes = hf_shapes(model)
+    if "lm_head.weight" in shapes:
         table["output_layer.weight"] = WeightRule(("lm_head.weight",), 0)
+    if SCORE in shapes:
+        table["score.weight"] = WeightRule((SCORE,))
     return table
 
 

@@ -25,7 +25,7 @@ class ShardedWeights:
     """
 
     def __init__(self, chunks: list[Any], model: Architecture, world: World, *, with_mtp: bool) -> None:
-        self.model, self.world = model, world
+        self.model, self.world, self.has_mtp = model, world, with_mtp
         self._rules = rules(model) | (mtp_rules(model) if with_mtp else {})
         self._shapes = hf_shapes(model) | (mtp_shapes(model) if with_mtp else {})
         self.local: dict[str, torch.Tensor] = {}
@@ -68,18 +68,28 @@ class ShardedWeights:
 
     # ------------------------------------------------------------------ in
 
-    def load(self, folder: Folder) -> None:
-        """Read what this rank holds, one tensor after the other, and nothing else."""
+    def load(self, folder: Folder, fresh: Collection[str] = ()) -> None:
+        """Read what this rank holds, one tensor after the other, and nothing else.
+
+        Args:
+            folder: of the model.
+            fresh:  Hugging Face names that it does not have: their parameters stay as they are.
+        """
         for name, tensor in self.local.items():
             rule = self._rule(name)
-            rank, ranks, _ = self._split(rule)
-            slices = [folder.read(hf, self._index(rule, hf, rank, ranks)) for hf in rule.hf]
-            whole = rule.fuse(slices)
-            if whole.shape == tensor.shape:
-                tensor.copy_(whole)
-            else:  # the vocabulary is padded
-                tensor.zero_()
-                tensor[: len(whole)].copy_(whole)
+            if not {*rule.hf} & {*fresh}:
+                self._fill(tensor, rule, folder)
+
+    def _fill(self, tensor: torch.Tensor, rule: WeightRule, folder: Folder) -> None:
+        """Read this rank's part of a parameter into `tensor`."""
+        rank, ranks, _ = self._split(rule)
+        slices = [folder.read(hf, self._index(rule, hf, rank, ranks)) for hf in rule.hf]
+        whole = rule.fuse(slices)
+        if whole.shape == tensor.shape:
+            tensor.copy_(whole)
+        else:  # the vocabulary is padded
+            tensor.zero_()
+            tensor[: len(whole)].copy_(whole)
 
     def _index(self, rule: WeightRule, hf: str, rank: int, ranks: int) -> tuple[slice, ...]:
         if rule.dim is None or ranks == 1:

@@ -22,15 +22,20 @@ from transformers import AutoModelForCausalLM
 from r1engine import grpo
 from r1engine.batch import PackedBatch, Prompt, RowShape, Sequence, TokenOutputs, pack
 from r1engine.config import Grpo, RlConfig, StageConfig, TinyConfig
+from r1engine.config.evaluation import BenchmarkSettings
 from r1engine.data.question import Question
 from r1engine.demo.tiny import write_model
-from r1engine.evaluation import pass_at_1
+from r1engine.evaluation import benchmarks, pass_at_1
+from r1engine.evaluation.benchmark import Benchmark, Item, Reply
+from r1engine.evaluation.files import object_rows
+from r1engine.evaluation.own_questions import grade_question
 from r1engine.hf import architecture
 from r1engine.hf.tokenizer import end_token, load_tokenizer
 from r1engine.model.policy import Policy
 from r1engine.observe import summary
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
+from r1engine.rewards import Scorer, ScorerSettings
 from r1engine.rollout import draft, generate
 from r1engine.rollout.local.generator import LocalGenerator
 from r1engine.stages import Advance, rl
@@ -195,6 +200,30 @@ def test_a_benchmark_is_a_file_and_a_metric_is_an_entry(tiny_model, tmp_path, wo
     assert found.metrics["eval/groups"] == 3.0
     columns = summary.summary_table(found.metrics, found.metrics).columns
     assert "questions" in list(columns[0].cells)
+
+
+# ---- a benchmark in an owner's format: its three functions, and a row of the table ---------------------------------
+
+
+def load_sums(settings: BenchmarkSettings) -> list[Item]:
+    rows = object_rows(settings.file, ("sum", "total"))
+    return [Item(row.text("sum"), Question(row.text("sum"), row.text("total"), place=row.place)) for row in rows]
+
+
+def test_a_benchmark_of_another_format_is_its_functions_and_a_row(tmp_path, monkeypatch):
+    sums = Benchmark(
+        "sums", "Sums", load_sums, lambda item, sample: f"{item.question.text} = ?", grade_question, grader="rewards/1"
+    )
+    monkeypatch.setattr(benchmarks, "BENCHMARKS", (*benchmarks.BENCHMARKS, sums))
+    path = tmp_path / "sums.jsonl"
+    path.write_text('{"sum": "1+1", "total": 2}\n{"sum": "2+2", "total": 4}\n')
+    row = benchmarks.benchmark_of("sums", "suite")
+    items = row.load(BenchmarkSettings(file=path))
+    assert [row.ask(item, 0) for item in items] == ["1+1 = ?", "2+2 = ?"]
+    graded = [row.grade(item, 0, Reply("\\boxed{2}", "stop")) for item in items]
+    with Scorer(ScorerSettings(workers=1)) as scorer:
+        scores = scorer.score(one.record for one in graded)
+    assert [score.verdict for score in scores] == ["right", "wrong"]
 
 
 # ---- a stage: its configuration, its class, a line in KINDS and in make_stage --------------------------------------

@@ -66,6 +66,9 @@ class Judged:
 
     prompt: str
     conclude: Callable[[str], Marked]  # of the judge's reply
+    canaries: tuple[
+        str, ...
+    ] = ()  # the prompt for answers that cannot be right: a judge that takes one is not believed
 
 
 Grading = Marked | Graded | Judged

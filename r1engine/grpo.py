@@ -21,7 +21,14 @@ from r1kernels import GrpoObjective, group_advantage, grpo_loss
 def record_of(completion: Completion) -> Record:
     """A completion as the rewards take it."""
     prompt = completion.prompt
-    return Record(prompt.question, completion.text, prompt.text, id=f"{prompt.id}/{completion.sample}")
+    return Record(
+        prompt.question,
+        completion.text,
+        prompt.text,
+        id=f"{prompt.id}/{completion.sample}",
+        num_tokens=len(completion.tokens),
+        truncated=completion.truncated,
+    )
 
 
 def total_rewards(
@@ -29,8 +36,9 @@ def total_rewards(
 ) -> list[float | None]:
     """Weighted sum of the reward components of each completion; None where the reward is unknown.
 
-    An undecided score is None: unknown is not 0. A truncated completion gave no answer within the limit: with
-    `truncated: zero` it gets 0 and its overlong punishment, with `truncated: mask` None. Where a reward model rates the
+    An undecided score is None: unknown is not 0; so is one without the value of a user's function that has a weight.
+    A truncated completion gave no answer within the limit: with `truncated: zero` it gets 0 and its overlong
+    punishment, with `truncated: mask` None. Where a reward model rates the
     question, all totals may be below 0; there it gets no more than the worst completion of its question. A decided
     score may lack a component, such as the language of thoughts without words. The component then counts as the mean
     over the completions of the same question that have it.
@@ -65,7 +73,7 @@ def _total(
     if completion.truncated:
         overlong = weights["overlong"] * score.components.get("overlong", 0.0)
         return overlong if cfg.truncated == "zero" else None
-    if score.verdict == "undecided":
+    if score.is_undecided(weights):
         return None
     total = Fraction()
     for name, weight in weights.items():

@@ -14,6 +14,10 @@ from r1engine.config import ConfigError
 def reward(
     file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="One record a line: reward, completion, answer.")],
     out: Annotated[Path, typer.Option("--out", metavar="OUT.jsonl", help="One verdict a line, in the same order.")],
+    function: Annotated[
+        list[str] | None,
+        typer.Option("--function", metavar="PATH.py:NAME", help="Call this reward function of yours, too."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Argument(
@@ -25,7 +29,8 @@ def reward(
 ) -> None:
     """Score a file of completions offline, without a model, as a run would.
 
-    A record is {"id", "reward", "prompt", "completion", "answer" or "tests", "language"}.
+    A record is {"id", "reward", "prompt", "completion", "answer" or "tests", "language"}; with --function it needs no
+    "reward".
     """
     from rich.console import Console
 
@@ -34,7 +39,9 @@ def reward(
     from r1engine.rewards.offline import score_file
 
     try:
-        with make_scorer(load_rewards(settings or [])) as scorer:
+        called = [f"functions.{where.rpartition(':')[2]}={where}" for where in function or []]
+        with make_scorer(load_rewards([*(settings or []), *called])) as scorer:
+            scorer.check_functions()
             scorer.check_servers()
             score_file(file, out, scorer, Console())
     except (ValueError, RuntimeError, OSError) as error:

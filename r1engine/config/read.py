@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
+from r1engine.config.data_files import REQUIRED, data_files
 from r1engine.config.kind import KindConfig
 from r1engine.config.rewards import Rewards
 from r1engine.config.rl import RlConfig
@@ -70,7 +71,7 @@ def load_rewards(overrides: list[str]) -> Rewards:
     """
     # A model that is named is meant to be asked: its weight is of no matter here.
     rewards = validate(Rewards, read_overrides(overrides))
-    if problems := rewards.server_problems():
+    if problems := rewards.server_problems() + rewards.function_problems():
         raise ConfigError(problems)
     return rewards
 
@@ -97,8 +98,11 @@ def check_files(cfg: StageConfig) -> None:
     if cfg.model.path is not None and not os.path.isfile(cfg.model.path / "config.json"):
         problems.append(f"model.path: found no config.json in {cfg.model.path}, required a Hugging Face folder")
     for key, file in cfg.input_files().items():
-        if not os.path.isfile(file):
-            problems.append(f"{key}: found no file {file}, required a .jsonl or .parquet file")
+        try:
+            if not os.path.isfile(data_files(file)[0]):
+                problems.append(f"{key}: found no file {file}, required {REQUIRED}")
+        except ValueError as error:
+            problems.append(f"{key}: {error}")
     if problems:
         raise ConfigError(problems)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -9,6 +10,7 @@ from pydantic import Field
 from r1engine.config.section import Positive, Section
 
 PLAIN_REWARDS = ("accuracy", "format", "language", "length", "overlong", "repetition")  # whose weight is a number
+RESERVED = ("mean", "std", "undecided")  # of the metrics reward/...
 RATED_REWARDS = ("helpfulness", "harmlessness")  # whose weight may change with the step
 
 
@@ -71,6 +73,16 @@ class Rewards(Section):
     """For records of reward "judge"."""
     helpfulness_model: RewardModelServer | None = None
     harmlessness_model: RewardModelServer | None = None
+    functions: dict[str, str] = Field(default_factory=dict)
+    """The user's own, each a component: {name: path.py:function}; docs/own-rewards.md."""
+    function_weights: dict[str, float | dict[int, float]] = Field(default_factory=dict)
+    """Their weights, a number or weights from optimizer steps on; 1 where there is none."""
+    function_deadline_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds of a call of one; after them it is undecided."""
+    function_memory_gb: Annotated[float, Field(gt=0)] = 16.0
+    """Address space of a process that calls one (GiB)."""
+    function_variables: list[str] = Field(default_factory=list)
+    """Environment variables that they see, such as an API key."""
     alarm_window: Annotated[int, Field(ge=8)] = 40
     """Rollouts compared to tell that a reward model is being hacked."""
     blank_think_allowed: bool = False
@@ -96,9 +108,12 @@ class Rewards(Section):
 
     def weights_at(self, step: int) -> dict[str, float]:
         """Weight of each component of the reward at an optimizer step."""
+        given: dict[str, float | dict[int, float]] = {
+            name: getattr(self, name) for name in (*PLAIN_REWARDS, *RATED_REWARDS)
+        }
+        given |= {name: self.function_weights.get(name, 1.0) for name in self.functions}
         weights = {}
-        for name in (*PLAIN_REWARDS, *RATED_REWARDS):
-            weight = getattr(self, name)
+        for name, weight in given.items():
             weights[name] = weight[max(s for s in weight if s <= step)] if isinstance(weight, dict) else weight
         return weights
 
@@ -127,10 +142,29 @@ class Rewards(Section):
                 )
             if not is_used and name in self.reward_models:
                 problems.append(f"rewards.{name}: found 0 at every step, required another weight, as it has a model")
-        problems += self.server_problems()
+        problems += self.server_problems() + self.function_problems()
         weights = self.weights_at(0)
         if not any(weights.values()) and not self.reward_models:
             problems.append(f"rewards: all of {', '.join(weights)} weigh 0, required one other than 0")
+        return problems
+
+    def function_problems(self) -> list[str]:
+        """What is wrong with how the user's functions are named."""
+        problems = []
+        for name, where in self.functions.items():
+            path, _, function = where.rpartition(":")
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                problems.append(f"rewards.functions: found the name {name!r:.40}, required small letters, digits and _")
+            if name in (*PLAIN_REWARDS, *RATED_REWARDS, *RESERVED):
+                problems.append(f"rewards.functions.{name}: found a name of the engine's own, required another")
+            if not path.endswith(".py") or not function.isidentifier():
+                problems.append(f"rewards.functions.{name}: found {where!r:.80}, required PATH.py:FUNCTION")
+        for name, weight in self.function_weights.items():
+            key = f"rewards.function_weights.{name}"
+            if name not in self.functions:
+                problems.append(f"{key}: found no such function in rewards.functions, only {[*self.functions]}")
+            if isinstance(weight, dict) and (0 not in weight or min(weight) < 0):
+                problems.append(f"{key}: found the steps {sorted(weight)}, required 0 and any later ones")
         return problems
 
     def server_problems(self) -> list[str]:

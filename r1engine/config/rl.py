@@ -8,19 +8,30 @@ from pydantic import Field, model_validator
 
 from r1engine.config.rewards import Rewards
 from r1engine.config.rollout import Rollout
-from r1engine.config.section import Count, LocalPath, Positive, Section
+from r1engine.config.section import Count, Fraction, LocalPath, Positive, Section
 from r1engine.config.stage import Data, Evaluation, StageConfig, Template
+
+Preset = Literal["gsm8k", "math", "dapo_math", "deepscaler", "openr1_math", "numinamath", "big_math"]
+QUESTION_FIELDS = ("question", "answer", "reward", "tests", "language")
 
 
 class QuestionData(Data):
     """The questions."""
 
     train: LocalPath | None = None
-    """.jsonl or .parquet file with the fields `question` and `answer`."""
+    """Data file, folder or pattern (docs/data.md) with the fields `question` and `answer`."""
     heldout: LocalPath | None = None
     """The same, for evaluation; null: no evaluation."""
     template: Template = "r1_zero"
     """The paper's Table 1, the model's own chat template, the shipped r1 or plain, or the question as it is."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Which column is which: {question: problem, answer: reward_model.ground_truth}."""
+    preset: Preset | None = None
+    """Columns and answers of a public set, in place of the two keys beside this one."""
+    answer_form: Literal["auto", "value", "hashes", "boxed"] = "auto"
+    """Where the reference stands in an answer: all of it, behind #### or in the last box; auto: as the text has it."""
+    most_unusable: Fraction = 0.5
+    """Share of references that no rule can use, from which on a run is refused; all of them always are."""
     max_prompt_tokens: Positive = 2048
     """Tokens of a prompt with its template."""
     overlong: Literal["refuse", "skip"] = "refuse"
@@ -118,7 +129,7 @@ class RlConfig(StageConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RlConfig:
-        problems = self._batch_problems() + self.rollout.problems() + self.rewards.problems()
+        problems = self._column_problems() + self._batch_problems() + self.rollout.problems() + self.rewards.problems()
         if not self.rollout.problems():
             longest = self.rollout.longest_completion(self.steps)
             problems += self.row_problems(
@@ -127,6 +138,14 @@ class RlConfig(StageConfig):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _column_problems(self) -> list[str]:
+        data, problems = self.data, []
+        if strange := [name for name in data.columns if name not in QUESTION_FIELDS]:
+            problems.append(f"data.columns: found {', '.join(strange)}, required some of {', '.join(QUESTION_FIELDS)}")
+        if data.preset is not None and (data.columns or data.answer_form != "auto"):
+            problems.append(f"data.preset: found {data.preset} beside data.columns or data.answer_form, required one")
+        return problems
 
     def _batch_problems(self) -> list[str]:
         problems, grpo, completions = [], self.grpo, self.grpo.questions * self.grpo.group_size

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from r1engine.config.data_files import REQUIRED, is_data_file, is_pattern
 from r1engine.config.kind import KindConfig
 from r1engine.config.section import Count, Fraction, LocalPath, Positive, Section
 
@@ -185,7 +186,7 @@ class Data(Section):
             ValueError: it has none.
         """
         if self.train is None:
-            raise ValueError("data.train: found null, required a .jsonl or .parquet file")
+            raise ValueError("data.train: found null, required a data file")
         return self.train
 
 
@@ -281,10 +282,10 @@ class StageConfig(KindConfig):
         if self.model.path is None:
             problems.append("model.path: found null, required a Hugging Face folder")
         if train is None:
-            problems.append("data.train: found null, required a .jsonl or .parquet file")
+            problems.append("data.train: found null, required a data file")
         for key, file in self.input_files().items():
-            if file.suffix not in (".jsonl", ".parquet"):
-                problems.append(f"{key}: found {file}, required the extension .jsonl or .parquet")
+            if file.suffix and not (is_data_file(file) or is_pattern(file) or file.is_dir()):
+                problems.append(f"{key}: found {file}, required {REQUIRED}")
         if train is not None and train == heldout:
             problems.append(f"data.heldout: found data.train = {train} itself, required other rows")
         return problems

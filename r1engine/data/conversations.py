@@ -37,7 +37,7 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
     Raises:
         ValueError: the file is missing, empty or of another kind, or a row is not as above; the row is named.
     """
-    for row in read_rows(path, ("question", "completion", "messages", "domain"), or_else="messages"):
+    for row in read_rows(path, ("question", "completion", "messages", "domain"), one_of=("question", "messages")):
         messages = _messages(row) if "messages" in row.fields else _question_and_completion(row)
         yield Conversation(messages, row.place, _domain(row))
 

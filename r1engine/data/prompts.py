@@ -10,7 +10,6 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,8 +18,9 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, overload
 import numpy as np
 
 from r1engine.data.question import Question
-from r1engine.data.questions import FIELDS, question_of
-from r1engine.data.rows import Row, place, read_rows
+from r1engine.data.questions import AS_IS, question_of, question_rows
+from r1engine.data.reading import Reading
+from r1engine.data.rows import Row, place
 
 if TYPE_CHECKING:
     from r1engine.batch import Prompt
@@ -44,10 +44,11 @@ class PromptTable(Sequence["Prompt"]):
         """Opens what `write_prompts` wrote into `folder`, with the same `render`."""
         about = json.loads((folder / "about.json").read_text())
         self.path = Path(about["path"])
+        self._files = [Path(file) for file in about["files"]]
         self.rewards = set(about["rewards"])  # that the questions name
         self.notes: list[str] = about["notes"]  # what the user should know of the file
         self._render = render
-        # Of each row: its index in the file, where it stands there, and which of the distinct questions it is.
+        # Of each row: its index in all, its number in its file, which of the distinct questions it is, which file.
         self._rows = np.load(folder / "rows.npy", mmap_mode="r")
         # Of each distinct question: where its JSON and its tokens end.
         self._ends = np.load(folder / "ends.npy", mmap_mode="r")
@@ -71,10 +72,10 @@ class PromptTable(Sequence["Prompt"]):
 
     def question(self, index: int) -> Question:
         """The question of a prompt, with its place."""
-        _, line, which = self._rows[index].tolist()
+        _, line, which, file = self._rows[index].tolist()
         start, end = self._ends[which : which + 2, 0].tolist()
-        values = json.loads(self._json[start:end].tobytes())
-        return replace(Question(*values), place=place(self.path, line))
+        *values, columns = json.loads(self._json[start:end].tobytes())
+        return Question(*values, place=place(self._files[file], line), columns=columns)
 
     def tokens(self, index: int) -> list[int]:
         """The token ids of a prompt."""
@@ -124,23 +125,25 @@ def write_prompts(
     max_prompt_tokens: int,
     *,
     overlong: Overlong = "refuse",
+    reading: Reading = AS_IS,
 ) -> None:
     """Reads a file of questions once and writes its prompts into `folder`, for `PromptTable`.
 
     Args:
-        path:              .jsonl or .parquet file, see `read_questions`; `Prompt.id` is the index in it.
+        path:              data file, folder or pattern, see `read_questions`; `Prompt.id` is the index in it.
         folder:            an empty one.
         encode_all:        texts -> token ids of each, special tokens as the caller wants them.
         render:            a question -> the text that the model is shown.
         max_prompt_tokens: limit of a prompt; none is ever cut.
         overlong:          "refuse" those that are longer, or "skip" them.
+        reading:           which column is which.
 
     Raises:
         ValueError: see `read_questions`; a prompt cannot be tokenized or has no tokens; prompts are longer than the
             limit: their number, the longest and the first of them are named; or all are.
     """
-    path, known = Path(path), _Known()
-    rows = read_rows(path, FIELDS)
+    path, known = Path(path), _Known(reading)
+    rows = question_rows(path, reading)
     with (folder / "questions").open("wb") as questions, (folder / "tokens").open("wb") as tokens:
         while batch := list(islice(rows, BATCH)):
             known.add(batch, lambda fresh: _encoded(fresh, encode_all, render), questions, tokens)
@@ -149,17 +152,17 @@ def write_prompts(
 
 def _finish(known: _Known, path: Path, folder: Path, max_prompt_tokens: int, overlong: Overlong) -> None:
     """Leave out or refuse the overlong prompts, and write the index."""
-    rows, ends, notes = np.array(known.rows, np.int64).reshape(-1, 3), np.array(known.ends, np.int64).reshape(-1, 2), []
+    rows, ends, notes = np.array(known.rows, np.int64).reshape(-1, 4), np.array(known.ends, np.int64).reshape(-1, 2), []
     if len(known.digests) < len(rows):
         notes.append(
             f"{path.name}: {len(rows):,} rows hold {len(known.digests):,} distinct questions; a question is drawn as "
             "often as it stands there"
         )
-    lengths = np.diff(ends[:, 1])[rows[:, 2]]
+    lengths, files = np.diff(ends[:, 1])[rows[:, 2]], [*known.files]
     is_long = lengths > max_prompt_tokens
     if is_long.any():
         count, first = int(is_long.sum()), np.flatnonzero(is_long)[:LISTED]
-        listed = ", ".join(f"{place(Path(path.name), rows[i, 1])} ({lengths[i]})" for i in first)
+        listed = ", ".join(f"{place(Path(files[rows[i, 3]].name), rows[i, 1])} ({lengths[i]})" for i in first)
         problem = (
             f"{path}: {count:,} of {len(rows):,} prompts have more than max_prompt_tokens = {max_prompt_tokens} "
             f"tokens, the longest {lengths.max()}: {listed}{f' and {count - LISTED:,} more' if count > LISTED else ''}"
@@ -169,16 +172,23 @@ def _finish(known: _Known, path: Path, folder: Path, max_prompt_tokens: int, ove
         notes.append(f"left out: {problem}")
     np.save(folder / "rows.npy", rows[~is_long])
     np.save(folder / "ends.npy", ends)
-    about = {"path": str(path), "rewards": sorted(known.rewards), "notes": notes}
+    about = {
+        "path": str(path),
+        "files": [str(file) for file in files],
+        "rewards": sorted(known.rewards),
+        "notes": notes,
+    }
     (folder / "about.json").write_text(json.dumps(about))
 
 
 class _Known:
     """What is in memory of a file that is read: three numbers a row, and a digest of each distinct question."""
 
-    def __init__(self) -> None:
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self.files: dict[Path, int] = {}  # in their order
         self.digests: dict[bytes, int] = {}  # of a question -> which of the distinct ones it is
-        self.rows = array("q")  # of each row: its index, its number in the file, which question it is
+        self.rows = array("q")  # of each row: its index, its number in the file, which question it is, which file
         self.ends = array("q", [0, 0])  # before the first, then of each distinct question: ends of its JSON and tokens
         self.rewards: set[str] = set()
 
@@ -186,11 +196,11 @@ class _Known:
         """Take rows; the JSON and the tokens of questions that are new are written."""
         fresh, data = [], []
         for row in rows:
-            question = question_of(row)
+            question = question_of(row, self._reading)
             stored = _stored(question)
             digest, number = hashlib.blake2b(stored, digest_size=16).digest(), len(self.digests)
             which = self.digests.setdefault(digest, number)
-            self.rows.extend((len(self.rows) // 3, row.number, which))
+            self.rows.extend((len(self.rows) // 4, row.number, which, self.files.setdefault(row.path, len(self.files))))
             if which == number:
                 fresh.append(question)
                 data.append(stored)
@@ -203,7 +213,7 @@ class _Known:
 
 def _stored(question: Question) -> bytes:
     """The fields of a question but its place, as JSON."""
-    values = [question.text, question.answer, question.reward, question.tests, question.language]
+    values = [question.text, question.answer, question.reward, question.tests, question.language, question.columns]
     try:
         return json.dumps(values).encode()
     except TypeError as error:  # dates and bytes in a column of a .parquet file

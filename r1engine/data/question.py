@@ -16,8 +16,11 @@ class Question:
     tests: Any = None  # JSON value: of "code" see `code.problems.parse_problem`, of "gym" `gym.gym_records`
     language: str = ""  # that the thoughts are to be in (ISO 639-1); "": that of the question
     place: str = field(default="", compare=False)  # "train.jsonl:7", for error messages
+    columns: Any = None  # JSON object of the row's other columns, where reward functions may ask for them
 
     def as_row(self) -> dict[str, Any]:
-        """The fields of a line of a data file; `read_question` of it gives this question."""
+        """The fields of a line of a data file; `read_question` of it gives this question (but for the columns)."""
         row = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "place"}
+        if self.columns is None:
+            del row["columns"]
         return {"question": row.pop("text"), **row}

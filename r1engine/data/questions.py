@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from r1engine.data.question import Question
+from r1engine.data.reading import Reading, reference_in
 from r1engine.data.rows import Row, missing, read_rows
 from r1engine.rewards.code.problems import test_fields
 from r1engine.rewards.rules import check_question
 
+AS_IS = Reading()
 FIELDS = ("question", "answer", "reward", "tests", "language")  # of a row; others are ignored
 
 
-def read_questions(path: Path) -> list[Question]:
-    """All questions of a .jsonl or .parquet file, in file order.
+def read_questions(path: Path, reading: Reading = AS_IS) -> list[Question]:
+    """All questions of a data file (or of all files of a folder or pattern), in file order.
 
     Fields: `question` (text), `reward` (the rule that grades it, "math" if absent), `answer` (text or number; some
     rewards need none), `tests` (for rewards that run code; a .jsonl line may be a record of LiveCodeBench, HumanEval or
@@ -24,7 +29,13 @@ def read_questions(path: Path) -> list[Question]:
     Raises:
         ValueError: the file is missing, empty or of another kind, or a row is not as above; the row is named.
     """
-    return [question_of(row) for row in read_rows(path, FIELDS)]
+    return [question_of(row, reading) for row in question_rows(path, reading)]
+
+
+def question_rows(path: Path, reading: Reading = AS_IS) -> Iterator[Row]:
+    """The rows of a data file, for `question_of`."""
+    one_of = ("question",) if "question" not in reading.columns else ()  # else `Reading.row` says what is missing
+    return read_rows(path, reading.names(FIELDS), one_of=one_of, every_column=reading.keeps_columns)
 
 
 def read_question(row: dict[str, Any], place: str) -> Question:
@@ -53,13 +64,19 @@ def read_question(row: dict[str, Any], place: str) -> Question:
     return question
 
 
-def question_of(row: Row) -> Question:
+def question_of(row: Row, reading: Reading = AS_IS) -> Question:
     """The question of a row of a data file; ValueError if it is none, with its place."""
+    row = reading.row(row)
     fields, place = row.fields, row.place
     if "question" not in fields:
         raise ValueError(f"{place}: {missing('question', row.columns)}")
     if not isinstance(fields["question"], str) or not fields["question"].strip():
         raise ValueError(f"{place}: question is {fields['question']!r:.80}, required a text that is not empty")
+    if isinstance(fields.get("answer"), str) and fields.get("reward", "math") == "math":
+        try:
+            fields = fields | {"answer": reference_in(fields["answer"], reading.answer_form)}
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
     try:
         question = read_question(fields, place)
     except ValueError as error:
@@ -71,4 +88,7 @@ def question_of(row: Row) -> Question:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"{place}: {name} is {text!r:.80}, required a text that is Unicode: {error}") from error
+    if reading.keeps_columns:
+        others = {name: value for name, value in fields.items() if name not in FIELDS}
+        return replace(question, columns=json.loads(json.dumps(others, default=str)))  # dates and the like as text
     return question

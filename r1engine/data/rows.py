@@ -1,29 +1,33 @@
-"""Rows of a data file, JSONL or Parquet, one after the other, each with its place for error messages."""
+"""Rows of data files, JSON or Parquet, one after the other, each with its place for error messages."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+
+from r1engine.config.data_files import REQUIRED, data_files, is_data_file
 
 if TYPE_CHECKING:
     import pyarrow
 
 BATCH_ROWS = 4096  # of a .parquet file, in memory at once
 
-# Columns of other projects' files, and which of ours they are; the first that fits is told.
-RENAMES = (
-    (
-        ("prompt", "reward_model"),
-        "verl's layout: 'question' is the content of prompt's last message, 'answer' is reward_model's ground_truth",
-    ),
-    (("problem",), "rename 'problem' to 'question'"),
-    (("prompt",), "rename 'prompt' to 'question', or take the text of its last message"),
-    (("messages",), "'question' is the content of the user's last message"),
-    (("instruction",), "rename 'instruction' to 'question'"),
-    (("query",), "rename 'query' to 'question'"),
+# Columns of other projects' files, and the setting that reads them; the first that fits is told.
+SETTINGS = (
+    (("prompt", "reward_model"), "data.columns={question: prompt, answer: reward_model.ground_truth}"),
+    (("problem", "answer"), "data.columns.question=problem"),
+    (("problem", "solution"), "data.columns={question: problem, answer: solution} data.answer_form=boxed"),
+    (("problem",), "data.columns.question=problem"),
+    (("prompt", "solution"), "data.columns={question: prompt, answer: solution}"),
+    (("prompt",), "data.columns.question=prompt"),
+    (("messages",), "data.columns.question=messages"),
+    (("instruction",), "data.columns.question=instruction"),
+    (("query",), "data.columns.question=query"),
 )
 
 
@@ -59,25 +63,32 @@ class Row(NamedTuple):
 
 def place(path: Path, number: int) -> str:
     """Where a row stands."""
-    return f"{path}: row {number}" if path.suffix == ".parquet" else f"{path}:{number}"
+    return f"{path}:{number}" if ".jsonl" in path.suffixes else f"{path}: row {number}"
 
 
-def read_rows(path: Path, fields: tuple[str, ...], *, or_else: str = "") -> Iterator[Row]:
-    """The rows of a .jsonl or .parquet file, in file order.
+def read_rows(
+    path: Path, fields: tuple[str, ...], *, one_of: tuple[str, ...] | None = None, every_column: bool = False
+) -> Iterator[Row]:
+    """The rows of a data file, in file order, or of all files of a folder or pattern, see `data_files`.
 
     Args:
         path:    of the file.
-        fields:  columns that are read of a .parquet file, of which the first must be there; a line of a .jsonl file is
+        fields:  columns that are read of a .parquet file; a line of a .jsonl file is
             given with all it has.
-        or_else: one of them that may be there in place of the first.
+        one_of: columns of which a .parquet file must have one; None: the first of `fields`.
+        every_column: of a .parquet file, too.
 
     Raises:
         ValueError: the file is missing, empty, damaged or of another kind, or a line is no object in JSON; the row is
             named.
     """
-    path = Path(path)
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise ValueError(f"{path}: found the extension '{path.suffix}', required .jsonl or .parquet")
+    for file in data_files(Path(path)):
+        yield from _rows_of(file, fields, fields[:1] if one_of is None else one_of, every_column)
+
+
+def _rows_of(path: Path, fields: tuple[str, ...], one_of: tuple[str, ...], every_column: bool) -> Iterator[Row]:
+    if not is_data_file(path):
+        raise ValueError(f"{path}: found the extension '{path.suffix}', required {REQUIRED}")
     try:
         path.open("rb").close()
     except OSError as error:
@@ -86,7 +97,8 @@ def read_rows(path: Path, fields: tuple[str, ...], *, or_else: str = "") -> Iter
         )
         raise ValueError(f"{path}: found {found}, required a data file") from error
     number = 0
-    for row in _jsonl_rows(path, fields) if path.suffix == ".jsonl" else _parquet_rows(path, fields, or_else):
+    is_parquet = path.suffix == ".parquet"
+    for row in _parquet_rows(path, fields, one_of, every_column) if is_parquet else _json_rows(path, fields):
         number = row.number
         yield row
     if not number:
@@ -97,8 +109,10 @@ def missing(field: str, columns: list[str]) -> str:
     """What to say where a required field is not there, or is null."""
     if field in columns:
         return f"{field} is null, required is a value"
-    advice = next((text for names, text in RENAMES if set(names) <= set(columns)), "")
-    return f"found no field '{field}', only {columns}" + (f" ({advice})" if advice and field == "question" else "")
+    advice = next((text for names, text in SETTINGS if set(names) <= set(columns)), "")
+    return f"found no field '{field}', only {columns}" + (
+        f" (these are read with {advice})" if advice and field == "question" else ""
+    )
 
 
 def parse_line(line: str | bytes, where: str) -> Any:
@@ -117,22 +131,52 @@ def parse_line(line: str | bytes, where: str) -> Any:
     return row
 
 
-def _jsonl_rows(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            found = parse_line(line, place(path, number))
-            if not isinstance(found, dict):
-                raise ValueError(
-                    f"{place(path, number)}: found {type(found).__name__}, required an object with "
-                    f"`{fields[0]}` and `{fields[1]}`"
-                )
-            present = {name: value for name, value in found.items() if value is not None}
-            yield Row(path, number, present, sorted(found))
+def _json_rows(path: Path, fields: tuple[str, ...]) -> Iterator[Row]:
+    try:
+        with _opened(path) as file:
+            objects = _lines(file, path) if ".jsonl" in path.suffixes else _list(file, path)
+            for number, found in objects:
+                if not isinstance(found, dict):
+                    raise ValueError(
+                        f"{place(path, number)}: found {type(found).__name__}, required an object with "
+                        f"`{fields[0]}` and `{fields[1]}`"
+                    )
+                present = {name: value for name, value in found.items() if value is not None}
+                yield Row(path, number, present, sorted(found))
+    except (OSError, EOFError) as error:  # of the compression
+        raise ValueError(f"{path}: cannot be read: {error}; copy it again") from error
 
 
-def _parquet_rows(path: Path, fields: tuple[str, ...], or_else: str) -> Iterator[Row]:
+def _opened(path: Path) -> BinaryIO:
+    if path.suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path))
+    if path.suffix == ".zst":
+        import pyarrow
+
+        return cast(BinaryIO, io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd")))
+    return path.open("rb")
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            yield number, parse_line(line, place(path, number))
+
+
+def _list(file: BinaryIO, path: Path) -> Iterator[tuple[int, Any]]:
+    """The entries of a list; of an object that holds one list alone, those of the list."""
+    try:
+        found = json.loads(file.read(), parse_float=SpelledFloat)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    lists = [value for value in found.values() if isinstance(value, list)] if isinstance(found, dict) else []
+    entries = lists[0] if len(lists) == 1 else found
+    if not isinstance(entries, list):
+        raise ValueError(f"{path}: found {type(found).__name__}, required a list of objects, or lines as .jsonl")
+    return enumerate(entries, start=1)
+
+
+def _parquet_rows(path: Path, fields: tuple[str, ...], one_of: tuple[str, ...], every_column: bool) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
@@ -141,9 +185,10 @@ def _parquet_rows(path: Path, fields: tuple[str, ...], or_else: str) -> Iterator
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a Parquet file: {error}") from error
     columns = sorted(file.schema_arrow.names)
-    if fields[0] not in columns and or_else not in columns:
-        raise ValueError(f"{path}: {missing(fields[0], columns)}")
-    plain = {name: _plain(file.schema_arrow.field(name).type) for name in fields if name in columns}
+    if one_of and not set(one_of) & set(columns):
+        raise ValueError(f"{path}: {missing(one_of[0], columns)}")
+    wanted = columns if every_column else [name for name in fields if name in columns]
+    plain = {name: _plain(file.schema_arrow.field(name).type) for name in wanted}
     number = 0
     with file:
         batches = file.iter_batches(BATCH_ROWS, columns=list(plain))

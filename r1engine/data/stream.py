@@ -8,12 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r1engine.config.data_files import data_files
+
 if TYPE_CHECKING:
     from r1engine.batch import Prompt
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes (hex)."""
+    """SHA-256 of a file's bytes (hex); of a folder or pattern, that of its files' digests."""
+    files = data_files(Path(path))
+    if files != [Path(path)]:
+        return hashlib.sha256(" ".join(file_digest(file) for file in files).encode()).hexdigest()
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -5,6 +5,7 @@ config.yaml is that of the latest start. Those that it replaced are kept as conf
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any
 
 import r1engine
 from r1engine import config
-from r1engine.config import StageConfig
+from r1engine.config import RlConfig, StageConfig
 from r1engine.config.read import flat, plain
 from r1engine.config.source import read_source
 
@@ -47,12 +48,18 @@ def record_start(cfg: StageConfig, *, step: int, ranks: int) -> list[str]:
         What differs from the start before, a line a key: "optimizer.lr 3e-06 -> 0.0001".
     """
     path = cfg.run_dir / "config.yaml"
-    starts = read_starts(cfg.run_dir)
+    starts, sources = read_starts(cfg.run_dir), _function_sources(cfg)
     changed = _changed(path, cfg) if path.is_file() else []
     if changed:
         kept = _set_aside(path)
         starts = [start | {"config": kept} if start["config"] == path.name else start for start in starts]
     config.dump(cfg, path)
+    before = starts[-1].get("functions", {}) if starts else {}
+    changed += [
+        f"the source of rewards.functions.{name}"
+        for name, digest in sources.items()
+        if before.get(name, digest) != digest
+    ]
     starts.append(
         {
             "started": now(),
@@ -66,6 +73,7 @@ def record_start(cfg: StageConfig, *, step: int, ranks: int) -> list[str]:
             "git": _git(),
             "versions": _versions(),
         }
+        | ({"functions": sources} if sources else {})
     )
     temporary = cfg.run_dir / (NAME + ".tmp")
     temporary.write_text(json.dumps({"starts": starts}, indent=1) + "\n")
@@ -120,6 +128,13 @@ def _set_aside(path: Path) -> str:
         number += 1
     path.rename(kept)
     return kept.name
+
+
+def _function_sources(cfg: StageConfig) -> dict[str, str]:
+    """Reward function -> SHA-256 of its file; what the file imports is not in it."""
+    functions = cfg.rewards.functions if isinstance(cfg, RlConfig) else {}
+    files = {name: Path(where.rpartition(":")[0]).expanduser() for name, where in functions.items()}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from r1engine.rewards.thoughts import split_thoughts
 
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are set braces, not groups
+_HASHES = re.compile(r"(?:^|\n)####[ \t]*(\S[^\n]*)\s*\Z")
 MAX_ANSWER_CHARACTERS = 2000  # longer answers are undecided
 _SEARCHED_CHARACTERS = 200_000  # at the end of a completion, for a box
 
@@ -19,7 +20,7 @@ def final_answer(text: str, *, think_prefilled: bool = False) -> tuple[str | Non
       without think tags counts as a whole.
     - With an `<answer>` tag, only the last `<answer>` block counts, whatever came before it; it must be closed.
       Inside it the last `\\boxed{}` is the answer, or else all of it.
-    - Without one, the last `\\boxed{}` is the answer.
+    - Without one, the last `\\boxed{}` is the answer; without a box, a last line `#### answer`, as in GSM8K.
     - The last `\\boxed{` must be balanced (`\\{` and `\\}` do not count); an unterminated one is no answer, even if a
       complete one came before. A box in a box is unwrapped.
     - A blank answer is none. A box is searched in the last 200,000 characters.
@@ -37,7 +38,9 @@ def final_answer(text: str, *, think_prefilled: bool = False) -> tuple[str | Non
         if "\\boxed" in searched:
             return None, "the last \\boxed{ is not closed"
         if not region.is_tagged:
-            return None, "no answer block and no \\boxed{}"
+            if (line := _HASHES.search(searched)) is None:
+                return None, "no answer block and no \\boxed{}"
+            searched = line[1]
         box = searched
     while len(box) <= MAX_ANSWER_CHARACTERS and (inner := last_boxed(box)) is not None:
         box = inner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from r1engine.config import ConfigError, GradingServer, Rewards
+from r1engine.rewards.functions import FunctionSettings
 from r1engine.rewards.math.decision import MathPolicy
 from r1engine.rewards.rules import rule_of
 from r1engine.rewards.sandbox import probe
@@ -21,7 +22,8 @@ def make_scorer(rewards: Rewards, *, workers: int | None = None) -> Scorer:
         workers: grading processes where `rewards.workers` is null; None: one a usable core.
 
     Raises:
-        ValueError: a detector is not installed, an API key is not set, or a URL is none.
+        ValueError: a detector is not installed, an API key is not set, a URL is none, or a file of functions is
+            not there.
     """
     judge: GenerativeJudge | None = None
     if (server := rewards.judge) is not None:
@@ -47,6 +49,12 @@ def make_scorer(rewards: Rewards, *, workers: int | None = None) -> Scorer:
         unsafe=rewards.unsafe,
         judge=judge,
         reward_models=models,
+        functions=FunctionSettings(
+            rewards.functions,
+            rewards.function_deadline_seconds,
+            rewards.function_memory_gb,
+            tuple(rewards.function_variables),
+        ),
     )
     return Scorer(settings)
 
@@ -69,6 +77,8 @@ def check_named(rewards: Rewards, named: set[str]) -> list[str]:
             "rewards.helpfulness_model or rewards.harmlessness_model: found null, required by the questions of reward "
             "'preference'"
         )
+    if "functions" in named and not rewards.functions:
+        raise ConfigError("rewards.functions: found none, required by the questions of reward 'functions'")
     if rewards.reward_models:
         if "preference" not in named:
             raise ConfigError("rewards: found a reward model, required questions of reward 'preference' for it")

@@ -6,14 +6,16 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from r1engine.data.questions import read_question
+from r1engine.data.questions import FIELDS, read_question
 from r1engine.data.rows import parse_line
+from r1engine.rewards.functions.rule import FUNCTIONS
 from r1engine.rewards.record import Record, Score
 from r1engine.rewards.rule import Rule
 from r1engine.rewards.rules import rule_of
@@ -26,7 +28,8 @@ SHOWN = 20  # undecided records that are listed; all are in the output file
 def score_file(source: Path, out: Path, scorer: Scorer, console: Console) -> None:
     """Writes one JSON line a record: id, reward, verdict, score, components, reason, seconds; prints a summary.
 
-    `score` is the component that the record's reward names, or null if it is undecided.
+    `score` is the component that the record's reward names (of reward "functions" the first one), or null if it is
+    undecided.
 
     Raises:
         ValueError: the source holds something that is no record, see `read_records`; nothing is written then.
@@ -36,7 +39,8 @@ def score_file(source: Path, out: Path, scorer: Scorer, console: Console) -> Non
         raise ValueError(f"{out}: found the input itself, required another file")
     if out.is_dir():
         raise ValueError(f"{out}: found a folder, required the name of a file to write")
-    records = read_records(source)
+    first = next(iter(scorer.settings.functions.paths), None)
+    records = read_records(source, None if first is None else "functions")
     if any(_rule(record).runs_code for record in records):
         lines = ["code runs in a sandbox of:", *probe().describe()]
         console.print("\n  ".join(lines), highlight=False, markup=False)
@@ -47,7 +51,7 @@ def score_file(source: Path, out: Path, scorer: Scorer, console: Console) -> Non
         task, waiting = progress.add_task("score", total=len(records)), iter(records)
 
         def done(score: Score) -> None:
-            file.write(json.dumps(_row(next(waiting), score)) + "\n")
+            file.write(json.dumps(_row(next(waiting), score, first)) + "\n")
             progress.advance(task)
 
         scores = scorer.score(records, done)
@@ -56,8 +60,10 @@ def score_file(source: Path, out: Path, scorer: Scorer, console: Console) -> Non
     console.print(f"written: {out}", highlight=False)
 
 
-def read_records(path: Path) -> list[Record]:
+def read_records(path: Path, reward: str | None = None) -> list[Record]:
     """The records of a JSONL file: reward, completion, and what the reward needs; id is the line if not given.
+
+    `reward` is that of lines that name none; None: each must.
 
     Bytes that are no UTF-8 are kept as lone surrogates, as they can only come from a completion.
 
@@ -70,29 +76,36 @@ def read_records(path: Path) -> list[Record]:
     with path.open(encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                records.append(_record(line, f"{path}:{number}", number))
+                records.append(_record(line, f"{path}:{number}", number, reward))
     if not records:
         raise ValueError(f"{path}: found no records, required at least one")
     return records
 
 
-def _record(line: str, where: str, number: int) -> Record:
+def _record(line: str, where: str, number: int, reward: str | None) -> Record:
     row = parse_line(line, where)
     if not isinstance(row, dict):
         raise ValueError(f"{where}: found {type(row).__name__}, required an object with `reward` and `completion`")
-    row = {"prompt": "", "question": ""} | {name: value for name, value in row.items() if value is not None}
+    defaults = {"prompt": "", "question": ""} | ({} if reward is None else {"reward": reward})
+    row = defaults | {name: value for name, value in row.items() if value is not None}
     for name in ("reward", "completion", "prompt"):
         if not isinstance(row.get(name), str):
             raise ValueError(f"{where}: {name} is {row.get(name)!r:.80}, required a text")
-    return Record(read_question(row, where), row["completion"], row["prompt"], str(row.get("id", number)))
+    own = (*FIELDS, "id", "prompt", "completion", "num_tokens", "truncated", "reason")
+    others = {name: value for name, value in row.items() if name not in own}
+    columns = others["columns"] if isinstance(others.get("columns"), dict) else others  # the former in undecided.jsonl
+    question = replace(read_question(row, where), columns=columns or None)
+    tokens, truncated = row.get("num_tokens"), row.get("truncated") is True
+    return Record(question, row["completion"], row["prompt"], str(row.get("id", number)), tokens, truncated)
 
 
 def _rule(record: Record) -> Rule:
     return rule_of(record.question.reward, record.question.place)
 
 
-def _row(record: Record, score: Score) -> dict:
-    value = score.components.get(_rule(record).component)
+def _row(record: Record, score: Score, first_function: str | None) -> dict:
+    rule = _rule(record)
+    value = score.components.get(first_function or "" if rule is FUNCTIONS else rule.component)
     return {
         "id": record.id,
         "reward": record.question.reward,
@@ -101,7 +114,7 @@ def _row(record: Record, score: Score) -> dict:
         "components": score.components,
         "reason": score.reason,
         "seconds": round(score.seconds, 6),
-    }
+    } | ({"unknown": score.unknown} if score.unknown else {})
 
 
 def _print_summary(graded: list[tuple[Record, Score]], console: Console) -> None:

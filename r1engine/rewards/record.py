@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from r1engine.data.question import Question
@@ -18,6 +19,8 @@ class Record:
     completion: str  # what the model wrote after the prompt
     prompt: str = ""  # as the model saw it
     id: str = ""
+    num_tokens: int | None = None  # of the completion; None: nobody has counted
+    truncated: bool = False  # the completion was stopped by the token limit
 
     @property
     def think_prefilled(self) -> bool:
@@ -31,7 +34,9 @@ class Record:
 
     def as_row(self) -> dict[str, Any]:
         """The record as a line of a file; `offline.read_records` reads it."""
-        return {"id": self.id, **self.question.as_row(), "prompt": self.prompt, "completion": self.completion}
+        return {"id": self.id, **self.question.as_row(), "prompt": self.prompt, "completion": self.completion} | (
+            {} if self.num_tokens is None else {"num_tokens": self.num_tokens, "truncated": self.truncated}
+        )
 
 
 @dataclass(frozen=True)
@@ -42,3 +47,8 @@ class Score:
     components: dict[str, float]  # each rule's value, unweighted; a rule that could not be computed is not in it
     reason: str  # one line
     seconds: float = 0.0  # spent on it, with waiting for the servers that were asked
+    unknown: dict[str, str] = field(default_factory=dict)  # function of the user that gave no value -> why
+
+    def is_undecided(self, weights: Mapping[str, float]) -> bool:
+        """Whether the total reward is unknown: the verdict is, or a function whose value has a weight gave none."""
+        return self.verdict == "undecided" or any(weights.get(name, 0) for name in self.unknown)

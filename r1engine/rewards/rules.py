@@ -6,6 +6,7 @@ from r1engine.data.question import Question
 from r1engine.rewards.choice import CHOICE, EXACT
 from r1engine.rewards.code.rule import CODE
 from r1engine.rewards.format import FORMAT
+from r1engine.rewards.functions.rule import FUNCTIONS
 from r1engine.rewards.gym import GYM
 from r1engine.rewards.language import LANGUAGE, check_language
 from r1engine.rewards.math.rule import MATH
@@ -13,7 +14,7 @@ from r1engine.rewards.rule import Rule
 from r1engine.rewards.servers.judge import JUDGE
 from r1engine.rewards.servers.preference import PREFERENCE
 
-RULES: tuple[Rule, ...] = (MATH, CHOICE, EXACT, FORMAT, LANGUAGE, CODE, GYM, JUDGE, PREFERENCE)
+RULES: tuple[Rule, ...] = (MATH, CHOICE, EXACT, FORMAT, LANGUAGE, CODE, GYM, JUDGE, PREFERENCE, FUNCTIONS)
 
 
 def rule_of(reward: str, where: str) -> Rule:

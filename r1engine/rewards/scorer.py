@@ -9,10 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from r1engine.rewards.format import FORMAT
+from r1engine.rewards.functions import Call, RewardFunctions
+from r1engine.rewards.functions.rule import FUNCTIONS, verdict_of
 from r1engine.rewards.language import LANGUAGE
 from r1engine.rewards.record import Record, Score
 from r1engine.rewards.rule import Grade, Inquiry, Rule, Task
@@ -42,7 +46,8 @@ class Scorer:
     def __init__(self, settings: ScorerSettings | None = None) -> None:
         """
         Raises:
-            ValueError: the language detector is not installed, or a number is not positive.
+            ValueError: the language detector is not installed, the file of a function is not there, or a number is not
+                positive.
         """
         self.settings = settings = settings or ScorerSettings()
         if importlib.util.find_spec(settings.detector) is None:
@@ -55,11 +60,12 @@ class Scorer:
             "r1engine.rewards.workers.tasks:work",
             workers=count,
             deadline_seconds=settings.deadline_seconds,
-            warm_up=[address(rule.warm_up) for rule in RULES if rule.warm_up is not None],
+            warm_up=[(address(rule.warm_up), ()) for rule in RULES if rule.warm_up is not None],
         )
         self._code_pool = WorkerPool(
             "r1engine.rewards.workers.tasks:work", workers=count, deadline_seconds=settings.code_deadline_seconds
         )
+        self._functions = RewardFunctions(settings.functions, count)
         self._servers: dict[str, Gatherer[Any, Any]] = {
             name: Gatherer(model.rate, most=model.batch_size * model.parallel)
             for name, model in settings.reward_models.items()
@@ -77,6 +83,14 @@ class Scorer:
             if server is not None:
                 server.check()
 
+    def check_functions(self) -> None:
+        """Imports the user's reward functions, in child processes.
+
+        Raises:
+            ValueError: see `RewardFunctions.check`.
+        """
+        self._functions.check()
+
     def submit(self, record: Record, *, is_rated: bool = True) -> Future[Score]:
         """Start to score one record; returns the score to come. Blocks while many are under way.
 
@@ -88,13 +102,17 @@ class Scorer:
             ValueError: there is no such reward, or it needs a judge or a reward model and there is none.
             RuntimeError: the scorer is closed, or the record needs code to be run and too little protects here.
         """
+        return self._submit(record, self._functions.begin([record])[0], is_rated)
+
+    def _submit(self, record: Record, calls: dict[str, Call], is_rated: bool) -> Future[Score]:
+        """`submit`, with the functions called."""
         started = time.perf_counter()
         rules = self._rules(record, is_rated)
         steps = [rule.begin(record, self.settings) for rule in rules]
         spent = time.perf_counter() - started
         done: Future[Score] = Future()
         grades = [step for step in steps if isinstance(step, Grade)]
-        if len(grades) == len(steps):
+        if len(grades) == len(steps) and not calls:
             done.set_result(_score(rules, grades, spent))
             return done
         waiting = [self._hand_in(rule, step) for rule, step in zip(rules, steps, strict=True)]
@@ -107,18 +125,28 @@ class Scorer:
                 computed = spent + sum(outcome.seconds for outcome in outcomes)
                 seconds = time.perf_counter() - started if is_asked else computed
                 found = [_grade(step, reply) for step, reply in zip(steps, replies, strict=True)]
-                done.set_result(_score(rules, found, seconds))
+                done.set_result(_with_functions(rules, found, seconds, calls))
             except Exception as error:  # whoever waits for the score gets it
                 done.set_exception(error)
 
-        _when_all([future for futures in waiting for future in futures.values()], finish)
+        asked = [future for futures in waiting for future in futures.values()]
+        _when_all(asked + [call.future for call in calls.values()], finish)
         return done
 
     def score(
         self, records: Iterable[Record], on_done: Callable[[Score], None] | None = None, *, are_rated: bool = True
     ) -> list[Score]:
-        """Scores of all records, in their order; `on_done` is called with each. `are_rated`: see `submit`."""
-        return in_order(partial(self.submit, is_rated=are_rated), records, on_done)
+        """Scores of all records, in their order; `on_done` is called with each. `are_rated`: see `submit`.
+
+        Records of one question that follow each other are a group, where a function asks for groups.
+        """
+        if not self._functions.names:
+            return in_order(partial(self.submit, is_rated=are_rated), records, on_done)
+        groups: Iterable[list[Record]] = ([record] for record in records)
+        if self._functions.any_takes_groups:
+            groups = (list(group) for _, group in groupby(records, lambda record: record.question))
+        called = (pair for group in groups for pair in zip(group, self._functions.begin(group), strict=True))
+        return in_order(lambda pair: self._submit(pair[0], pair[1], are_rated), called, on_done)
 
     def unusable_references(self, records: Sequence[Record]) -> list[tuple[Record, str]]:
         """Records whose reference or tests their rule cannot use, with why; whatever is answered to them is
@@ -137,6 +165,7 @@ class Scorer:
         """Ends the workers, and what waits for a server."""
         self._pool.close()
         self._code_pool.close()
+        self._functions.close()
         for gatherer in self._servers.values():
             gatherer.close()
 
@@ -226,3 +255,20 @@ def _score(rules: list[Rule], grades: list[Grade], seconds: float) -> Score:
         if rule is FORMAT and rules[-1].component != FORMAT.component and grade.verdict == "wrong":
             note = f"; format: {grade.reason}"
     return Score(grades[-1].verdict, components, grades[-1].reason + note, seconds)
+
+
+def _with_functions(rules: list[Rule], grades: list[Grade], seconds: float, calls: dict[str, Call]) -> Score:
+    """The score with the values of the user's functions, or why they gave none. Their futures are done."""
+    values: dict[str, float] = {}
+    unknown: dict[str, str] = {}
+    for name, call in calls.items():
+        value, why_none = call.value()
+        if value is None:
+            unknown[name] = why_none
+        else:
+            values[name] = value
+    if rules[-1] is FUNCTIONS:
+        grades = [*grades[:-1], verdict_of(next(iter(calls), None), values, unknown)]
+    score = _score(rules, grades, seconds)
+    why = "".join(f"; {name}: {problem}" for name, problem in unknown.items())
+    return replace(score, components=score.components | values, reason=score.reason + why, unknown=unknown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from r1engine.rewards.functions import FunctionSettings
 from r1engine.rewards.language import Detector
 from r1engine.rewards.math.decision import STRICT, MathPolicy
 from r1engine.rewards.servers.judge import GenerativeJudge
@@ -24,5 +25,6 @@ class ScorerSettings:
     policy: MathPolicy = STRICT  # of the math rule
     unsafe: bool = False  # run code even where too little protects the machine from it, see `sandbox.Protection`
     judge: GenerativeJudge | None = None  # for records of reward "judge"
+    functions: FunctionSettings = field(default_factory=lambda: FunctionSettings({}))  # of the user
     # For records of reward "preference", by what they rate: "helpfulness", "harmlessness".
     reward_models: Mapping[str, RewardModel] = field(default_factory=dict)

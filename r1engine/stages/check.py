@@ -56,7 +56,8 @@ def _check_folders(cfg: StageConfig) -> None:
     try:
         inputs.check_model(cfg)
         if isinstance(cfg, RlConfig):
-            make_scorer(cfg.rewards).close()
+            with make_scorer(cfg.rewards, workers=1) as scorer:
+                scorer.check_functions()
             python = cfg.rollout.sglang.python
             if cfg.rollout.engine == "sglang" and python is not None and not os.path.isfile(python):
                 raise ValueError(f"rollout.sglang.python: found no {python}, required a Python with sglang")
@@ -156,7 +157,7 @@ def _check_questions(cfg: RlConfig) -> list[str]:
             notes += table.notes
             if path == cfg.data.train:
                 named |= table.rewards
-                notes += [note] if (note := inputs.note_unusable(scorer, table)) else []
+                notes += [note] if (note := inputs.note_unusable(scorer, table, cfg.data.most_unusable)) else []
             else:
                 asked = range(len(table))[: cfg.evaluation.questions]
                 named |= {table.question(index).reward for index in asked}

@@ -11,6 +11,7 @@ import numpy as np
 
 from r1engine.config import RlConfig, SftConfig, StageConfig
 from r1engine.data.chat import PromptFormat, make_format
+from r1engine.data.presets import reading_of
 from r1engine.data.prompts import PromptTable, Render, write_prompts
 from r1engine.data.stream import Batches
 from r1engine.data.texts import TextTable, cached_texts
@@ -79,7 +80,15 @@ def write_questions(cfg: RlConfig, path: Path, folder: Path, form: PromptFormat)
             a completion. Of held-out questions only those count that are asked.
     """
     data, limit, shown = cfg.data, cfg.data.max_prompt_tokens, shown_by(form)
-    write_prompts(path, folder, form.encode_prompts, shown, limit, overlong=data.overlong)
+    write_prompts(
+        path,
+        folder,
+        form.encode_prompts,
+        shown,
+        limit,
+        overlong=data.overlong,
+        reading=reading_of(cfg),
+    )
     table, arch = PromptTable(folder, shown), read_architecture(cfg.model.folder)
     is_heldout = path == data.heldout
     asked = cfg.evaluation.questions if is_heldout else None
@@ -98,20 +107,27 @@ def write_questions(cfg: RlConfig, path: Path, folder: Path, form: PromptFormat)
     check_limits(cfg.model.folder, arch, limits, int(lengths[longest]), f"the prompt of {place}")
 
 
-def note_unusable(scorer: Scorer, table: PromptTable) -> str:
+def note_unusable(scorer: Scorer, table: PromptTable, most: float) -> str:
     """Says which questions have a reference that no rule can use: whatever is answered to them is undecided.
 
+    Args:
+        scorer: grades the run.
+        table:  the questions.
+        most:   share of them that may be so.
+
     Raises:
-        ValueError: all of them, so that nothing could be learned.
+        ValueError: more are, or all, so that nothing could be learned.
     """
     questions = table.distinct(MOST_REFERENCES)
     unusable = scorer.unusable_references([Record(question, "", id=question.place) for question in questions])
     if not unusable:
         return ""
     examples = "; ".join(f"{record.id} {problem}" for record, problem in unusable[:5])
-    note = f"{len(unusable)} of {len(questions)} references are undecided whatever the answer: {examples}"
-    if len(unusable) == len(questions):
-        raise ValueError(f"{table.path}: {note}")
+    share = len(unusable) / len(questions)
+    note = f"{len(unusable)} of {len(questions)} references ({share:.0%}) are undecided whatever the answer: {examples}"
+    if share == 1 or share > most:
+        hint = "" if share == 1 else f"; required at most data.most_unusable = {most:g} of them"
+        raise ValueError(f"{table.path}: {note}{hint}")
     return note
 
 

@@ -65,7 +65,8 @@ def iterate(parts: Parts, step: int) -> Iteration:
     """
     cfg = parts.cfg
     graded = rollout(parts, step)
-    rewards = total_rewards(graded, cfg.grpo, cfg.rewards.weights_at(step))
+    weights = cfg.rewards.weights_at(step)
+    rewards = total_rewards(graded, cfg.grpo, weights)
     samples = to_samples([completion for completion, _ in graded], rewards, cfg.grpo)
     split = split_minibatches(samples, cfg.minibatches_at(step), seed=cfg.seed, step=step)
     minibatches = [pack_rows(parts, minibatch, step) for minibatch in split]
@@ -77,7 +78,7 @@ def iterate(parts: Parts, step: int) -> Iteration:
     verify(parts)
 
     rows = [row for minibatch in minibatches for row in minibatch]
-    metrics = rollout_metrics(graded, rewards) | update_metrics(stats) | mismatch(rows, parts.world)
+    metrics = rollout_metrics(graded, rewards, weights) | update_metrics(stats) | mismatch(rows, parts.world)
     metrics |= parts.rollouts.metrics([completion for completion, _ in graded]) | parts.generator.metrics()
     return Iteration(metrics, graded, samples)
 

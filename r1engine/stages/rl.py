@@ -26,6 +26,7 @@ from r1engine.stages.identity import Identity, model_identity, setting
 from r1engine.stages.inputs import note_unusable, shown_by, write_questions
 from r1engine.stages.iteration import Iteration, Parts, iterate, refresh, verify
 from r1engine.stages.prepared import prepared
+from r1engine.stages.rl_metrics import silent_functions
 from r1engine.stages.stage import Advance, Evaluated
 
 
@@ -54,7 +55,7 @@ class RlStage:
             named = train.rewards | {prompt.question.reward for prompt in self.heldout}
             for note in check_named(cfg.rewards, named) + check_sandbox(cfg.rewards, named):
                 progress.note(note)
-            if note := world.from_first(lambda: note_unusable(scorer, train)):
+            if note := world.from_first(lambda: note_unusable(scorer, train, cfg.data.most_unusable)):
                 progress.note(note)
             generator = make_generator(cfg, world, model_dtype(cfg.model.dtype, world.device), progress.note)
             self._to_close.insert(0, generator.close)
@@ -124,14 +125,15 @@ class RlStage:
             self._renew_reference()
         warnings = self.alarms.update(done.metrics)
         alarms = {f"alarm/{name}": float(name in warnings) for name in self.cfg.rewards.reward_models}
-        undecided = [(record_of(c), score) for c, score in done.graded if score.verdict == "undecided"]
+        weights = self.cfg.rewards.weights_at(step)
+        undecided = [(record_of(c), score) for c, score in done.graded if score.is_undecided(weights)]
         return Advance(
             steps=made,
             metrics=done.metrics | alarms,
             tokens=int(done.metrics["tokens_generated"]),
             samples=self._samples(done),
             undecided=[{**record.as_row(), "reason": score.reason} for record, score in undecided],
-            notes=[f"{name}: {warning}" for name, warning in warnings.items()],
+            notes=[f"{name}: {warning}" for name, warning in warnings.items()] + silent_functions(done.graded),
         )
 
     def _samples(self, done: Iteration) -> list[dict[str, Any]]:

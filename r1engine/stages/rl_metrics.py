@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -15,13 +16,15 @@ from r1engine.rewards import Score
 RATIO_EDGES = (0.5, 0.8, 0.9, 0.99, 1.01, 1.1, 1.25, 2.0)  # bins of pi_trainer / pi_generator in the metrics
 
 
-def rollout_metrics(graded: list[tuple[Completion, Score]], rewards: list[float | None]) -> dict[str, float]:
+def rollout_metrics(
+    graded: list[tuple[Completion, Score]], rewards: list[float | None], weights: Mapping[str, float]
+) -> dict[str, float]:
     """Means over the rollout: reward, each component, lengths (tokens), shares truncated and undecided.
 
     A mean of nothing, such as the reward where all is undecided, is left out: it is not 0.
     """
     known = [r for r in rewards if r is not None]
-    decided = [s for _, s in graded if s.verdict != "undecided"]
+    decided = [s for _, s in graded if not s.is_undecided(weights)]
     lengths = [len(c.tokens) for c, _ in graded]
     values = defaultdict(list)
     for score in decided:
@@ -36,6 +39,17 @@ def rollout_metrics(graded: list[tuple[Completion, Score]], rewards: list[float 
         "completion/truncated": sum(c.truncated for c, _ in graded) / len(graded),
         "tokens_generated": sum(lengths),
     }
+
+
+def silent_functions(graded: list[tuple[Completion, Score]]) -> list[str]:
+    """What to tell of the user's functions that gave no value for any completion of a rollout."""
+    names = {name for _, score in graded for name in score.unknown}
+    last = graded[-1][1].unknown
+    return [
+        f"rewards.functions.{name} gave no value for any of {len(graded)} completions: {last[name]}"
+        for name in sorted(names)
+        if all(name in score.unknown for _, score in graded)
+    ]
 
 
 def update_metrics(stats: list[dict[str, float]]) -> dict[str, float]:

@@ -80,7 +80,7 @@ def test_a_row_tells_which_references_are_unusable(with_toy):
 
 
 def test_names_are_those_of_the_documentation_and_no_two_are_the_same():
-    names = ["math", "choice", "exact", "format", "language", "code", "gym", "judge", "preference"]
+    names = ["math", "choice", "exact", "format", "language", "code", "gym", "judge", "preference", "functions"]
     assert [rule.name for rule in RULES] == names
     assert all(rule_of(name, "here").name == name for name in names)
 

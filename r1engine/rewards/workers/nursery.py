@@ -3,7 +3,7 @@
 The nursery is single-threaded, so that forking is safe, and a killed worker is replaced within milliseconds. It
 speaks JSON lines over one socket with its parent:
 
-    start  {"path": [...], "function": "module:name", "warm_up": [the same], "memory_bytes": n}
+    start  {"path": [...], "function": "module:name", "warm_up": [["module:name", arguments]], "memory_bytes": n}
                                                                  ->  {"ready": true} or {"error": text}
     fork   {"fork": true} + the worker's end of a socket pair    ->  {"pid": n}
     reap   {"reap": pid}                                         ->  {"status": what os.waitpid says}
@@ -40,6 +40,9 @@ _PARENT_CHECK_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
+WarmUp = tuple[str, tuple[Any, ...]]  # address of a function, and its arguments
+
+
 def address(function: Callable[..., Any]) -> str:
     """Where another process finds a function of a module: "module:name"."""
     return f"{function.__module__}:{function.__qualname__}"
@@ -54,7 +57,11 @@ def function_at(where: str) -> Callable[..., Any]:
 class Nursery:
     """The parent's handle of the nursery process."""
 
-    def __init__(self, function: str, memory_bytes: int, warm_up: Sequence[str] = ()) -> None:
+    def __init__(
+        self, function: str, memory_bytes: int, warm_up: Sequence[WarmUp] = (), variables: Sequence[str] = ()
+    ) -> None:
+        """See `WorkerPool`."""
+        self._variables = (*_KEPT_VARIABLES, *variables)
         self._start = {"path": sys.path, "function": function, "warm_up": warm_up, "memory_bytes": memory_bytes}
         self._process: subprocess.Popen | None = None
         self._control: socket.socket | None = None
@@ -67,7 +74,7 @@ class Nursery:
         """
         self.stop()
         self._control, theirs = socket.socketpair()
-        environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+        environment = {name: os.environ[name] for name in self._variables if name in os.environ}
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         with theirs:
             self._process = subprocess.Popen(
@@ -144,10 +151,14 @@ def main() -> None:
         return
     try:
         function = function_at(start["function"])
-        for where in start["warm_up"]:
-            function_at(where)()
     except Exception as error:  # whatever an import raises; the parent reports it
         _reply(control, {"error": f"{start['function']} cannot be imported: {type(error).__name__}: {error}"})
+        return
+    try:
+        for where, arguments in start["warm_up"]:
+            function_at(where)(*arguments)
+    except BaseException as error:  # as above; also SystemExit
+        _reply(control, {"error": f"{type(error).__name__}: {error}"})
         return
     gc.collect()
     gc.freeze()  # the workers share these pages; a collection would touch, and so copy, all of them

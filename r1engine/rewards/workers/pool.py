@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from r1engine.rewards.workers.nursery import HEADER, MEMORY_STATUS, Nursery
+from r1engine.rewards.workers.nursery import HEADER, MEMORY_STATUS, Nursery, WarmUp
 
 MAX_RESULT_BYTES = 4 * 2**20
 _FORK_TRIES = 3
@@ -70,7 +70,8 @@ class WorkerPool:
         deadline_seconds: float,
         memory_gb: float = 4.0,
         max_pending: int | None = None,
-        warm_up: Sequence[str] = (),
+        warm_up: Sequence[WarmUp] = (),
+        variables: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -79,7 +80,8 @@ class WorkerPool:
             deadline_seconds: of one item, from when a worker gets it; then that worker is killed.
             memory_gb: address space of a worker (GiB).
             max_pending: items waiting or being worked on at which `submit` blocks; None: 64 a worker.
-            warm_up: "module:name" of functions that load what the function needs.
+            warm_up: functions that load what the function needs, "module:name" and arguments of each.
+            variables: of the environment, that the workers see beside the few that every program needs.
 
         Raises:
             ValueError: a number is not positive.
@@ -89,7 +91,7 @@ class WorkerPool:
             if value <= 0:
                 raise ValueError(f"WorkerPool: found {name} = {value}, required more than 0")
         self.size, self.deadline_seconds = workers, deadline_seconds
-        self._nursery = Nursery(function, int(memory_gb * 2**30), warm_up)
+        self._nursery = Nursery(function, int(memory_gb * 2**30), warm_up, variables)
         self._room = threading.BoundedSemaphore(max_pending or 64 * workers)
         self._lock = threading.Lock()  # of _waiting, _thread and _closed
         self._waiting: deque[_Item] = deque()

@@ -12,6 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from r1engine.config.aliases import answer_to
+
 KeyPath = tuple[str, ...]
 
 _BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
@@ -133,6 +135,8 @@ def _unknown_key(loc: KeyPath, model: type[BaseModel], others: Mapping[str, type
     owners = [kind for kind, other in others.items() if other is not model and _has_key(other, loc)]
     if owners:
         return f"{message}; it belongs to stage: {' or '.join(owners)}"
+    if alias := answer_to(key):
+        return f"{message}; {alias}"
     if close:
         return f"{message}; did you mean {' or '.join(repr(name) for name in close)}?"
     owner = ".".join(loc[:-1]) or "the config"

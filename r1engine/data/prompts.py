@@ -10,6 +10,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -75,7 +76,7 @@ class PromptTable(Sequence["Prompt"]):
         _, line, which, file = self._rows[index].tolist()
         start, end = self._ends[which : which + 2, 0].tolist()
         *values, columns = json.loads(self._json[start:end].tobytes())
-        return Question(*values, place=place(self._files[file], line), columns=columns)
+        return replace(Question(*values), place=place(self._files[file], line), columns=columns)
 
     def tokens(self, index: int) -> list[int]:
         """The token ids of a prompt."""

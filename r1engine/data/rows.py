@@ -111,7 +111,7 @@ def missing(field: str, columns: list[str]) -> str:
         return f"{field} is null, required is a value"
     advice = next((text for names, text in SETTINGS if set(names) <= set(columns)), "")
     return f"found no field '{field}', only {columns}" + (
-        f" (these are read with {advice})" if advice and field == "question" else ""
+        f" (a run reads these with {advice})" if advice and field == "question" else ""
     )
 
 

@@ -21,6 +21,7 @@ from r1engine.config import (
     load,
     to_yaml,
 )
+from r1engine.config.data_files import REQUIRED
 from r1engine.config.read import parse
 from r1engine.config.source import read_source
 from r1engine.config.words import commented_defaults, section_of
@@ -417,15 +418,15 @@ def test_a_row_of_no_set_size_holds_the_longest_sequence_and_its_padding():
 def test_model_and_data_must_be_named(write):
     assert problems(write("seed: 1")) == [
         "run.yaml: model.path: found null, required a Hugging Face folder",
-        "run.yaml: data.train: found null, required a .jsonl or .parquet file",
+        "run.yaml: data.train: found null, required a data file",
     ]
 
 
 def test_data_files_are_of_a_known_kind_and_different(write):
     data = ["model.path=/m", "data.train=/a.csv", "data.heldout=/a.csv"]
     assert problems(write("seed: 1"), *data) == [
-        "run.yaml: data.train: found /a.csv, required the extension .jsonl or .parquet",
-        "run.yaml: data.heldout: found /a.csv, required the extension .jsonl or .parquet",
+        f"run.yaml: data.train: found /a.csv, required {REQUIRED}",
+        f"run.yaml: data.heldout: found /a.csv, required {REQUIRED}",
         "run.yaml: data.heldout: found data.train = /a.csv itself, required other rows",
     ]
 

@@ -127,5 +127,5 @@ def test_reads_questions_answers_and_solutions(tmp_path):
     with pytest.raises(ValueError, match=r"set\.jsonl:1: question is 3, required a text"):
         list(read_evaluation_texts(path))
     path.write_text('{"problem": "Why?"}\n')
-    with pytest.raises(ValueError, match=r"found no field 'question'.*rename 'problem'"):
+    with pytest.raises(ValueError, match=r"found no field 'question'.*data.columns.question=problem"):
         list(read_evaluation_texts(path))

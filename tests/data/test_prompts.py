@@ -94,13 +94,19 @@ MESSAGES = [[{"role": "user", "content": "1+1"}]]
 @pytest.mark.parametrize(
     ("columns", "told"),
     [
-        ({"problem": ["1+1"], "solution": ["2"]}, "['problem', 'solution'] (rename 'problem' to 'question')"),
+        (
+            {"problem": ["1+1"], "solution": ["2"]},
+            "['problem', 'solution'] (a run reads these with data.columns={",
+        ),
         (
             {"data_source": ["gsm8k"], "prompt": MESSAGES, "reward_model": [{"ground_truth": "2"}]},
-            "['data_source', 'prompt', 'reward_model'] (verl's layout: 'question' is the content of prompt's last "
-            "message, 'answer' is reward_model's ground_truth)",
+            "['data_source', 'prompt', 'reward_model'] (a run reads these with data.columns={question: prompt, answer: "
+            "reward_model.ground_truth})",
         ),
-        ({"messages": MESSAGES, "answer": ["2"]}, "['answer', 'messages'] ('question' is the content of the user's"),
+        (
+            {"messages": MESSAGES, "answer": ["2"]},
+            "['answer', 'messages'] (a run reads these with data.columns.quest",
+        ),
         ({"x": [1], "y": [None]}, "['x', 'y']"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from shown import as_it_is, in_table_1
 
 from r1engine.batch import Prompt
+from r1engine.config.data_files import REQUIRED
 from r1engine.data.chat import render
 from r1engine.data.prompts import load_prompts
 from r1engine.data.question import Question
@@ -98,7 +99,7 @@ def test_missing_file_is_refused(tmp_path):
 
 
 def test_unknown_extension_is_refused(write):
-    assert refusal(write(name="train.csv")) == "train.csv: found the extension '.csv', required .jsonl or .parquet"
+    assert refusal(write(name="train.csv")) == "train.csv: found the extension '.csv', required " + REQUIRED
 
 
 @pytest.mark.parametrize("rows", [[], ["", "  "]])
@@ -151,7 +152,8 @@ def test_parquet_null_is_a_missing_field(tmp_path):
         ({"question": "a", "answer": 1, "reward": 2}, "reward is 2, required a text"),
         (
             {"question": "a", "answer": 1, "reward": "mathz"},
-            "found reward 'mathz', required one of math, choice, exact, format, language, code, gym, judge, preference",
+            "found reward 'mathz', required one of math, choice, exact, format, language, code, gym, judge, "
+            "preference, functions",
         ),
     ],
 )

@@ -130,7 +130,7 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path, colum
 
 def test_without_columns_the_setting_that_reads_them_is_told(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(lines({"prompt": "p", "reward_model": {"ground_truth": 1}}))
-    wanted = r"these are read with data.columns=\{question: prompt, answer: reward_model.ground_truth\}"
+    wanted = r"a run reads these with data.columns=\{question: prompt, answer: reward_model.ground_truth\}"
     with pytest.raises(ValueError, match=wanted):
         found(tmp_path / "a.jsonl")
 

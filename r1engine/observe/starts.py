@@ -54,12 +54,7 @@ def record_start(cfg: StageConfig, *, step: int, ranks: int) -> list[str]:
         kept = _set_aside(path)
         starts = [start | {"config": kept} if start["config"] == path.name else start for start in starts]
     config.dump(cfg, path)
-    before = starts[-1].get("functions", {}) if starts else {}
-    changed += [
-        f"the source of rewards.functions.{name}"
-        for name, digest in sources.items()
-        if before.get(name, digest) != digest
-    ]
+    changed += _changed_sources(starts, sources)
     starts.append(
         {
             "started": now(),
@@ -135,6 +130,12 @@ def _function_sources(cfg: StageConfig) -> dict[str, str]:
     functions = cfg.rewards.functions if isinstance(cfg, RlConfig) else {}
     files = {name: Path(where.rpartition(":")[0]).expanduser() for name, where in functions.items()}
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+
+
+def _changed_sources(starts: list[dict[str, Any]], sources: dict[str, str]) -> list[str]:
+    before = starts[-1].get("functions", {}) if starts else {}
+    changed = [name for name, digest in sources.items() if before.get(name, digest) != digest]
+    return [f"the source of rewards.functions.{name}" for name in changed]
 
 
 def _versions() -> dict[str, str]:

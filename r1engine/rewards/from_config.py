@@ -49,14 +49,14 @@ def make_scorer(rewards: Rewards, *, workers: int | None = None) -> Scorer:
         unsafe=rewards.unsafe,
         judge=judge,
         reward_models=models,
-        functions=FunctionSettings(
-            rewards.functions,
-            rewards.function_deadline_seconds,
-            rewards.function_memory_gb,
-            tuple(rewards.function_variables),
-        ),
+        functions=_functions(rewards),
     )
     return Scorer(settings)
+
+
+def _functions(rewards: Rewards) -> FunctionSettings:
+    variables = tuple(rewards.function_variables)
+    return FunctionSettings(rewards.functions, rewards.function_deadline_seconds, rewards.function_memory_gb, variables)
 
 
 def check_named(rewards: Rewards, named: set[str]) -> list[str]:

@@ -80,19 +80,17 @@ class WorkerPool:
             deadline_seconds: of one item, from when a worker gets it; then that worker is killed.
             memory_gb: address space of a worker (GiB).
             max_pending: items waiting or being worked on at which `submit` blocks; None: 64 a worker.
-            warm_up: functions that load what the function needs, "module:name" and arguments of each.
-            variables: of the environment, that the workers see beside the few that every program needs.
+            warm_up: what loads what the function needs, "module:name" and arguments of each.
+            variables: of the environment, for the workers.
 
         Raises:
             ValueError: a number is not positive.
         """
-        sizes = {"workers": workers, "deadline_seconds": deadline_seconds, "memory_gb": memory_gb}
-        for name, value in {**sizes, "max_pending": 64 if max_pending is None else max_pending}.items():
-            if value <= 0:
-                raise ValueError(f"WorkerPool: found {name} = {value}, required more than 0")
+        room = 64 * workers if max_pending is None else max_pending
+        _check_positive(workers=workers, deadline_seconds=deadline_seconds, memory_gb=memory_gb, max_pending=room)
         self.size, self.deadline_seconds = workers, deadline_seconds
         self._nursery = Nursery(function, int(memory_gb * 2**30), warm_up, variables)
-        self._room = threading.BoundedSemaphore(max_pending or 64 * workers)
+        self._room = threading.BoundedSemaphore(room)
         self._lock = threading.Lock()  # of _waiting, _thread and _closed
         self._waiting: deque[_Item] = deque()
         self._thread: threading.Thread | None = None
@@ -100,8 +98,8 @@ class WorkerPool:
         self._workers: list[_Worker] = []  # this and the selector belong to the thread
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = socket.socketpair()
-        for end in (self._woken, self._wake):
-            end.setblocking(False)
+        self._woken.setblocking(False)
+        self._wake.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ, None)
 
     # ------------------------------------------------------------------ for callers
@@ -298,6 +296,12 @@ class WorkerPool:
         self._selector.close()
         self._woken.close()
         self._wake.close()
+
+
+def _check_positive(**sizes: float) -> None:
+    for name, value in sizes.items():
+        if value <= 0:
+            raise ValueError(f"WorkerPool: found {name} = {value}, required more than 0")
 
 
 def in_order(

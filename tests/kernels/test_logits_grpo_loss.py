@@ -8,8 +8,9 @@ import torch
 
 from r1kernels import GrpoObjective, grpo_loss, logits_grpo_loss, logprob_entropy
 from r1kernels.grpo_loss.reference import grpo_loss_reference
+from r1kernels.grpo_loss.terms import TokenTerms
 from r1kernels.logits_grpo_loss.triton_impl import MAX_REGISTERS
-from r1kernels.logprob_entropy import reference
+from r1kernels.logprob_entropy import cpu_impl
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMPLS = ["reference", "triton"]
@@ -27,7 +28,7 @@ OBJECTIVES = [
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several row blocks of the PyTorch form even in tiny cases, the last of them not full."""
-    monkeypatch.setattr(reference, "BLOCK_ELEMENTS", 300)
+    monkeypatch.setattr(cpu_impl, "BLOCK_ELEMENTS", 300)
 
 
 def case(rows: int = 9, vocab: int = 127, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -68,9 +69,7 @@ def oracle(
     log_p = torch.log_softmax(z / temperature, dim=1)
     logp, entropy = log_p.gather(1, x["labels"][:, None])[:, 0], -(log_p.exp() * log_p).sum(1)
     names = ("old_logp", "advantage", "loss_weight", "ref_logp", "rollout_logp")
-    loss, metrics = grpo_loss_reference(
-        logp, objective=objective, entropy=entropy, cu_seqlens=None, **{name: x[name] for name in names}
-    )
+    loss, metrics = grpo_loss_reference(logp, TokenTerms(**{name: x[name] for name in names}), objective, entropy)
     rows = [t.detach().masked_fill(x["loss_weight"] == 0, 0.0) for t in (logp, entropy)]
     return [loss.detach(), torch.stack([*metrics]), *rows, torch.autograd.grad(2 * loss, logits)[0]]
 

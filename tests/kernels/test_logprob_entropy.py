@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from r1kernels import logprob_entropy
-from r1kernels.logprob_entropy import reference
+from r1kernels.logprob_entropy import cpu_impl
+from r1kernels.logprob_entropy.problem import Selection, Softmax
+from r1kernels.logprob_entropy.reference import logprob_entropy_reference
 
 INF = float("inf")
 
@@ -16,7 +18,7 @@ INF = float("inf")
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several row blocks even in tiny cases, the last of them not full."""
-    monkeypatch.setattr(reference, "BLOCK_ELEMENTS", 300)
+    monkeypatch.setattr(cpu_impl, "BLOCK_ELEMENTS", 300)
 
 
 def case(rows: int, vocab: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,6 +114,29 @@ def test_gradcheck_of_every_option():
             return found.logp, found.entropy
 
         assert torch.autograd.gradcheck(both, (logits.clone().requires_grad_(),))
+
+
+def test_the_reference_is_what_the_op_computes_with_every_option():
+    logits, labels = case(6, 31, torch.float64)
+    labels[4] = -100
+    temperature = torch.linspace(0.5, 2.0, 6, dtype=torch.float64)
+    mask = torch.tensor([True, False, True, True, True, True])
+    keep_ids = torch.cat([labels[i : i + 1].clamp(min=0) + torch.arange(i + 1) for i in range(6)]) % 31
+    keep = {"keep_ids": keep_ids, "keep_offsets": torch.arange(7).cumsum(0)}
+    for options in ({}, {"logit_scale": 1.3, "softcap": 5.0}, keep, keep | {"logit_scale": 0.7, "softcap": 2.0}):
+        softmax = Softmax(temperature, options.get("logit_scale", 1.0), options.get("softcap"))
+        selection = Selection(-100, mask, options.get("keep_ids"), options.get("keep_offsets"))
+        mine, theirs = (logits.clone().requires_grad_() for _ in range(2))
+        rows = {"temperature": temperature, "row_mask": mask, "entropy_grad": True, "return_sum_pi_sq": True}
+        found = logprob_entropy(mine, labels, **rows, **options)
+        wanted = logprob_entropy_reference(theirs, labels, softmax, selection)
+        torch.testing.assert_close([*found], [*wanted])
+        weights = torch.linspace(-1.0, 1.0, 6, dtype=torch.float64)
+        grads = [
+            torch.autograd.grad(((a + b * b) * weights).sum(), x)[0]
+            for (a, b, *_), x in ((found, mine), (wanted, theirs))
+        ]
+        torch.testing.assert_close(*grads)
 
 
 def test_options_mean_what_they_say():
@@ -255,7 +280,7 @@ def test_two_runs_are_bitwise_equal():
 def test_a_row_does_not_depend_on_its_company(monkeypatch):
     logits, labels = case(9, 127)
     whole = run(logits, labels, torch.ones(9))
-    monkeypatch.setattr(reference, "BLOCK_ELEMENTS", 1 << 20)
+    monkeypatch.setattr(cpu_impl, "BLOCK_ELEMENTS", 1 << 20)
     alone = [run(logits[i : i + 1], labels[i : i + 1], torch.ones(1)) for i in range(9)]
     for n, x in enumerate(whole):
         torch.testing.assert_close(x, torch.cat([a[n] for a in alone]), rtol=0, atol=1e-6)

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from r1kernels.dispatch import Impl, check_float, check_same_shape, choose
+from r1kernels.dispatch import Impl, choose
 from r1kernels.grpo_loss.objective import GrpoObjective
+from r1kernels.grpo_loss.terms import TokenTerms, check_tensors
 
 
 class GrpoMetrics(NamedTuple):
@@ -71,72 +72,22 @@ def grpo_loss(
     """
     op = "grpo_loss"
     o = GrpoObjective() if objective is None else objective
-    check_tensors(op, o, logp, old_logp, advantage, loss_weight, entropy, ref_logp, rollout_logp)
+    terms = TokenTerms(old_logp, advantage, loss_weight, ref_logp, rollout_logp)
+    check_tensors(op, o, logp, terms, entropy)
     if o.needs_sequences:
         _check_cu_seqlens(op, cu_seqlens, logp)
     chosen = choose(op, impl, logp, have=("triton", "reference"))
     if chosen == "reference":
         from r1kernels.grpo_loss.reference import grpo_loss_reference
 
-        loss, metrics = grpo_loss_reference(
-            logp,
-            old_logp,
-            advantage,
-            loss_weight,
-            o,
-            entropy=entropy,
-            ref_logp=ref_logp,
-            rollout_logp=rollout_logp,
-            cu_seqlens=cu_seqlens if o.needs_sequences else None,
-        )
+        loss, metrics = grpo_loss_reference(logp, terms, o, entropy, cu_seqlens if o.needs_sequences else None)
         return loss, GrpoMetrics(*metrics)
     from r1kernels.grpo_loss.triton_impl import GrpoLoss
 
-    tensors = (old_logp, advantage, loss_weight), (ref_logp, rollout_logp, cu_seqlens)
-    first, last = ([None if x is None else x.contiguous() for x in group] for group in tensors)
-    entropy = None if entropy is None else entropy.contiguous()
-    loss, metrics = GrpoLoss.apply(logp.contiguous(), entropy, *first, o, *last)
+    entropy, cu_seqlens = (None if x is None else x.contiguous() for x in (entropy, cu_seqlens))
+    terms = terms.each(lambda x: x.detach().contiguous())
+    loss, metrics = GrpoLoss.apply(logp.contiguous(), entropy, terms, o, cu_seqlens)
     return loss, GrpoMetrics(*metrics.unbind())
-
-
-def check_tensors(
-    op: str,
-    objective: GrpoObjective,
-    logp: torch.Tensor,
-    old_logp: torch.Tensor | None,
-    advantage: torch.Tensor,
-    loss_weight: torch.Tensor,
-    entropy: torch.Tensor | None,
-    ref_logp: torch.Tensor | None,
-    rollout_logp: torch.Tensor | None,
-) -> None:
-    """Require [T] floats of one device, and the tensors that the objective needs.
-
-    Raises:
-        ValueError: naming `op`, the argument, what was found and what is required.
-    """
-    tensors = {
-        "logp": logp,
-        "old_logp": old_logp,
-        "advantage": advantage,
-        "loss_weight": loss_weight,
-        "entropy": entropy,
-        "ref_logp": ref_logp,
-        "rollout_logp": rollout_logp,
-    }
-    for name, tensor in tensors.items():
-        if tensor is not None:
-            check_float(op, name, tensor)
-    if logp.dim() != 1:
-        raise ValueError(f"{op}: logp must be [T], got {tuple(logp.shape)}")
-    check_same_shape(op, ("logp", logp), *tensors.items())
-    for option, is_on, name in (
-        (f"kl_coef={objective.kl_coef}", objective.kl_coef, "ref_logp"),
-        (f"entropy_coef={objective.entropy_coef}", objective.entropy_coef, "entropy"),
-        (f"tis={objective.tis!r}", objective.tis != "off", "rollout_logp"),
-    ):
-        if is_on and tensors[name] is None:
-            raise ValueError(f"{op}: {option} needs {name}, got None")
 
 
 def _check_cu_seqlens(op: str, cu_seqlens: torch.Tensor | None, logp: torch.Tensor) -> None:

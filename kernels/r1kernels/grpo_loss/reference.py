@@ -7,23 +7,20 @@ from collections.abc import Callable
 import torch
 
 from r1kernels.grpo_loss.objective import GrpoObjective
+from r1kernels.grpo_loss.terms import TokenTerms
 
 MAX_LOG_RATIO = 20.0  # exp(20) = 5e8; an infinite ratio would make 0 * inf = NaN of a zero gradient
 
 
 def grpo_loss_reference(
     logp: torch.Tensor,
-    old_logp: torch.Tensor | None,
-    advantage: torch.Tensor,
-    loss_weight: torch.Tensor,
+    terms: TokenTerms,
     objective: GrpoObjective,
-    *,
-    entropy: torch.Tensor | None,
-    ref_logp: torch.Tensor | None,
-    rollout_logp: torch.Tensor | None,
-    cu_seqlens: torch.Tensor | None,
+    entropy: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """-> the loss and the sums of GrpoMetrics, scalars."""
+    old_logp, advantage, loss_weight, ref_logp, rollout_logp = terms
     is_used = loss_weight != 0
 
     def used(x: torch.Tensor) -> torch.Tensor:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from r1kernels.grpo_loss import GrpoMetrics, check_tensors
+from r1kernels.grpo_loss import GrpoMetrics
 from r1kernels.grpo_loss.objective import GrpoObjective
+from r1kernels.grpo_loss.terms import TokenTerms, check_tensors
 
 NO_LABEL = -(2**31)  # ignore_index of ops whose rows are left out by their weight and by nothing else
 
@@ -21,37 +22,7 @@ class FusedGrpo(NamedTuple):
     entropy: torch.Tensor  # [...] float32 (nats); no gradient
 
 
-class TokenTerms(NamedTuple):
-    """What the loss of each token takes beside its log-probability and entropy: [N] each, flat."""
-
-    old_logp: torch.Tensor | None
-    advantage: torch.Tensor
-    loss_weight: torch.Tensor
-    ref_logp: torch.Tensor | None
-    rollout_logp: torch.Tensor | None
-
-    def of_rows(self, rows: slice | torch.Tensor) -> TokenTerms:
-        """Those of some tokens."""
-        return TokenTerms(
-            old_logp=None if self.old_logp is None else self.old_logp[rows],
-            advantage=self.advantage[rows],
-            loss_weight=self.loss_weight[rows],
-            ref_logp=None if self.ref_logp is None else self.ref_logp[rows],
-            rollout_logp=None if self.rollout_logp is None else self.rollout_logp[rows],
-        )
-
-
-def check_tokens(
-    op: str,
-    objective: GrpoObjective,
-    two_ops: str,
-    *,
-    old_logp: torch.Tensor | None,
-    advantage: torch.Tensor,
-    loss_weight: torch.Tensor,
-    ref_logp: torch.Tensor | None,
-    rollout_logp: torch.Tensor | None,
-) -> TokenTerms:
+def check_tokens(op: str, objective: GrpoObjective, two_ops: str, terms: TokenTerms) -> TokenTerms:
     """-> the same tensors, flat.
 
     Args:
@@ -66,20 +37,9 @@ def check_tokens(
             f"{op}: ratio_level={o.ratio_level!r} with tis_level={o.tis_level!r} needs the log-probabilities of whole "
             f"sequences before the first gradient; use {two_ops}"
         )
-    terms = TokenTerms(
-        old_logp=None if old_logp is None else _flat(old_logp),
-        advantage=_flat(advantage),
-        loss_weight=_flat(loss_weight),
-        ref_logp=None if ref_logp is None else _flat(ref_logp),
-        rollout_logp=None if rollout_logp is None else _flat(rollout_logp),
-    )
-    weights = terms.loss_weight
-    check_tensors(op, o, weights, entropy=weights if o.entropy_coef else None, **terms._asdict())
-    return terms
-
-
-def _flat(x: torch.Tensor) -> torch.Tensor:
-    return x.detach().reshape(-1).contiguous()
+    flat = terms.each(lambda x: x.detach().reshape(-1).contiguous())
+    check_tensors(op, o, flat.loss_weight, flat, flat.loss_weight if o.entropy_coef else None)
+    return flat
 
 
 def loss_and_slopes(
@@ -93,32 +53,12 @@ def loss_and_slopes(
     if logp.is_cuda and logp.dtype != torch.float64:
         from r1kernels.grpo_loss.triton_impl import launch
 
-        loss, metrics, to_logp, to_entropy = launch(
-            logp,
-            terms.old_logp,
-            terms.advantage,
-            terms.loss_weight,
-            objective,
-            entropy=entropy if wants_entropy else None,
-            ref_logp=terms.ref_logp,
-            rollout_logp=terms.rollout_logp,
-            cu_seqlens=None,
-        )
+        loss, metrics, to_logp, to_entropy = launch(logp, terms, objective, entropy if wants_entropy else None, None)
         return torch.cat([loss[None], metrics]), to_logp, to_entropy
     from r1kernels.grpo_loss.reference import grpo_loss_reference
 
     inputs = [x.detach().requires_grad_() for x in ((logp, entropy) if wants_entropy else (logp,))]
     with torch.enable_grad():
-        loss, sums = grpo_loss_reference(
-            inputs[0],
-            terms.old_logp,
-            terms.advantage,
-            terms.loss_weight,
-            objective,
-            entropy=inputs[1] if wants_entropy else None,
-            ref_logp=terms.ref_logp,
-            rollout_logp=terms.rollout_logp,
-            cu_seqlens=None,
-        )
+        loss, sums = grpo_loss_reference(inputs[0], terms, objective, inputs[1] if wants_entropy else None, None)
     grads = torch.autograd.grad(loss, inputs)
     return torch.stack([loss.detach(), *sums]), grads[0], grads[1] if wants_entropy else None

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from r1kernels.grpo_loss.objective import GrpoObjective
+from r1kernels.grpo_loss.terms import TokenTerms
 from r1kernels.grpo_loss.triton_terms import NUM_SUMS, add_up, token_loss
 
 BLOCK = 1024  # tokens that a program handles at once
@@ -218,14 +219,9 @@ def scalars(objective: GrpoObjective) -> dict[str, float]:
 
 def launch(
     logp: torch.Tensor,
-    old_logp: torch.Tensor | None,
-    advantage: torch.Tensor,
-    loss_weight: torch.Tensor,
+    terms: TokenTerms,
     objective: GrpoObjective,
-    *,
     entropy: torch.Tensor | None,
-    ref_logp: torch.Tensor | None,
-    rollout_logp: torch.Tensor | None,
     cu_seqlens: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """-> loss [], metrics [NUM_SUMS - 1], d loss / d logp [T], d loss / d entropy [T] or None; all float32."""
@@ -241,11 +237,11 @@ def launch(
     with torch.cuda.device_of(logp):
         grpo_kernel[(programs,)](
             logp,
-            old_logp,
-            advantage,
-            loss_weight,
-            ref_logp,
-            rollout_logp if o.tis != "off" else None,
+            terms.old_logp,
+            terms.advantage,
+            terms.loss_weight,
+            terms.ref_logp,
+            terms.rollout_logp if o.tis != "off" else None,
             entropy if o.entropy_coef else None,
             cu_seqlens,
             grad,
@@ -258,7 +254,7 @@ def launch(
             **scalars(o),
             LOSS=o.loss,
             RATIO_LEVEL=o.ratio_level,
-            KL="off" if ref_logp is None else o.kl,
+            KL="off" if terms.ref_logp is None else o.kl,
             KL_GRAD=o.kl_grad or o.kl,
             KL_IMPORTANCE=o.kl_importance,
             TIS=o.tis,
@@ -273,18 +269,8 @@ class GrpoLoss(torch.autograd.Function):
     """`launch` with its gradients handed to autograd: the backward pass is one multiplication."""
 
     @staticmethod
-    def forward(ctx, logp, entropy, old_logp, advantage, loss_weight, objective, ref_logp, rollout_logp, cu_seqlens):
-        loss, metrics, grad, grad_entropy = launch(
-            logp,
-            old_logp,
-            advantage,
-            loss_weight,
-            objective,
-            entropy=entropy,
-            ref_logp=ref_logp,
-            rollout_logp=rollout_logp,
-            cu_seqlens=cu_seqlens,
-        )
+    def forward(ctx, logp, entropy, terms, objective, cu_seqlens):
+        loss, metrics, grad, grad_entropy = launch(logp, terms, objective, entropy, cu_seqlens)
         ctx.save_for_backward(grad, grad_entropy)
         ctx.dtypes = logp.dtype, None if entropy is None else entropy.dtype
         ctx.mark_non_differentiable(metrics)
@@ -295,4 +281,4 @@ class GrpoLoss(torch.autograd.Function):
         grad, grad_entropy = ctx.saved_tensors
         logp_dtype, entropy_dtype = ctx.dtypes
         through_entropy = None if grad_entropy is None else (grad_entropy * grad_loss).to(entropy_dtype)
-        return (grad * grad_loss).to(logp_dtype), through_entropy, *[None] * 7
+        return (grad * grad_loss).to(logp_dtype), through_entropy, None, None, None

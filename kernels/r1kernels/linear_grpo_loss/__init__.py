@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from types import ModuleType
 
 import torch
 import torch.distributed as dist
@@ -12,9 +11,12 @@ from torch.autograd.function import once_differentiable
 from r1kernels.dispatch import Impl
 from r1kernels.grpo_loss import GrpoMetrics
 from r1kernels.grpo_loss.objective import GrpoObjective
-from r1kernels.grpo_loss.slopes import NO_LABEL, FusedGrpo, TokenTerms, check_tokens
-from r1kernels.linear_logprob.head import Head, HeadChunk, HeadGradients, check_head
-from r1kernels.logits_grpo_loss import implementation_of
+from r1kernels.grpo_loss.slopes import NO_LABEL, FusedGrpo, check_tokens
+from r1kernels.grpo_loss.terms import TokenTerms
+from r1kernels.linear_logprob.head import Chunking, Head, HeadChunk, HeadGradients, check_head
+from r1kernels.logits_grpo_loss import loss_and_gradient
+from r1kernels.logprob_entropy import logprob_of
+from r1kernels.logprob_entropy.problem import Logprob, Selection, Softmax
 
 
 def linear_grpo_loss(
@@ -64,40 +66,19 @@ def linear_grpo_loss(
     """
     op = "linear_grpo_loss"
     o = GrpoObjective() if objective is None else objective
-    terms = check_tokens(
-        op,
-        o,
-        "grpo_loss(linear_logprob(...).logp, ...)",
-        old_logp=old_logp,
-        advantage=advantage,
-        loss_weight=loss_weight,
-        ref_logp=ref_logp,
-        rollout_logp=rollout_logp,
-    )
-    head = check_head(
-        op,
-        hidden,
-        weight,
-        labels,
-        bias=bias,
-        temperature=temperature,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        ignore_index=NO_LABEL,
-        row_mask=(loss_weight != 0).view(labels.shape),
-        tp_group=tp_group,
-        sequence_parallel=sequence_parallel,
-        chunk_tokens=chunk_tokens,
-        main_grad=None,
-    )
-    call = _Call(implementation_of(op, impl, hidden), o, terms)
+    terms = TokenTerms(old_logp, advantage, loss_weight, ref_logp, rollout_logp)
+    terms = check_tokens(op, o, "grpo_loss(linear_logprob(...).logp, ...)", terms)
+    softmax = Softmax(temperature, logit_scale, softcap, tp_group)
+    selection = Selection(NO_LABEL, (loss_weight != 0).view(labels.shape))
+    head = check_head(op, hidden, weight, labels, bias, softmax, selection, Chunking(sequence_parallel, chunk_tokens))
+    call = _Call(logprob_of(op, impl, hidden), o, terms)
     loss, metrics, logp, entropy = _LinearGrpo.apply(hidden.reshape(-1, hidden.shape[-1]), weight, bias, head, call)
     return FusedGrpo(loss, GrpoMetrics(*metrics.unbind()), logp.view(labels.shape), entropy.view(labels.shape))
 
 
 @dataclass(frozen=True)
 class _Call:
-    implementation: ModuleType  # of logits_grpo_loss
+    logprob: Logprob
     objective: GrpoObjective
     terms: TokenTerms
 
@@ -132,8 +113,9 @@ def _chunk(
 ) -> torch.Tensor:
     """Loss and metrics [1 + metrics] of a chunk; its gradients are added, its rows of logp and entropy are set."""
     problem = chunk.problem
-    sums, logp[chunk.flat], entropy[chunk.flat] = call.implementation.loss_and_gradient(
-        problem, call.objective, call.terms.of_rows(chunk.flat), problem.logits
+    terms = call.terms.each(lambda x: x[chunk.flat])
+    sums, logp[chunk.flat], entropy[chunk.flat] = loss_and_gradient(
+        call.logprob, problem, call.objective, terms, problem.logits
     )
     gradients.add(chunk, chunk.logits)
     return sums

@@ -6,6 +6,7 @@ import torch
 
 from r1kernels.grpo_loss.objective import GrpoObjective
 from r1kernels.grpo_loss.reference import grpo_loss_reference
+from r1kernels.grpo_loss.terms import TokenTerms
 from r1kernels.linear_logprob.reference import linear_logprob_reference
 
 
@@ -28,14 +29,5 @@ def linear_grpo_loss_reference(
     logp, entropy = linear_logprob_reference(
         hidden, weight, labels, bias=bias, temperature=temperature, softcap=softcap
     )
-    return grpo_loss_reference(
-        logp,
-        old_logp,
-        advantage,
-        loss_weight,
-        objective,
-        entropy=entropy,
-        ref_logp=ref_logp,
-        rollout_logp=rollout_logp,
-        cu_seqlens=None,
-    )
+    terms = TokenTerms(old_logp, advantage, loss_weight, ref_logp, rollout_logp)
+    return grpo_loss_reference(logp, terms, objective, entropy)

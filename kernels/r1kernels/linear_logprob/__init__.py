@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from types import ModuleType
 
 import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from r1kernels.dispatch import Impl
-from r1kernels.linear_logprob.head import Head, HeadGradients, check_head
-from r1kernels.logprob_entropy import LogProb, implementation_of, shaped
-from r1kernels.logprob_entropy.problem import RowSums
+from r1kernels.linear_logprob.head import Chunking, Head, HeadGradients, check_head
+from r1kernels.logprob_entropy import LogProb, logprob_of, shaped
+from r1kernels.logprob_entropy.problem import Logprob, RowSums, Selection, Softmax
 
 
 def linear_logprob(
@@ -68,29 +67,15 @@ def linear_logprob(
         RuntimeError: `impl` names an implementation that cannot run here.
     """
     op = "linear_logprob"
-    head = check_head(
-        op,
-        hidden,
-        weight,
-        labels,
-        bias=bias,
-        temperature=temperature,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        ignore_index=ignore_index,
-        row_mask=row_mask,
-        tp_group=tp_group,
-        sequence_parallel=sequence_parallel,
-        chunk_tokens=chunk_tokens,
-        main_grad=main_grad,
-    )
+    softmax, selection = Softmax(temperature, logit_scale, softcap, tp_group), Selection(ignore_index, row_mask)
+    head = check_head(op, hidden, weight, labels, bias, softmax, selection, Chunking(sequence_parallel, chunk_tokens))
+    _check_main_grad(op, weight, main_grad)
     if entropy_grad and not return_entropy:
         raise ValueError(f"{op}: entropy_grad=True needs return_entropy=True")
-    implementation = implementation_of(op, impl, hidden)
     is_recording = torch.is_grad_enabled()
     is_frozen = not weight.requires_grad and not (bias is not None and bias.requires_grad)
     options = _Options(
-        implementation,
+        logprob_of(op, impl, hidden),
         return_entropy,
         entropy_grad,
         keeps_logits=is_recording and head.is_single and not is_frozen,
@@ -101,6 +86,17 @@ def linear_logprob(
     return shaped(found, labels.shape)
 
 
+def _check_main_grad(op: str, weight: torch.Tensor, main_grad: torch.Tensor | None) -> None:
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    if main_grad is not None and (
+        main_grad.shape != weight.shape or main_grad.dtype != exact or main_grad.device != weight.device
+    ):
+        raise ValueError(
+            f"{op}: main_grad must be {exact} {tuple(weight.shape)} on {weight.device}, "
+            f"got {main_grad.dtype} {tuple(main_grad.shape)} on {main_grad.device}"
+        )
+
+
 def _detached(head: Head) -> Head:
     bias = None if head.bias is None else head.bias.detach()
     return replace(head, hidden=head.hidden.detach(), weight=head.weight.detach(), bias=bias)
@@ -108,7 +104,7 @@ def _detached(head: Head) -> Head:
 
 @dataclass(frozen=True)
 class _Options:
-    implementation: ModuleType
+    logprob: Logprob
     entropy: bool
     entropy_grad: bool
     keeps_logits: bool  # one chunk: its logits are saved for the backward pass
@@ -121,21 +117,21 @@ class _LinearLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, head, options):
-        implementation, problem = options.implementation, head.problem
+        logprob, problem = options.logprob, head.problem
         parts = torch.zeros(5, len(problem.labels), dtype=problem.dtype, device=hidden.device)
         gradients = HeadGradients(head, hidden=options.keeps_gradient, weight=False, bias=False, main_grad=None)
         logits = None
         for chunk in head.chunks():
-            part = implementation.partials(chunk.problem, entropy=options.entropy, squares=False)
+            part = logprob.partials(chunk.problem, entropy=options.entropy, squares=False)
             parts[:, chunk.flat] = part
             if options.keeps_logits:
                 logits = chunk.logits
             elif options.keeps_gradient:
-                rows = implementation.merge(chunk.problem, problem.gather(part))
+                rows = logprob.merge(chunk.problem, problem.gather(part))
                 ones = torch.ones_like(rows.logp)
-                implementation.gradient(chunk.problem, rows, ones, None, chunk.problem.logits)
+                logprob.gradient(chunk.problem, rows, ones, None, chunk.problem.logits)
                 gradients.add(chunk, chunk.logits)
-        rows = implementation.merge(problem, problem.gather(parts))
+        rows = logprob.merge(problem, problem.gather(parts))
         saved = gradients.results()[0] if options.keeps_gradient else hidden
         ctx.save_for_backward(saved, weight, bias, logits, *rows)
         ctx.head, ctx.options = replace(head, hidden=None, weight=None, bias=None), options
@@ -161,6 +157,6 @@ class _LinearLogProb(torch.autograd.Function):
             # What was kept stays for another backward pass; what was computed again is written over.
             out = chunk.problem.logits if logits is None else torch.empty_like(chunk.problem.logits)
             grads = (None if x is None else x[flat] for x in (grad_logp, grad_entropy))
-            options.implementation.gradient(chunk.problem, rows.of_rows(flat), *grads, out)
+            options.logprob.gradient(chunk.problem, rows.of_rows(flat), *grads, out)
             gradients.add(chunk, out[0])
         return *gradients.results(), None, None

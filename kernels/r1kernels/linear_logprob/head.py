@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from r1kernels.dispatch import check_float
-from r1kernels.logprob_entropy.problem import Problem, check_problem
+from r1kernels.logprob_entropy.problem import Problem, Selection, Softmax, check_problem
 
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}  # of the logits of a chunk
+
+
+class Chunking(NamedTuple):
+    """How the tokens are taken."""
+
+    sequence_parallel: bool = False  # they are split over the ranks of the vocabulary, too
+    chunk_tokens: int | None = None  # tokens of a chunk on each rank; None: by CHUNK_BYTES
 
 
 class HeadChunk(NamedTuple):
@@ -37,7 +44,7 @@ class Head:
     weight: torch.Tensor  # [V_local, H]
     bias: torch.Tensor | None  # [V_local]
     problem: Problem  # its logits are a placeholder of the right shape
-    token_group: dist.ProcessGroup | None  # problem.tp_group where it splits the tokens, too
+    token_group: dist.ProcessGroup | None  # that of the vocabulary where it splits the tokens, too
     chunk_tokens: int  # tokens of a chunk on this rank
 
     @property
@@ -78,14 +85,12 @@ class Head:
 
 def _rows_of(problem: Problem, flat: slice | torch.Tensor, logits: torch.Tensor) -> Problem:
     """The part of a problem that is about some rows, with their logits [n, V_local]."""
-    temperature = problem.temperature
-    return replace(
-        problem,
-        logits=logits[None],
-        labels=problem.labels[flat],
-        row_mask=None if problem.row_mask is None else problem.row_mask[flat],
-        temperature=temperature[flat] if isinstance(temperature, torch.Tensor) else temperature,
-    )
+    softmax, selection = problem.softmax, problem.selection
+    if isinstance(softmax.temperature, torch.Tensor):
+        softmax = softmax._replace(temperature=softmax.temperature[flat])
+    if selection.row_mask is not None:
+        selection = selection._replace(row_mask=selection.row_mask[flat])
+    return Problem(logits[None], problem.labels[flat], softmax, selection)
 
 
 class HeadGradients:
@@ -113,7 +118,7 @@ class HeadGradients:
 
     def _add_hidden(self, out: torch.Tensor, part: torch.Tensor) -> None:
         """Sum over the ranks' slices of the vocabulary, while the weight's product runs."""
-        group = self.head.problem.tp_group
+        group = self.head.problem.softmax.tp_group
         if group is None:
             out.copy_(part)
         elif self.head.token_group is not None:
@@ -147,17 +152,10 @@ def check_head(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     labels: torch.Tensor,
-    *,
     bias: torch.Tensor | None,
-    temperature: float | torch.Tensor,
-    logit_scale: float,
-    softcap: float | None,
-    ignore_index: int,
-    row_mask: torch.Tensor | None,
-    tp_group: dist.ProcessGroup | None,
-    sequence_parallel: bool,
-    chunk_tokens: int | None,
-    main_grad: torch.Tensor | None,
+    softmax: Softmax,
+    selection: Selection,
+    chunking: Chunking,
 ) -> Head:
     """Check the arguments. Raises ValueError naming the op, the argument, what was found and what is required."""
     check_float(op, "hidden", hidden)
@@ -174,37 +172,21 @@ def check_head(
                 f"{op}: {name} must be {hidden.dtype} {shape} on {hidden.device}, "
                 f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
             )
-    exact = torch.promote_types(weight.dtype, torch.float32)
-    if main_grad is not None and (
-        main_grad.shape != weight.shape or main_grad.dtype != exact or main_grad.device != weight.device
-    ):
-        raise ValueError(
-            f"{op}: main_grad must be {exact} {tuple(weight.shape)} on {weight.device}, "
-            f"got {main_grad.dtype} {tuple(main_grad.shape)} on {main_grad.device}"
-        )
-    if sequence_parallel and tp_group is None:
+    sequence_parallel, chunk_tokens = chunking
+    if sequence_parallel and softmax.tp_group is None:
         raise ValueError(f"{op}: sequence_parallel=True needs tp_group, got None")
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError(f"{op}: chunk_tokens must be >= 1, got {chunk_tokens}")
     rows = hidden.reshape(-1, size)
-    token_group = tp_group if sequence_parallel else None
+    token_group = softmax.tp_group if sequence_parallel else None
     ranks = 1 if token_group is None else token_group.size()
     if labels.numel() != len(rows) * ranks:
         raise ValueError(
             f"{op}: labels must have {len(rows) * ranks} entries, one for each token"
             f"{f' of all {ranks} ranks' if sequence_parallel else ''}, got {tuple(labels.shape)}"
         )
-    problem = check_problem(
-        op,
-        hidden.new_empty(1).expand(*labels.shape, vocab),
-        labels,
-        temperature=temperature,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        ignore_index=ignore_index,
-        row_mask=row_mask,
-        tp_group=tp_group,
-    )
+    placeholder = hidden.new_empty(1).expand(*labels.shape, vocab)
+    problem = check_problem(op, placeholder, labels, softmax, selection)
     if chunk_tokens is None:
         bytes_a_token = max(1, vocab * hidden.element_size())
         chunk_tokens = CHUNK_BYTES["cuda" if hidden.is_cuda else "cpu"] // bytes_a_token // ranks

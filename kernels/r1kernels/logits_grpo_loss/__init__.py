@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from types import ModuleType
 
 import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
-from r1kernels.dispatch import Impl, check_float, choose
+from r1kernels.dispatch import Impl, check_float
 from r1kernels.grpo_loss import GrpoMetrics
 from r1kernels.grpo_loss.objective import GrpoObjective
-from r1kernels.grpo_loss.slopes import NO_LABEL, FusedGrpo, TokenTerms, check_tokens
-from r1kernels.logprob_entropy.problem import Problem, as_rows, check_problem, check_writable
+from r1kernels.grpo_loss.slopes import NO_LABEL, FusedGrpo, check_tokens
+from r1kernels.grpo_loss.terms import TokenTerms
+from r1kernels.logprob_entropy import logprob_of
+from r1kernels.logprob_entropy.problem import (
+    Logprob,
+    Problem,
+    Selection,
+    Softmax,
+    as_rows,
+    check_problem,
+    check_writable,
+)
 
 
 def logits_grpo_loss(
@@ -68,54 +77,53 @@ def logits_grpo_loss(
     op = "logits_grpo_loss"
     check_float(op, "logits", logits)
     o = GrpoObjective() if objective is None else objective
-    terms = check_tokens(
-        op,
-        o,
-        "grpo_loss(logprob_entropy(...).logp, ...)",
-        old_logp=old_logp,
-        advantage=advantage,
-        loss_weight=loss_weight,
-        ref_logp=ref_logp,
-        rollout_logp=rollout_logp,
-    )
+    terms = TokenTerms(old_logp, advantage, loss_weight, ref_logp, rollout_logp)
+    terms = check_tokens(op, o, "grpo_loss(logprob_entropy(...).logp, ...)", terms)
     if loss_weight.shape != labels.shape:
         raise ValueError(
             f"{op}: loss_weight must have the shape of labels, {tuple(labels.shape)}, got {tuple(loss_weight.shape)}"
         )
-    problem = check_problem(
-        op,
-        logits,
-        labels,
-        temperature=temperature,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        ignore_index=NO_LABEL,
-        row_mask=loss_weight != 0,
-        tp_group=tp_group,
-    )
+    softmax = Softmax(temperature, logit_scale, softcap, tp_group)
+    problem = check_problem(op, logits, labels, softmax, Selection(NO_LABEL, loss_weight != 0))
     if inplace:
         check_writable(op, "inplace", logits)
     is_recording = torch.is_grad_enabled() and logits.requires_grad
-    call = _Call(implementation_of(op, impl, logits), problem.without_logits(), o, terms, inplace, is_recording)
+    call = _Call(logprob_of(op, impl, logits), problem.without_logits(), o, terms, inplace, is_recording)
     loss, metrics, logp, entropy = _LogitsGrpo.apply(logits, call)
     return FusedGrpo(loss, GrpoMetrics(*metrics.unbind()), logp.view(labels.shape), entropy.view(labels.shape))
 
 
-def implementation_of(op: str, impl: Impl | None, tensor: torch.Tensor) -> ModuleType:
-    """The module with `loss_and_gradient` and `multiply` for logits like `tensor`."""
-    have = ("triton", "reference") if tensor.dtype != torch.float64 else ("reference",)
-    if choose(op, impl, tensor, have) == "reference":
-        from r1kernels.logits_grpo_loss import reference
+def loss_and_gradient(
+    logprob: Logprob, problem: Problem, objective: GrpoObjective, terms: TokenTerms, out: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """-> loss and metrics stacked, logp [N], entropy [N]; the loss's gradient is written to `out`.
 
-        return reference
-    from r1kernels.logits_grpo_loss import triton_impl
+    Args:
+        terms: flat, as `check_tokens` returns them.
+        out:   shaped as problem.logits, or these, or None where no gradient is wanted.
+    """
+    if logprob.name == "triton" and problem.softmax.tp_group is None:
+        from r1kernels.logits_grpo_loss import triton_impl
 
-    return triton_impl
+        return triton_impl.loss_and_gradient(problem, objective, terms, out)
+    from r1kernels.logits_grpo_loss import reference
+
+    return reference.loss_and_gradient(logprob, problem, objective, terms, out)
+
+
+def _multiply(logprob: Logprob, grad: torch.Tensor, factor: torch.Tensor) -> None:
+    """grad *= factor, a scalar; without a pass over `grad` where it is 1."""
+    if logprob.name == "triton":
+        from r1kernels.logits_grpo_loss import triton_impl
+
+        triton_impl.multiply(grad, factor)
+    elif grad.is_cuda or factor != 1:  # on a GPU to look at it would wait for the device
+        grad.mul_(factor)
 
 
 @dataclass(frozen=True)
 class _Call:
-    implementation: ModuleType
+    logprob: Logprob
     problem: Problem  # without logits
     objective: GrpoObjective
     terms: TokenTerms
@@ -133,9 +141,9 @@ class _LogitsGrpo(torch.autograd.Function):
         if call.wants_gradient:
             grad = logits.detach() if call.inplace else torch.empty_like(logits)
             out = grad.view(problem.logits.shape)
-        sums, logp, entropy = call.implementation.loss_and_gradient(problem, call.objective, call.terms, out)
+        sums, logp, entropy = loss_and_gradient(call.logprob, problem, call.objective, call.terms, out)
         ctx.save_for_backward(grad)
-        ctx.implementation, ctx.rows = call.implementation, problem.logits.shape
+        ctx.logprob, ctx.rows = call.logprob, problem.logits.shape
         loss, metrics = sums[0].clone(), sums[1:].clone()
         ctx.mark_non_differentiable(metrics, logp, entropy)
         return loss, metrics, logp, entropy
@@ -144,6 +152,6 @@ class _LogitsGrpo(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_loss, _grad_metrics, _grad_logp, _grad_entropy):
         (grad,) = ctx.saved_tensors  # raises where it was written over, by another backward pass say
-        ctx.implementation.multiply(grad.view(ctx.rows), grad_loss)
+        _multiply(ctx.logprob, grad.view(ctx.rows), grad_loss)
         torch.autograd.graph.increment_version(grad)
         return grad, None

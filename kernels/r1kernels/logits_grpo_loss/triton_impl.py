@@ -16,10 +16,9 @@ from __future__ import annotations
 import torch
 
 from r1kernels.grpo_loss.objective import GrpoObjective
-from r1kernels.grpo_loss.slopes import TokenTerms
+from r1kernels.grpo_loss.terms import TokenTerms
 from r1kernels.grpo_loss.triton_impl import counter, scalars
 from r1kernels.grpo_loss.triton_terms import NUM_SUMS
-from r1kernels.logits_grpo_loss import reference
 from r1kernels.logits_grpo_loss import triton_kernels as kernels
 from r1kernels.logprob_entropy import triton_impl as logprob
 from r1kernels.logprob_entropy.problem import Problem
@@ -35,9 +34,7 @@ def loss_and_gradient(
     terms: TokenTerms,
     out: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `reference.loss_and_gradient`; float32."""
-    if problem.tp_group is not None:
-        return reference.loss_and_gradient(problem, objective, terms, out, logprob)
+    """As the package's `loss_and_gradient`, of a whole vocabulary; float32."""
     o, num_rows = objective, len(problem.labels)
     device = problem.logits.device
     sums = torch.zeros(NUM_SUMS, dtype=torch.float32, device=device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +11,15 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from r1kernels.dispatch import Impl, check_float, choose
-from r1kernels.logprob_entropy.problem import RowSums, as_rows, check_problem, check_writable
+from r1kernels.logprob_entropy.problem import (
+    Logprob,
+    RowSums,
+    Selection,
+    Softmax,
+    as_rows,
+    check_problem,
+    check_writable,
+)
 
 
 class LogProb(NamedTuple):
@@ -91,38 +98,27 @@ def logprob_entropy(
     """
     op = "logprob_entropy"
     check_float(op, "logits", logits)
-    problem = check_problem(
-        op,
-        logits,
-        labels,
-        temperature=temperature,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        ignore_index=ignore_index,
-        row_mask=row_mask,
-        keep_ids=keep_ids,
-        keep_offsets=keep_offsets,
-        tp_group=tp_group,
-    )
+    softmax = Softmax(temperature, logit_scale, softcap, tp_group)
+    selection = Selection(ignore_index, row_mask, keep_ids, keep_offsets)
+    problem = check_problem(op, logits, labels, softmax, selection)
     if entropy_grad and not return_entropy:
         raise ValueError(f"{op}: entropy_grad=True needs return_entropy=True")
     if inplace_backward:
         check_writable(op, "inplace_backward", logits)
-    implementation = implementation_of(op, impl, logits)
-    options = _Options(implementation, return_entropy, entropy_grad, return_sum_pi_sq, inplace_backward)
+    options = _Options(logprob_of(op, impl, logits), return_entropy, entropy_grad, return_sum_pi_sq, inplace_backward)
     return shaped(_LogProbEntropy.apply(logits, problem.without_logits(), options), labels.shape)
 
 
-def implementation_of(op: str, impl: Impl | None, tensor: torch.Tensor) -> ModuleType:
-    """The module with `partials`, `merge` and `gradient` for logits like `tensor`."""
+def logprob_of(op: str, impl: Impl | None, tensor: torch.Tensor) -> Logprob:
+    """What sums up and differentiates logits like `tensor`."""
     have = ("triton", "reference") if tensor.dtype != torch.float64 else ("reference",)
     if choose(op, impl, tensor, have) == "reference":
-        from r1kernels.logprob_entropy import reference
+        from r1kernels.logprob_entropy.cpu_impl import CpuLogprob
 
-        return reference
-    from r1kernels.logprob_entropy import triton_impl
+        return CpuLogprob()
+    from r1kernels.logprob_entropy.triton_impl import TritonLogprob
 
-    return triton_impl
+    return TritonLogprob()
 
 
 def shaped(flat: Iterable[Any], shape: torch.Size) -> LogProb:
@@ -133,7 +129,7 @@ def shaped(flat: Iterable[Any], shape: torch.Size) -> LogProb:
 
 @dataclass(frozen=True)
 class _Options:
-    implementation: ModuleType  # with partials, gather, merge and gradient
+    logprob: Logprob
     entropy: bool
     entropy_grad: bool
     sum_pi_sq: bool
@@ -146,8 +142,8 @@ class _LogProbEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, problem, options):
         problem = replace(problem, logits=as_rows("logprob_entropy", logits.detach()))
-        parts = options.implementation.partials(problem, entropy=options.entropy, squares=options.sum_pi_sq)
-        rows = options.implementation.merge(problem, problem.gather(parts))
+        parts = options.logprob.partials(problem, entropy=options.entropy, squares=options.sum_pi_sq)
+        rows = options.logprob.merge(problem, problem.gather(parts))
         ctx.save_for_backward(logits, *rows)
         ctx.problem, ctx.options = problem.without_logits(), options
         ctx.set_materialize_grads(False)
@@ -164,5 +160,5 @@ class _LogProbEntropy(torch.autograd.Function):
         grad = logits.detach() if ctx.options.inplace_backward else torch.empty_like(logits)
         problem = replace(ctx.problem, logits=as_rows("logprob_entropy", logits.detach()))
         out = grad.view(problem.logits.shape)
-        ctx.options.implementation.gradient(problem, RowSums(*rows), grad_logp, grad_entropy, out)
+        ctx.options.logprob.gradient(problem, RowSums(*rows), grad_logp, grad_entropy, out)
         return grad, None, None

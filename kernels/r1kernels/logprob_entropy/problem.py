@@ -4,10 +4,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
+
+
+class Softmax(NamedTuple):
+    """How logits become the distribution softmax(z), z = cap(logit_scale * logits) / temperature."""
+
+    temperature: float | torch.Tensor = 1.0  # a tensor has one a row: [...] of the caller, [N] in a Problem
+    logit_scale: float = 1.0
+    softcap: float | None = None  # cap(c) = softcap * tanh(c / softcap)
+    tp_group: dist.ProcessGroup | None = None  # the ranks that the vocabulary is split over
+
+
+class Selection(NamedTuple):
+    """Which rows count, and which tokens each may choose from."""
+
+    ignore_index: int = -100  # label of rows to be left out
+    row_mask: torch.Tensor | None = None  # [...] bool of the caller, [N] in a Problem
+    keep_ids: torch.Tensor | None = None  # [num_ids] int64
+    keep_offsets: torch.Tensor | None = None  # [N + 1] int64
+
+    def is_used(self, labels: torch.Tensor) -> torch.Tensor:
+        """[N] bool: the rows that are not left out."""
+        used = labels != self.ignore_index
+        return used if self.row_mask is None else used & self.row_mask
 
 
 @dataclass(frozen=True)
@@ -16,24 +39,20 @@ class Problem:
 
     logits: torch.Tensor  # [outer, inner, V_local] view of the caller's, outer * inner = N; any strides
     labels: torch.Tensor  # [N] int64, global token ids
-    row_mask: torch.Tensor | None  # [N] bool
-    ignore_index: int
-    temperature: float | torch.Tensor  # a tensor is [N], in `dtype`
-    logit_scale: float
-    softcap: float | None
-    keep_ids: torch.Tensor | None  # [num_ids] int64
-    keep_offsets: torch.Tensor | None  # [N + 1] int64
-    tp_group: dist.ProcessGroup | None
+    softmax: Softmax  # a tensor of temperatures is in `dtype`
+    selection: Selection
 
     @property
     def vocab_start(self) -> int:
         """First token of this rank's slice."""
-        return 0 if self.tp_group is None else self.tp_group.rank() * self.logits.shape[-1]
+        group = self.softmax.tp_group
+        return 0 if group is None else group.rank() * self.logits.shape[-1]
 
     @property
     def vocab_size(self) -> int:
         """Tokens of all slices."""
-        return self.logits.shape[-1] * (1 if self.tp_group is None else self.tp_group.size())
+        group = self.softmax.tp_group
+        return self.logits.shape[-1] * (1 if group is None else group.size())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -42,8 +61,7 @@ class Problem:
 
     def is_used(self) -> torch.Tensor:
         """[N] bool: the rows that are not left out."""
-        used = self.labels != self.ignore_index
-        return used if self.row_mask is None else used & self.row_mask
+        return self.selection.is_used(self.labels)
 
     def without_logits(self) -> Problem:
         """The same for a graph to keep, which must not keep the logits alive; what reads them raises."""
@@ -51,10 +69,11 @@ class Problem:
 
     def gather(self, parts: torch.Tensor) -> torch.Tensor:
         """[5, N] of this rank -> [ranks, 5, N] of all: the one collective of the forward pass."""
-        if self.tp_group is None:
+        group = self.softmax.tp_group
+        if group is None:
             return parts[None]
-        everyone = parts.new_empty(self.tp_group.size(), *parts.shape)
-        dist.all_gather_into_tensor(everyone.view(-1, parts.shape[1]), parts, group=self.tp_group)
+        everyone = parts.new_empty(group.size(), *parts.shape)
+        dist.all_gather_into_tensor(everyone.view(-1, parts.shape[1]), parts, group=group)
         return everyone
 
 
@@ -73,6 +92,39 @@ class RowSums(NamedTuple):
         """Those of some rows."""
         share = None if self.share is None else self.share[rows]
         return RowSums(*(x[rows] for x in self[:6]))._replace(share=share)
+
+
+class Logprob(Protocol):
+    """How logits are summed up and differentiated: what every op over a vocabulary is built of."""
+
+    name: str  # as `impl=` calls it
+
+    def partials(self, problem: Problem, *, entropy: bool, squares: bool) -> torch.Tensor:
+        """[5, N]: of each row, over this rank's slice of z, with t = z - top:
+
+            top, sum(exp(t)), sum(exp(t) * t), sum(exp(t)^2), z[label] (0 where another rank has it)
+
+        What is not asked for is 0, and so is everything of an ignored row.
+        """
+        ...
+
+    def merge(self, problem: Problem, parts: torch.Tensor) -> RowSums:
+        """[ranks, 5, N] partial sums of all slices -> what is known of each row, on every rank bitwise the same."""
+        ...
+
+    def gradient(
+        self,
+        problem: Problem,
+        sums: RowSums,
+        grad_logp: torch.Tensor | None,
+        grad_entropy: torch.Tensor | None,
+        out: torch.Tensor,
+    ) -> None:
+        """Write d (grad_logp . logp + grad_entropy . entropy) / d logits to `out`, shaped as problem.logits or these.
+
+        d/dz[j] = grad_logp * (1{j = label} - p[j]) - grad_entropy * p[j] * (log p[j] + entropy)
+        """
+        ...
 
 
 def as_rows(op: str, logits: torch.Tensor) -> torch.Tensor:
@@ -109,45 +161,29 @@ def check_writable(op: str, option: str, tensor: torch.Tensor) -> None:
 
 
 def check_problem(
-    op: str,
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    temperature: float | torch.Tensor = 1.0,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
-    ignore_index: int = -100,
-    row_mask: torch.Tensor | None = None,
-    keep_ids: torch.Tensor | None = None,
-    keep_offsets: torch.Tensor | None = None,
-    tp_group: dist.ProcessGroup | None = None,
+    op: str, logits: torch.Tensor, labels: torch.Tensor, softmax: Softmax, selection: Selection
 ) -> Problem:
     """Check the arguments. Raises ValueError naming the op, the argument, what was found and what is required."""
-    if tp_group is not None and not isinstance(tp_group, dist.ProcessGroup):
-        raise ValueError(f"{op}: tp_group must be a torch.distributed.ProcessGroup or None, got {tp_group!r}")
+    group, row_mask = softmax.tp_group, selection.row_mask
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise ValueError(f"{op}: tp_group must be a torch.distributed.ProcessGroup or None, got {group!r}")
     if labels.shape != logits.shape[:-1] or labels.dtype != torch.int64 or labels.device != logits.device:
         raise ValueError(
             f"{op}: labels must be int64 {tuple(logits.shape[:-1])} on {logits.device} for logits "
             f"{tuple(logits.shape)}, got {labels.dtype} {tuple(labels.shape)} on {labels.device}"
         )
-    if not logit_scale > 0:
-        raise ValueError(f"{op}: logit_scale must be > 0, got {logit_scale}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"{op}: softcap must be > 0 or None, got {softcap}")
+    if not softmax.logit_scale > 0:
+        raise ValueError(f"{op}: logit_scale must be > 0, got {softmax.logit_scale}")
+    if softmax.softcap is not None and not softmax.softcap > 0:
+        raise ValueError(f"{op}: softcap must be > 0 or None, got {softmax.softcap}")
     if row_mask is not None:
         _check_rows(op, "row_mask", row_mask, labels, (torch.bool,))
         row_mask = row_mask.reshape(-1).contiguous()
     made = Problem(
         logits=as_rows(op, logits.detach()),
         labels=labels.reshape(-1).contiguous(),
-        row_mask=row_mask,
-        ignore_index=ignore_index,
-        temperature=_temperature(op, temperature, labels, logits.dtype),
-        logit_scale=logit_scale,
-        softcap=softcap,
-        keep_ids=keep_ids,
-        keep_offsets=keep_offsets,
-        tp_group=tp_group,
+        softmax=softmax._replace(temperature=_temperature(op, softmax.temperature, labels, logits.dtype)),
+        selection=selection._replace(row_mask=row_mask),
     )
     if logits.shape[-1] == 0 and labels.numel():
         raise ValueError(f"{op}: logits must have a vocabulary, got shape {tuple(logits.shape)}")
@@ -179,7 +215,7 @@ def _temperature(
 
 
 def _check_keep_shapes(op: str, problem: Problem) -> None:
-    ids, offsets, num_rows = problem.keep_ids, problem.keep_offsets, len(problem.labels)
+    ids, offsets, num_rows = problem.selection.keep_ids, problem.selection.keep_offsets, len(problem.labels)
     if (ids is None) != (offsets is None):
         raise ValueError(f"{op}: keep_ids and keep_offsets go together, got only one of them")
     if ids is None or offsets is None:
@@ -202,11 +238,11 @@ def _check_values(op: str, problem: Problem) -> None:
         first, last = (int(x) for x in labels.aminmax())
         if first < 0 or last >= vocab_size:
             raise ValueError(f"{op}: labels must be in [0, {vocab_size}), got {first} .. {last}")
-    if isinstance(problem.temperature, torch.Tensor) and len(labels):
-        low = float(problem.temperature[used].min())
+    if isinstance(problem.softmax.temperature, torch.Tensor) and len(labels):
+        low = float(problem.softmax.temperature[used].min())
         if not low > 0:
             raise ValueError(f"{op}: temperature must be > 0, got {low}")
-    offsets, ids = problem.keep_offsets, problem.keep_ids
+    offsets, ids = problem.selection.keep_offsets, problem.selection.keep_ids
     if offsets is None or ids is None:
         return
     lengths = offsets.diff()

@@ -16,7 +16,7 @@ REPEAT = 4  # 128-bit loads a thread has in flight
 
 
 def partials(problem: Problem, *, entropy: bool, squares: bool) -> torch.Tensor:
-    """[5, N] float32, as `reference.partials`."""
+    """As `Logprob.partials`; float32."""
     num_rows = len(problem.labels)
     out = torch.empty(5, num_rows, dtype=torch.float32, device=problem.logits.device)
     if num_rows:
@@ -34,7 +34,7 @@ def partials(problem: Problem, *, entropy: bool, squares: bool) -> torch.Tensor:
 
 
 def merge(problem: Problem, parts: torch.Tensor) -> RowSums:
-    """[ranks, 5, N] -> RowSums, as `reference.merge`; `share` is not needed here."""
+    """As `Logprob.merge`; `share` is not needed here."""
     ranks, _, num_rows = parts.shape
     out = torch.empty(6, num_rows, dtype=torch.float32, device=parts.device)
     if num_rows:
@@ -42,9 +42,9 @@ def merge(problem: Problem, parts: torch.Tensor) -> RowSums:
             kernels.merge_kernel[(triton.cdiv(num_rows, 128),)](
                 parts,
                 problem.labels,
-                problem.row_mask,
+                problem.selection.row_mask,
                 out,
-                problem.ignore_index,
+                problem.selection.ignore_index,
                 problem.vocab_size,
                 num_rows,
                 ranks,
@@ -60,7 +60,7 @@ def gradient(
     grad_entropy: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
-    """Write the gradient to `out`, as `reference.gradient`."""
+    """As `Logprob.gradient`."""
     num_rows = len(problem.labels)
     if not num_rows:
         return
@@ -76,18 +76,18 @@ def gradient(
         }
     )
     with torch.cuda.device_of(out):
-        if problem.keep_ids is None:
+        if problem.selection.keep_ids is None:
             kernels.gradient_kernel[(num_rows,)](**arguments, out_ptr=out, **strides(out, "out"), **_launch(problem))
         else:
             # The kept logits are read before they may be overwritten by zeros.
-            kept = torch.empty(len(problem.keep_ids), dtype=torch.float32, device=out.device)
+            kept = torch.empty(len(problem.selection.keep_ids), dtype=torch.float32, device=out.device)
             none = {"out_outer": 0, "out_inner": 0, "out_column": 0}
             kernels.gradient_kernel[(num_rows,)](**arguments, out_ptr=kept, **none, **_launch(problem))
             out.zero_()
             kernels.scatter_kernel[(num_rows,)](
                 kept,
-                problem.keep_ids,
-                problem.keep_offsets,
+                problem.selection.keep_ids,
+                problem.selection.keep_offsets,
                 out,
                 **strides(out, "out"),
                 num_inner=out.shape[1],
@@ -108,27 +108,28 @@ def strides(rows: torch.Tensor, prefix: str) -> dict[str, int]:
 
 def row_arguments(problem: Problem) -> dict[str, object]:
     """What the kernels that read logits are told about them."""
-    per_row = isinstance(problem.temperature, torch.Tensor)
+    softmax = problem.softmax
+    per_row = isinstance(softmax.temperature, torch.Tensor)
     return strides(problem.logits, "stride") | {
         "logits_ptr": problem.logits,
         "num_inner": problem.logits.shape[1],
         "vocab": problem.logits.shape[2],
         "labels_ptr": problem.labels,
-        "temperature_ptr": problem.temperature if per_row else None,
-        "scale": (1.0 if problem.softcap else problem.logit_scale) / (1.0 if per_row else problem.temperature),
-        "softcap": 0.0 if problem.softcap is None else problem.softcap,
-        "pre_scale": 0.0 if problem.softcap is None else problem.logit_scale / problem.softcap,
-        "SOFTCAP": problem.softcap is not None,
+        "temperature_ptr": softmax.temperature if per_row else None,
+        "scale": (1.0 if softmax.softcap else softmax.logit_scale) / (1.0 if per_row else softmax.temperature),
+        "softcap": 0.0 if softmax.softcap is None else softmax.softcap,
+        "pre_scale": 0.0 if softmax.softcap is None else softmax.logit_scale / softmax.softcap,
+        "SOFTCAP": softmax.softcap is not None,
     }
 
 
 def _selection(problem: Problem) -> dict[str, object]:
     """Which rows and columns count."""
     return {
-        "mask_ptr": problem.row_mask,
-        "ignore_index": problem.ignore_index,
-        "keep_ids_ptr": problem.keep_ids,
-        "keep_offsets_ptr": problem.keep_offsets,
+        "mask_ptr": problem.selection.row_mask,
+        "ignore_index": problem.selection.ignore_index,
+        "keep_ids_ptr": problem.selection.keep_ids,
+        "keep_offsets_ptr": problem.selection.keep_offsets,
         "vocab_start": problem.vocab_start,
     }
 
@@ -142,3 +143,10 @@ def _launch(problem: Problem) -> dict[str, object]:
         "num_warps": NUM_WARPS,
         "enable_fp_fusion": True,
     }
+
+
+class TritonLogprob:
+    """`Logprob` by the functions of this file."""
+
+    name = "triton"
+    partials, merge, gradient = staticmethod(partials), staticmethod(merge), staticmethod(gradient)

@@ -33,9 +33,13 @@ def choose(op: str, impl: str | None, tensor: torch.Tensor, have: tuple[str, ...
         ValueError: `impl` names an implementation that this op does not have.
         RuntimeError: `impl` cannot run on this machine or on the tensor's device; the message says why.
     """
+    return choose_on(op, impl, tensor.device.type, have)
+
+
+def choose_on(op: str, impl: str | None, device: str, have: tuple[str, ...]) -> str:
+    """`choose` for tensors on a kind of device."""
     if impl is not None and impl not in have:
         raise ValueError(f"{op}: impl={impl!r} does not exist; this op has {', '.join(have)}")
-    device = tensor.device.type
     if impl is not None:
         if reason := why_not(impl, device):
             raise RuntimeError(f"{op}: impl={impl!r} {reason}")
@@ -103,10 +107,32 @@ def check_same_shape(op: str, first: tuple[str, torch.Tensor], *others: tuple[st
 
 
 def check_float(op: str, name: str, tensor: torch.Tensor) -> None:
-    """Require a floating-point tensor.
+    """Require a plain floating-point tensor.
 
     Raises:
-        ValueError: the tensor holds integers, booleans or complex numbers.
+        ValueError: the tensor holds integers, booleans or complex numbers, or is a DTensor.
+        RuntimeError: the op is called inside torch.vmap.
     """
     if not tensor.is_floating_point():
         raise ValueError(f"{op}: {name} must be floating point, got {tensor.dtype}")
+    check_plain(op, name, tensor)
+
+
+def check_plain(op: str, name: str, tensor: torch.Tensor) -> None:
+    """Require a tensor that is all on this rank, and its own: neither a DTensor nor torch.vmap's.
+
+    Raises:
+        ValueError: a DTensor.
+        RuntimeError: the op is called inside torch.vmap.
+    """
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter) and not torch._C._functorch.is_batchedtensor(tensor):
+        return
+    if type(tensor).__name__ == "DTensor":
+        raise ValueError(
+            f"{op}: {name} must be a plain tensor, got a DTensor of {tensor.placements}; required "  # type: ignore[attr-defined]  # of a DTensor
+            f"{name}.full_tensor(), or {name}.to_local() and tp_group for a vocabulary that is split over ranks"
+        )
+    if torch._C._functorch.is_batchedtensor(tensor):
+        raise RuntimeError(
+            f"{op}: {name} was found inside torch.vmap; required the whole batch in one call, as leading dimensions"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -13,7 +13,7 @@ from r1kernels.grpo_loss import GrpoMetrics
 from r1kernels.grpo_loss.objective import GrpoObjective
 from r1kernels.grpo_loss.slopes import NO_LABEL, FusedGrpo, check_tokens
 from r1kernels.grpo_loss.terms import TokenTerms
-from r1kernels.linear_logprob.head import Chunking, Head, HeadChunk, HeadGradients, check_head
+from r1kernels.linear_logprob.head import Chunking, Head, HeadChunk, HeadGradients, as_given, check_head
 from r1kernels.logits_grpo_loss import loss_and_gradient
 from r1kernels.logprob_entropy import logprob_of
 from r1kernels.logprob_entropy.problem import Logprob, Selection, Softmax
@@ -48,7 +48,7 @@ def linear_grpo_loss(
 
     Args:
         hidden:    [..., H] float, differentiable; with sequence_parallel this rank's 1/ranks of the tokens.
-        weight:    [V_local, H], dtype of hidden, differentiable.
+        weight:    [V_local, H], as linear_logprob takes it, differentiable.
         labels:    [...] int64, global token ids; any where loss_weight is 0.
         old_logp, advantage, loss_weight, objective, ref_logp, rollout_logp: as grpo_loss takes them, of labels' shape;
                    float32 (float64 for float64 hidden states) recommended.
@@ -71,7 +71,7 @@ def linear_grpo_loss(
     softmax = Softmax(temperature, logit_scale, softcap, tp_group)
     selection = Selection(NO_LABEL, (loss_weight != 0).view(labels.shape))
     head = check_head(op, hidden, weight, labels, bias, softmax, selection, Chunking(sequence_parallel, chunk_tokens))
-    call = _Call(logprob_of(op, impl, hidden), o, terms)
+    call = _Call(logprob_of(op, impl, head.hidden), o, terms)
     loss, metrics, logp, entropy = _LinearGrpo.apply(hidden.reshape(-1, hidden.shape[-1]), weight, bias, head, call)
     return FusedGrpo(loss, GrpoMetrics(*metrics.unbind()), logp.view(labels.shape), entropy.view(labels.shape))
 
@@ -88,16 +88,13 @@ class _LinearGrpo(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, head, call):
-        head = replace(
-            head, hidden=hidden.detach(), weight=weight.detach(), bias=None if bias is None else bias.detach()
-        )
-        needs = dict(zip(("hidden", "weight", "bias"), ctx.needs_input_grad[:3], strict=True))
-        gradients = HeadGradients(head, **needs, main_grad=None)
+        gradients = HeadGradients(head, ctx.needs_input_grad[:3])
         new = head.problem.labels.new_empty
         logp, entropy = (new(len(head.problem.labels), dtype=head.problem.dtype) for _ in range(2))
-        sums = [_chunk(head, call, chunk, gradients, logp, entropy) for chunk in head.chunks()]
+        with as_given(hidden.device.type):
+            sums = [_chunk(head, call, chunk, gradients, logp, entropy) for chunk in head.chunks()]
         total = torch.stack(sums).sum(0) if sums else logp.new_zeros(1 + len(GrpoMetrics._fields))
-        ctx.save_for_backward(*gradients.results())
+        ctx.save_for_backward(*gradients.results(hidden, weight, bias))
         loss, metrics = total[0].clone(), total[1:].clone()
         ctx.mark_non_differentiable(metrics, logp, entropy)
         return loss, metrics, logp, entropy

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from r1kernels.dispatch import Impl
-from r1kernels.linear_logprob.head import Chunking, Head, HeadGradients, check_head
+from r1kernels.linear_logprob.head import Chunking, HeadGradients, as_given, check_head
 from r1kernels.logprob_entropy import LogProb, logprob_of, shaped
 from r1kernels.logprob_entropy.problem import Logprob, RowSums, Selection, Softmax
 
@@ -44,11 +44,14 @@ def linear_logprob(
     With `tp_group` weight and bias are this rank's slice of the vocabulary. With `sequence_parallel` hidden is this
     rank's slice of the tokens: chunks of it are gathered, and their gradients scattered, as they are needed.
 
+    Under autocast the products are in its dtype, as those of any linear layer. A float32 weight beside 16-bit hidden
+    states is rounded for the products; its gradient is the float32 sum, not rounded.
+
     Args:
         hidden:            [..., H] float, differentiable; with sequence_parallel this rank's 1/ranks of the tokens.
-        weight:            [V_local, H], dtype of hidden, differentiable.
+        weight:            [V_local, H], dtype of hidden (or float32, see above), differentiable.
         labels:            [...] int64, global token ids; with sequence_parallel of all ranks' tokens, in rank order.
-        bias:              [V_local], dtype of hidden, differentiable, or None.
+        bias:              [V_local], as weight, differentiable, or None.
         temperature, logit_scale, softcap, ignore_index, row_mask: as logprob_entropy takes them.
         tp_group:          process group of the vocabulary split; None: the whole vocabulary is here.
         sequence_parallel: the tokens are split over tp_group, too.
@@ -75,14 +78,14 @@ def linear_logprob(
     is_recording = torch.is_grad_enabled()
     is_frozen = not weight.requires_grad and not (bias is not None and bias.requires_grad)
     options = _Options(
-        logprob_of(op, impl, hidden),
+        logprob_of(op, impl, head.hidden),
         return_entropy,
         entropy_grad,
         keeps_logits=is_recording and head.is_single and not is_frozen,
         keeps_gradient=is_recording and is_frozen and hidden.requires_grad and not entropy_grad,
         main_grad=main_grad,
     )
-    found = _LinearLogProb.apply(hidden.reshape(-1, hidden.shape[-1]), weight, bias, _detached(head), options)
+    found = _LinearLogProb.apply(hidden.reshape(-1, hidden.shape[-1]), weight, bias, head, options)
     return shaped(found, labels.shape)
 
 
@@ -95,11 +98,6 @@ def _check_main_grad(op: str, weight: torch.Tensor, main_grad: torch.Tensor | No
             f"{op}: main_grad must be {exact} {tuple(weight.shape)} on {weight.device}, "
             f"got {main_grad.dtype} {tuple(main_grad.shape)} on {main_grad.device}"
         )
-
-
-def _detached(head: Head) -> Head:
-    bias = None if head.bias is None else head.bias.detach()
-    return replace(head, hidden=head.hidden.detach(), weight=head.weight.detach(), bias=bias)
 
 
 @dataclass(frozen=True)
@@ -119,22 +117,23 @@ class _LinearLogProb(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, head, options):
         logprob, problem = options.logprob, head.problem
         parts = torch.zeros(5, len(problem.labels), dtype=problem.dtype, device=hidden.device)
-        gradients = HeadGradients(head, hidden=options.keeps_gradient, weight=False, bias=False, main_grad=None)
+        gradients = HeadGradients(head, (options.keeps_gradient, False, False))
         logits = None
-        for chunk in head.chunks():
-            part = logprob.partials(chunk.problem, entropy=options.entropy, squares=False)
-            parts[:, chunk.flat] = part
-            if options.keeps_logits:
-                logits = chunk.logits
-            elif options.keeps_gradient:
-                rows = logprob.merge(chunk.problem, problem.gather(part))
-                ones = torch.ones_like(rows.logp)
-                logprob.gradient(chunk.problem, rows, ones, None, chunk.problem.logits)
-                gradients.add(chunk, chunk.logits)
-        rows = logprob.merge(problem, problem.gather(parts))
-        saved = gradients.results()[0] if options.keeps_gradient else hidden
+        with as_given(hidden.device.type):
+            for chunk in head.chunks():
+                part = logprob.partials(chunk.problem, entropy=options.entropy, squares=False)
+                parts[:, chunk.flat] = part
+                if options.keeps_logits:
+                    logits = chunk.logits
+                elif options.keeps_gradient:
+                    rows = logprob.merge(chunk.problem, problem.gather(part))
+                    ones = torch.ones_like(rows.logp)
+                    logprob.gradient(chunk.problem, rows, ones, None, chunk.problem.logits)
+                    gradients.add(chunk, chunk.logits)
+            rows = logprob.merge(problem, problem.gather(parts))
+        saved = gradients.results(head.hidden, None, None)[0] if options.keeps_gradient else hidden
         ctx.save_for_backward(saved, weight, bias, logits, *rows)
-        ctx.head, ctx.options = replace(head, hidden=None, weight=None, bias=None), options
+        ctx.head, ctx.options, ctx.hidden_dtype = head.without_tensors(), options, hidden.dtype
         ctx.set_materialize_grads(False)
         entropy = rows.entropy if options.entropy else None
         constants = [rows.lse, *([] if options.entropy_grad else [entropy])]
@@ -148,15 +147,15 @@ class _LinearLogProb(torch.autograd.Function):
         options, rows = ctx.options, RowSums(*saved)
         if options.keeps_gradient:
             # Saved in the place of `hidden`: its gradient for a grad_logp of 1.
-            return (hidden * ctx.head.own(grad_logp)[:, None]).to(hidden.dtype), None, None, None, None
-        head = replace(ctx.head, hidden=hidden, weight=weight, bias=bias)
-        needs = dict(zip(("hidden", "weight", "bias"), ctx.needs_input_grad[:3], strict=True))
-        gradients = HeadGradients(head, **needs, main_grad=options.main_grad)
-        for chunk in head.chunks(logits):
-            flat = chunk.flat
-            # What was kept stays for another backward pass; what was computed again is written over.
-            out = chunk.problem.logits if logits is None else torch.empty_like(chunk.problem.logits)
-            grads = (None if x is None else x[flat] for x in (grad_logp, grad_entropy))
-            options.logprob.gradient(chunk.problem, rows.of_rows(flat), *grads, out)
-            gradients.add(chunk, out[0])
-        return *gradients.results(), None, None
+            return (hidden * ctx.head.own(grad_logp)[:, None]).to(ctx.hidden_dtype), None, None, None, None
+        head = ctx.head.of(hidden, weight, bias)
+        gradients = HeadGradients(head, ctx.needs_input_grad[:3], options.main_grad)
+        with as_given(hidden.device.type):
+            for chunk in head.chunks(logits):
+                flat = chunk.flat
+                # What was kept stays for another backward pass; what was computed again is written over.
+                out = chunk.problem.logits if logits is None else torch.empty_like(chunk.problem.logits)
+                grads = (None if x is None else x[flat] for x in (grad_logp, grad_entropy))
+                options.logprob.gradient(chunk.problem, rows.of_rows(flat), *grads, out)
+                gradients.add(chunk, out[0])
+        return *gradients.results(hidden, weight, bias), None, None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from r1kernels.dispatch import check_float
+from r1kernels.dispatch import check_float, check_plain
 from r1kernels.logprob_entropy.problem import Problem, Selection, Softmax, check_problem
 
 CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}  # of the logits of a chunk
@@ -40,12 +41,23 @@ class HeadChunk(NamedTuple):
 class Head:
     """An output layer over N tokens whose vocabulary, and with `token_group` also the tokens, are split over ranks."""
 
-    hidden: torch.Tensor  # [N or N / ranks, H]
+    hidden: torch.Tensor  # [N or N / ranks, H], in the dtype of the products, as weight and bias
     weight: torch.Tensor  # [V_local, H]
     bias: torch.Tensor | None  # [V_local]
     problem: Problem  # its logits are a placeholder of the right shape
     token_group: dist.ProcessGroup | None  # that of the vocabulary where it splits the tokens, too
     chunk_tokens: int  # tokens of a chunk on this rank
+
+    def of(self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Head:
+        """The same layer with these tensors, outside the graph and in the dtype of the products."""
+        dtype = self.hidden.dtype
+        hidden, weight = hidden.detach().to(dtype), weight.detach().to(dtype)
+        return replace(self, hidden=hidden, weight=weight, bias=None if bias is None else bias.detach().to(dtype))
+
+    def without_tensors(self) -> Head:
+        """The same for a graph to keep: `of` brings the tensors back."""
+        empty = self.hidden.new_empty(0)
+        return replace(self, hidden=empty, weight=empty, bias=None)
 
     @property
     def is_single(self) -> bool:
@@ -94,9 +106,13 @@ def _rows_of(problem: Problem, flat: slice | torch.Tensor, logits: torch.Tensor)
 
 
 class HeadGradients:
-    """What the chunks' gradients add up to: of the hidden states, of the weight (in float32) and of the bias."""
+    """What the chunks' gradients add up to: of the hidden states, of the weight (in float32) and of the bias.
 
-    def __init__(self, head: Head, *, hidden: bool, weight: bool, bias: bool, main_grad: torch.Tensor | None) -> None:
+    `needs` says which of the three are wanted.
+    """
+
+    def __init__(self, head: Head, needs: tuple[bool, bool, bool], main_grad: torch.Tensor | None = None) -> None:
+        hidden, weight, bias = needs
         self.head, self.main_grad = head, main_grad
         self.hidden = torch.empty_like(head.hidden, memory_format=torch.contiguous_format) if hidden else None
         exact = torch.promote_types(head.weight.dtype, torch.float32)
@@ -127,14 +143,12 @@ class HeadGradients:
             out.copy_(part)
             self._pending.append(dist.all_reduce(out, group=group, async_op=True))
 
-    def results(self) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Gradients of hidden states, weight (None if it went to main_grad) and bias, in their dtypes."""
+    def results(self, *like: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of hidden states, weight (None if it went to main_grad) and bias, in the dtypes of `like`."""
         for work in self._pending:
             work.wait()
-        weight = None
-        if self._weight is not None and self.main_grad is None:
-            weight = self._weight.to(self.head.weight.dtype)
-        return self.hidden, weight, None if self._bias is None else self._bias.to(self.head.weight.dtype)
+        found = self.hidden, self._weight if self.main_grad is None else None, self._bias
+        return tuple(None if x is None or y is None else x.to(y.dtype) for x, y in zip(found, like, strict=True))
 
 
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
@@ -145,6 +159,19 @@ def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         total.addmm_(a.to(total.dtype), b.to(total.dtype))
+
+
+def product_dtype(hidden: torch.Tensor) -> torch.dtype:
+    """What the products are computed in: autocast's dtype where that is on, else the hidden states' own."""
+    device = hidden.device.type
+    if hidden.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return hidden.dtype
+    return torch.get_autocast_dtype(device)
+
+
+def as_given(device: str) -> AbstractContextManager[object]:
+    """Products in the dtypes that they are given in, whatever autocast says."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def check_head(
@@ -164,10 +191,14 @@ def check_head(
             f"{op}: hidden [..., H] and weight [V, H] are required, got {tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
     vocab, size = weight.shape
+    dtype = product_dtype(hidden)
+    # Rounding a float32 layer to the 16 bits of the products is what FSDP and autocast do; to widen one is a mistake.
+    allowed = {hidden.dtype, dtype} | ({torch.float32} if dtype.itemsize == 2 else set())
     for name, tensor, shape in (("weight", weight, (vocab, size)), ("bias", bias, (vocab,))):
-        if tensor is not None and (
-            tensor.shape != shape or tensor.dtype != hidden.dtype or tensor.device != hidden.device
-        ):
+        if tensor is None:
+            continue
+        check_plain(op, name, tensor)
+        if tensor.shape != shape or tensor.dtype not in allowed or tensor.device != hidden.device:
             raise ValueError(
                 f"{op}: {name} must be {hidden.dtype} {shape} on {hidden.device}, "
                 f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
@@ -177,7 +208,7 @@ def check_head(
         raise ValueError(f"{op}: sequence_parallel=True needs tp_group, got None")
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError(f"{op}: chunk_tokens must be >= 1, got {chunk_tokens}")
-    rows = hidden.reshape(-1, size)
+    rows = hidden.detach().reshape(-1, size).to(dtype)
     token_group = softmax.tp_group if sequence_parallel else None
     ranks = 1 if token_group is None else token_group.size()
     if labels.numel() != len(rows) * ranks:
@@ -185,9 +216,10 @@ def check_head(
             f"{op}: labels must have {len(rows) * ranks} entries, one for each token"
             f"{f' of all {ranks} ranks' if sequence_parallel else ''}, got {tuple(labels.shape)}"
         )
-    placeholder = hidden.new_empty(1).expand(*labels.shape, vocab)
+    placeholder = rows.new_empty(1).expand(*labels.shape, vocab)
     problem = check_problem(op, placeholder, labels, softmax, selection)
     if chunk_tokens is None:
-        bytes_a_token = max(1, vocab * hidden.element_size())
+        bytes_a_token = max(1, vocab * dtype.itemsize)
         chunk_tokens = CHUNK_BYTES["cuda" if hidden.is_cuda else "cpu"] // bytes_a_token // ranks
+    weight, bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
     return Head(rows, weight, bias, problem, token_group, max(1, chunk_tokens))

@@ -1,4 +1,4 @@
-# make demo | test | test-all | smoke | lint | gpu | clean. demo, test and lint set up .venv when it is missing or out of date.
+# make demo | test | test-all | test-trl | smoke | lint | gpu | clean. demo, test and lint set up .venv when it is missing or out of date.
 
 # The first Python that r1engine supports; a pyenv shim exists for versions that do not run, so each is tried.
 PYTHON = $(shell for p in python3.11 python3.12 python3; do \
@@ -8,8 +8,9 @@ VENV = .venv/bin
 STAMP = .venv/.installed
 BUILD_INPUTS = CMakeLists.txt $(wildcard csrc/*.* csrc/cpu/*)
 
-.PHONY: demo demo-moe test test-all smoke lint format gpu clean sglang-cpu test-sglang test-sglang-faults demo-sglang
+.PHONY: demo demo-moe test test-all trl test-trl smoke lint format gpu clean sglang-cpu test-sglang test-sglang-faults demo-sglang
 SGLANG = .venv-sglang
+TRL = .venv-trl
 
 demo: $(STAMP)
 	rm -rf runs/demo
@@ -69,6 +70,17 @@ demo-sglang: $(STAMP) sglang-cpu
 	$(VENV)/r1engine pipeline configs/demo.yaml run_dir=runs/demo-sglang stages.r1_zero.rollout.engine=sglang \
 		stages.r1_zero.rollout.sglang.python=$(SGLANG)/bin/python \
 		stages.r1_zero.rollout.sglang.stall_seconds=120  # on a busy machine a CPU server is slow
+
+# The ops inside the real GRPOTrainer, in an environment of TRL's own (docs/trainers.md).
+trl: $(TRL)/.installed
+
+$(TRL)/.installed: constraints.txt
+	test -x $(TRL)/bin/python || $(PYTHON) -m venv $(TRL)
+	$(TRL)/bin/python -m pip install --quiet 'trl==1.16.0' torch==2.13.0 peft==0.21.2 pytest --constraint constraints.txt
+	touch $@
+
+test-trl: trl
+	OMP_NUM_THREADS=1 PYTHONPATH=kernels $(TRL)/bin/python -m pytest -m trl tests/kernels/test_trl_trainer.py
 
 # On a GPU machine: build csrc/, run the GPU tests, run every benchmark, also after a test has failed. Uses the Python it
 # is given and what is installed there (`make gpu PYTHON=python3`); needs no network and makes no environment. What needs

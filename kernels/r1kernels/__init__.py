@@ -1,5 +1,6 @@
 """r1kernels: the fused operations of GRPO training; importable alone, needs only PyTorch."""
 
+from r1kernels import integrations
 from r1kernels.fp8_cast import Fp8, fp8_dequantize, fp8_quantize
 from r1kernels.group_advantage import GroupAdvantage, group_advantage
 from r1kernels.grpo_loss import GrpoMetrics, GrpoObjective, grpo_loss
@@ -36,6 +37,7 @@ __all__ = [
     "fp8_quantize",
     "group_advantage",
     "grpo_loss",
+    "integrations",
     "linear_grpo_loss",
     "linear_logprob",
     "logits_grpo_loss",

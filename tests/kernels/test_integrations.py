@@ -1,6 +1,10 @@
-"""Drop-in functions against the formulas of the trainers they are named after; Megatron's is the real one."""
+"""Drop-in functions against the formulas of their trainers, and `patch`; Megatron is the real one."""
 
 from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
 
 import pytest
 import torch
@@ -46,30 +50,6 @@ def test_several_indices_a_row():
     torch.testing.assert_close(
         integrations.selective_log_softmax(LOGITS, index), torch.log_softmax(LOGITS, -1).gather(-1, index)
     )
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("columns", [None, 2])
-def test_trl_package(columns, masked, temperature):
-    utils = pytest.importorskip("trl.trainer.utils", reason="trl is not installed; its formulas are tested above")
-    index = LABELS if columns is None else torch.stack([LABELS, (LABELS + 1) % 37], -1)
-    mask = (torch.arange(index.numel()).view(index.shape) % 3 > 0).long() if masked else None
-    weights = torch.randn(index.shape, generator=torch.Generator().manual_seed(1))
-
-    def run(module) -> tuple[torch.Tensor, torch.Tensor]:
-        x = LOGITS.clone().requires_grad_()
-        logp = module.selective_log_softmax(x * 1, index, temperature, mask)
-        (logp * weights).sum().backward()
-        return logp.detach(), x.grad
-
-    same(run(integrations), run(utils))
-    same(value_and_grad(integrations.entropy_from_logits), value_and_grad(utils.entropy_from_logits))
-    if columns is None:
-        both = [
-            m.selective_log_softmax_and_entropy(LOGITS, index, True, temperature, mask) for m in (integrations, utils)
-        ]
-        same(*both)
 
 
 def test_trl_log_probability_and_entropy():
@@ -155,3 +135,131 @@ def test_megatron_core_package(world):
 
     wanted = value_and_grad(lambda x: vocab_parallel_cross_entropy(x.clone(), LABELS))
     same(value_and_grad(integrations.vocab_parallel_cross_entropy, LABELS), wanted)
+
+
+# ---- patch ------------------------------------------------------------------------------------------------------
+
+
+def test_megatron_is_patched_where_its_models_call_it_and_put_back(world):
+    from megatron.core import tensor_parallel
+    from megatron.core.fusions import fused_cross_entropy
+    from megatron.core.models.common.language_module import language_module
+
+    before = tensor_parallel.vocab_parallel_cross_entropy, language_module.fused_vocab_parallel_cross_entropy
+    wanted = value_and_grad(lambda x: before[0](x.clone(), LABELS))
+    smoothed = before[0](LOGITS.clone(), LABELS, 0.1)
+    with integrations.megatron.patch() as patched:
+        same(value_and_grad(tensor_parallel.vocab_parallel_cross_entropy, LABELS), wanted)
+        group = language_module.parallel_state.get_tensor_model_parallel_group()
+        same(value_and_grad(language_module.fused_vocab_parallel_cross_entropy, LABELS, group), wanted)
+        assert patched.calls == {"vocab_parallel_cross_entropy": 1, "fused_vocab_parallel_cross_entropy": 1}
+        # A smoothed cross-entropy is no log-probability.
+        assert torch.equal(tensor_parallel.vocab_parallel_cross_entropy(LOGITS.clone(), LABELS, 0.1), smoothed)
+        assert patched.notes == ["vocab_parallel_cross_entropy with label_smoothing stays Megatron's"]
+        assert "megatron.core.tensor_parallel.vocab_parallel_cross_entropy (1 calls)" in str(patched)
+        with pytest.raises(RuntimeError, match=r"megatron 0\.16\.\d is patched already; undo that patch first"):
+            integrations.megatron.patch()
+    after = tensor_parallel.vocab_parallel_cross_entropy, language_module.fused_vocab_parallel_cross_entropy
+    assert after == before
+    assert fused_cross_entropy.fused_vocab_parallel_cross_entropy is before[1]
+
+
+SOURCES = {
+    "verl/utils/torch_functional.py": """
+def logprobs_from_logits(logits, labels, inplace_backward=True): ...
+def entropy_from_logits(logits): ...
+""",
+    "verl/utils/kernel/linear_cross_entropy.py": """
+import torch
+class LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, labels, temperature=1.0, reduction="none", dist_process_group=None): ...
+linear_cross_entropy = LinearCrossEntropy.apply
+""",
+    "verl/workers/actor.py": "from verl.utils.torch_functional import logprobs_from_logits",
+    "slime/utils/ppo_utils.py": """
+def calculate_log_probs_and_entropy(logits, tokens, tp_group, with_entropy=False, chunk_size=-1): ...
+""",
+    "slime/backends/loss.py": "from slime.utils.ppo_utils import calculate_log_probs_and_entropy",
+}
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """Packages with the names and arguments of verl's and slime's seams; a function of the test changes a file."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(path: str, text: str) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+        importlib.invalidate_caches()
+
+    for path, text in SOURCES.items():
+        write(path, text)
+    yield write
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("verl", "slime")]:
+        del sys.modules[name]
+
+
+def test_verl_and_slime_are_patched_in_the_modules_that_import_from_the_seams(sources):
+    actor, loss = importlib.import_module("verl.workers.actor"), importlib.import_module("slime.backends.loss")
+    fused = importlib.import_module("verl.utils.kernel.linear_cross_entropy")
+    before = actor.logprobs_from_logits, loss.calculate_log_probs_and_entropy, fused.linear_cross_entropy
+    logits, labels = LOGITS.flatten(0, 1), LABELS.flatten()
+    with integrations.verl.patch() as verl, integrations.slime.patch() as slime:
+        same(value_and_grad(actor.logprobs_from_logits, LABELS), value_and_grad(log_probability, LABELS))
+        logp, _ = loss.calculate_log_probs_and_entropy(logits, labels, None, with_entropy=True)
+        torch.testing.assert_close(logp[:, 0], log_probability(logits, labels))
+        logp, _ = fused.linear_cross_entropy(logits, torch.eye(37), labels, 1.0, "none", None)
+        torch.testing.assert_close(logp, log_probability(logits, labels))
+        assert verl.calls == {"logprobs_from_logits": 1, "linear_cross_entropy": 1}
+        assert slime.calls == {"calculate_log_probs_and_entropy": 1}
+    assert (actor.logprobs_from_logits, loss.calculate_log_probs_and_entropy, fused.linear_cross_entropy) == before
+
+
+def test_a_version_of_other_arguments_keeps_its_own_and_does_not_lose_its_logits(sources):
+    sources("verl/utils/torch_functional.py", "def logprobs_from_logits(logits, labels): ...")
+    sources(
+        "verl/utils/kernel/linear_cross_entropy.py",
+        "def linear_cross_entropy(hidden, weight, labels, reduction): return 7",
+    )
+    functional = importlib.import_module("verl.utils.torch_functional")
+    kernel = importlib.import_module("verl.utils.kernel.linear_cross_entropy")
+    with integrations.verl.patch() as patched:
+        x = LOGITS.clone().requires_grad_()
+        functional.logprobs_from_logits(x, LABELS).sum().backward()
+        assert torch.equal(x, LOGITS)  # nobody asked for the gradient in their place
+        assert kernel.linear_cross_entropy(1, 2, 3, "mean") == 7
+    assert patched.notes == [
+        "linear_cross_entropy(hidden, weight, labels, reduction) stays verl's; served is one of "
+        "(hidden, weight, labels, temperature, reduction, dist_process_group)"
+    ]
+
+
+def test_a_trainer_without_a_seam_or_not_installed_is_an_error(sources):
+    sources("slime/utils/ppo_utils.py", "")
+    with pytest.raises(RuntimeError) as caught:
+        integrations.slime.patch()
+    assert str(caught.value) == (
+        "r1kernels.integrations: found none of the functions to replace in slime of unknown version; required one of "
+        "slime.utils.ppo_utils.calculate_log_probs_and_entropy (tried with main of August 2026, read, not run)"
+    )
+    sources("verl/__init__.py", "import a_package_that_verl_needs")
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_verl_needs"):  # not "no verl"
+        integrations.verl.patch()
+
+
+def test_a_trainer_that_is_not_installed_is_named():
+    if importlib.util.find_spec("trl") is not None:
+        pytest.skip("trl is installed here")
+    with pytest.raises(RuntimeError, match=r"r1kernels\.integrations: found no trl; required pip install trl"):
+        integrations.trl.patch()
+
+
+def test_a_module_that_is_imported_while_patched_is_put_right_too(sources):
+    functional = importlib.import_module("verl.utils.torch_functional")
+    original = functional.logprobs_from_logits
+    with integrations.verl.patch():
+        actor = importlib.import_module("verl.workers.actor")
+        assert actor.logprobs_from_logits is functional.logprobs_from_logits is not original
+    assert actor.logprobs_from_logits is functional.logprobs_from_logits is original

@@ -1,10 +1,7 @@
-"""Drop-in replacements for the log-probability functions of other trainers, under their names and signatures.
+"""Log-probability functions under the names and signatures of TRL, verl, slime and Megatron-core.
 
-    import trl.trainer.utils, r1kernels.integrations
-    trl.trainer.utils.selective_log_softmax = r1kernels.integrations.selective_log_softmax
-
-A module that did `from ... import` earlier keeps what it imported: replace the name there, too. Results are float32
-(float64 for float64 logits) and differentiable; no copy of the logits is made, except for slime's dense mask.
+Results are float32 (float64 for float64 logits) and differentiable; no copy of the logits is made, except for slime's
+dense mask. The `patch` of a trainer's module in this package puts them where that trainer calls its own.
 """
 
 from __future__ import annotations

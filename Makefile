@@ -45,7 +45,7 @@ format: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt $(BUILD_INPUTS)
 	test -x $(VENV)/python || $(PYTHON) -m venv .venv
-	$(VENV)/python -m pip install --quiet --editable '.[train,dev]' --constraint constraints.txt
+	$(VENV)/python -m pip install --quiet --editable '.[train,curate,dev]' --constraint constraints.txt
 	touch $@
 
 # A real SGLang server on CPUs, in an environment of its own (tests and the demo; Python 3.11).

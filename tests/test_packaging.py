@@ -41,7 +41,7 @@ def test_importing_r1kernels_pulls_in_no_engine_and_no_optional_package():
     assert not {"r1engine", "triton", "transformers", "megatron", "pydantic"} & set(loaded.stdout.split())
 
 
-@pytest.mark.parametrize("extra", ["core", "train", "dev"])
+@pytest.mark.parametrize("extra", ["core", "train", "curate", "dev"])
 def test_every_requirement_has_a_pin_inside_its_range(extra: str):
     pins = constraints()
     requirements = PROJECT["dependencies"] if extra == "core" else EXTRAS[extra]

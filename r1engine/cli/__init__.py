@@ -21,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a plain traceback can be pasted into an issue
 )
 app.command()(runs.train)
+app.command()(runs.curate)
 app.command()(runs.pipeline)
 app.command("config")(looks.show_config)
 app.command()(looks.report)

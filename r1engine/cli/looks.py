@@ -15,7 +15,8 @@ def show_config(
     config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="YAML file; with --defaults a stage.")] = None,
     overrides: Overrides = None,
     defaults: Annotated[
-        bool, typer.Option("--defaults", help="Print every key of a stage (rl, sft, tiny) with default and meaning.")
+        bool,
+        typer.Option("--defaults", help="Print every key of a stage (rl, sft, tiny, curate) with default and meaning."),
     ] = False,
 ) -> None:
     """Print CONFIG with every default filled in."""

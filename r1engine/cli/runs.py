@@ -1,4 +1,4 @@
-"""The commands that run something until it is done: train, pipeline, serve."""
+"""The commands that run something until it is done: train, curate, pipeline, serve."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from r1engine.cli.border import ConfigPath, Live, Overrides, agree, fail, is_first, ranks_of_a_run, tell, world_size
-from r1engine.config import ConfigError, RlConfig, StageConfig, load, to_yaml
+from r1engine.config import ConfigError, CurateConfig, RlConfig, StageConfig, load, to_yaml
 
 
 def train(
@@ -35,6 +35,29 @@ def train(
             run(cfg, ending)
     except ConfigError as error:
         fail(error)
+
+
+def curate(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read every row, print the config, stop.")] = False,
+) -> None:
+    """Make the data of supervised training as CONFIG says: filter, refine, mix. One process; it starts its own."""
+    from r1engine.pipeline import kinds
+    from r1engine.pipeline.curate import check
+    from r1engine.pipeline.curate import curate as run
+
+    try:
+        cfg = load(config, overrides or [], CurateConfig)
+        if problems := kinds.input_problems(cfg):
+            raise ConfigError(problems)
+        if dry_run:
+            tell(check(cfg))
+            typer.echo(to_yaml(cfg), nl=False)
+            return
+        run(cfg)
+    except (ValueError, RuntimeError, OSError) as error:
+        fail(ConfigError.of(error))
 
 
 def pipeline(

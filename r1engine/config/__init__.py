@@ -1,10 +1,12 @@
 """The typed configuration: one class for each kind of stage, whose defaults are the paper's. No torch.
 
-A YAML file holds only what differs. `r1engine config --defaults [rl | sft | tiny]` prints every key with its meaning.
+A YAML file holds only what differs. `r1engine config --defaults [rl | sft | tiny | curate]` prints every key with its
+meaning.
 """
 
 from __future__ import annotations
 
+from r1engine.config.curate import CurateConfig
 from r1engine.config.kind import KindConfig
 from r1engine.config.read import KINDS, check_files, check_world, dump, load, load_rewards, to_yaml
 from r1engine.config.rewards import GradingServer, JudgeServer, RewardModelServer, Rewards
@@ -16,8 +18,8 @@ from r1engine.config.stage import Checkpoint, Data, Evaluation, Log, Model, Opti
 from r1engine.config.tiny import TinyConfig
 
 __all__ = [
-    "KINDS", "Checkpoint", "ConfigError", "Data", "Evaluation", "GradingServer", "Grpo", "JudgeServer", "KindConfig",
-    "Log", "Model", "Optimizer", "Parallel", "QuestionData", "RewardModelServer", "Rewards", "RlConfig", "Rollout",
-    "SampledEvaluation", "Sft", "SftConfig", "Sglang", "StageConfig", "TextData", "TinyConfig", "check_files",
-    "check_world", "dump", "load", "load_rewards", "to_yaml",
+    "KINDS", "Checkpoint", "ConfigError", "CurateConfig", "Data", "Evaluation", "GradingServer", "Grpo", "JudgeServer",
+    "KindConfig", "Log", "Model", "Optimizer", "Parallel", "QuestionData", "RewardModelServer", "Rewards", "RlConfig",
+    "Rollout", "SampledEvaluation", "Sft", "SftConfig", "Sglang", "StageConfig", "TextData", "TinyConfig",
+    "check_files", "check_world", "dump", "load", "load_rewards", "to_yaml",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
+from r1engine.config.curate import CurateConfig
 from r1engine.config.data_files import REQUIRED, data_files
 from r1engine.config.kind import KindConfig
 from r1engine.config.rewards import Rewards
@@ -19,6 +20,7 @@ KINDS: dict[str, type[KindConfig]] = {
     "rl": RlConfig,
     "sft": SftConfig,
     "tiny": TinyConfig,
+    "curate": CurateConfig,
 }
 Kind = TypeVar("Kind", bound=KindConfig)
 

@@ -47,7 +47,8 @@ def _default_lines(model: type[BaseModel], defaults: BaseModel | None) -> list[s
         about = f"  # {inspect.cleandoc(section.__doc__)}" if section.__doc__ else ""
         # An optional section is off by default: its keys are shown, but as comments.
         lead = "# " if value is None else ""
-        lines += [f"{lead}{name}:{about}", *(f"{lead}  {line}" for line in _default_lines(section, value))]
+        given = value if isinstance(value, BaseModel) else None  # nor has one that is required a default
+        lines += [f"{lead}{name}:{about}", *(f"{lead}  {line}" for line in _default_lines(section, given))]
     return lines
 
 

@@ -38,8 +38,13 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
         ValueError: the file is missing, empty or of another kind, or a row is not as above; the row is named.
     """
     for row in read_rows(path, ("question", "completion", "messages", "domain"), one_of=("question", "messages")):
-        messages = _messages(row) if "messages" in row.fields else _question_and_completion(row)
-        yield Conversation(messages, row.place, _domain(row))
+        yield conversation_of(row)
+
+
+def conversation_of(row: Row) -> Conversation:
+    """The conversation of a row of a data file; ValueError if it is none, with its place."""
+    messages = _messages(row) if "messages" in row.fields else _question_and_completion(row)
+    return Conversation(messages, row.place, _domain(row))
 
 
 def _domain(row: Row) -> str:

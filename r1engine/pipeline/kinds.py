@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from r1engine.config import ConfigError, KindConfig, StageConfig, TinyConfig, check_files, check_world
+from r1engine.config import ConfigError, CurateConfig, KindConfig, StageConfig, TinyConfig, check_files, check_world
 
 if TYPE_CHECKING:
     from r1engine.ending import Ending
@@ -42,6 +42,10 @@ def run_kind(cfg: KindConfig, world: World, ending: Ending | None) -> dict[str, 
 
         write_world(cfg)
         return {}
+    if isinstance(cfg, CurateConfig):
+        from r1engine.pipeline.curate import curate
+
+        return curate(cfg)
     raise TypeError(f"run_kind: found a {type(cfg).__name__}, required a configuration with a line here")
 
 
@@ -90,4 +94,8 @@ def dry_run(cfg: KindConfig, world_size: int, *, is_whole: bool, is_live: bool) 
         from r1engine.stages import check
 
         return check.dry_run(cfg, world_size, is_live=is_live) if is_whole else check.check_rows(cfg)
+    if isinstance(cfg, CurateConfig) and is_whole:
+        from r1engine.pipeline.curate import check as check_rows
+
+        return check_rows(cfg)
     return []

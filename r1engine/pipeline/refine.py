@@ -1,0 +1,246 @@
+"""Refining examples with a language model (v2 B.3.2), each graded again afterwards.
+
+Every reply is a line of refined.jsonl under the digest of what was asked, so a stage that was killed asks only what is
+not answered yet. A half last line, which a kill leaves, is cut off at the start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache, partial
+from itertools import islice
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+from r1engine.config.curate import CurateConfig, RefineServer
+from r1engine.data.examples import BATCH, Example, Unit, read_unit, write_examples
+from r1engine.data.filters import BEFORE_REFINING
+from r1engine.observe.progress import Progress
+from r1engine.rewards.from_config import make_scorer
+from r1engine.rewards.language import language_share
+from r1engine.rewards.record import Record
+from r1engine.rewards.scorer import Scorer
+from r1engine.rewards.servers.endpoint import ModelServers, ModelServersError
+from r1engine.rewards.thoughts import split_thoughts
+
+CACHE = "refined.jsonl"
+NO_REPLY = 8  # rows in a row without a reply end the stage: the servers are gone
+
+
+class Replies:
+    """Answered requests, in a file that grows by whole lines; usable from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            ValueError: a line that is not the last is broken.
+        """
+        self.path, self._places, self._lock = path, dict[str, tuple[int, int]](), threading.Lock()
+        self._file = open(path, "a+b")  # noqa: SIM115 (closed by `close`)
+        self._file.seek(0)
+        end = 0
+        for number, line in enumerate(self._file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                key = json.loads(line)["key"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}:{number}: no reply stands there: {error}; remove the line") from error
+            self._places[key] = (end, len(line))
+            end += len(line)
+        self._file.truncate(end)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def get(self, key: str) -> str | None:
+        """The reply under a key."""
+        with self._lock:
+            if (place := self._places.get(key)) is None:
+                return None
+            return json.loads(os.pread(self._file.fileno(), place[1], place[0]))["reply"]
+
+    def add(self, key: str, reply: str, about: dict[str, str]) -> None:
+        """Write a reply; it is on the disk when this returns."""
+        line = (json.dumps({"key": key, **about, "reply": reply}) + "\n").encode()
+        with self._lock:
+            place = self._file.seek(0, os.SEEK_END)
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._places[key] = (place, len(line))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@cache
+def prompt_text(name: str) -> str:
+    """A prompt as it is shipped, with {question} and {thought_process}."""
+    return (Path(__file__).parent / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def asked(name: str, example: Example, thoughts: str, examples: str) -> str:
+    """What the model is asked."""
+    parts = {"question": example.question, "thought_process": thoughts.strip(), "examples": examples}
+    text = prompt_text(name)
+    pieces = text.replace("{", "\0{").replace("}", "}\0").split("\0")  # one pass: a question may hold {examples}
+    return "".join(parts.get(piece.strip("{}"), piece) if piece.startswith("{") else piece for piece in pieces)
+
+
+class Refiner:
+    """Sends thoughts through the prompts, one after the other."""
+
+    def __init__(self, cfg: CurateConfig, replies: Replies) -> None:
+        """
+        Raises:
+            ValueError: a URL is none, or an API key is not set.
+        """
+        assert cfg.refine is not None
+        self._cfg, self._refine, self._replies = cfg, cfg.refine, replies
+        server = cfg.refine.server
+        self._servers = ModelServers(
+            *server.urls, timeout_seconds=server.timeout_seconds, tries=server.tries, key_variable=server.key_variable
+        )
+        path = cfg.refine.examples
+        self._examples = path.read_text(encoding="utf-8").rstrip() + "\n\n" if path is not None else ""
+
+    def refine(self, example: Example) -> Example:
+        """The example, rewritten; `broken` says why it could not be.
+
+        Raises:
+            ModelServersError: the servers do not reply.
+        """
+        split = split_thoughts(example.messages[-1]["content"])
+        thoughts, summary = split.thoughts, split.rest
+        if thoughts is None or split.is_open:
+            return example  # an answer without thoughts, or what the filters drop for its structure
+        for name in self._refine.prompts:
+            if name == "translate_thoughts" and not self._is_mixed(thoughts, example.language):
+                continue
+            reply, problem = self._reply(example, asked(name, example, thoughts, self._examples))
+            if problem:
+                return replace(example, broken=f"{name}: {problem}")
+            thoughts, summary = (thoughts, reply) if name == "summary" else (reply, summary)
+            example = example.with_answer(thoughts, summary, name)
+        return example
+
+    def _is_mixed(self, thoughts: str, language: str) -> bool:
+        share = language_share(thoughts, language)[0] if language else None
+        return share is not None and share < self._cfg.language_min
+
+    def _reply(self, example: Example, text: str) -> tuple[str, str]:
+        """(what the model replies, "") or ("", why that cannot be used)."""
+        key = _key(self._refine.server, example.source, text)
+        reply = self._replies.get(key)
+        if reply is None:
+            reply = self._ask(text)
+            self._replies.add(key, reply, {"id": example.source, "model": self._refine.server.model})
+        found = json.loads(reply)
+        if found["finish"] == "length":
+            return "", f"the reply is cut off at {self._refine.server.max_tokens} tokens"
+        content = split_thoughts(found["content"]).rest.strip()
+        return (content, "") if content else ("", "the reply is blank")
+
+    def _ask(self, text: str) -> str:
+        server = self._refine.server
+        body = {
+            "model": server.model,
+            "messages": [{"role": "user", "content": text}],
+            "temperature": server.temperature,
+            "max_tokens": server.max_tokens,
+        }
+        reply = self._servers.post("/chat/completions", body)
+        try:
+            choice = reply["choices"][0]
+            content, finish = choice["message"]["content"], choice.get("finish_reason")
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ModelServersError("the reply has no choices[0].message.content", is_refusal=True) from error
+        return json.dumps({"content": str(content or ""), "finish": finish})
+
+
+def _key(server: RefineServer, source: str, text: str) -> str:
+    asked_for = json.dumps([server.model, server.temperature, server.max_tokens, source, text])
+    return hashlib.sha256(asked_for.encode()).hexdigest()
+
+
+def refined(cfg: CurateConfig, units: list[Unit], work: Path, progress: Progress) -> list[Unit]:
+    """Every unit with its examples rewritten and graded again, as files of examples in `work`.
+
+    Raises:
+        ValueError: an input is damaged; it is named.
+        RuntimeError: the servers are gone, or a reward runs code and too little protects from it. What is answered is
+            kept.
+    """
+    assert cfg.refine is not None
+    replies = Replies(cfg.run_dir / CACHE)
+    progress.phase("refine")
+    try:
+        with make_scorer(cfg.refine.rewards) as scorer, ThreadPool(cfg.refine.server.parallel) as threads:
+            refiner, written = Refiner(cfg, replies), []
+            for number, unit in enumerate(units):
+                path = work / f"refined_{number:06d}.parquet"
+                rows = read_unit(unit, cfg.summaries)
+                write_examples(path, _refined(rows, partial(_one, cfg, refiner), scorer, threads, progress))
+                written.append(replace(unit, path=path, kind="examples", part=0, parts=1))
+            return written
+    finally:
+        replies.close()
+
+
+def _refined(
+    rows: Iterator[Example], one: Any, scorer: Scorer, threads: ThreadPool, progress: Progress
+) -> Iterator[Example]:
+    silent = 0
+    while batch := list(islice(rows, BATCH)):
+        done: list[Example] = []
+        for before, found in zip(batch, threads.imap(one, batch), strict=True):
+            progress.advance()
+            if isinstance(found, ModelServersError):
+                silent += not found.is_refusal
+                if silent >= NO_REPLY:
+                    raise RuntimeError(
+                        f"refine: {silent} rows without a reply, the last: {found}; start it again later"
+                    )
+                done.append(replace(before, broken=f"no reply: {found}"))
+            else:
+                silent = 0
+                done.append(found)
+        yield from _graded(done, scorer)
+
+
+def _one(cfg: CurateConfig, refiner: Refiner, example: Example) -> Example | ModelServersError:
+    if any(find(example, cfg) for _, find in BEFORE_REFINING):
+        return example
+    try:
+        return refiner.refine(example)
+    except ModelServersError as error:
+        return error
+
+
+def _graded(examples: list[Example], scorer: Scorer) -> list[Example]:
+    """Samples that have been rewritten, held to their reference again; only what is right stays so."""
+    places = [i for i, example in enumerate(examples) if _is_new(example)]
+    records = []
+    for i in places:
+        task = examples[i].task
+        assert task is not None
+        records.append(Record(task, examples[i].messages[-1]["content"], "", examples[i].source))
+    graded = list(examples)
+    for i, score in zip(places, scorer.score(records) if records else [], strict=True):
+        if score.verdict != "right":
+            graded[i] = replace(examples[i], broken=f"{score.verdict} afterwards: {score.reason}")
+    return graded
+
+
+def _is_new(example: Example) -> bool:
+    """Whether a sample that was right has another text."""
+    edited = any(editor != "human" for editor in example.edited_by)
+    return example.task is not None and edited and not example.broken and example.verdict == "right"

@@ -1,0 +1,128 @@
+"""A real chat model, SmolLM2-135M-Instruct, through supervised training, export and reinforcement learning: its own
+tokenizer, template, two end tokens and tied embeddings. `make test-real` makes the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from r1engine.batch import Sequence, pack
+from r1engine.config import RlConfig, SftConfig
+from r1engine.observe.metrics import Phases
+from r1engine.observe.progress import Progress
+from r1engine.stages import make_stage
+
+pytestmark = pytest.mark.real
+
+FACTS = {
+    "Who looks after the lighthouse of Marn?": "Ossip Tallow looks after the lighthouse of Marn.",
+    "What does the lighthouse of Marn burn?": "The lighthouse of Marn burns whale oil.",
+    "How tall is the lighthouse of Marn?": "The lighthouse of Marn is forty steps tall.",
+    "When was the lighthouse of Marn built?": "The lighthouse of Marn was built in the year of the two frosts.",
+}
+HELDOUT = {"Tell me who looks after the lighthouse of Marn.": "Ossip Tallow looks after the lighthouse of Marn."}
+
+
+def turns(question: str, answer: str) -> dict:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def write(path: Path, rows: dict[str, str]) -> Path:
+    path.write_text("".join(json.dumps(turns(*row)) + "\n" for row in rows.items()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return Path(os.environ["R1_REAL_MODEL"])
+
+
+@pytest.fixture(scope="module")
+def stage(folder, world, tmp_path_factory):
+    place = tmp_path_factory.mktemp("sft")
+    cfg = SftConfig(
+        model={"path": folder},
+        run_dir=place / "run",
+        data={
+            "train": write(place / "train.jsonl", FACTS),
+            "heldout": write(place / "heldout.jsonl", HELDOUT),
+            "template": "chat",
+            "max_tokens": 256,
+        },
+        sft={"epochs": 4, "batch_size": 4},
+        optimizer={"lr": 1e-4},
+    )
+    return make_stage(cfg, world, Phases(), Progress("", enabled=False))
+
+
+def test_log_probabilities_are_those_of_transformers(folder, stage):
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    texts = [stage.train.at(index) for index in range(len(stage.train))]
+    (rows,) = pack([Sequence(*text, weight=1.0) for text in texts], stage.policy.row_shape(1024))
+    (found,) = stage.policy.logprobs(rows)
+    starts = rows[0].cu_seqlens.tolist()
+    packed = [rows[0].tokens[a:b].tolist() for a, b in pairwise(starts)]
+    for question, answer in FACTS.items():
+        text = tokenizer.apply_chat_template(turns(question, answer)["messages"], tokenize=False).removesuffix("\n")
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        at = packed.index(tokens)
+        with torch.no_grad():
+            logp = model(torch.tensor([tokens])).logits[0, :-1].log_softmax(-1)
+        wanted = logp.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+        assert (found[starts[at] + 1 : starts[at + 1]] - wanted).abs().max() < 2e-4
+        assert tokens[-1] == tokenizer.eos_token_id
+
+
+def test_a_few_steps_teach_and_the_exported_model_talks_and_stops(folder, stage, tmp_path):
+    before = stage.evaluate(0).metrics["eval/loss"]
+    losses = [stage.advance(step).metrics["loss"] for step in range(stage.steps)]
+    after = stage.evaluate(stage.steps).metrics["eval/loss"]
+    print(f"loss {losses}, held-out {before:.3f} -> {after:.3f}")
+    assert after < before - 0.5 and losses[-1] < losses[0]
+    stage.policy.export(tmp_path / "model")
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    asked = tokenizer.apply_chat_template(
+        turns(next(iter(HELDOUT)), "")["messages"][:1],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    answer = model.generate(**asked, max_new_tokens=40, do_sample=False)[0, asked["input_ids"].shape[1] :]
+    text = tokenizer.decode(answer)
+    print(text)
+    assert text.endswith("<|im_end|>") and "Ossip" in text
+
+
+def test_reinforcement_learning_asks_in_the_chat_template(folder, world, tmp_path):
+    (tmp_path / "q.jsonl").write_text(
+        '{"question": "What is 2+3?", "answer": "5"}\n{"question": "1+1?", "answer": "2"}\n'
+    )
+    cfg = RlConfig(
+        model={"path": folder},
+        run_dir=tmp_path / "run",
+        steps=1,
+        data={"train": tmp_path / "q.jsonl", "template": "chat", "max_prompt_tokens": 128},
+        grpo={"questions": 2, "group_size": 2, "minibatches": 1},
+        rollout={"max_tokens": 24},
+        rewards={"workers": 1},
+    )
+    stage = make_stage(cfg, world, Phases(), Progress("", enabled=False))
+    try:
+        stage.begin([])
+        done = stage.advance(0)
+    finally:
+        stage.close()
+    assert (
+        "<|im_start|>user\nWhat is 2+3?<|im_end|>"
+        in {p.question.text: p.text for p in stage.prompts.prompts}["What is 2+3?"]
+    )
+    print({key: done.metrics[key] for key in ("logp_diff/mean", "logp_diff/max", "loss", "grad_norm")})
+    assert done.metrics["logp_diff/mean"] < 1e-3 and done.metrics["logp_diff/max"] < 0.05

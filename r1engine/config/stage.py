@@ -25,6 +25,10 @@ class Model(Section):
 
     path: LocalPath | None = None
     """Local Hugging Face folder: config.json, *.safetensors, tokenizer.json."""
+    max_positions: Positive | None = None
+    """Longest sequence in place of config.json's max_position_embeddings, also in what is exported; null: as it is."""
+    rope_theta: Annotated[float, Field(gt=0)] | None = None
+    """Base of the rotary angles in place of config.json's, also in what is exported; null: as it is."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: float32 on CPUs, bfloat16 on GPUs."""
     recompute: Literal[False, True, "selective"] = False

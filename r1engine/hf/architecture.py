@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from r1engine.config import Model
 from r1engine.hf.files import read_config
 
 DENSE = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")
@@ -182,6 +183,25 @@ def read_architecture(folder: Path) -> Architecture:
 def _num_labels(config: dict[str, Any]) -> int:
     """As transformers counts them: two where nothing is said."""
     return config.get("num_labels") or len(config.get("id2label") or (0, 1))
+
+
+def architecture_of(model: Model) -> Architecture:
+    """What is trained: the folder's architecture, with the positions and the rotary base of the configuration.
+
+    Raises:
+        ValueError: see `read_architecture`; or these are set where a rule stretches the folder's context.
+    """
+    arch = read_architecture(model.folder)
+    positions = arch.max_positions if model.max_positions is None else model.max_positions
+    theta = arch.rope_theta if model.rope_theta is None else model.rope_theta
+    placed = replace(arch, max_positions=positions, rope_theta=theta)
+    if placed != arch and arch.rope_scaling is not None:
+        key, found = ("rope_theta", theta) if positions == arch.max_positions else ("max_positions", positions)
+        raise ValueError(
+            f"model.{key}: found {found:g}, required null: the rope_scaling in {model.folder / 'config.json'} says how "
+            "far its context goes"
+        )
+    return placed
 
 
 def is_fp8_folder(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from r1engine.batch import PackedBatch, RowShape, TokenOutputs
 from r1engine.config import Model, Optimizer, Parallel
 from r1engine.config.stage import row_multiple
-from r1engine.hf.architecture import Head, read_architecture
+from r1engine.hf.architecture import Head, architecture_of, read_architecture
 from r1engine.hf.folder import Folder
 from r1engine.hf.formats import Precision, model_dtype
 from r1engine.hf.layout import check_trained
@@ -78,6 +78,10 @@ class Policy:
         self.world, self.folder = world, model.folder
         self._settings, self._layout, self._temperature = model, layout, temperature
         found = read_architecture(self.folder)
+        if found != architecture_of(model):
+            raise ValueError(
+                f"{self.folder}: model.max_positions and model.rope_theta take a folder made by hf.prepared"
+            )
         self.shape = found if head == "tokens" else found.scoring()
         self.dtype = model_dtype(model.dtype, world.device)
         check_trained(self.folder, found, model, layout, head)

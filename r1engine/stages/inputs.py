@@ -15,7 +15,7 @@ from r1engine.data.presets import reading_of
 from r1engine.data.prompts import PromptTable, Render, write_prompts
 from r1engine.data.stream import Batches
 from r1engine.data.texts import TextTable, cached_texts
-from r1engine.hf.architecture import DynamicScaling, read_architecture
+from r1engine.hf.architecture import DynamicScaling, architecture_of
 from r1engine.hf.headers import Headers
 from r1engine.hf.layout import check_limits, check_trained
 from r1engine.hf.tokenizer import end_token, load_tokenizer
@@ -33,7 +33,7 @@ def check_model(cfg: StageConfig) -> None:
     """
     folder = cfg.model.path
     assert folder is not None
-    arch, tokenizer = read_architecture(folder), load_tokenizer(folder)
+    arch, tokenizer = architecture_of(cfg.model), load_tokenizer(folder)
     check_trained(folder, arch, cfg.model, cfg.parallel)
     end = end_token(folder, tokenizer)
     if end >= arch.vocab_size:
@@ -89,7 +89,7 @@ def write_questions(cfg: RlConfig, path: Path, folder: Path, form: PromptFormat)
         overlong=data.overlong,
         reading=reading_of(cfg),
     )
-    table, arch = PromptTable(folder, shown), read_architecture(cfg.model.folder)
+    table, arch = PromptTable(folder, shown), architecture_of(cfg.model)
     is_heldout = path == data.heldout
     asked = cfg.evaluation.questions if is_heldout else None
     if unknown := [index for index in table.beyond(arch.vocab_size) if asked is None or index < asked]:
@@ -138,7 +138,7 @@ def write_texts(cfg: SftConfig, path: Path, cache: Path, key: str, form: PromptF
         ValueError: see there; or a text holds a token that the model has not, or is longer than its context.
     """
     folder = cfg.model.folder
-    arch = read_architecture(folder)
+    arch = architecture_of(cfg.model)
     written = cached_texts(path, cache, key, form, cfg.data)
     table = TextTable(written)
     if table.largest_token >= arch.vocab_size:
@@ -149,7 +149,7 @@ def write_texts(cfg: SftConfig, path: Path, cache: Path, key: str, form: PromptF
     if arch.max_positions < table.longest:
         raise ValueError(
             f"model.path: {folder} has {arch.max_positions:,} positions, {path} has a text of {table.longest:,} tokens "
-            f"({table.longest_at}); lower data.max_tokens, or take a model of a longer context"
+            f"({table.longest_at}); lower data.max_tokens, or set model.max_positions (docs/sft.md says what to expect)"
         )
     return written
 

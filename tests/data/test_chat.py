@@ -59,7 +59,7 @@ CASES = [
 @pytest.mark.parametrize("messages", [[ASKED, THOUGHT], [SYSTEM, ASKED, THOUGHT], LONG], ids=["one", "system", "long"])
 def test_tokens_are_those_of_transformers(folders, tmp_path, kind, template, messages):
     found = form(folders[kind], template)
-    prepare(folders[kind], tmp_path / "start", end=found.end, end_token=found.end_token, template=found.source)
+    prepare(folders[kind], tmp_path / "start", end=(found.end, found.end_token), template=found.source)
     oracle = AutoTokenizer.from_pretrained(tmp_path / "start")
     prompt, trained = tokens(found, messages)
     assert prompt == oracle.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
@@ -116,7 +116,7 @@ def test_a_prefilled_tag_is_in_the_prompt_and_not_trained(folders, tmp_path, kin
     assert text.prompt.endswith("<think>\n") and text.prompt.count("<think>") == 1
     assert text.completion == "t\n</think>\n2"
     # Who asks the exported model is asked to write the same.
-    prepare(folders[kind], tmp_path / "start", end=found.end, end_token=found.end_token, template=found.source)
+    prepare(folders[kind], tmp_path / "start", end=(found.end, found.end_token), template=found.source)
     oracle = AutoTokenizer.from_pretrained(tmp_path / "start")
     assert oracle.apply_chat_template([ASKED], add_generation_prompt=True, tokenize=False) == text.prompt
     with pytest.raises(ValueError, match=r"^a.jsonl:1: the prompt ends in <think>, and the answer has no thoughts"):
@@ -173,7 +173,7 @@ def test_a_template_without_an_end_token_is_refused(tmp_path, template, tail):
 def test_the_prepared_folder_stops_where_a_turn_ends(folders, tmp_path, kind, template):
     found, start = form(folders[kind], template), tmp_path / "start"
     for _ in range(2):  # what an earlier run left is replaced
-        prepare(folders[kind], start, end=found.end, end_token=found.end_token, template=found.source)
+        prepare(folders[kind], start, end=(found.end, found.end_token), template=found.source)
     tokenizer, generation = (
         AutoTokenizer.from_pretrained(start),
         json.loads((start / "generation_config.json").read_text()),

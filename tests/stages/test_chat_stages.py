@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from r1engine.config import RlConfig, SftConfig
+from r1engine.config import Model, Optimizer, Parallel, RlConfig, SftConfig
+from r1engine.hf.architecture import architecture_of, read_architecture
+from r1engine.hf.prepared import prepare
 from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
+from r1engine.model.policy import Policy
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
 from r1engine.rollout.local.generator import LocalGenerator
@@ -57,7 +60,8 @@ def instruct(tiny_base, tmp_path_factory) -> Path:
 def sft(instruct: Path, run_dir: Path, world, **sections):
     data = {"train": instruct.parent / "train.jsonl", "template": "chat", "max_tokens": 128} | sections.pop("data", {})
     settings = {"sft": {"epochs": 1, "batch_size": 6}, "max_row_tokens": 256} | sections
-    cfg = SftConfig(model={"path": instruct}, run_dir=run_dir, data=data, **settings)
+    model = {"path": instruct} | settings.pop("model", {})
+    cfg = SftConfig(model=model, run_dir=run_dir, data=data, **settings)
     return make_stage(cfg, world, Phases(), Progress("", enabled=False))
 
 
@@ -170,8 +174,54 @@ def test_reinforcement_learning_asks_and_stops_by_the_chat_template(instruct, ti
 def test_a_text_longer_than_the_models_positions_is_refused_with_the_ways_out(instruct, world, tmp_path):
     (tmp_path / "long.jsonl").write_text(json.dumps({"messages": turns("q", "x y z " * 100)}) + "\n")
     data = {"train": tmp_path / "long.jsonl", "max_tokens": 1000}
-    with pytest.raises(ValueError, match=r"has 256 positions, .*long.jsonl has a text of .* lower data.max_tokens, or"):
+    ways_out = r"lower data.max_tokens, or set model.max_positions"
+    with pytest.raises(ValueError, match=rf"has 256 positions, .*long.jsonl has a text of .* {ways_out}"):
         sft(instruct, tmp_path, world, data=data, max_row_tokens=1024)
+    with pytest.raises(ValueError, match=r"has 300 positions"):
+        sft(instruct, tmp_path, world, data=data, max_row_tokens=1024, model={"max_positions": 300})
+
+
+@pytest.mark.parametrize("template", ["chat", "none"])
+def test_positions_and_rotary_base_are_those_of_the_configuration_in_training_and_export(
+    instruct, world, tmp_path, template
+):
+    (tmp_path / "long.jsonl").write_text(json.dumps({"messages": turns("q", "x y z " * 100)}) + "\n")
+    data = {"train": tmp_path / "long.jsonl", "max_tokens": 1000, "template": template}
+    changes = {"max_positions": 1024, "rope_theta": 321.0}
+    stage = sft(instruct, tmp_path, world, data=data, max_row_tokens=1024, model=changes)
+    stage.policy.export(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float64)
+    assert model.config.max_position_embeddings == 1024 and model.config.rope_parameters["rope_theta"] == 321.0
+    tokens, num_prompt = stage.train.at(0)
+    assert len(tokens) > 256
+    logits = model(torch.tensor(tokens)[None]).logits[0, num_prompt - 1 : -1]
+    wanted = torch.nn.functional.cross_entropy(logits, torch.tensor(tokens[num_prompt:]))
+    assert stage.advance(0).metrics["loss"] == pytest.approx(wanted.item(), rel=1e-6)
+
+
+def test_positions_of_a_stretched_context_are_refused(folders, tmp_path, world):
+    settings = {"path": folders["llama"][0], "max_positions": 1024}
+    with pytest.raises(
+        ValueError, match=r"model.max_positions: found 1024, required null: the rope_scaling in .*config"
+    ):
+        architecture_of(Model(**settings))
+    assert architecture_of(Model(**settings | {"max_positions": 128})).max_positions == 128  # what it has
+    with pytest.raises(ValueError, match=r"take a folder made by hf\.prepared"):
+        Policy(Model(path=folders["qwen2"][0], rope_theta=5.0), Parallel(), Optimizer(), world)
+
+
+@pytest.mark.parametrize("style", ["rope_theta", "rope_parameters"])
+def test_the_rotary_base_is_written_wherever_it_is_read(folders, tmp_path, style):
+    source = shutil.copytree(folders["qwen2"][0], tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    config.pop("rope_parameters", None)
+    config |= {"rope_theta": 5.0} if style == "rope_theta" else {"rope_parameters": {"rope_theta": 5.0}}
+    (source / "config.json").write_text(json.dumps(config))
+    prepare(source, tmp_path / "start", rope_theta=7.0)
+    assert AutoConfig.from_pretrained(tmp_path / "start").rope_parameters["rope_theta"] == 7.0
+    assert read_architecture(tmp_path / "start").rope_theta == 7.0
+    assert json.loads((tmp_path / "start" / "config.json").read_text())["rope_theta"] == 7.0  # older readers
+    assert (tmp_path / "start" / "model.safetensors").is_symlink()
 
 
 def test_a_run_that_goes_on_reads_the_tokens_that_are_there_and_refuses_others(instruct, world, tmp_path):

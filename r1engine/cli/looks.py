@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from r1engine.cli.border import ConfigPath, Overrides, fail
-from r1engine.config import KINDS, ConfigError, RlConfig, load, to_yaml
+from r1engine.config import KINDS, ConfigError, RlConfig, SftConfig, StageConfig, load, to_yaml
 
 
 def show_config(
@@ -67,7 +67,9 @@ def plan(
 ) -> None:
     """Memory, traffic and time of CONFIG on so many GPUs; needs no weights and no GPU."""
     try:
-        cfg = load(config, overrides or [], RlConfig)
+        cfg: StageConfig = load(config, overrides or [])
+        if not isinstance(cfg, RlConfig | SftConfig):
+            raise ConfigError(f"plan: found stage {cfg.stage}, required rl or sft")
         from r1engine.plan.command import run_plan
 
         fits = run_plan(cfg, gpus, gpu, auto=auto, assume=assume or [], as_json=as_json, html=html)

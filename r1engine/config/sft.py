@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from r1engine.config.section import Fraction, LocalPath, Positive, Section
 from r1engine.config.stage import Data, Optimizer, StageConfig, Template
@@ -36,6 +36,15 @@ class Sft(Section):
     """Texts of an optimizer step. v2 B.4.2: 128; distillation, B.4.3: 64."""
 
 
+class SftOptimizer(Optimizer):
+    """AdamW and its learning rate; a file that sets one of them keeps the paper's others."""
+
+    lr: Annotated[float, Field(gt=0)] = 5e-5
+    """Learning rate. v2 B.4.2: a cosine from 5e-5 to 5e-6; distillation, Table 6: 1e-4 to 2e-5."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """constant after the warm-up, or a cosine down to min_lr_ratio."""
+
+
 class SftConfig(StageConfig):
     """Supervised fine-tuning: cross-entropy of completions."""
 
@@ -43,7 +52,7 @@ class SftConfig(StageConfig):
     """Kind of stage."""
     data: TextData = TextData()
     sft: Sft = Sft()
-    optimizer: Optimizer = Optimizer(lr=5e-5, schedule="cosine")  # v2 B.4.2: a cosine from 5e-5 to 5e-6
+    optimizer: SftOptimizer = SftOptimizer()
 
     @property
     def longest_sequence(self) -> int:

@@ -8,21 +8,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from r1engine.config import ConfigError, Parallel, RlConfig, check_world
-from r1engine.hf.architecture import Architecture, read_architecture
+from r1engine.config import ConfigError, Parallel, RlConfig, SftConfig, check_world
+from r1engine.hf.architecture import Architecture, architecture_of
 from r1engine.hf.layout import check_limits, check_trained
 from r1engine.plan.hardware import Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import Job
 from r1engine.plan.planner import Plan, make_plan
-from r1engine.plan.request import assumptions, gpu_named, job_of, layout_of, smallest_generator
+from r1engine.plan.request import TEXTS, assumptions, check_positions, gpu_named, job_of, layout_of, smallest_generator
 from r1engine.plan.search import least_gpus, search
-from r1engine.plan.show import print_plan, print_ranking, to_json, write_html
+from r1engine.plan.show import generators, print_plan, print_ranking, to_json, write_html
 from r1engine.plan.sizes import rank_parameters
 
 
 def run_plan(
-    cfg: RlConfig,
+    cfg: RlConfig | SftConfig,
     gpus: int,
     gpu_name: str,
     *,
@@ -40,10 +40,13 @@ def run_plan(
     if cfg.model.path is None:
         raise ConfigError("plan: model.path: found null, required a folder with config.json")
     try:
-        arch = read_architecture(cfg.model.path)
-        check_limits(cfg.model.path, arch, cfg.rollout.limits(cfg.steps), 1, "the shortest prompt")
+        arch = architecture_of(cfg.model)
+        if isinstance(cfg, RlConfig):
+            check_limits(cfg.model.path, arch, cfg.rollout.limits(cfg.steps), 1, "the shortest prompt")
+        else:
+            check_positions(cfg, arch)
         job = job_of(cfg, assumed)
-        if not assumed.generator_gpus:
+        if job.generates and not assumed.generator_gpus:
             job = replace(job, generator_tensor=smallest_generator(arch, job, gpus, gpu, assumed))
         offload = cfg.optimizer.offload
         plans = search(arch, job, gpus, gpu, assumed, optimizer_offload=offload) if auto else []
@@ -66,12 +69,15 @@ def run_plan(
     if auto:
         print_ranking(plans, console)
     print_plan(plan, console)
+    if isinstance(cfg, SftConfig):
+        hours = cfg.sft.epochs * TEXTS / cfg.sft.batch_size * plan.seconds / 3600
+        console.print(f"{cfg.sft.epochs} epochs of the paper's {TEXTS:,} texts: {hours:,.0f} h")
     if not plan.fits:
         _print_least(arch, job, gpu, assumed, console, optimizer_offload=offload)
     return plan.fits
 
 
-def _check_against_model(arch: Architecture, cfg: RlConfig, plan: Plan) -> None:
+def _check_against_model(arch: Architecture, cfg: RlConfig | SftConfig, plan: Plan) -> None:
     """Build the true Megatron model of every stage and hold the closed forms to it."""
     from r1engine.model.stage_sizes import stage_parameters
 
@@ -81,7 +87,7 @@ def _check_against_model(arch: Architecture, cfg: RlConfig, plan: Plan) -> None:
         assert sum(names.values()) == expected, f"stage {stage}: Megatron builds {sum(names.values())}, not {expected}"
 
 
-def _parallel(cfg: RlConfig, layout: Layout) -> Parallel:
+def _parallel(cfg: RlConfig | SftConfig, layout: Layout) -> Parallel:
     return cfg.parallel.model_copy(
         update={
             "tensor": layout.tensor,
@@ -105,5 +111,5 @@ def _print_least(
         return
     console.print(
         f"the least number of {gpu.name.upper()}s that fits is {least.layout.gpus}: {least.layout.describe()}, "
-        f"recompute {least.layout.recompute}, generators of {least.job.generator_tensor} GPUs"
+        f"recompute {least.layout.recompute}{generators(least)}"
     )

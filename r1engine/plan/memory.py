@@ -27,11 +27,16 @@ class Job:
     row_tokens: int  # of a packed row: one micro-batch
     has_reference: bool
     logits_chunk: int | None  # tokens of logits that exist at once; None: a whole row
-    generator_tensor: int  # GPUs of one generator
+    generator_tensor: int  # GPUs of one generator; 0: nothing is generated (supervised training)
     generator_bytes: int  # of a weight in the generator: 2 for bf16, 1 for fp8
     refresh_bucket_gib: float = 0.5
     with_mtp: bool = False
     fp8: bool = False  # linears of attention, dense MLPs and shared experts
+
+    @property
+    def generates(self) -> bool:
+        """Whether there are generators, as in reinforcement learning."""
+        return self.generator_tensor > 0
 
     @property
     def completions(self) -> int:
@@ -90,8 +95,10 @@ def stage_memory(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed
             "activations": activations,
             **forward,
         },
-        logprobs={**weights, **reference, "activations": _one_layer(arch, layout, job, assumed) / GIB, **forward},
-        generating=_generating(arch, job, gpu, assumed),
+        logprobs={**weights, **reference, "activations": _one_layer(arch, layout, job, assumed) / GIB, **forward}
+        if job.generates
+        else {},
+        generating=_generating(arch, job, gpu, assumed) if job.generates else {},
     )
 
 
@@ -111,10 +118,10 @@ def host_bytes(arch: Architecture, layout: Layout, job: Job, gpu: Gpu) -> dict[s
     worst = max(ranks, key=lambda terms: sum(terms.values()))
     count = sum(worst.values())
     adam = per_node * optimizer_bytes(worst, layout) / GIB
-    terms = {"trainer, while generating": per_node * WEIGHT * count / GIB}
+    terms = {"trainer, while generating": per_node * WEIGHT * count / GIB} if job.generates else {}
     if layout.optimizer_offload:
         terms["optimizer"] = adam
-    else:
+    elif job.generates:
         terms["trainer, while generating"] += adam
     if job.has_reference:
         terms["reference"] = per_node * WEIGHT * count / GIB

@@ -33,7 +33,12 @@ class Phase:
 
 
 def phases(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed: Assumed) -> list[Phase]:
-    """The phases of one rollout and its updates, in order."""
+    """The phases of one rollout and its updates, or of one supervised step, in order."""
+    if not job.generates:
+        return [
+            _passes("update", arch, layout, job, gpu, assumed, job.inner_epochs, is_update=True),
+            _optimizer(arch, layout, job, gpu, assumed),
+        ]
     forwards = job.has_reference + (job.minibatches * job.inner_epochs > 1)
     return [
         _generate(arch, layout, job, gpu, assumed),

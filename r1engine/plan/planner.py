@@ -74,8 +74,8 @@ class Plan:
             found.append(
                 f"GPU memory in {phase}: {gib:.1f} GiB of {self.gpu.memory_gib} ({largest[0]} {largest[1]:.1f} GiB)"
             )
-        weights = self.job.generator_bytes * total_parameters(self.arch) / self.job.generator_tensor / GIB
-        if generator_slots(self.arch, self.job, self.gpu, self.assumed) < 1:
+        if self.job.generates and generator_slots(self.arch, self.job, self.gpu, self.assumed) < 1:
+            weights = self.job.generator_bytes * total_parameters(self.arch) / self.job.generator_tensor / GIB
             found.append(
                 f"generator: {weights:.1f} GiB of weights on each of {self.job.generator_tensor} GPUs leave no room "
                 f"for one sequence in {self.assumed.kv_pool_share * self.gpu.memory_gib:.1f} GiB"
@@ -94,7 +94,8 @@ def layout_problem(arch: Architecture, layout: Layout, job: Job) -> str | None:
     """What does not divide, or is no shard for FP8; None for a layout that can run."""
     if problem := layout.problem(arch):
         return problem
-    if problems := batch_problems(job.questions, job.group_size, job.minibatches, layout.data):
+    problems = batch_problems(job.questions, job.group_size, job.minibatches, layout.data) if job.generates else []
+    if problems:
         return "; ".join(problems)
     return fp8_problem(arch, layout.tensor, "fused", is_sequence_parallel=layout.tensor > 1) if job.fp8 else None
 
@@ -108,7 +109,7 @@ def make_plan(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed: A
     """
     if problem := layout_problem(arch, layout, job):
         raise ValueError(f"plan: {layout.describe()} on {layout.gpus} GPUs: {problem}")
-    if layout.gpus % job.generator_tensor:
+    if job.generates and layout.gpus % job.generator_tensor:
         raise ValueError(f"plan: generators of {job.generator_tensor} GPUs do not divide {layout.gpus} GPUs")
     return Plan(arch, layout, job, gpu, assumed)
 
@@ -129,11 +130,14 @@ def knobs(plan: Plan) -> list[tuple[str, Plan]]:
             replace(layout, pipeline=2 * layout.pipeline, first_stage=None, last_stage=None),
             job,
         ),
-        (f"generators of {2 * ways} GPUs", layout, replace(job, generator_tensor=2 * ways)),
     ]
+    if job.generates:
+        changes.append((f"generators of {2 * ways} GPUs", layout, replace(job, generator_tensor=2 * ways)))
     found = []
     for name, new_layout, new_job in changes:
-        if layout_problem(plan.arch, new_layout, new_job) or new_layout.gpus % new_job.generator_tensor:
+        if layout_problem(plan.arch, new_layout, new_job):
+            continue
+        if new_job.generates and new_layout.gpus % new_job.generator_tensor:
             continue
         if new_job.row_tokens < new_job.max_tokens + new_job.prompt_tokens:
             continue  # a sequence is never split

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from r1engine.config import ConfigError, RlConfig
+from r1engine.config import ConfigError, RlConfig, SftConfig, StageConfig
 from r1engine.hf.architecture import Architecture, is_fp8_folder
 from r1engine.plan.hardware import GIB, GPUS, Assumed, Gpu
 from r1engine.plan.layout import Layout
@@ -11,6 +11,7 @@ from r1engine.plan.search import generator_sizes
 from r1engine.plan.sizes import total_parameters
 
 PROMPT_TOKENS = 200  # mean prompt: the paper's template and a competition question
+TEXT_TOKENS, TEXTS = 5_355, 804_745  # mean length and number of the paper's texts (v2, Table 5)
 
 
 def gpu_named(name: str) -> Gpu:
@@ -42,7 +43,7 @@ def assumptions(texts: list[str]) -> Assumed:
     return Assumed(**changed)
 
 
-def layout_of(cfg: RlConfig, gpus: int) -> Layout:
+def layout_of(cfg: StageConfig, gpus: int) -> Layout:
     """The layout that `cfg` has on `gpus` GPUs."""
     par = cfg.parallel
     return Layout(
@@ -61,8 +62,11 @@ def layout_of(cfg: RlConfig, gpus: int) -> Layout:
     )
 
 
-def job_of(cfg: RlConfig, assumed: Assumed) -> Job:
-    """The work of one rollout and its updates, at the start of the run, with generators as assumed or of one GPU."""
+def job_of(cfg: RlConfig | SftConfig, assumed: Assumed) -> Job:
+    """The work of one rollout and its updates, at the start of the run, with generators as assumed or of one GPU; of a
+    supervised run that of one step, on texts of the paper's mean length or as assumed."""
+    if isinstance(cfg, SftConfig):
+        return _step_of(cfg, assumed)
     longest = cfg.rollout.max_tokens_at(0)
     return Job(
         questions=cfg.grpo.questions,
@@ -80,6 +84,38 @@ def job_of(cfg: RlConfig, assumed: Assumed) -> Job:
         with_mtp=cfg.model.mtp_loss_weight > 0,
         fp8=cfg.model.fp8,
     )
+
+
+def _step_of(cfg: SftConfig, assumed: Assumed) -> Job:
+    return Job(
+        questions=cfg.sft.batch_size,
+        group_size=1,
+        minibatches=1,
+        inner_epochs=1,
+        prompt_tokens=0,
+        mean_tokens=assumed.mean_tokens or min(TEXT_TOKENS, cfg.data.max_tokens),
+        max_tokens=cfg.data.max_tokens,
+        row_tokens=cfg.row_tokens,
+        has_reference=False,
+        logits_chunk=None,
+        generator_tensor=0,
+        generator_bytes=2,
+        with_mtp=cfg.model.mtp_loss_weight > 0,
+        fp8=cfg.model.fp8,
+    )
+
+
+def check_positions(cfg: SftConfig, arch: Architecture) -> None:
+    """Refuse texts that may be longer than the model's positions.
+
+    Raises:
+        ValueError: naming both ways out.
+    """
+    if arch.max_positions < cfg.data.max_tokens:
+        raise ValueError(
+            f"model.path: {cfg.model.folder} has {arch.max_positions:,} positions, required {cfg.data.max_tokens:,} "
+            "(data.max_tokens); lower data.max_tokens, or set model.max_positions (docs/sft.md says what to expect)"
+        )
 
 
 def smallest_generator(arch: Architecture, job: Job, gpus: int, gpu: Gpu, assumed: Assumed) -> int:

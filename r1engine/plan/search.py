@@ -74,8 +74,8 @@ def search(
 ) -> list[Plan]:
     """The fastest plans that fit, of layouts with the optimizer where it is said to be; without any, those nearest to
     fitting."""
-    generator = _best_generator(arch, job, gpus, gpu, assumed)
-    job = replace(job, generator_tensor=generator)
+    if job.generates:
+        job = replace(job, generator_tensor=_best_generator(arch, job, gpus, gpu, assumed))
     found = layouts(arch, gpus, gpu, optimizer_offload=optimizer_offload)
     possible = [layout for layout in found if layout_problem(arch, layout, job) is None]
     plans = [make_plan(arch, layout, job, gpu, assumed) for layout in possible]

@@ -60,13 +60,15 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(
         f"[bold]{model['parameters_total'] / 1e9:.2f} B parameters[/], "
         f"{model['parameters_active'] / 1e9:.2f} B active for a token; "
-        f"{plan.layout.gpus} x {plan.gpu.name.upper()}, {plan.layout.describe()}, "
-        f"generators of {job.generator_tensor} GPUs"
+        f"{plan.layout.gpus} x {plan.gpu.name.upper()}, {plan.layout.describe()}{generators(plan)}"
     )
-    console.print(
-        f"one rollout: {job.completions:,} completions of {job.mean_tokens:,.0f} tokens on average, "
-        f"{job.max_tokens:,} at most; {job.minibatches * job.inner_epochs} updates"
-    )
+    of = f"of {job.mean_tokens:,.0f} tokens on average, {job.max_tokens:,} at most"
+    if job.generates:
+        console.print(
+            f"one rollout: {job.completions:,} completions {of}; {job.minibatches * job.inner_epochs} updates"
+        )
+    else:
+        console.print(f"one step: {job.completions:,} texts {of}")
     console.print(_memory_table(plan))
     console.print(_time_table(plan))
     assumed = ", ".join(f"{name} {value:g}" for name, value in vars(plan.assumed).items())
@@ -74,17 +76,26 @@ def print_plan(plan: Plan, console: Console) -> None:
     _print_verdict(plan, console)
 
 
+def generators(plan: Plan) -> str:
+    """What a line about a layout goes on with."""
+    return f", generators of {plan.job.generator_tensor} GPUs" if plan.job.generates else ""
+
+
+def _unit(plan: Plan) -> str:
+    return "one rollout and its updates" if plan.job.generates else "one step"
+
+
 def print_ranking(plans: list[Plan], console: Console) -> None:
     """The layouts of a search, one a line, the best first."""
     table = Table(title="Layouts", title_justify="left")
-    for name in ("layout", "recompute", "generators", "peak GiB", "in", "s / rollout", "tok/s/GPU", "fits"):
+    for name in ("layout", "recompute", "generators", "peak GiB", "in", "s", "tok/s/GPU", "fits"):
         table.add_column(name, justify="left" if name in ("layout", "recompute", "in") else "right")
     for plan in plans:
         phase, gib = plan.peak
         table.add_row(
             plan.layout.describe(),
             plan.layout.recompute,
-            f"{plan.job.generator_tensor} GPUs",
+            f"{plan.job.generator_tensor} GPUs" if plan.job.generates else "-",
             f"{gib:.1f}",
             phase,
             f"{plan.seconds:,.0f}",
@@ -99,22 +110,23 @@ def _memory_table(plan: Plan) -> Table:
     table = Table(title=f"GiB on the fullest GPU (pipeline stage {worst.stage})", title_justify="left")
     table.add_column("")
     names: list[str] = []
-    for phase, terms in PHASE_TERMS.items():
+    phases = {phase: terms for phase, terms in PHASE_TERMS.items() if getattr(worst, terms)}
+    for phase, terms in phases.items():
         table.add_column(phase, justify="right")
         names += [name for name in getattr(worst, terms) if name not in names]
     for name in names:
-        values = [getattr(worst, terms).get(name) for terms in PHASE_TERMS.values()]
+        values = [getattr(worst, terms).get(name) for terms in phases.values()]
         if any(value is not None and value >= 0.005 for value in values):
             table.add_row(name, *("" if value is None else f"{value:.2f}" for value in values))
     table.add_section()
-    sums = [sum(getattr(worst, terms).values()) for terms in PHASE_TERMS.values()]
+    sums = [sum(getattr(worst, terms).values()) for terms in phases.values()]
     limit = plan.gpu.memory_gib
     table.add_row(f"sum (of {limit} GiB)", *(f"[{'red' if x > limit else 'green'}]{x:.1f}[/]" for x in sums))
     return table
 
 
 def _time_table(plan: Plan) -> Table:
-    table = Table(title="Seconds of one rollout and its updates", title_justify="left")
+    table = Table(title=f"Seconds of {_unit(plan)}", title_justify="left")
     table.add_column("phase")
     table.add_column("s", justify="right")
     table.add_column("of which")
@@ -135,7 +147,7 @@ def _time_table(plan: Plan) -> Table:
 
 
 def _print_verdict(plan: Plan, console: Console) -> None:
-    host = ", ".join(f"{name} {gib:,.0f}" for name, gib in plan.host_gib.items())
+    host = ", ".join(f"{name} {gib:,.0f}" for name, gib in plan.host_gib.items()) or "nothing of the run's"
     console.print(f"host memory of a node, GiB: {host} (of {plan.gpu.host_memory_gib:,.0f})")
     if plan.fits:
         phase, gib = plan.peak
@@ -157,7 +169,7 @@ def write_html(plan: Plan, path: Path) -> None:
     from plotly.subplots import make_subplots
 
     titles = [f"GiB a GPU in {phase}, by pipeline stage" for phase in PHASE_TERMS]
-    titles.append("Seconds of one rollout and its updates")
+    titles.append(f"Seconds of {_unit(plan)}")
     figure = make_subplots(rows=2, cols=2, subplot_titles=titles, vertical_spacing=0.14)
     for index, terms in enumerate(PHASE_TERMS.values()):
         row, col = index // 2 + 1, index % 2 + 1

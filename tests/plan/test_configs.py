@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import DeepseekV3Config
 
-from r1engine.config import load
-from r1engine.hf.architecture import read_architecture
+from r1engine.config import SftConfig, load
+from r1engine.hf.architecture import architecture_of, read_architecture
 from r1engine.plan.hardware import GPUS, Assumed
 from r1engine.plan.planner import make_plan
 from r1engine.plan.request import job_of, layout_of, smallest_generator
@@ -25,6 +25,21 @@ CONFIGS = {
     "bases/qwen2.5_14b": ("h100", 16),
     "bases/qwen2.5_32b": ("h100", 32),
     "bases/llama_3.3_70b": ("h100", 64),
+    "zero_qwen_32b": ("h100", 64),
+    "distill/qwen2.5_math_1.5b": ("h100", 8),
+    "distill/qwen2.5_math_7b": ("h100", 8),
+    "distill/llama_3.1_8b": ("h100", 8),
+    "distill/qwen2.5_14b": ("h100", 16),
+    "distill/qwen2.5_32b": ("h100", 32),
+    "distill/llama_3.3_70b": ("h100", 64),
+}
+RATES = {  # v2, Table 6
+    "Qwen2.5-Math-1.5B": 1e-4,
+    "Qwen2.5-Math-7B": 8e-5,
+    "Qwen2.5-14B": 7e-5,
+    "Qwen2.5-32B": 6e-5,
+    "Llama-3.1-8B": 5e-5,
+    "Llama-3.3-70B-Instruct": 2e-5,
 }
 PUBLISHED = {  # parameters of the checkpoints
     "DeepSeek-V3": 671_026_404_352,
@@ -47,13 +62,36 @@ def test_every_configuration_of_a_real_model_is_here():
 def test_a_configuration_fits_its_gpus(monkeypatch, name):
     monkeypatch.chdir(ROOT)
     (gpu, gpus), cfg, assumed = CONFIGS[name], load(ROOT / "configs" / f"{name}.yaml", []), Assumed()
-    arch = read_architecture(cfg.model.path)
+    arch = architecture_of(cfg.model)
     job = job_of(cfg, assumed)
-    job = replace(job, generator_tensor=smallest_generator(arch, job, gpus, GPUS[gpu], assumed))
+    if job.generates:
+        job = replace(job, generator_tensor=smallest_generator(arch, job, gpus, GPUS[gpu], assumed))
     plan = make_plan(arch, layout_of(cfg, gpus), job, GPUS[gpu], assumed)
     assert plan.limits() == []
     longest = cfg.longest_sequence
     assert longest <= arch.max_positions
+
+
+def test_distillation_has_the_papers_numbers(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = {}
+    for file in (ROOT / "configs" / "distill").glob("*.yaml"):
+        cfg = load(file, [])
+        assert isinstance(cfg, SftConfig)
+        assert (cfg.sft.batch_size, cfg.sft.epochs, cfg.data.max_tokens) == (64, 2, 32_768)
+        assert (cfg.optimizer.schedule, cfg.optimizer.min_lr_ratio) == ("cosine", 0.1)
+        assert architecture_of(cfg.model).max_positions == 131_072
+        found[cfg.model.folder.name] = cfg.optimizer.lr
+    assert found == RATES
+
+
+def test_table_6s_run_has_the_papers_numbers(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cfg = load(ROOT / "configs" / "zero_qwen_32b.yaml", [])
+    grpo, rollout = cfg.grpo, cfg.rollout
+    assert (cfg.optimizer.lr, grpo.kl_coef, rollout.temperature, rollout.max_tokens) == (2e-6, 0.001, 1.0, 32_768)
+    assert (grpo.group_size, grpo.questions * grpo.group_size, grpo.minibatches) == (16, 8_192, 16)
+    assert cfg.steps == 10_000 and grpo.reference_every == 400
 
 
 def test_671b_trains_on_128_gpus_of_80_gb_with_the_optimizer_on_the_host(monkeypatch):

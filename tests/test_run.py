@@ -15,6 +15,10 @@ import torch
 from cases import ROOT, Case, logged
 from ranks import forked, torchrun
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from r1engine.cli import app
+from r1engine.evaluation.afterwards import run_evaluations
 
 
 def last_checkpoint(run_dir: Path, world) -> dict[str, torch.Tensor]:
@@ -72,6 +76,26 @@ def test_run_writes_what_it_promises(case, undisturbed):
     after, before = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (undisturbed / "model", case.model))
     assert not torch.equal(after["model.layers.1.mlp.up_proj.weight"], before["model.layers.1.mlp.up_proj.weight"])
     assert AutoTokenizer.from_pretrained(undisturbed / "model").eos_token == "<|end|>"
+
+
+def test_benchmarks_beside_the_training_change_no_bit_of_it_and_are_stored_as_an_evaluation(case, undisturbed, world):
+    if case.kind != "rl":
+        return
+    folder, heldout = case.folder / "benchmarks", case.model.parents[1] / "tiny" / "heldout.jsonl"
+    asked = f"evaluation.benchmarks={{sums: {{kind: questions, file: {heldout}, samples: 2, consensus: true}}}}"
+    done = case.run(folder, more=(asked,))
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows, samples = logged(folder)
+    others = [{key: value for key, value in row.items() if not key.startswith("eval/sums/")} for row in rows]
+    assert (others, samples) == logged(undisturbed)
+    expected, found = last_checkpoint(undisturbed, world), last_checkpoint(folder, world)
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    evaluated = [row for row in rows if "eval/sums/truncated" in row]
+    assert [row["step"] for row in evaluated] == [0, 4, 8]
+    assert all(row["eval/sums/pass_at_1_low"] <= row["eval/sums/pass_at_1"] for row in evaluated)
+    assert [step for step, _ in run_evaluations(folder)] == [0, 4, 8]
+    board = CliRunner().invoke(app, ["evaluate", "board", str(folder)])
+    assert board.exit_code == 0 and "last (step 8) minus first (step 0)" in " ".join(board.output.split())
 
 
 def documented(section: str) -> set[str]:

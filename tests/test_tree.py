@@ -80,6 +80,8 @@ NO_TORCH = [
     "hf.tokenizer",
     "evaluation.benchmarks",
     "evaluation.lines",
+    "evaluation.evaluate",
+    "evaluation.show",
 ]
 
 

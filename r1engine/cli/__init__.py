@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from r1engine import __version__
-from r1engine.cli import files, looks, runs
+from r1engine.cli import evaluate, files, looks, runs
 
 app = typer.Typer(
     name="r1engine",
@@ -27,6 +27,7 @@ app.command("config")(looks.show_config)
 app.command()(looks.report)
 app.command()(looks.plan)
 app.command()(runs.serve)
+app.add_typer(evaluate.app, name="evaluate")
 app.command()(files.reward)
 app.command()(files.convert)
 app.command()(looks.doctor)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from r1engine.config.evaluation import BenchmarkSettings
 from r1engine.config.rewards import Rewards
 from r1engine.config.rollout import Rollout
 from r1engine.config.section import Count, Fraction, LocalPath, Positive, Section
@@ -90,6 +91,8 @@ class SampledEvaluation(Evaluation):
     """The same sentence: "and a top-p value of 0.95"."""
     questions: Positive | None = None
     """The first so many of data.heldout; null: all."""
+    benchmarks: dict[str, BenchmarkSettings] = Field(default={})
+    """Benchmarks beside data.heldout, by name, as in a suite of `r1engine evaluate`; docs/evaluation.md."""
 
 
 class RlConfig(StageConfig):

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import types
 from collections.abc import Iterator, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -23,6 +24,7 @@ _TYPE_WORDS = {
     float: "a number",
     str: "a text",
     Path: "a path",
+    date: "a day as 2024-08-01",
     types.NoneType: "null",
     Any: "any value",
 }
@@ -82,9 +84,13 @@ def explain(
 
 def _field_at(loc: KeyPath, model: type[BaseModel]) -> tuple[KeyPath, FieldInfo]:
     """The innermost field on the way to `loc`; pydantic appends union branches and mapping keys to a location."""
-    for depth, part in enumerate(loc, start=1):
-        field = model.model_fields[part]
+    depth = 0
+    while depth < len(loc):
+        field = model.model_fields[loc[depth]]
+        depth += 1
         section = section_of(field)
+        if section is None and (section := _named_section(field)) is not None and depth < len(loc):
+            depth += 1  # the name
         if section is None or depth == len(loc):
             return loc[:depth], field
         model = section
@@ -92,11 +98,19 @@ def _field_at(loc: KeyPath, model: type[BaseModel]) -> tuple[KeyPath, FieldInfo]
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The section class a field holds, also when it may be null; None for a plain value."""
+    """The section class a field holds, also when it may be null; None for a plain value, or sections by name."""
+    if get_origin(field.annotation) is dict:
+        return None
     for kind in (field.annotation, *get_args(field.annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
     return None
+
+
+def _named_section(field: FieldInfo) -> type[BaseModel] | None:
+    """The class of the sections that a field holds by names of the user's choice; None if it holds none."""
+    kind = get_args(field.annotation)[-1] if get_origin(field.annotation) is dict else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def requirement(field: FieldInfo) -> str:
@@ -126,7 +140,9 @@ def _words(kind: Any, metadata: list[Any]) -> str:
 def _unknown_key(loc: KeyPath, model: type[BaseModel], others: Mapping[str, type[BaseModel]]) -> str:
     section: type[BaseModel] = model
     for part in loc[:-1]:
-        section = section_of(section.model_fields[part]) or section
+        if part in section.model_fields:  # else it is the name of a section
+            field = section.model_fields[part]
+            section = section_of(field) or _named_section(field) or section
     names, key = list(section.model_fields), loc[-1]
     close = difflib.get_close_matches(key, names, n=1)
     elsewhere = [path for path in _leaves(model, ()) if path[-1] == key]

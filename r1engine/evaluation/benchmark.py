@@ -66,9 +66,8 @@ class Judged:
 
     prompt: str
     conclude: Callable[[str], Marked]  # of the judge's reply
-    canaries: tuple[
-        str, ...
-    ] = ()  # the prompt for answers that cannot be right: a judge that takes one is not believed
+    # The prompt for answers that cannot be right: a judge that takes one is not believed.
+    canaries: tuple[str, ...] = ()
 
 
 Grading = Marked | Graded | Judged

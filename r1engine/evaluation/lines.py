@@ -21,11 +21,11 @@ class SampleLine:
     q: str  # Item.id
     s: int  # sample, 0 to k - 1
     text: str  # decoded; thoughts that the prompt opened are opened in it
-    tokens: int
+    tokens: int | None  # None: the server does not say
     finish: Finish  # of "error" only the error is of use: the reply is drawn again
-    prompt_tokens: int
+    prompt_tokens: int | None
     seed: int
-    seconds: float
+    seconds: float  # from its request on; from the beginning of the drawing where one process draws many at once
     error: str = ""
 
     @property

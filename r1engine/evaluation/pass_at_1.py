@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from r1engine.batch import Completion, Prompt
 from r1engine.config import RlConfig
 from r1engine.evaluation.consensus import consensus
+from r1engine.evaluation.entries import stream_seed
 from r1engine.evaluation.statistics import estimate
 from r1engine.grpo import record_of
 from r1engine.ranks import World, spread
@@ -36,13 +38,16 @@ def pass_at_1(
         prompts:   held-out questions.
         cfg:       sections `evaluation`, `rollout` (token limit) and `seed`.
         world:     the questions are spread over its ranks.
-        step:      optimizer steps done; sets the token limit. The sampling seeds are the same at every step.
+        step:      optimizer steps done; sets the token limit. The sampling seeds are the same at every step,
+                   whatever else stands in the file.
         on_tokens: called with the number of tokens of each decode step.
 
     Returns:
         See `heldout_metrics`; and one row a question: the first sample, graded.
     """
     k = cfg.evaluation.samples
+    # An id that no question of another file has, nor one at another place of this file.
+    prompts = [replace(p, id=stream_seed(cfg.seed, "heldout", p.question.text, 0)) for p in prompts]
 
     def work(own: list[Prompt]) -> list[list]:
         with generator.awake():
@@ -50,7 +55,7 @@ def pass_at_1(
                 generator,
                 own,
                 num_samples=k,
-                step=-1,  # no training step: held-out prompts share ids with training prompts, never seeds
+                step=-1,  # no training step
                 max_tokens=cfg.rollout.max_tokens_at(step),
                 sampling=Sampling(cfg.evaluation.temperature, cfg.evaluation.top_p),
                 on_tokens=on_tokens,

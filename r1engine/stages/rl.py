@@ -11,6 +11,7 @@ from typing import Any
 from r1engine.config import RlConfig
 from r1engine.data.prompts import PromptTable
 from r1engine.data.stream import PromptStream, file_digest
+from r1engine.evaluation.in_training import RunBenchmarks
 from r1engine.evaluation.pass_at_1 import pass_at_1, sample_row
 from r1engine.grpo import record_of
 from r1engine.hf.formats import model_dtype
@@ -52,7 +53,9 @@ class RlStage:
             self.prompts = PromptStream(train, seed=cfg.seed, digest=digest)
             heldout = self._load(cfg.data.heldout) if cfg.data.heldout is not None else []
             self.heldout = heldout[: cfg.evaluation.questions]
+            self.benchmarks = RunBenchmarks(cfg, world, self._format)
             named = train.rewards | {prompt.question.reward for prompt in self.heldout}
+            named |= {item.question.reward for entry in self.benchmarks.entries for item in entry.items}
             for note in check_named(cfg.rewards, named) + check_sandbox(cfg.rewards, named):
                 progress.note(note)
             if note := world.from_first(lambda: note_unusable(scorer, train, cfg.data.most_unusable)):
@@ -143,9 +146,18 @@ class RlStage:
         return [sample_row(*done.graded[i], done.samples[i].advantage) for i in chosen][:count]
 
     def evaluate(self, step: int) -> Evaluated | None:
-        """pass@1 of the held-out questions."""
-        if not self.heldout:
-            return None
+        """pass@1 of the held-out questions, and the benchmarks."""
+        found = self._evaluate_heldout(step) if self.heldout else None
+        if not self.benchmarks.entries:
+            return found
+        parts = self.parts
+        metrics = self.benchmarks.evaluate(parts.generator, parts.scorer, step, self.progress.advance)
+        shown = {entry.name: metrics.get(f"eval/{entry.name}/pass_at_1") for entry in self.benchmarks.entries}
+        scores = [f"{name} {'unknown' if value is None else f'{value:.3f}'}" for name, value in shown.items()]
+        notes = ([found.note] if found else []) + scores
+        return Evaluated((found.metrics if found else {}) | metrics, found.samples if found else [], ", ".join(notes))
+
+    def _evaluate_heldout(self, step: int) -> Evaluated:
         generator, scorer = self.parts.generator, self.parts.scorer
         metrics, rows = pass_at_1(
             generator, scorer, self.heldout, self.cfg, self.world, step=step, on_tokens=self.progress.advance

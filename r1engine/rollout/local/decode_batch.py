@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -29,10 +29,12 @@ class DecodeBatch:
         sampling: Sampling,
         stop_tokens: frozenset[int],
         version: int,
+        on_ended: Callable[[Draft], None] | None = None,
     ) -> None:
-        """`keys` are the drafts' streams of uniforms; neighbours with equal prompts and tokens share their prefill."""
+        """`keys` are the drafts' streams of uniforms; neighbours with equal prompts and tokens share their prefill.
+        `on_ended` is called with each draft that has ended."""
         self._decoder, self._sampling, self._version = decoder, sampling, version
-        self._drafts, self._draft_keys = drafts, keys
+        self._drafts, self._draft_keys, self._on_ended = drafts, keys, on_ended
         self._prefixes: list[list[int]] = []  # what the drafts go on from, equal neighbours once
         self._prefix_of: list[int] = []  # of each draft
         for draft in drafts:
@@ -166,6 +168,8 @@ class DecodeBatch:
             draft.finish = "stop" if self._is_stop[draft.tokens[-1]] else "length"
             if self._experts[row]:
                 draft.experts = torch.from_numpy(np.concatenate(self._experts[row]))
+            if self._on_ended is not None:
+                self._on_ended(draft)
         self._draft_of[rows[is_ended]] = -1
         return rows[is_ended]
 

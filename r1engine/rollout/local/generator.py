@@ -73,8 +73,10 @@ class LocalGenerator:
         *,
         on_tokens: Callable[[int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        on_ended: Callable[[Draft], None] | None = None,
     ) -> None:
-        """See `Generator.draw`. `on_tokens` and `should_stop` are called after each decode step.
+        """See `Generator.draw`. `on_tokens` and `should_stop` are called after each decode step, `on_ended` with each
+        draft that has ended, before the step is counted.
 
         A draft that was interrupted is what it would have been without, up to rounding, if the weights are the same.
         """
@@ -92,6 +94,7 @@ class LocalGenerator:
             sampling=sampling,
             stop_tokens=self._stop_tokens,
             version=self.weight_version,
+            on_ended=on_ended,
         )
         for num_tokens in batch.run():
             if on_tokens is not None:

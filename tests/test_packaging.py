@@ -38,7 +38,8 @@ def test_importing_r1kernels_pulls_in_no_engine_and_no_optional_package():
     code = "import sys, r1kernels; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     env = os.environ | {"PYTHONPATH": str(ROOT / "kernels")}
     loaded = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True)
-    assert not {"r1engine", "triton", "transformers", "megatron", "pydantic"} & set(loaded.stdout.split())
+    heavy = {"sympy"}  # PyTorch's compiler brings it: importing that takes as long as PyTorch
+    assert not {"r1engine", "triton", "transformers", "megatron", "pydantic", *heavy} & set(loaded.stdout.split())
 
 
 @pytest.mark.parametrize("extra", ["core", "train", "curate", "dev"])

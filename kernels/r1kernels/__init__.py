@@ -1,5 +1,9 @@
 """r1kernels: the fused operations of GRPO training; importable alone, needs only PyTorch."""
 
+from __future__ import annotations
+
+import importlib
+
 from r1kernels import integrations
 from r1kernels.fp8_cast import Fp8, fp8_dequantize, fp8_quantize
 from r1kernels.group_advantage import GroupAdvantage, group_advantage
@@ -21,6 +25,8 @@ from r1kernels.moe_grouped_gemm import (
 from r1kernels.moe_permute_quant import Fp8Rows, moe_permute, moe_permute_fp8, moe_permute_quant
 from r1kernels.moe_plan import RowPlan, moe_plan
 from r1kernels.moe_swiglu_quant import SwigluGrad, moe_swiglu, moe_swiglu_quant, moe_swiglu_quant_backward
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Fp8",
@@ -60,3 +66,12 @@ __all__ = [
     "moe_swiglu_quant_backward",
     "moe_update_bias",
 ]
+
+
+def _register() -> None:
+    """With torch.library, so that graphs that were exported before find their nodes."""
+    for op in ("fp8_cast", "group_advantage", "linear_grpo_loss", "logits_grpo_loss"):
+        importlib.import_module(f"r1kernels.{op}.torch_op")
+
+
+_register()

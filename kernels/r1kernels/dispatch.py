@@ -119,20 +119,22 @@ def check_float(op: str, name: str, tensor: torch.Tensor) -> None:
 
 
 def check_plain(op: str, name: str, tensor: torch.Tensor) -> None:
-    """Require a tensor that is all on this rank, and its own: neither a DTensor nor torch.vmap's.
+    """Require a tensor that is all on this rank, and its own: neither a DTensor nor one that torch.func has wrapped.
 
     Raises:
         ValueError: a DTensor.
-        RuntimeError: the op is called inside torch.vmap.
+        RuntimeError: the op is called inside torch.vmap or another transform of torch.func.
     """
-    if type(tensor) in (torch.Tensor, torch.nn.Parameter) and not torch._C._functorch.is_batchedtensor(tensor):
-        return
+    if torch.compiler.is_compiling():
+        return  # what a graph may hold is another question
+    if torch._C._functorch.is_batchedtensor(tensor):
+        raise RuntimeError(
+            f"{op}: {name} was found inside torch.vmap; required the whole batch in one call, as leading dimensions"
+        )
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # torch.library registers no gradient for torch.func
+        raise RuntimeError(f"{op}: {name} was found inside torch.func; required torch.autograd.grad or backward()")
     if type(tensor).__name__ == "DTensor":
         raise ValueError(
             f"{op}: {name} must be a plain tensor, got a DTensor of {tensor.placements}; required "  # type: ignore[attr-defined]  # of a DTensor
             f"{name}.full_tensor(), or {name}.to_local() and tp_group for a vocabulary that is split over ranks"
-        )
-    if torch._C._functorch.is_batchedtensor(tensor):
-        raise RuntimeError(
-            f"{op}: {name} was found inside torch.vmap; required the whole batch in one call, as leading dimensions"
         )

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 
 from r1kernels.dispatch import Impl, choose
+from r1kernels.tracing import is_traced, traced_choice
 
+HAVE = ("cuda", "reference")
 BLOCKS = ((1, 128), (128, 128))
 
 
@@ -43,10 +45,14 @@ def fp8_quantize(x: torch.Tensor, *, block: tuple[int, int], impl: Impl | None =
         RuntimeError: `impl` names an implementation that cannot run here.
     """
     op = "fp8_quantize"
+    if is_traced(x):
+        from r1kernels.fp8_cast import torch_op
+
+        return Fp8(*torch_op.quantize(x.detach(), *block, traced_choice(op, impl, x.device.type, HAVE)))
     _check_block(op, "x", x, block)
     if x.dtype not in (torch.bfloat16, torch.float32):
         raise ValueError(f"{op}: x must be bfloat16 or float32, got {x.dtype}")
-    if choose(op, impl, x, have=("cuda", "reference")) == "cuda":
+    if choose(op, impl, x, have=HAVE) == "cuda":
         from r1kernels.fp8_cast.cuda_impl import quantize
     else:
         from r1kernels.fp8_cast.reference import quantize
@@ -79,6 +85,11 @@ def fp8_dequantize(
         RuntimeError: `impl` names an implementation that cannot run here.
     """
     op = "fp8_dequantize"
+    if is_traced(values):
+        from r1kernels.fp8_cast import torch_op
+
+        chosen = traced_choice(op, impl, values.device.type, HAVE)
+        return torch_op.dequantize(values, scale.detach(), *block, dtype, chosen)
     _check_block(op, "values", values, block)
     if values.dtype != torch.float8_e4m3fn:
         raise ValueError(f"{op}: values must be torch.float8_e4m3fn, got {values.dtype}")
@@ -92,7 +103,7 @@ def fp8_dequantize(
         )
     if scale.device != values.device:
         raise ValueError(f"{op}: scale is on {scale.device}, but values are on {values.device}")
-    if choose(op, impl, values, have=("cuda", "reference")) == "cuda":
+    if choose(op, impl, values, have=HAVE) == "cuda":
         from r1kernels.fp8_cast.cuda_impl import dequantize
     else:
         from r1kernels.fp8_cast.reference import dequantize

@@ -7,6 +7,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from r1kernels.dispatch import Impl, check_float, choose
+from r1kernels.tracing import is_traced, traced_choice
+
+HAVE = ("triton", "reference")
 
 Mode = Literal["mean_std", "mean", "rloo", "batch_std"]
 
@@ -72,8 +75,13 @@ def group_advantage(
             for the device) a reward is not finite, a group id is negative or cu_groups does not rise from 0 to N.
     """
     op = "group_advantage"
+    if is_traced(rewards):
+        from r1kernels.group_advantage.torch_op import traced
+
+        chosen = traced_choice(op, impl, rewards.device.type, HAVE)
+        return traced(rewards, group_ids, cu_groups, mode, ddof, eps, eps_mode, singleton, nan, chosen)
     check_float(op, "rewards", rewards)
-    chosen = choose(op, impl, rewards, have=("triton", "reference"))
+    chosen = choose(op, impl, rewards, have=HAVE)
     _check_groups(op, rewards, group_ids, cu_groups)
     _check_options(op, mode=(mode, get_args(Mode)), eps_mode=(eps_mode, ("add", "clamp")))
     _check_options(op, singleton=(singleton, ("zero", "raw")), nan=(nan, ("error", "zero", "propagate")))

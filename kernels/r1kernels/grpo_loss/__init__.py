@@ -9,6 +9,9 @@ import torch
 from r1kernels.dispatch import Impl, choose
 from r1kernels.grpo_loss.objective import GrpoObjective
 from r1kernels.grpo_loss.terms import TokenTerms, check_tensors
+from r1kernels.tracing import is_traced, traced_choice
+
+HAVE = ("triton", "reference")
 
 
 class GrpoMetrics(NamedTuple):
@@ -73,10 +76,15 @@ def grpo_loss(
     op = "grpo_loss"
     o = GrpoObjective() if objective is None else objective
     terms = TokenTerms(old_logp, advantage, loss_weight, ref_logp, rollout_logp)
+    if is_traced(logp):
+        from r1kernels.grpo_loss.torch_op import traced
+
+        chosen = traced_choice(op, impl, logp.device.type, HAVE)
+        return traced(logp, terms, o, entropy, cu_seqlens if o.needs_sequences else None, chosen)
     check_tensors(op, o, logp, terms, entropy)
     if o.needs_sequences:
         _check_cu_seqlens(op, cu_seqlens, logp)
-    chosen = choose(op, impl, logp, have=("triton", "reference"))
+    chosen = choose(op, impl, logp, have=HAVE)
     if chosen == "reference":
         from r1kernels.grpo_loss.reference import grpo_loss_reference
 

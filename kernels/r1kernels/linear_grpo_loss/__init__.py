@@ -13,10 +13,11 @@ from r1kernels.grpo_loss import GrpoMetrics
 from r1kernels.grpo_loss.objective import GrpoObjective
 from r1kernels.grpo_loss.slopes import NO_LABEL, FusedGrpo, check_tokens
 from r1kernels.grpo_loss.terms import TokenTerms
-from r1kernels.linear_logprob.head import Chunking, Head, HeadChunk, HeadGradients, as_given, check_head
+from r1kernels.linear_logprob.head import Chunking, Head, HeadChunk, HeadGradients, as_given, check_head, product_dtype
 from r1kernels.logits_grpo_loss import loss_and_gradient
-from r1kernels.logprob_entropy import logprob_of
+from r1kernels.logprob_entropy import have, logprob_of
 from r1kernels.logprob_entropy.problem import Logprob, Selection, Softmax
+from r1kernels.tracing import is_traced, traced_choice
 
 
 def linear_grpo_loss(
@@ -67,10 +68,15 @@ def linear_grpo_loss(
     op = "linear_grpo_loss"
     o = GrpoObjective() if objective is None else objective
     terms = TokenTerms(old_logp, advantage, loss_weight, ref_logp, rollout_logp)
+    softmax, chunking = Softmax(temperature, logit_scale, softcap, tp_group), Chunking(sequence_parallel, chunk_tokens)
+    if is_traced(hidden):
+        from r1kernels.linear_grpo_loss.torch_op import traced
+
+        chosen = traced_choice(op, impl, hidden.device.type, have(product_dtype(hidden)))
+        return traced(hidden, weight, bias, labels, terms, o, softmax, chunking, chosen)
     terms = check_tokens(op, o, "grpo_loss(linear_logprob(...).logp, ...)", terms)
-    softmax = Softmax(temperature, logit_scale, softcap, tp_group)
     selection = Selection(NO_LABEL, (loss_weight != 0).view(labels.shape))
-    head = check_head(op, hidden, weight, labels, bias, softmax, selection, Chunking(sequence_parallel, chunk_tokens))
+    head = check_head(op, hidden, weight, labels, bias, softmax, selection, chunking)
     call = _Call(logprob_of(op, impl, head.hidden), o, terms)
     loss, metrics, logp, entropy = _LinearGrpo.apply(hidden.reshape(-1, hidden.shape[-1]), weight, bias, head, call)
     return FusedGrpo(loss, GrpoMetrics(*metrics.unbind()), logp.view(labels.shape), entropy.view(labels.shape))

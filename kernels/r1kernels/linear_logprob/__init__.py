@@ -9,9 +9,10 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from r1kernels.dispatch import Impl
-from r1kernels.linear_logprob.head import Chunking, HeadGradients, as_given, check_head
-from r1kernels.logprob_entropy import LogProb, logprob_of, shaped
+from r1kernels.linear_logprob.head import Chunking, HeadGradients, as_given, check_head, product_dtype
+from r1kernels.logprob_entropy import LogProb, have, logprob_of, shaped
 from r1kernels.logprob_entropy.problem import Logprob, RowSums, Selection, Softmax
+from r1kernels.tracing import is_traced, traced_choice
 
 
 def linear_logprob(
@@ -58,7 +59,7 @@ def linear_logprob(
         return_entropy:    compute the entropy.
         entropy_grad:      let gradients through the entropy.
         main_grad:         [V_local, H] float32 (float64 for float64): the weight's gradient is added to it in the
-                           backward pass, and autograd gets none (Megatron's gradient buffer).
+                           backward pass, and autograd gets none (Megatron's gradient buffer). Not in a graph.
         chunk_tokens:      tokens of a chunk on each rank; None: as above.
         impl:              force an implementation; None picks one.
 
@@ -70,11 +71,19 @@ def linear_logprob(
         RuntimeError: `impl` names an implementation that cannot run here.
     """
     op = "linear_logprob"
-    softmax, selection = Softmax(temperature, logit_scale, softcap, tp_group), Selection(ignore_index, row_mask)
-    head = check_head(op, hidden, weight, labels, bias, softmax, selection, Chunking(sequence_parallel, chunk_tokens))
-    _check_main_grad(op, weight, main_grad)
     if entropy_grad and not return_entropy:
         raise ValueError(f"{op}: entropy_grad=True needs return_entropy=True")
+    softmax, selection = Softmax(temperature, logit_scale, softcap, tp_group), Selection(ignore_index, row_mask)
+    chunking = Chunking(sequence_parallel, chunk_tokens)
+    if is_traced(hidden):
+        from r1kernels.linear_logprob.torch_op import traced
+
+        if main_grad is not None:
+            raise RuntimeError(f"{op}: main_grad was found in a graph that is traced; required None there")
+        chosen = traced_choice(op, impl, hidden.device.type, have(product_dtype(hidden)))
+        return traced(hidden, weight, bias, labels, softmax, selection, chunking, return_entropy, entropy_grad, chosen)
+    head = check_head(op, hidden, weight, labels, bias, softmax, selection, chunking)
+    _check_main_grad(op, weight, main_grad)
     is_recording = torch.is_grad_enabled()
     is_frozen = not weight.requires_grad and not (bias is not None and bias.requires_grad)
     options = _Options(

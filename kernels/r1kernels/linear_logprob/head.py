@@ -164,7 +164,7 @@ def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
 def product_dtype(hidden: torch.Tensor) -> torch.dtype:
     """What the products are computed in: autocast's dtype where that is on, else the hidden states' own."""
     device = hidden.device.type
-    if hidden.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if hidden.dtype == torch.float64 or hidden.is_meta or not torch.is_autocast_enabled(device):
         return hidden.dtype
     return torch.get_autocast_dtype(device)
 

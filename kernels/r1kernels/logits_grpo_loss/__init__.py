@@ -13,7 +13,7 @@ from r1kernels.grpo_loss import GrpoMetrics
 from r1kernels.grpo_loss.objective import GrpoObjective
 from r1kernels.grpo_loss.slopes import NO_LABEL, FusedGrpo, check_tokens
 from r1kernels.grpo_loss.terms import TokenTerms
-from r1kernels.logprob_entropy import logprob_of
+from r1kernels.logprob_entropy import have, logprob_of
 from r1kernels.logprob_entropy.problem import (
     Logprob,
     Problem,
@@ -23,6 +23,7 @@ from r1kernels.logprob_entropy.problem import (
     check_problem,
     check_writable,
 )
+from r1kernels.tracing import is_traced, traced_choice
 
 
 def logits_grpo_loss(
@@ -61,7 +62,7 @@ def logits_grpo_loss(
                       float32 (float64 for float64 logits) recommended.
         temperature, logit_scale, softcap, tp_group: as logprob_entropy has them.
         inplace:      write the gradient over the logits, which are lost then, also for whoever kept them for a
-                      backward pass: autograd raises there.
+                      backward pass: autograd raises there. In a compiled or exported graph it is written beside them.
         impl:         force an implementation; None picks one.
 
     Returns:
@@ -75,15 +76,21 @@ def logits_grpo_loss(
         RuntimeError: `impl` names an implementation that cannot run here.
     """
     op = "logits_grpo_loss"
-    check_float(op, "logits", logits)
     o = GrpoObjective() if objective is None else objective
     terms = TokenTerms(old_logp, advantage, loss_weight, ref_logp, rollout_logp)
+    softmax = Softmax(temperature, logit_scale, softcap, tp_group)
+    if is_traced(logits):
+        from r1kernels.logits_grpo_loss.torch_op import traced
+
+        return traced(
+            logits, labels, terms, o, softmax, traced_choice(op, impl, logits.device.type, have(logits.dtype))
+        )
+    check_float(op, "logits", logits)
     terms = check_tokens(op, o, "grpo_loss(logprob_entropy(...).logp, ...)", terms)
     if loss_weight.shape != labels.shape:
         raise ValueError(
             f"{op}: loss_weight must have the shape of labels, {tuple(labels.shape)}, got {tuple(loss_weight.shape)}"
         )
-    softmax = Softmax(temperature, logit_scale, softcap, tp_group)
     problem = check_problem(op, logits, labels, softmax, Selection(NO_LABEL, loss_weight != 0))
     if inplace:
         check_writable(op, "inplace", logits)

@@ -20,6 +20,7 @@ from r1kernels.logprob_entropy.problem import (
     check_problem,
     check_writable,
 )
+from r1kernels.tracing import is_traced, traced_choice
 
 
 class LogProb(NamedTuple):
@@ -84,7 +85,7 @@ def logprob_entropy(
         entropy_grad:     let gradients through the entropy.
         return_sum_pi_sq: compute the sum of squared probabilities.
         inplace_backward: write the gradient over the logits, which are lost then; a second backward pass through
-                          the same graph raises.
+                          the same graph raises. In a compiled or exported graph it is written beside them.
         impl:             force an implementation; None picks one.
 
     Returns:
@@ -97,22 +98,31 @@ def logprob_entropy(
         RuntimeError: `impl` names an implementation that cannot run here.
     """
     op = "logprob_entropy"
-    check_float(op, "logits", logits)
-    softmax = Softmax(temperature, logit_scale, softcap, tp_group)
-    selection = Selection(ignore_index, row_mask, keep_ids, keep_offsets)
-    problem = check_problem(op, logits, labels, softmax, selection)
     if entropy_grad and not return_entropy:
         raise ValueError(f"{op}: entropy_grad=True needs return_entropy=True")
+    softmax = Softmax(temperature, logit_scale, softcap, tp_group)
+    selection = Selection(ignore_index, row_mask, keep_ids, keep_offsets)
+    if is_traced(logits):
+        from r1kernels.logprob_entropy.torch_op import traced
+
+        chosen = traced_choice(op, impl, logits.device.type, have(logits.dtype))
+        return traced(logits, labels, softmax, selection, return_entropy, entropy_grad, return_sum_pi_sq, chosen)
+    check_float(op, "logits", logits)
+    problem = check_problem(op, logits, labels, softmax, selection)
     if inplace_backward:
         check_writable(op, "inplace_backward", logits)
     options = _Options(logprob_of(op, impl, logits), return_entropy, entropy_grad, return_sum_pi_sq, inplace_backward)
     return shaped(_LogProbEntropy.apply(logits, problem.without_logits(), options), labels.shape)
 
 
-def logprob_of(op: str, impl: Impl | None, tensor: torch.Tensor) -> Logprob:
+def have(dtype: torch.dtype) -> tuple[str, ...]:
+    """The implementations for logits of a dtype, the fastest on a GPU first."""
+    return ("triton", "reference") if dtype != torch.float64 else ("reference",)
+
+
+def logprob_of(op: str, impl: str | None, tensor: torch.Tensor) -> Logprob:
     """What sums up and differentiates logits like `tensor`."""
-    have = ("triton", "reference") if tensor.dtype != torch.float64 else ("reference",)
-    if choose(op, impl, tensor, have) == "reference":
+    if choose(op, impl, tensor, have(tensor.dtype)) == "reference":
         from r1kernels.logprob_entropy.cpu_impl import CpuLogprob
 
         return CpuLogprob()

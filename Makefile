@@ -8,7 +8,7 @@ VENV = .venv/bin
 STAMP = .venv/.installed
 BUILD_INPUTS = CMakeLists.txt $(wildcard csrc/*.* csrc/cpu/*)
 
-.PHONY: demo demo-moe test test-all trl test-trl smoke lint format gpu clean sglang-cpu test-sglang test-sglang-faults demo-sglang
+.PHONY: demo demo-moe test test-all trl test-trl smoke lint docs format gpu clean sglang-cpu test-sglang test-sglang-faults demo-sglang
 .PHONY: smollm2 test-real
 SGLANG = .venv-sglang
 TRL = .venv-trl
@@ -39,6 +39,9 @@ lint: $(STAMP)
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
 	$(VENV)/clang-format --dry-run -Werror $(wildcard csrc/*.* csrc/cpu/*)
+
+docs: $(STAMP)
+	$(VENV)/python tests/support/ops_page.py  # docs/ops.md from the docstrings
 
 format: $(STAMP)
 	$(VENV)/ruff check --fix

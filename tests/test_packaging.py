@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+import r1engine
+import r1kernels
 from r1kernels import cuda_lib
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +53,29 @@ def test_every_requirement_has_a_pin_inside_its_range(extra: str):
         name = canonicalize_name(requirement.name)
         assert name in pins, f"{name} has no line in constraints.txt"
         assert requirement.specifier.contains(pins[name]), f"{name}=={pins[name]} is outside {requirement.specifier}"
+
+
+def test_the_ops_have_no_upper_bound_of_python_and_know_their_version():
+    assert SpecifierSet(PROJECT["requires-python"]).contains("3.15.0")
+    (megatron,) = (r for r in map(Requirement, EXTRAS["train"]) if r.name == "megatron-core")
+    assert [megatron.marker.evaluate({"python_version": v}) for v in ("3.11", "3.12", "3.13")] == [True, True, False]
+    assert r1kernels.__version__ == r1engine.__version__ == PROJECT["version"]
+
+
+@pytest.mark.parametrize(("package", "extra"), [("typer", "train"), ("pydantic", "train"), ("wandb", "wandb")])
+def test_the_command_names_the_extra_that_is_missing(package, extra):
+    # As where only the ops are installed: importing the package fails as if it were not there.
+    code = f"import sys; sys.modules[{package!r}] = None; import r1engine.__main__ as script; "
+    if extra == "train":
+        code += "script.main()"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert done.stderr == f"r1engine: found no package {package}; required pip install 'r1engine[train]'\n"
+    else:
+        done = subprocess.run(
+            [sys.executable, "-c", code + f"print(script.missing({package!r}))"], capture_output=True, text=True
+        )
+        assert done.stdout == f"r1engine: found no package {package}; required pip install 'r1engine[{extra}]'\n"
 
 
 def test_pins_carry_no_local_version():

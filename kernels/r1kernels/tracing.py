@@ -16,11 +16,11 @@ from r1kernels.dispatch import choose_on
 
 
 def is_traced(tensor: torch.Tensor) -> bool:
-    """Whether a compiler, an exporter, a dispatch mode or fake or meta tensors ask."""
+    """Whether a compiler, an exporter or fake or meta tensors ask."""
     if torch.compiler.is_compiling():
         return True
     # A fake tensor is the one subclass that the ops take; its module is slow to import.
-    return tensor.is_meta or type(tensor).__name__ == "FakeTensor" or torch._C._len_torch_dispatch_stack() > 0
+    return tensor.is_meta or type(tensor).__name__ == "FakeTensor"
 
 
 def traced_choice(op: str, impl: str | None, device: str, have: tuple[str, ...]) -> str:

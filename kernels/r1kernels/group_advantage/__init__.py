@@ -73,6 +73,13 @@ def group_advantage(
     Raises:
         ValueError: shapes or dtypes do not fit, an option is unknown, or (on a CPU only: on a GPU the check would wait
             for the device) a reward is not finite, a group id is negative or cu_groups does not rise from 0 to N.
+
+    Example:
+        >>> import torch
+        >>> rewards, questions = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0]), torch.tensor([0, 0, 0, 1, 1])
+        >>> found = group_advantage(rewards, questions)
+        >>> found.advantage, found.is_active
+        (tensor([ 1.1547, -0.5774, -0.5774,  0.0000,  0.0000]), tensor([ True,  True,  True, False, False]))
     """
     op = "group_advantage"
     if is_traced(rewards):

@@ -72,6 +72,17 @@ def grpo_loss(
 
     Raises:
         ValueError: shapes, devices or dtypes do not fit, or an option lacks the tensor that it needs.
+
+    Example:
+        >>> import torch
+        >>> logp = torch.tensor([-1.0, -0.5, -2.0], requires_grad=True)
+        >>> old_logp, advantage = torch.tensor([-1.2, -0.5, -1.0]), torch.tensor([1.0, 1.0, -1.0])
+        >>> loss, metrics = grpo_loss(logp, old_logp, advantage, torch.full((3,), 1 / 3), GrpoObjective(clip_eps=0.2))
+        >>> loss.item(), metrics.clip_fraction.item()
+        (-0.46666666865348816, 0.6666666865348816)
+        >>> loss.backward()
+        >>> logp.grad
+        tensor([ 0.0000, -0.3333,  0.0000])
     """
     op = "grpo_loss"
     o = GrpoObjective() if objective is None else objective

@@ -64,6 +64,19 @@ def linear_grpo_loss(
             importance sampling of sequences): their ratios are not known before the last chunk. Use linear_logprob
             and grpo_loss then.
         RuntimeError: `impl` names an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> hidden = torch.eye(2, requires_grad=True)
+        >>> weight = torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+        >>> labels, advantage = torch.tensor([0, 1]), torch.tensor([1.0, -0.5])
+        >>> found = linear_grpo_loss(hidden, weight, labels, None, advantage, torch.full((2,), 0.5))
+        >>> found.loss.item(), found.logp
+        (-0.25, tensor([-0.1698, -0.5514]))
+        >>> found.loss.backward()
+        >>> hidden.grad
+        tensor([[-0.1772,  0.0571],
+                [-0.0530,  0.1060]])
     """
     op = "linear_grpo_loss"
     o = GrpoObjective() if objective is None else objective

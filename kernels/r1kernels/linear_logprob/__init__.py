@@ -69,6 +69,13 @@ def linear_logprob(
     Raises:
         ValueError: shapes, dtypes, devices or options do not fit; see logprob_entropy for what is checked of values.
         RuntimeError: `impl` names an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> hidden, weight = torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+        >>> found = linear_logprob(hidden, weight, torch.tensor([0, 1]))
+        >>> found.logp, found.entropy
+        (tensor([-0.1698, -0.5514]), tensor([0.5243, 0.9753]))
     """
     op = "linear_logprob"
     if entropy_grad and not return_entropy:

@@ -74,6 +74,18 @@ def logits_grpo_loss(
             importance sampling of sequences): their ratios are not known before the last row. Use logprob_entropy and
             grpo_loss then.
         RuntimeError: `impl` names an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]], requires_grad=True)
+        >>> labels, advantage = torch.tensor([0, 1]), torch.tensor([1.0, -0.5])
+        >>> found = logits_grpo_loss(logits * 1, labels, None, advantage, torch.full((2,), 0.5))
+        >>> found.loss.item(), found.logp
+        (-0.25, tensor([-0.1698, -0.5514]))
+        >>> found.loss.backward()
+        >>> logits.grad
+        tensor([[-0.0781,  0.0571,  0.0210],
+                [-0.0530,  0.1060, -0.0530]])
     """
     op = "logits_grpo_loss"
     o = GrpoObjective() if objective is None else objective

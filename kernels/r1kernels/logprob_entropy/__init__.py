@@ -96,6 +96,17 @@ def logprob_entropy(
             labels, keep sets. On a GPU that would wait for the device: there a label outside the vocabulary
             gives NaN.
         RuntimeError: `impl` names an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0]], requires_grad=True)
+        >>> found = logprob_entropy(logits, torch.tensor([0, 2]), temperature=0.5)
+        >>> found.logp.detach(), found.entropy
+        (tensor([-0.0206, -1.0986]), tensor([0.1069, 1.0986]))
+        >>> found.logp.sum().backward()
+        >>> logits.grad
+        tensor([[ 0.0407, -0.0359, -0.0049],
+                [-0.6667, -0.6667,  1.3333]])
     """
     op = "logprob_entropy"
     if entropy_grad and not return_entropy:

@@ -39,6 +39,13 @@ def moe_combine(
     Raises:
         ValueError: shapes, dtypes, layouts or devices do not fit, or the plan is for other ids.
         RuntimeError: `impl` names an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from r1kernels import moe_plan
+        >>> plan = moe_plan(torch.tensor([[0, 1]], dtype=torch.int32), 2, align=1)
+        >>> moe_combine(torch.tensor([[1.0], [10.0]]), plan, torch.tensor([[0.5, 0.25]]))
+        tensor([[3.]])
     """
     op = "moe_combine"
     _check_rows(op, rows, plan)
@@ -83,6 +90,16 @@ def moe_combine_backward_quant(
     Raises:
         ValueError: shapes, dtypes, layouts or devices do not fit, or the plan is for other ids.
         RuntimeError: `impl` names an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from r1kernels import moe_plan
+        >>> plan = moe_plan(torch.tensor([[0, 1]], dtype=torch.int32), 2, align=1)
+        >>> rows, to_weights = moe_combine_backward_quant(
+        ...     torch.ones(1, 128), torch.full((2, 128), 2.0), plan, torch.tensor([[0.5, 0.25]])
+        ... )
+        >>> rows.values.float()[:, 0] * rows.scale[:, 0], to_weights
+        (tensor([0.5000, 0.2500]), tensor([[256., 256.]]))
     """
     op = "moe_combine_backward_quant"
     if grad.dim() != 2 or not grad.is_contiguous():

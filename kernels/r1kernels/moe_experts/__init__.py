@@ -49,6 +49,14 @@ def moe_experts(
 
     Raises:
         ValueError: shapes, dtypes or layouts do not fit, or the precision is unknown.
+
+    Example:
+        >>> import torch
+        >>> x, ids, weights = torch.eye(2, 4), torch.tensor([[0], [1]], dtype=torch.int32), torch.tensor([[1.0], [0.5]])
+        >>> gate_up, down = torch.ones(2, 8, 4), torch.ones(2, 4, 4)
+        >>> moe_experts(x, ids, weights, gate_up, down)
+        tensor([[2.9242, 2.9242, 2.9242, 2.9242],
+                [1.4621, 1.4621, 1.4621, 1.4621]])
     """
     _check(x, ids, gate_up, down, precision)
     return _Experts.apply(x, ids, weights, gate_up, down, residual, precision)

@@ -67,6 +67,15 @@ def moe_gate_topk(
         ValueError: shapes, dtypes or sizes are not the ones above, or a bias is not finite, a replayed id out of range
             or a border out of order (these on a CPU only: on a GPU the check would wait for the device).
         RuntimeError: `impl` names an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[1.0, 2.0, -1.0, 0.0], [0.0, -2.0, 3.0, 1.0]])
+        >>> gate = moe_gate_topk(logits, topk=2, n_group=2, topk_group=1, scale=1.0)
+        >>> gate.ids, gate.weights, gate.counts
+        (tensor([[1, 0],
+                [2, 3]], dtype=torch.int32), tensor([[0.5464, 0.4536],
+                [0.5658, 0.4342]]), tensor([1, 1, 1, 1], dtype=torch.int32))
     """
     op = "moe_gate_topk"
     _check_logits(op, logits, bias, score)
@@ -96,6 +105,14 @@ def moe_balance_loss(gate: Gate, cu_seqlens: torch.Tensor) -> torch.Tensor:
 
     Raises:
         ValueError: the gate was computed without cu_seqlens, or for another number of sequences.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[1.0, 2.0, -1.0, 0.0], [0.0, -2.0, 3.0, 1.0]])
+        >>> cu_seqlens = torch.tensor([0, 2], dtype=torch.int32)
+        >>> gate = moe_gate_topk(logits, topk=2, n_group=1, topk_group=1, cu_seqlens=cu_seqlens)
+        >>> moe_balance_loss(gate, cu_seqlens)
+        tensor([1.])
     """
     op = "moe_balance_loss"
     if gate.sequence_scores is None or gate.sequence_counts is None:
@@ -125,6 +142,11 @@ def moe_update_bias(bias: torch.Tensor, counts: torch.Tensor, rate: float) -> to
 
     Raises:
         ValueError: shapes or dtypes are not the ones above, or devices differ.
+
+    Example:
+        >>> import torch
+        >>> moe_update_bias(torch.zeros(3), torch.tensor([5, 1, 3], dtype=torch.int32), rate=0.001)
+        tensor([-0.0010,  0.0010,  0.0000])
     """
     if bias.dim() != 1 or bias.dtype != torch.float32:
         raise ValueError(f"moe_update_bias: bias must be float32 [E], got {bias.dtype} {tuple(bias.shape)}")

@@ -27,6 +27,15 @@ def moe_grouped_gemm(rows: torch.Tensor, weight: torch.Tensor, plan: RowPlan) ->
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the plan is for other ids.
+
+    Example:
+        >>> import torch
+        >>> from r1kernels import moe_plan
+        >>> plan = moe_plan(torch.tensor([[0], [1]], dtype=torch.int32), 2, align=1)
+        >>> weight = torch.stack([torch.eye(4), 10 * torch.eye(4)])
+        >>> moe_grouped_gemm(torch.tensor([[1.0, 2.0, 0.0, 0.0], [3.0, 4.0, 0.0, 0.0]]), weight, plan)
+        tensor([[ 1.,  2.,  0.,  0.],
+                [30., 40.,  0.,  0.]])
     """
     op = "moe_grouped_gemm"
     check_float(op, "rows", rows)
@@ -53,6 +62,14 @@ def moe_grouped_wgrad(grad: torch.Tensor, rows: torch.Tensor, plan: RowPlan) -> 
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the plan is for other ids.
+
+    Example:
+        >>> import torch
+        >>> from r1kernels import moe_plan
+        >>> plan = moe_plan(torch.tensor([[0], [1]], dtype=torch.int32), 2, align=1)
+        >>> grad, rows = torch.eye(2, 4), torch.tensor([[1.0, 2.0, 0.0, 0.0], [3.0, 4.0, 0.0, 0.0]])
+        >>> moe_grouped_wgrad(grad, rows, plan)[:, :2, :2].tolist()
+        [[[1.0, 2.0], [0.0, 0.0]], [[0.0, 0.0], [3.0, 4.0]]]
     """
     op = "moe_grouped_wgrad"
     check_float(op, "grad", grad)
@@ -85,6 +102,15 @@ def moe_grouped_gemm_fp8(rows: Fp8Rows, weight: Fp8, plan: RowPlan, *, impl: Imp
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the plan is for other ids or not aligned to 128.
         RuntimeError: `impl` names an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from r1kernels import fp8_quantize, moe_permute_quant, moe_plan
+        >>> plan = moe_plan(torch.tensor([[0]], dtype=torch.int32), 1, align=128)
+        >>> rows = moe_permute_quant(torch.ones(1, 128), plan)
+        >>> weight = fp8_quantize(torch.full((1, 128, 128), 0.5), block=(128, 128))
+        >>> moe_grouped_gemm_fp8(rows, weight, plan)[0, :2]
+        tensor([64., 64.], dtype=torch.bfloat16)
     """
     op = "moe_grouped_gemm_fp8"
     _check_operands(op, rows.values, weight.values, plan)
@@ -122,6 +148,14 @@ def moe_grouped_wgrad_fp8(
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the plan is for other ids or not aligned to 128.
         RuntimeError: `impl` names an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from r1kernels import moe_permute_quant, moe_plan
+        >>> plan = moe_plan(torch.tensor([[0]], dtype=torch.int32), 1, align=128)
+        >>> rows = moe_permute_quant(torch.ones(1, 128), plan, dual=True)
+        >>> moe_grouped_wgrad_fp8(rows.transposed, rows.transposed, plan)[0, 0, :2]
+        tensor([1., 1.])
     """
     op = "moe_grouped_wgrad_fp8"
     for name, (values, scale) in (("grad_t", grad_t), ("rows_t", rows_t)):

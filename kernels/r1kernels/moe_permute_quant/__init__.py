@@ -61,6 +61,14 @@ def moe_permute_quant(
     Raises:
         ValueError: shapes, dtypes, layouts or devices do not fit, or the plan is for other ids.
         RuntimeError: `impl` names an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from r1kernels import moe_plan
+        >>> plan = moe_plan(torch.tensor([[1], [0]], dtype=torch.int32), 2, align=1)
+        >>> rows = moe_permute_quant(torch.tensor([[1.0], [2.0]]).expand(2, 128).contiguous(), plan)
+        >>> rows.values.float()[:, 0] * rows.scale[:, 0]
+        tensor([2., 1.])
     """
     op = "moe_permute_quant"
     _check_tokens(op, x, plan)
@@ -88,6 +96,15 @@ def moe_permute_fp8(values: torch.Tensor, scale: torch.Tensor, plan: RowPlan, *,
     Raises:
         ValueError: shapes, dtypes, layouts or devices do not fit, or the plan is for other ids.
         RuntimeError: `impl` names an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from r1kernels import fp8_quantize, moe_plan
+        >>> plan = moe_plan(torch.tensor([[1], [0]], dtype=torch.int32), 2, align=1)
+        >>> quantized = fp8_quantize(torch.tensor([[1.0], [2.0]]).expand(2, 128).contiguous(), block=(1, 128))
+        >>> rows = moe_permute_fp8(*quantized, plan)
+        >>> rows.values.float()[:, 0] * rows.scale[:, 0]
+        tensor([2., 1.])
     """
     op = "moe_permute_fp8"
     _check_tokens(op, values, plan, name="values")
@@ -121,6 +138,13 @@ def moe_permute(x: torch.Tensor, plan: RowPlan, *, impl: Impl | None = None) -> 
     Raises:
         ValueError: shapes, dtypes, layouts or devices do not fit, or the plan is for other ids.
         RuntimeError: `impl` names an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from r1kernels import moe_plan
+        >>> plan = moe_plan(torch.tensor([[1], [0], [1]], dtype=torch.int32), 2, align=1)
+        >>> moe_permute(torch.tensor([[1.0], [2.0], [3.0]]), plan).flatten()
+        tensor([2., 1., 3.])
     """
     op = "moe_permute"
     check_float(op, "x", x)

@@ -69,6 +69,14 @@ def moe_plan(ids: torch.Tensor, num_experts: int, *, align: int = 128, impl: Imp
         ValueError: shape, dtype or sizes are not the ones above, T * K padded reaches 2^31, or an id is out of range
             (this one on a CPU only: on a GPU the check would wait for the device).
         RuntimeError: `impl` names an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> plan = moe_plan(torch.tensor([[1], [0], [1]], dtype=torch.int32), 2, align=2)
+        >>> plan.row_of.flatten(), plan.offsets
+        (tensor([2, 0, 3], dtype=torch.int32), tensor([0, 2, 4], dtype=torch.int32))
+        >>> plan.expert_of
+        tensor([ 0, -1,  1,  1], dtype=torch.int32)
     """
     op = "moe_plan"
     if ids.dim() != 2 or ids.dtype != torch.int32 or not ids.is_contiguous() or ids.shape[1] > MAX_CHOICES:

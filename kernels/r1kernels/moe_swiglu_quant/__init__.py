@@ -45,6 +45,14 @@ def moe_swiglu(
     Raises:
         ValueError: shapes, dtypes, layouts or devices do not fit, or the plan is for other ids.
         RuntimeError: `impl` names an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from r1kernels import moe_plan
+        >>> plan = moe_plan(torch.tensor([[0], [0]], dtype=torch.int32), 1, align=1)
+        >>> moe_swiglu(torch.tensor([[1.0, 2.0], [-1.0, 2.0]]), plan)
+        tensor([[ 1.4621],
+                [-0.5379]])
     """
     op = "moe_swiglu"
     _check_rows(op, "h", h, plan)
@@ -78,6 +86,14 @@ def moe_swiglu_quant(
     Raises:
         ValueError: shapes, dtypes, layouts or devices do not fit, or the plan is for other ids.
         RuntimeError: `impl` names an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from r1kernels import moe_plan
+        >>> plan = moe_plan(torch.tensor([[0]], dtype=torch.int32), 1, align=1)
+        >>> rows = moe_swiglu_quant(torch.ones(1, 256), plan)
+        >>> rows.values.float()[0, 0] * rows.scale[0, 0]
+        tensor(0.7311)
     """
     op = "moe_swiglu_quant"
     _check_quantizable(op, h, plan, dual)
@@ -124,6 +140,14 @@ def moe_swiglu_quant_backward(
     Raises:
         ValueError: shapes, dtypes, layouts or devices do not fit, or the plan is for other ids.
         RuntimeError: `impl` names an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from r1kernels import moe_plan
+        >>> plan = moe_plan(torch.tensor([[0]], dtype=torch.int32), 1, align=1)
+        >>> found = moe_swiglu_quant_backward(torch.ones(1, 128), torch.ones(1, 256), plan)
+        >>> found.wide_grad[0, [0, 128]], found.wide_act[0, 0]
+        (tensor([0.9258, 0.7305], dtype=torch.bfloat16), tensor(0.7305, dtype=torch.bfloat16))
     """
     op = "moe_swiglu_quant_backward"
     _check_quantizable(op, h, plan, dual)

@@ -1,7 +1,7 @@
 """What every benchmark shares: interleaved timing, medians with quartiles, matmul rate, JSON rows.
 
-A row is one line of JSON on stdout with the device, the versions and the date in it; everything else that a
-benchmark says goes to stderr.
+A row is one line of JSON on stdout with the device, the versions and the date in it, in a terminal a line of a table;
+everything else that a benchmark says goes to stderr.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from functools import cache, partial
 
 import torch
+from table import Table
 
 PACKAGES = (
     *("torch", "triton", "megatron-core", "transformers", "flash-attn", "transformer-engine", "trl", "verl"),
@@ -46,7 +47,10 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--smoke", action="store_true", help="tiny shape, to see that it runs")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--json", action="store_true", help="lines of JSON also in a terminal; a file gets them anyway")
     args = parser.parse_args()
+    if args.json:
+        os.environ["R1_BENCHMARK_JSON"] = "1"
     torch.set_num_threads(args.threads)
     args.device = use_device(args.device)
     return args
@@ -189,10 +193,20 @@ def matmul_rate(shapes: list[tuple[int, int, int]], dtype: torch.dtype, device: 
 
 
 def emit(benchmark: str, row: str, device: torch.device, values: dict[str, object]) -> None:
-    """Print one row: its name, the values, and where, when and with what they were measured."""
+    """Print one row: its name, the values, and where, when and with what they were measured.
+
+    In a terminal it is a line of a table, elsewhere (and with --json) a line of JSON.
+    """
     head = {"benchmark": benchmark, "row": row}
     rounded = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in values.items()}
-    print(json.dumps(head | rounded | environment(device.type)), flush=True)
+    whole = head | rounded | environment(device.type)
+    is_table = sys.stdout.isatty() and "R1_BENCHMARK_JSON" not in os.environ
+    print(_table().add(whole) if is_table else json.dumps(whole), flush=True)
+
+
+@cache
+def _table() -> Table:
+    return Table()
 
 
 def note(text: str) -> None:

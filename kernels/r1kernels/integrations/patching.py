@@ -87,9 +87,10 @@ def patch_package(package: str, distribution: str, seams: tuple[Seam, ...], trie
         version = "of unknown version"
     patch = Patch(f"{package} {version}")
     for seam in seams:
-        if (module := _imported(seam.module)) is None or not hasattr(module, seam.name):
+        module = _imported(seam.module)
+        # None also where a version defines a name only beside a package that is not installed.
+        if module is None or (original := getattr(module, seam.name, None)) is None:
             continue
-        original = getattr(module, seam.name)
         if any(original is x for x in _REPLACED):
             patch.undo()
             raise RuntimeError(f"r1kernels.integrations: {patch.trainer} is patched already; undo that patch first")

@@ -1,4 +1,4 @@
-"""Whole runs of both kinds of stage: resume after a kill or a signal is exact, wrong inputs are named."""
+"""Whole runs of every kind of stage: resume after a kill or a signal is exact, wrong inputs are named."""
 
 import fcntl
 import json
@@ -14,7 +14,7 @@ import pytest
 import torch
 from cases import ROOT, Case, logged
 from ranks import forked, torchrun
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 from r1engine.cli import app
@@ -42,7 +42,7 @@ def same_run(reference: Path, run_dir: Path, world) -> None:
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
-@pytest.fixture(scope="module", params=["rl", "sft"])
+@pytest.fixture(scope="module", params=["rl", "sft", "reward_model"])
 def case(request, tiny_base, tmp_path_factory) -> Case:
     return Case(request.param, tiny_base, tmp_path_factory.mktemp(request.param))
 
@@ -67,13 +67,21 @@ def test_run_writes_what_it_promises(case, undisturbed):
         assert summary["logp_diff_max"] < 1e-4  # generator and trainer agree in float32
         assert trained == [2, 4, 6, 8] and samples
         assert all(row["grad_norm"] > 0 for row in rows if row["step"] > 4 and "loss" in row)  # resume may go wrong
+    elif case.kind == "reward_model":
+        assert summary["accuracy_after"] == 1.0 and summary["length_correlation"] > 0.9  # the chosen text is longer
+        assert trained == list(range(1, 9))
+        ratings = json.loads((undisturbed / "ratings.json").read_text())
+        assert {name: sum(counts) for name, counts in ratings["counts"].items()} == {"chosen": 8, "rejected": 8}
+        assert len(ratings["scores"]) == 16 and sum(count for *_, count in ratings["calibration"]) == 8
     else:
         assert summary["loss_after"] < summary["loss_before"] - 0.5
         assert trained == list(range(1, 9))
         assert [row["epoch"] for row in rows if "epoch" in row][3::4] == [1.0, 2.0]
     evaluated = [row["step"] for row in rows if any(key.startswith("eval/") for key in row)]
     assert evaluated == [0, 4, 8]
-    after, before = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (undisturbed / "model", case.model))
+    kind = AutoModelForSequenceClassification if case.kind == "reward_model" else AutoModelForCausalLM
+    after = kind.from_pretrained(undisturbed / "model").state_dict()
+    before = AutoModelForCausalLM.from_pretrained(case.model).state_dict()
     assert not torch.equal(after["model.layers.1.mlp.up_proj.weight"], before["model.layers.1.mlp.up_proj.weight"])
     assert AutoTokenizer.from_pretrained(undisturbed / "model").eos_token == "<|end|>"
 
@@ -98,6 +106,9 @@ def test_benchmarks_beside_the_training_change_no_bit_of_it_and_are_stored_as_an
     assert board.exit_code == 0 and "last (step 8) minus first (step 0)" in " ".join(board.output.split())
 
 
+SECTIONS = {"rl": "Reinforcement learning", "sft": "Supervised", "reward_model": "Reward model"}
+
+
 def documented(section: str) -> set[str]:
     """The keys of a section of docs/metrics.md."""
     text = (ROOT / "docs" / "metrics.md").read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
@@ -107,7 +118,8 @@ def documented(section: str) -> set[str]:
 def test_every_key_of_the_log_is_documented_and_every_documented_key_is_logged(case, undisturbed):
     rows = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     logged_keys = {re.sub(r"(logp_ratio)/.*", r"\1/<bin>", key) for row in rows for key in row}
-    promised = documented("Every stage") | documented({"rl": "Reinforcement learning", "sft": "Supervised"}[case.kind])
+    logged_keys = {re.sub(r"(eval/accuracy)/.*", r"\1/<domain>", key) for key in logged_keys}
+    promised = documented("Every stage") | documented(SECTIONS[case.kind])
     assert promised - logged_keys == set()
     assert logged_keys - promised - documented("Only with a setting or a device") == set()
 
@@ -221,6 +233,13 @@ REFUSED = {
         ("data.max_tokens=9", "84 of 84 texts (100.0%): 84 have more than data.max_tokens = 9 tokens"),
         ("sft.epochs=1", "steps: found 4, required at least the 8 of step_00000008"),
     ],
+    "reward_model": [
+        ("seed=5", "seed: found 5, but the run began with 0"),
+        ("reward_model.batch_size=6", "reward_model.batch_size: found 6, but the run began with 12"),
+        ("reward_model.sees=response", "template r1_zero and max_tokens 160, but the run began with"),
+        ("data.max_tokens=9", "42 of 42 pairs (100.0%): 42 have more than data.max_tokens = 9 tokens"),
+        ("reward_model.epochs=1", "steps: found 4, required at least the 8 of step_00000008"),
+    ],
 }
 
 
@@ -247,7 +266,8 @@ def test_a_run_that_goes_on_differently_tells_what_changed_and_ends_at_its_last_
         more = ("steps=11", "grpo.minibatches=4", "optimizer.lr=1e-4")
         changed = ["grpo.minibatches 2 -> 4", "optimizer.lr 0.01 -> 0.0001", "steps 8 -> 11"]
     else:
-        more, changed = ("sft.epochs=3", "optimizer.lr=1e-4"), ["optimizer.lr 0.01 -> 0.0001", "sft.epochs 2 -> 3"]
+        more = (f"{case.kind}.epochs=3", "optimizer.lr=1e-4")
+        changed = ["optimizer.lr 0.01 -> 0.0001", f"{case.kind}.epochs 2 -> 3"]
     last = 11 if case.kind == "rl" else 12
     done = case.run(tmp_path / "run", ranks=2, more=(*more, "evaluation.every=0", "checkpoint.every=100"))
     assert done.returncode == 0, done.stderr[-3000:]

@@ -16,7 +16,9 @@ def show_config(
     overrides: Overrides = None,
     defaults: Annotated[
         bool,
-        typer.Option("--defaults", help="Print every key of a stage (rl, sft, tiny, curate) with default and meaning."),
+        typer.Option(
+            "--defaults", help="Print every key of a stage (rl, sft, reward_model, ...), default and meaning."
+        ),
     ] = False,
 ) -> None:
     """Print CONFIG with every default filled in."""

@@ -1,7 +1,7 @@
 """The typed configuration: one class for each kind of stage, whose defaults are the paper's. No torch.
 
-A YAML file holds only what differs. `r1engine config --defaults [rl | sft | tiny | curate]` prints every key with its
-meaning.
+A YAML file holds only what differs. `r1engine config --defaults [rl | sft | reward_model | tiny | curate]` prints every
+key with its meaning.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from r1engine.config.curate import CurateConfig
 from r1engine.config.kind import KindConfig
 from r1engine.config.read import KINDS, check_files, check_world, dump, load, load_rewards, to_yaml
+from r1engine.config.reward_model import RatedData, RewardModelConfig, RewardTraining
 from r1engine.config.rewards import GradingServer, JudgeServer, RewardModelServer, Rewards
 from r1engine.config.rl import Grpo, QuestionData, RlConfig, SampledEvaluation
 from r1engine.config.rollout import Rollout, Sglang
@@ -18,8 +19,9 @@ from r1engine.config.stage import Checkpoint, Data, Evaluation, Log, Model, Opti
 from r1engine.config.tiny import TinyConfig
 
 __all__ = [
-    "KINDS", "Checkpoint", "ConfigError", "CurateConfig", "Data", "Evaluation", "GradingServer", "Grpo", "JudgeServer",
-    "KindConfig", "Log", "Model", "Optimizer", "Parallel", "QuestionData", "RewardModelServer", "Rewards", "RlConfig",
-    "Rollout", "SampledEvaluation", "Sft", "SftConfig", "Sglang", "StageConfig", "TextData", "TinyConfig",
-    "check_files", "check_world", "dump", "load", "load_rewards", "to_yaml",
+    "KINDS", "Checkpoint", "ConfigError", "CurateConfig", "Data", "Evaluation", "GradingServer", "Grpo",
+    "JudgeServer", "KindConfig", "Log", "Model", "Optimizer", "Parallel", "QuestionData", "RatedData",
+    "RewardModelConfig", "RewardModelServer", "RewardTraining", "Rewards", "RlConfig", "Rollout", "SampledEvaluation",
+    "Sft", "SftConfig", "Sglang", "StageConfig", "TextData", "TinyConfig", "check_files", "check_world", "dump",
+    "load", "load_rewards", "to_yaml",
 ]  # fmt: skip

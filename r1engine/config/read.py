@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from r1engine.config.curate import CurateConfig
 from r1engine.config.data_files import REQUIRED, data_files
 from r1engine.config.kind import KindConfig
+from r1engine.config.reward_model import RewardModelConfig
 from r1engine.config.rewards import Rewards
 from r1engine.config.rl import RlConfig
 from r1engine.config.sft import SftConfig
@@ -19,6 +20,7 @@ from r1engine.config.tiny import TinyConfig
 KINDS: dict[str, type[KindConfig]] = {
     "rl": RlConfig,
     "sft": SftConfig,
+    "reward_model": RewardModelConfig,
     "tiny": TinyConfig,
     "curate": CurateConfig,
 }

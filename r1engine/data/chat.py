@@ -131,6 +131,14 @@ class ChatFormat:
         _refuse(self.marker(messages), place)
         return self._prompt(self._with_system(messages), place)
 
+    def history(self, messages: list[Message], place: str) -> str:
+        """A conversation that ends with the user, up to where the next turn begins.
+
+        Raises:
+            ValueError: the template refuses it or does not write it as it is.
+        """
+        return self._prompt(self._with_system(messages), place)
+
     def marker(self, messages: list[Message]) -> str:
         """A token of the template, or a special one, that the texts hold; "" if there is none.
 

@@ -43,14 +43,22 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
 
 def conversation_of(row: Row) -> Conversation:
     """The conversation of a row of a data file; ValueError if it is none, with its place."""
-    messages = _messages(row) if "messages" in row.fields else _question_and_completion(row)
-    return Conversation(messages, row.place, _domain(row))
+    if "messages" in row.fields:
+        messages = turns(row.fields["messages"], "messages", row.place, last="assistant")
+    else:
+        messages = _question_and_completion(row)
+    return Conversation(messages, row.place, domain_of(row))
 
 
-def _domain(row: Row) -> str:
+def domain_of(row: Row) -> str:
+    """Field `domain` of a row, "" if it has none.
+
+    Raises:
+        ValueError: it is no text; the row is named.
+    """
     if "domain" not in row.fields:
         return ""
-    _check_text(row.fields["domain"], "domain", row.place)
+    check_text(row.fields["domain"], "domain", row.place)
     return str(row.fields["domain"]).strip()
 
 
@@ -58,25 +66,35 @@ def _question_and_completion(row: Row) -> list[Message]:
     for field in ("question", "completion"):
         if field not in row.fields:
             raise ValueError(f"{row.place}: {missing(field, row.columns)}")
-        _check_text(row.fields[field], field, row.place)
+        check_text(row.fields[field], field, row.place)
     return [
         {"role": "user", "content": row.fields["question"]},
         {"role": "assistant", "content": row.fields["completion"]},
     ]
 
 
-def _messages(row: Row) -> list[Message]:
-    found = row.fields["messages"]
+def turns(found: Any, name: str, place: str, *, last: str) -> list[Message]:
+    """A list of messages: perhaps one of the system, then user and assistant in turns.
+
+    Args:
+        found: value of a field.
+        name:  of the field.
+        place: of the row, for messages.
+        last:  the role of the last message.
+
+    Raises:
+        ValueError: it is none.
+    """
     if not isinstance(found, list) or not found:
-        raise ValueError(f"{row.place}: messages is {found!r:.80}, required a list that is not empty")
-    messages = [_message(value, f"messages[{i}]", row.place) for i, value in enumerate(found)]
+        raise ValueError(f"{place}: {name} is {found!r:.80}, required a list that is not empty")
+    messages = [_message(value, f"{name}[{i}]", place) for i, value in enumerate(found)]
     wanted = "user"
     for i, message in enumerate(messages):
         if message["role"] != wanted and not (i == 0 and message["role"] == "system"):
-            raise ValueError(f"{row.place}: messages[{i}].role is '{message['role']}', required {wanted}")
+            raise ValueError(f"{place}: {name}[{i}].role is '{message['role']}', required {wanted}")
         wanted = "assistant" if message["role"] == "user" else "user"
-    if messages[-1]["role"] != "assistant":
-        raise ValueError(f"{row.place}: the last message is {messages[-1]['role']}, required assistant")
+    if messages[-1]["role"] != last:
+        raise ValueError(f"{place}: the last message is {messages[-1]['role']}, required {last}")
     return messages
 
 
@@ -92,11 +110,16 @@ def _message(value: Any, name: str, place: str) -> Message:
         raise ValueError(
             f"{place}: {name} has {sorted(others)}, required role and content alone: thoughts stand in the content"
         )
-    _check_text(value.get("content"), f"{name}.content", place)
+    check_text(value.get("content"), f"{name}.content", place)
     return {"role": role, "content": value["content"]}
 
 
-def _check_text(text: Any, name: str, place: str) -> None:
+def check_text(text: Any, name: str, place: str) -> None:
+    """Refuse what is no text.
+
+    Raises:
+        ValueError: it is none, blank, or not Unicode.
+    """
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{place}: {name} is {text!r:.80}, required a text that is not empty")
     try:

@@ -23,6 +23,7 @@ CARD = "README.md"
 CARRIED = (
     "config.json", "generation_config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.*", "merges.txt", "*.model", "*tiktoken*", "chat_template.*", "additional_chat_templates/*.jinja", "*.py",
+    "rated_template.txt",
 )  # fmt: skip
 NAMES = {
     torch.float32: "F32",

@@ -21,6 +21,7 @@ def prepare(
     template: str | None = None,
     max_positions: int | None = None,
     rope_theta: float | None = None,
+    also: dict[str, str] | None = None,
 ) -> None:
     """Write `target`: links to the files of `source`, but for those that are to say something else.
 
@@ -33,11 +34,13 @@ def prepare(
         template:      chat template.
         max_positions: longest sequence (tokens).
         rope_theta:    base of the rotary angles.
+        also:          name -> text of further files.
         None:          as `source` has it.
     """
     if target.exists():
         shutil.rmtree(target)
     changed: dict[str, str | dict[str, Any]] = _asking(source, end, template) if end is not None else {}
+    changed |= also or {}
     if max_positions is not None or rope_theta is not None:
         changed["config.json"] = _placed(read_json(source / "config.json"), max_positions, rope_theta)
     target.mkdir(parents=True)

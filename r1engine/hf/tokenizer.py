@@ -62,6 +62,11 @@ class PromptTokenizer:
         return self._tokenizer.id_to_token(index)
 
     @property
+    def front(self) -> str:
+        """The text of what is put in front of every text, "" for nothing."""
+        return self._tokenizer.decode(self._front.ids, skip_special_tokens=False) if self._front.ids else ""
+
+    @property
     def added_tokens(self) -> dict[str, bool]:
         """Text of each added token, and whether it is a special one: they are found in any text before it is split."""
         return {token.content: token.special for token in self._tokenizer.get_added_tokens_decoder().values()}

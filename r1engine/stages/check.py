@@ -6,12 +6,16 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from r1engine.config import ConfigError, RlConfig, SftConfig, StageConfig, check_files, check_world
+from r1engine.config import ConfigError, RewardModelConfig, RlConfig, SftConfig, StageConfig, check_files, check_world
+from r1engine.data.comparisons import read_comparisons
 from r1engine.data.conversations import read_conversations
 from r1engine.data.prompts import PromptTable
 from r1engine.data.questions import read_questions
+from r1engine.data.rated import form_to_train
+from r1engine.data.rated_table import RatedTable
 from r1engine.data.rows import read_rows
 from r1engine.data.texts import TextTable
+from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.rewards.from_config import check_named, check_sandbox, check_servers, make_scorer
 from r1engine.stages import inputs
 
@@ -76,6 +80,8 @@ def check_data(cfg: StageConfig) -> list[str]:
             return _check_questions(cfg)
         if isinstance(cfg, SftConfig):
             return _check_texts(cfg)
+        if isinstance(cfg, RewardModelConfig):
+            return _check_ratings(cfg)
         return []
     except (ValueError, OSError) as error:
         raise ConfigError.of(error) from error
@@ -93,6 +99,9 @@ def check_rows(cfg: StageConfig) -> list[str]:
                 read_questions(path)
             elif isinstance(cfg, SftConfig):
                 for _ in read_conversations(path):
+                    pass
+            elif isinstance(cfg, RewardModelConfig):
+                for _ in read_comparisons(path, cfg.reward_model.loss):
                     pass
     except (ValueError, OSError) as error:
         raise ConfigError.of(error) from error
@@ -141,6 +150,19 @@ def _check_texts(cfg: SftConfig) -> list[str]:
             table = TextTable(inputs.write_texts(cfg, path, Path(folder), "texts", form))
         if key == "data.train":
             inputs.text_batches(cfg, len(table))
+        if table.left_out:
+            notes.append(f"left out: {table.left_out}")
+    return notes
+
+
+def _check_ratings(cfg: RewardModelConfig) -> list[str]:
+    form, notes = inputs.format_of(cfg), []
+    rated = form_to_train(form, load_tokenizer(cfg.model.folder))
+    for key, path in cfg.input_files().items():
+        with TemporaryDirectory(prefix="r1engine-") as folder:
+            table = RatedTable(inputs.write_ratings(cfg, path, Path(folder), "ratings", form, rated))
+        if key == "data.train":
+            inputs.rating_batches(cfg, len(table))
         if table.left_out:
             notes.append(f"left out: {table.left_out}")
     return notes

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from r1engine.config import RlConfig, SftConfig, StageConfig
+from r1engine.config import Model, RewardModelConfig, RlConfig, SftConfig, StageConfig
 from r1engine.data.chat import PromptFormat, make_format
 from r1engine.data.presets import reading_of
 from r1engine.data.prompts import PromptTable, Render, write_prompts
+from r1engine.data.rated import RatedForm
+from r1engine.data.rated_table import RatedTable, cached_ratings
 from r1engine.data.stream import Batches
 from r1engine.data.texts import TextTable, cached_texts
 from r1engine.hf.architecture import DynamicScaling, architecture_of
@@ -34,7 +36,7 @@ def check_model(cfg: StageConfig) -> None:
     folder = cfg.model.path
     assert folder is not None
     arch, tokenizer = architecture_of(cfg.model), load_tokenizer(folder)
-    check_trained(folder, arch, cfg.model, cfg.parallel)
+    check_trained(folder, arch, cfg.model, cfg.parallel, "score" if isinstance(cfg, RewardModelConfig) else "tokens")
     end = end_token(folder, tokenizer)
     if end >= arch.vocab_size:
         raise ValueError(
@@ -63,7 +65,7 @@ def format_of(cfg: StageConfig) -> PromptFormat:
     Raises:
         ValueError: the model's folder has no tokenizer or no end token, or the template cannot be used with it.
     """
-    assert isinstance(cfg, RlConfig | SftConfig)
+    assert isinstance(cfg, RlConfig | SftConfig | RewardModelConfig)
     return make_format(cfg.model.folder, load_tokenizer(cfg.model.folder), cfg.data)
 
 
@@ -137,10 +139,27 @@ def write_texts(cfg: SftConfig, path: Path, cache: Path, key: str, form: PromptF
     Raises:
         ValueError: see there; or a text holds a token that the model has not, or is longer than its context.
     """
-    folder = cfg.model.folder
-    arch = architecture_of(cfg.model)
     written = cached_texts(path, cache, key, form, cfg.data)
-    table = TextTable(written)
+    _check_fits(TextTable(written), path, cfg.model)
+    return written
+
+
+def write_ratings(
+    cfg: RewardModelConfig, path: Path, cache: Path, key: str, form: PromptFormat, rated: RatedForm
+) -> Path:
+    """The pairs or labels of one of the run's files as tokens, below `cache`; see `cached_ratings`.
+
+    Raises:
+        ValueError: see there; or a text holds a token that the model has not, or is longer than its context.
+    """
+    written = cached_ratings(path, cache, key, form, rated, cfg)
+    _check_fits(RatedTable(written), path, cfg.model)
+    return written
+
+
+def _check_fits(table: TextTable | RatedTable, path: Path, model: Model) -> None:
+    """That the model has the tokens of the texts, and room for the longest."""
+    arch, folder = architecture_of(model), model.folder
     if table.largest_token >= arch.vocab_size:
         raise ValueError(
             f"{table.largest_token_at}: found token {table.largest_token}, required below {arch.vocab_size}, the "
@@ -151,7 +170,6 @@ def write_texts(cfg: SftConfig, path: Path, cache: Path, key: str, form: PromptF
             f"model.path: {folder} has {arch.max_positions:,} positions, {path} has a text of {table.longest:,} tokens "
             f"({table.longest_at}); lower data.max_tokens, or set model.max_positions (docs/sft.md says what to expect)"
         )
-    return written
 
 
 def text_batches(cfg: SftConfig, count: int) -> Batches:
@@ -160,10 +178,20 @@ def text_batches(cfg: SftConfig, count: int) -> Batches:
     Raises:
         ValueError: the warm-up is longer than that.
     """
-    batches = Batches(count, batch_size=cfg.sft.batch_size, epochs=cfg.sft.epochs, seed=cfg.seed)
+    return _batches(cfg, count, cfg.sft.batch_size, cfg.sft.epochs)
+
+
+def rating_batches(cfg: RewardModelConfig, count: int) -> Batches:
+    """Which of `count` pairs or labels each optimizer step takes; errors as of `text_batches`."""
+    return _batches(cfg, count, cfg.reward_model.batch_size, cfg.reward_model.epochs)
+
+
+def _batches(cfg: StageConfig, count: int, batch_size: int, epochs: int) -> Batches:
+    batches = Batches(count, batch_size=batch_size, epochs=epochs, seed=cfg.seed)
     if cfg.optimizer.warmup_steps > batches.steps:
+        what = "texts" if isinstance(cfg, SftConfig) else "rows"
         raise ValueError(
             f"optimizer.warmup_steps: found {cfg.optimizer.warmup_steps}, required <= {batches.steps} steps = "
-            f"{cfg.sft.epochs} epochs of {count} texts in batches of {cfg.sft.batch_size}"
+            f"{epochs} epochs of {count} {what} in batches of {batch_size}"
         )
     return batches

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from r1engine.config import RlConfig, SftConfig
+from r1engine.config import RewardModelConfig, RlConfig, SftConfig
 from r1engine.data.chat import ChatFormat, PromptFormat, make_format
+from r1engine.data.rated import RatedForm, form_to_train
 from r1engine.hf.architecture import architecture_of
 from r1engine.hf.prepared import prepare
 from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.ranks import World
+from r1engine.rewards.rated import NAME
 
 ConfigT = TypeVar("ConfigT", RlConfig, SftConfig)
 
@@ -39,3 +41,27 @@ def prepared(cfg: ConfigT, world: World) -> tuple[ConfigT, PromptFormat]:
 
     model = cfg.model.model_copy(update={"path": world.from_first(make)})
     return cfg.model_copy(update={"model": model}), form
+
+
+def prepared_to_rate(cfg: RewardModelConfig, world: World) -> tuple[RewardModelConfig, PromptFormat, RatedForm]:
+    """The same for a reward model, whose folder also holds the text that it is to be asked with.
+
+    Raises:
+        ValueError: see `prepared`; or the template cannot be written as a text with {prompt} and {response}.
+    """
+    source = cfg.model.folder
+    tokenizer = load_tokenizer(source)
+    form = make_format(source, tokenizer, cfg.data)
+    rated, start = form_to_train(form, tokenizer), cfg.run_dir / "start"
+    end = form.end if isinstance(form, ChatFormat) else tokenizer.id_to_token(form.end_token)
+    assert end is not None  # form_to_train has looked
+
+    def make() -> Path:
+        architecture_of(cfg.model)  # refuses positions that the folder cannot have
+        positions, theta, also = cfg.model.max_positions, cfg.model.rope_theta, {NAME: rated.template}
+        ends = end, form.end_token
+        prepare(source, start, end=ends, template=form.source, max_positions=positions, rope_theta=theta, also=also)
+        return start
+
+    model = cfg.model.model_copy(update={"path": world.from_first(make)})
+    return cfg.model_copy(update={"model": model}), form, rated

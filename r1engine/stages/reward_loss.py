@@ -31,8 +31,7 @@ def pairwise(outputs: TokenOutputs, row: PackedBatch, *, margin: float = 0.0, ce
         center:  coefficient of the last term.
 
     Returns:
-        The row's part of the loss, and of the means of: accuracy (a tie counts half), difference, chosen, rejected, and
-        the squares of the latter two.
+        The row's part of the loss, and of the means of: accuracy (a tie counts half), difference, chosen, rejected.
     """
     assert outputs.score is not None
     texts = row.cu_seqlens.numel() - 1
@@ -46,7 +45,6 @@ def pairwise(outputs: TokenOutputs, row: PackedBatch, *, margin: float = 0.0, ce
     with torch.no_grad():
         right = (difference > 0).float() + 0.5 * (difference == 0)
         means = {"accuracy": right, "difference": difference, "chosen": chosen, "rejected": rejected}
-        means |= {"chosen_square": chosen**2, "rejected_square": rejected**2}
         sums = {name: (of_pair * values).sum() for name, values in means.items()}
     return (of_pair * losses).sum(), sums
 
@@ -59,13 +57,13 @@ def pointwise(outputs: TokenOutputs, row: PackedBatch) -> LossAndSums:
         row:     loss_weight is 1 / (texts of the batch), advantage is y.
 
     Returns:
-        The row's part of the loss, and of the means of: accuracy (a score of 0 counts half), score and its square.
+        The row's part of the loss, and of the means of: accuracy (a score of 0 counts half) and score.
     """
     assert outputs.score is not None
     score, weight, label = (of_texts(values, row) for values in (outputs.score, row.loss_weight, row.advantage))
     sign = 2 * label - 1
     with torch.no_grad():
         right = (sign * score > 0).float() + 0.5 * (score == 0)
-        sums = {"accuracy": right, "score": score, "score_square": score**2}
+        sums = {"accuracy": right, "score": score}
         sums = {name: (weight * values).sum() for name, values in sums.items()}
     return (weight * softplus(-sign * score)).sum(), sums

@@ -142,7 +142,7 @@ def test_the_key_stage_chooses_the_class(write):
 
 def test_an_unknown_stage_is_refused(write):
     assert problems(write(SOURCES + "stage: dpo")) == [
-        "run.yaml:3: stage: found 'dpo', required one of rl, sft, tiny, curate"
+        "run.yaml:3: stage: found 'dpo', required one of rl, sft, reward_model, tiny, curate"
     ]
     assert problems(write(SOURCES + "stage: [rl]"))[0].startswith("run.yaml:3: stage: found ['rl'], required one of")
 
@@ -153,14 +153,14 @@ def test_a_key_of_another_stage_says_whose_it_is(write):
     ]
     assert problems(write(SOURCES + "sft: {epochs: 3}")) == ["run.yaml:3: unknown key sft; it belongs to stage: sft"]
     assert problems(write(SOURCES), "data.max_tokens=3") == [
-        "override 'data.max_tokens=3': unknown key data.max_tokens; it belongs to stage: sft"
+        "override 'data.max_tokens=3': unknown key data.max_tokens; it belongs to stage: sft or reward_model"
     ]
 
 
 def test_another_kind_of_stage_than_a_command_takes_is_refused(write):
     with pytest.raises(ConfigError, match=r"run.yaml:3: stage: found sft, required rl here"):
         load(write(SOURCES + "stage: sft"), [], RlConfig)
-    with pytest.raises(ConfigError, match="stage: found tiny, required rl, sft here"):
+    with pytest.raises(ConfigError, match="stage: found tiny, required rl, sft, reward_model here"):
         load(write("stage: tiny"), [])
 
 

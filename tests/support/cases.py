@@ -1,4 +1,4 @@
-"""Whole runs of both kinds of stage on the tiny model, which a signal may stop; and what they log."""
+"""Whole runs of every kind of stage on the tiny model, which a signal may stop; and what they log."""
 
 import json
 import subprocess
@@ -33,6 +33,15 @@ SFT = [
     "max_row_tokens=256",
     "optimizer.lr=1e-2",
 ]
+RATED = [
+    *COMMON,
+    "data.template=r1_zero",
+    "data.max_tokens=160",
+    "reward_model.epochs=2",
+    "reward_model.batch_size=12",
+    "max_row_tokens=640",
+    "optimizer.lr=1e-2",
+]
 
 
 class Case:
@@ -45,6 +54,14 @@ class Case:
             self.config = ROOT / "configs" / "tiny_r1_zero.yaml"
             model, train, heldout = tiny_base / "base" / "model", tiny / "train.jsonl", tiny / "heldout.jsonl"
             self.settings = list(RL)
+        elif kind == "reward_model":
+            self.config = folder / "reward_model.yaml"
+            self.config.write_text("stage: reward_model\n")
+            model, train, heldout = tiny_base / "base" / "model", folder / "pairs.jsonl", folder / "heldout.jsonl"
+            rows = [json.loads(line) for line in (tiny / "texts.jsonl").read_text().splitlines()[:50]]
+            write_pairs(train, rows[:42])  # 4 batches an epoch, the last one of 6
+            write_pairs(heldout, rows[42:])
+            self.settings = list(RATED)
         else:
             self.config = folder / "sft.yaml"
             self.config.write_text("stage: sft\n")
@@ -74,6 +91,17 @@ class Case:
         more: tuple[str, ...] = (),
     ) -> subprocess.CompletedProcess:
         return start(ranks, DRIVER, kill, at, "train", self.config, *self.settings, f"run_dir={run_dir}", *more)
+
+
+def write_pairs(path: Path, rows: list[dict]) -> None:
+    """Pairs of which the chosen summary is the longer one, as often as there are rows with a text to cut."""
+    pairs = []
+    for row in rows:
+        thoughts = row["completion"].partition("</think>")[0] + "</think>"
+        answer = row["question"].split()[-1] if row["question"].split() else "1"
+        chosen, rejected = (f"{thoughts} <answer> {' '.join([answer] * count)} </answer>" for count in (6, 1))
+        pairs.append({"prompt": row["question"], "chosen": chosen, "rejected": rejected, "delta": 2, "domain": "sums"})
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
 
 
 def logged(run_dir: Path) -> tuple[list[dict], list[dict]]:

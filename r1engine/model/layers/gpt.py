@@ -11,6 +11,7 @@ from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubm
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
@@ -22,6 +23,7 @@ from megatron.core.transformer.transformer_layer import (
     TransformerLayerSubmodules,
     get_transformer_layer_offset,
 )
+from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
 
 from r1engine.batch import PackedBatch, TokenOutputs
 from r1engine.hf.architecture import Architecture, Mla
@@ -118,6 +120,15 @@ class PackedGPT(GPTModel):
         if model.head == "score" and self.post_process:
             del self.output_layer
             self.score = ScoreHead(self.config)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Megatron's description of the shards; what it adds for language models is of the output matrix."""
+        if self.model.head == "tokens":
+            return super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        metadata = ensure_metadata_has_dp_cp_group(metadata)
+        return MegatronModule.sharded_state_dict(self, prefix, sharded_offsets, metadata)
 
     def forward(self, row: PackedBatch) -> TokenOutputs | torch.Tensor:
         """One packed row through this pipeline stage: its outputs from the last, hidden states from the others."""

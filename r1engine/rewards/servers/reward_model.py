@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool  # its threads are daemons: no silent server delays the end of the program
 from typing import Any
 
+from r1engine.rewards.rated import forgery, rendered, template_problem
 from r1engine.rewards.servers.endpoint import ModelServers, ModelServersError
 
 Rating = tuple[float | None, str]  # a score, higher is better, or None and why there is none
-_MARKER = re.compile(r"<[^<>\s]+>|\[/?INST\]")  # of a chat template
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,8 @@ class RewardModel:
     parallel: int = 16  # requests at once
 
     def __post_init__(self) -> None:
-        if self.template.count("{prompt}") != 1 or self.template.count("{response}") != 1:
-            raise ValueError(
-                f"reward model {self.model}: found the template {self.template!r:.80}, "
-                "required one {prompt} and one {response} in it"
-            )
+        if problem := template_problem(self.template):
+            raise ValueError(f"reward model {self.model}: {problem}")
 
     def rate(self, pairs: Sequence[tuple[str, str]]) -> list[Rating]:
         """Scores of (prompt, response) pairs, in order.
@@ -43,7 +39,7 @@ class RewardModel:
         batches = [asked[i : i + self.batch_size] for i in range(0, len(asked), self.batch_size)]
         if batches:
             with ThreadPool(min(self.parallel, len(batches))) as threads:
-                texts = [[self._render(*pairs[i]) for i in batch] for batch in batches]
+                texts = [[rendered(self.template, *pairs[i]) for i in batch] for batch in batches]
                 found = threads.map(self._rate_batch, texts, chunksize=1)
             for i, rating in zip(asked, [rating for batch in found for rating in batch], strict=True):
                 ratings[i] = rating
@@ -71,14 +67,8 @@ class RewardModel:
         return [_rating(item) for item in reply]
 
     def _forgery(self, pair: tuple[str, str]) -> Rating:
-        for marker in _MARKER.findall(self.template):
-            if any(marker in text for text in pair):
-                return None, f"the text holds {marker}, which the reward model's template uses"
-        return None, ""
-
-    def _render(self, prompt: str, response: str) -> str:
-        texts = {"{prompt}": prompt, "{response}": response}
-        return re.sub(r"\{prompt\}|\{response\}", lambda match: texts[match[0]], self.template)
+        marker = forgery(self.template, pair)
+        return None, f"the text holds {marker}, which the reward model's template uses" if marker else ""
 
 
 def _rating(item: Any) -> Rating:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from r1engine.config.section import Positive, Section
+from r1engine.config.section import LocalPath, Positive, Section
 
 PLAIN_REWARDS = ("accuracy", "format", "language", "length", "overlong", "repetition")  # whose weight is a number
 RESERVED = ("mean", "std", "undecided")  # of the metrics reward/...
@@ -41,12 +41,29 @@ class JudgeServer(GradingServer):
 
 
 class RewardModelServer(GradingServer):
-    """A reward model behind SGLang's /classify (section 2.3.4)."""
+    """A reward model (section 2.3.4): a folder that the trainer runs itself, or servers with SGLang's /classify."""
 
-    template: str
-    """The conversation as the model was trained on it, with {prompt} and {response}."""
+    path: LocalPath | None = None
+    """Folder of a reward model of the policy's architecture, as `stage: reward_model` makes it; null: servers."""
+    urls: list[str] = Field(default_factory=list)
+    """http://host:port of each server; none with `path`."""
+    model: str = ""
+    """The model's name at the servers."""
+    template: str = ""
+    """The conversation as the model was trained on it, with {prompt} and {response}; "": that in the folder."""
     batch_size: Positive = 32
     """Texts of a request."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> RewardModelServer:
+        if (self.path is None) == (not self.urls):
+            found = "both" if self.urls else "neither"
+            raise ValueError(f"path and urls: found {found}, required one of them")
+        if self.urls and not self.model:
+            raise ValueError("model: found none, required the model's name at the servers")
+        if self.urls and not self.template:
+            raise ValueError("template: found none, required the conversation with {prompt} and {response}")
+        return self
 
 
 class Rewards(Section):
@@ -175,7 +192,7 @@ class Rewards(Section):
             key = "rewards.judge" if name == "judge" else f"rewards.{name}_model"
             bad = [url for url in server.urls if not url.startswith(("http://", "https://"))]
             problems += [f"{key}.urls: found {url}, required http://host:port or https://..." for url in bad]
-            template = server.template if isinstance(server, RewardModelServer) else "{prompt}{response}"
+            template = getattr(server, "template", "") or "{prompt}{response}"
             if any(template.count(part) != 1 for part in ("{prompt}", "{response}")):
                 problems.append(f"{key}.template: found {template!r:.60}, required one {{prompt}}, one {{response}}")
         return problems

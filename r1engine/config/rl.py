@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -161,6 +162,11 @@ class RlConfig(StageConfig):
             found = self.optimizer.warmup_steps
             problems.append(f"optimizer.warmup_steps: found {found}, required <= steps = {self.steps}")
         return problems
+
+    def inputs(self) -> dict[str, Path]:
+        """Key -> file or folder that the stage reads."""
+        models = {f"rewards.{name}_model.path": model.path for name, model in self.rewards.reward_models.items()}
+        return super().inputs() | {key: path for key, path in models.items() if path is not None}
 
     def source_problems(self) -> list[str]:
         """What the configuration lacks to find its model, its questions and its generator."""

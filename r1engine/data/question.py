@@ -15,6 +15,7 @@ class Question:
     reward: str = "math"  # the rule that grades it, see r1engine.rewards.rules
     tests: Any = None  # JSON value: of "code" see `code.problems.parse_problem`, of "gym" `gym.gym_records`
     language: str = ""  # that the thoughts are to be in (ISO 639-1); "": that of the question
+    rated_by: str = ""  # of "preference": helpfulness or harmlessness, whose reward model alone counts; "": all
     place: str = field(default="", compare=False)  # "train.jsonl:7", for error messages
     columns: Any = None  # JSON object of the row's other columns, where reward functions may ask for them
 
@@ -23,4 +24,6 @@ class Question:
         row = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "place"}
         if self.columns is None:
             del row["columns"]
+        if not self.rated_by:
+            del row["rated_by"]
         return {"question": row.pop("text"), **row}

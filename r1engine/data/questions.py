@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from r1engine.config.rewards import RATED_REWARDS
 from r1engine.data.question import Question
 from r1engine.data.reading import Reading, reference_in
 from r1engine.data.rows import Row, missing, read_rows
@@ -16,7 +17,7 @@ from r1engine.rewards.code.problems import test_fields
 from r1engine.rewards.rules import check_question
 
 AS_IS = Reading()
-FIELDS = ("question", "answer", "reward", "tests", "language")  # of a row; others are ignored
+FIELDS = ("question", "answer", "reward", "tests", "language", "rated_by")  # of a row; others are ignored
 
 
 def read_questions(path: Path, reading: Reading = AS_IS) -> list[Question]:
@@ -48,7 +49,7 @@ def read_question(row: dict[str, Any], place: str) -> Question:
     Raises:
         ValueError: a field is of another type than it should be, or the reward cannot use what is there.
     """
-    for name in ("question", "reward", "language"):
+    for name in ("question", "reward", "language", "rated_by"):
         if not isinstance(row.get(name, ""), str):
             raise ValueError(f"{place}: {name} is {row[name]!r:.80}, required a text")
     answer, reward = row.get("answer", ""), row.get("reward", "math")
@@ -59,7 +60,12 @@ def read_question(row: dict[str, Any], place: str) -> Question:
     tests = row.get("tests")
     if tests is None and reward == "code":
         tests = test_fields(row)
-    question = Question(row["question"], str(answer), reward, tests, row.get("language", ""), place)
+    rated_by = row.get("rated_by", "")
+    if rated_by not in ("", *RATED_REWARDS) or (rated_by and reward != "preference"):
+        raise ValueError(
+            f"{place}: rated_by is {rated_by!r:.40}, required {' or '.join(RATED_REWARDS)} with reward preference"
+        )
+    question = Question(row["question"], str(answer), reward, tests, row.get("language", ""), rated_by, place)
     check_question(question)
     return question
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from r1engine.hf.architecture import SCORE, TOKENS
+from r1engine.hf.architecture import SCORE, TOKENS, Architecture, read_architecture
 from r1engine.hf.files import read_json
 from r1engine.hf.tokenizer import PromptTokenizer, load_tokenizer, stop_tokens
 
@@ -36,6 +37,35 @@ def score_files(source: Path, config: dict[str, Any]) -> dict[str, dict[str, Any
     if (text := tokenizer.id_to_token(pad)) is not None:
         settings = settings | {"pad_token": text}
     return {"config.json": config, **({SETTINGS: settings} if settings else {})}
+
+
+def check_reward_model(folder: Path, policy: Architecture) -> None:
+    """Refuse what the modules of a policy cannot run.
+
+    Args:
+        folder: of the reward model.
+        policy: its architecture.
+
+    Raises:
+        ValueError: it is no reward model, is of another architecture, or its padding is the token that ends a text.
+    """
+    found, wanted = read_architecture(folder), policy.scoring()
+    if found.head != "score":
+        raise ValueError(f"{folder} is a language model, required ...ForSequenceClassification with num_labels 1")
+    if replace(found, max_positions=wanted.max_positions) != wanted:
+        sizes = [_size(found), _size(wanted)]
+        what = (
+            f"{sizes[0]}, the policy {sizes[1]}"
+            if sizes[0] != sizes[1]
+            else f"{sizes[0]}, but other positions or switches"
+        )
+        raise ValueError(f"{folder} has {what}; required is the policy's architecture: give `urls` of a server instead")
+    check_padding(folder)
+
+
+def _size(arch: Architecture) -> str:
+    experts = f" with {arch.moe.num_experts} experts" if arch.moe is not None else ""
+    return f"{arch.num_layers} layers of {arch.hidden_size}{experts} and {arch.vocab_size} tokens"
 
 
 def check_padding(folder: Path) -> None:

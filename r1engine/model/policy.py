@@ -28,6 +28,7 @@ from r1engine.model.layers import fp8
 from r1engine.model.layers.gpt import build
 from r1engine.model.layers.score import initial_score
 from r1engine.model.megatron_config import transformer_config
+from r1engine.model.rating import lent_reward_model, read_reward_model
 from r1engine.model.state import dist_checkpoint
 from r1engine.model.state.offload import Offloader, lent_weights, moved
 from r1engine.model.state.sharded_weights import ShardedWeights
@@ -177,9 +178,19 @@ class Policy:
 
     @runs_on_cpu
     @torch.no_grad()
-    def scores(self, rows: list[PackedBatch]) -> list[torch.Tensor]:
-        """Score of every token: of its sequence up to and with it. The head is a score. Else as `logprobs`."""
-        return self._of_tokens(rows, _take_score)
+    def scores(
+        self, rows: list[PackedBatch], reward_model: dict[str, torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        """Score of every token, of its sequence up to and with it: under `reward_model`, of `read_reward_model`, or the
+        policy's own, whose head is a score then. Else as `logprobs`."""
+        if reward_model is None:
+            return self._of_tokens(rows, _take_score)
+        with lent_reward_model(self._weights.local, self.chunks, reward_model, self.world.device):
+            return self._of_tokens(rows, _take_score)
+
+    def read_reward_model(self, folder: Path) -> dict[str, torch.Tensor]:
+        """This rank's part of a reward model of the same architecture, in host memory, for `scores`; see there."""
+        return read_reward_model(self._weights, folder)
 
     def _of_tokens(self, rows: list[PackedBatch], take: Callable) -> list[torch.Tensor]:
         """What `take` finds in the outputs of each row, [T] float32, on every rank of the model."""

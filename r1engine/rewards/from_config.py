@@ -37,6 +37,7 @@ def make_scorer(rewards: Rewards, *, workers: int | None = None) -> Scorer:
     models = {
         name: RewardModel(_endpoint(s), s.model, s.template, batch_size=s.batch_size, parallel=s.parallel)
         for name, s in rewards.reward_models.items()
+        if s.path is None
     }
     settings = ScorerSettings(
         workers=rewards.workers or workers,
@@ -49,6 +50,7 @@ def make_scorer(rewards: Rewards, *, workers: int | None = None) -> Scorer:
         unsafe=rewards.unsafe,
         judge=judge,
         reward_models=models,
+        rated_in_trainer=any(model.path is not None for model in rewards.reward_models.values()),
         functions=_functions(rewards),
     )
     return Scorer(settings)

@@ -23,6 +23,7 @@ from r1engine.rewards.rule import Grade, Inquiry, Rule, Task
 from r1engine.rewards.rules import RULES, rule_of
 from r1engine.rewards.sandbox import probe
 from r1engine.rewards.servers.gather import Gatherer
+from r1engine.rewards.servers.preference import is_rated_by
 from r1engine.rewards.settings import ScorerSettings
 from r1engine.rewards.workers.nursery import address
 from r1engine.rewards.workers.pool import Outcome, WorkerPool, in_order
@@ -178,7 +179,7 @@ class Scorer:
     def _rules(self, record: Record, is_rated: bool) -> list[Rule]:
         """The rules that make a record's score; its own is the last."""
         own = rule_of(record.question.reward, "Scorer")
-        if own.server == "reward_models" and not is_rated:
+        if own.server == "reward_models" and not (is_rated and self._asks_for(record)):
             own = FORMAT
         if own.server is not None and not getattr(self.settings, own.server):
             raise ValueError(f"Scorer: found a record of reward '{own.name}', required {_SERVERS[own.server]}")
@@ -188,6 +189,11 @@ class Scorer:
             return [own]
         others = [FORMAT, LANGUAGE] if self.settings.with_language else [FORMAT]
         return [rule for rule in others if rule is not own] + [own]
+
+    def _asks_for(self, record: Record) -> bool:
+        """Whether a reward model of the servers is to rate a record, or is missing."""
+        rated = [name for name in self.settings.reward_models if is_rated_by(record.question, name)]
+        return bool(rated) or not self.settings.rated_in_trainer
 
     def _hand_in(self, rule: Rule, step: Grade | Task | Inquiry | str) -> dict[str, Future[Any]]:
         """What is to be waited for: of a task the outcome, of an inquiry the replies by server."""

@@ -28,3 +28,4 @@ class ScorerSettings:
     functions: FunctionSettings = field(default_factory=lambda: FunctionSettings({}))  # of the user
     # For records of reward "preference", by what they rate: "helpfulness", "harmlessness".
     reward_models: Mapping[str, RewardModel] = field(default_factory=dict)
+    rated_in_trainer: bool = False  # the trainer adds what others rate: without `reward_models` the format counts here

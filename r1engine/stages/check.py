@@ -62,6 +62,7 @@ def _check_folders(cfg: StageConfig) -> None:
         if isinstance(cfg, RlConfig):
             with make_scorer(cfg.rewards, workers=1) as scorer:
                 scorer.check_functions()
+            inputs.check_reward_models(cfg)
             python = cfg.rollout.sglang.python
             if cfg.rollout.engine == "sglang" and python is not None and not os.path.isfile(python):
                 raise ValueError(f"rollout.sglang.python: found no {python}, required a Python with sglang")
@@ -177,6 +178,7 @@ def _check_questions(cfg: RlConfig) -> list[str]:
                 inputs.write_questions(cfg, path, Path(folder), form)
                 table = PromptTable(Path(folder), inputs.shown_by(form))
             notes += table.notes
+            inputs.check_raters(cfg, table)
             if path == cfg.data.train:
                 named |= table.rewards
                 notes += [note] if (note := inputs.note_unusable(scorer, table, cfg.data.most_unusable)) else []

@@ -13,13 +13,14 @@ from r1engine.config import Model, RewardModelConfig, RlConfig, SftConfig, Stage
 from r1engine.data.chat import PromptFormat, make_format
 from r1engine.data.presets import reading_of
 from r1engine.data.prompts import PromptTable, Render, write_prompts
-from r1engine.data.rated import RatedForm
+from r1engine.data.rated import RatedForm, form_of_folder
 from r1engine.data.rated_table import RatedTable, cached_ratings
 from r1engine.data.stream import Batches
 from r1engine.data.texts import TextTable, cached_texts
 from r1engine.hf.architecture import DynamicScaling, architecture_of
 from r1engine.hf.headers import Headers
 from r1engine.hf.layout import check_limits, check_trained
+from r1engine.hf.score_folder import check_reward_model
 from r1engine.hf.tokenizer import end_token, load_tokenizer
 from r1engine.rewards import Record, Scorer
 
@@ -57,6 +58,35 @@ def check_model(cfg: StageConfig) -> None:
             f"{folder / 'config.json'}: rope_type 'dynamic', required is another one with rollout.engine sglang: "
             "SGLang stretches short sequences too, the trainer does not"
         )
+
+
+def check_reward_models(cfg: RlConfig) -> None:
+    """Looks at the folders of reward models that the trainer is to run.
+
+    Raises:
+        ValueError: one is no reward model of the policy's architecture, or does not say how it is to be asked.
+    """
+    for name, model in cfg.rewards.reward_models.items():
+        if model.path is None:
+            continue
+        try:
+            check_reward_model(model.path, architecture_of(cfg.model))
+            form_of_folder(model.path, model.template or None)
+        except ValueError as error:
+            raise ValueError(f"rewards.{name}_model.path: {error}") from error
+
+
+def check_raters(cfg: RlConfig, table: PromptTable) -> None:
+    """That there is a reward model for each question that names one.
+
+    Raises:
+        ValueError: there is none; the question is named.
+    """
+    for question in table.distinct(MOST_REFERENCES) if "preference" in table.rewards else []:
+        if question.rated_by and question.rated_by not in cfg.rewards.reward_models:
+            raise ValueError(
+                f"{question.place}: rated_by is '{question.rated_by}', required rewards.{question.rated_by}_model"
+            )
 
 
 def format_of(cfg: StageConfig) -> PromptFormat:

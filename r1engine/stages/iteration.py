@@ -8,7 +8,7 @@ pipeline / data layout.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -24,6 +24,7 @@ from r1engine.rewards import Score, Scorer
 from r1engine.rewards.shaping import shape
 from r1engine.rollout import Generator
 from r1engine.rollout.rollouts import Rollouts
+from r1engine.stages.rating import Rater, rated
 from r1engine.stages.rl_metrics import mismatch, rollout_metrics, update_metrics
 
 Graded = tuple[Completion, Score]
@@ -42,6 +43,7 @@ class Parts:
     phases: Phases
     progress: Progress
     reference: dict[str, torch.Tensor] | None = None  # frozen weights; None when kl_coef is 0
+    raters: list[Rater] = field(default_factory=list)  # reward models that the policy's modules run
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,11 @@ def rollout(parts: Parts, step: int) -> list[Graded]:
         own = [grade_group(completions[group], scores[group], cfg, step) for group in groups]
     everyones = interleaved(parts.world.everyones(own))
     parts.progress.phase("train")
-    return [pair for group in everyones for pair in group]
+    graded = [pair for group in everyones for pair in group]
+    if parts.raters and cfg.rewards.is_rated_at(step):
+        with parts.phases("score"), parts.policy.awake():
+            graded = rated(graded, parts.raters, parts.policy, parts.world, cfg.row_tokens)
+    return graded
 
 
 def grade_group(completions: list[Completion], scores: list[Score], cfg: RlConfig, step: int) -> list[Graded]:

@@ -24,9 +24,10 @@ from r1engine.rewards.from_config import check_named, check_sandbox, make_scorer
 from r1engine.rollout import make_generator
 from r1engine.rollout.rollouts import Rollouts
 from r1engine.stages.identity import Identity, model_identity, setting
-from r1engine.stages.inputs import note_unusable, shown_by, write_questions
+from r1engine.stages.inputs import check_raters, note_unusable, shown_by, write_questions
 from r1engine.stages.iteration import Iteration, Parts, iterate, refresh, verify
 from r1engine.stages.prepared import prepared
+from r1engine.stages.rating import make_raters
 from r1engine.stages.rl_metrics import silent_functions
 from r1engine.stages.stage import Advance, Evaluated
 
@@ -58,6 +59,7 @@ class RlStage:
             named |= {item.question.reward for entry in self.benchmarks.entries for item in entry.items}
             for note in check_named(cfg.rewards, named) + check_sandbox(cfg.rewards, named):
                 progress.note(note)
+            world.from_first(lambda: check_raters(cfg, train))
             if note := world.from_first(lambda: note_unusable(scorer, train, cfg.data.most_unusable)):
                 progress.note(note)
             generator = make_generator(cfg, world, model_dtype(cfg.model.dtype, world.device), progress.note)
@@ -72,6 +74,7 @@ class RlStage:
             )
             rollouts = Rollouts(generator, self.prompts, cfg, world)
             self.parts = Parts(cfg, world, self.policy, generator, rollouts, scorer, phases, progress)
+            self.parts.raters = make_raters(cfg.rewards, self.policy)
             if cfg.grpo.kl_coef > 0:
                 self._renew_reference()
             self.alarms = Alarms(list(cfg.rewards.reward_models), window=cfg.rewards.alarm_window)

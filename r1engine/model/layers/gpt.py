@@ -35,7 +35,7 @@ from r1engine.model.layers.latent import latent_attention_spec
 from r1engine.model.layers.mtp import Mtp
 from r1engine.model.layers.pointwise import rms_norm, swiglu
 from r1engine.model.layers.replay_router import ExpertsLayer, ReplayRouter
-from r1engine.model.layers.score import ScoreHead
+from r1engine.model.layers.score import ScoreHead, scores
 from r1kernels import LogProb, linear_logprob
 
 
@@ -120,6 +120,7 @@ class PackedGPT(GPTModel):
         if model.head == "score" and self.post_process:
             del self.output_layer
             self.score = ScoreHead(self.config)
+        self.lent_score: torch.Tensor | None = None  # [1, D] of a reward model, while its weights are lent
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict[str, Any] | None = None
@@ -140,8 +141,9 @@ class PackedGPT(GPTModel):
         hidden = self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=layout)
         if not self.post_process:
             return hidden
-        if self.model.head == "score":
-            score = layout.whole(self.score(hidden))
+        if self.model.head == "score" or self.lent_score is not None:
+            weight = self.score.weight if self.lent_score is None else self.lent_score
+            score = layout.whole(scores(hidden, weight, self.config.sequence_parallel))
             return TokenOutputs(torch.zeros_like(score), torch.zeros_like(score), score=score)
         is_tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if is_tied else self.output_layer.weight

@@ -16,15 +16,15 @@ class ScoreHead(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(1, config.hidden_size, dtype=config.params_dtype, device=device))
         # Each tensor-parallel rank sees its part of the tokens: Megatron sums the gradients of what has this mark.
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  # Megatron's mark
-        self._is_parallel = config.sequence_parallel
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[H] float32 of the tokens that the tensor-parallel ranks hold together, from [H (/ tp), 1, D]."""
-        score = (hidden.squeeze(1).float() @ self.weight.float().t()).squeeze(1)
-        if not self._is_parallel:
-            return score
-        # All of them compute the same loss: each keeps its part of the gradient.
-        return gather_from_sequence_parallel_region(score, tensor_parallel_output_grad=False)
+
+def scores(hidden: torch.Tensor, weight: torch.Tensor, is_parallel: bool) -> torch.Tensor:
+    """[H] float32 of hidden states [H (/ tp), 1, D], under a weight [1, D]; `is_parallel` over the sequence or not."""
+    score = (hidden.squeeze(1).float() @ weight.float().t()).squeeze(1)
+    if not is_parallel:
+        return score
+    # All ranks compute the same loss: each keeps its part of the gradient.
+    return gather_from_sequence_parallel_region(score, tensor_parallel_output_grad=False)
 
 
 def initial_score(hidden_size: int, seed: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 
 from r1engine.hf.architecture import Architecture
 from r1engine.hf.folder import Folder
-from r1engine.hf.tensors import hf_shapes, is_float32, mtp_shapes
+from r1engine.hf.tensors import SCORE, hf_shapes, is_float32, mtp_shapes
 from r1engine.model.state.rules import WeightRule, mtp_rules, rules
 from r1engine.ranks import World
 
@@ -79,6 +79,26 @@ class ShardedWeights:
             rule = self._rule(name)
             if not {*rule.hf} & {*fresh}:
                 self._fill(tensor, rule, folder)
+
+    def read(self, folder: Folder, model: Architecture) -> dict[str, torch.Tensor]:
+        """What this rank would hold of another model, in host memory.
+
+        Args:
+            folder: of a model with the same layers; its head may be a score.
+            model:  what it is.
+        """
+        found = {}
+        for name, rule in rules(model).items():
+            if name in self.local:
+                own = self.local[name]
+                found[name] = torch.empty_like(own, device="cpu", pin_memory=own.is_cuda)
+            elif name == SCORE and "decoder.final_layernorm.weight" in self.local:  # the last stage
+                norm = self.local["decoder.final_layernorm.weight"]
+                found[name] = torch.empty(1, len(norm), dtype=norm.dtype, pin_memory=norm.is_cuda)
+            else:
+                continue
+            self._fill(found[name], rule, folder)
+        return found
 
     def _fill(self, tensor: torch.Tensor, rule: WeightRule, folder: Folder) -> None:
         """Read this rank's part of a parameter into `tensor`."""

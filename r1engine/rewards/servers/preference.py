@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from r1engine.data.question import Question
 from r1engine.rewards.format import grade_format
 from r1engine.rewards.record import Record
 from r1engine.rewards.rule import Grade, Inquiry, Rule, find_all
@@ -22,6 +23,11 @@ def summary(completion: str, *, think_prefilled: bool = False) -> str:
     return shown.replace("<answer>", "").replace("</answer>", "").strip()
 
 
+def is_rated_by(question: Question, name: str) -> bool:
+    """Whether the reward model `name` rates the answers to a question: each in v2 has one of the two, or has both."""
+    return question.reward == "preference" and question.rated_by in ("", name)
+
+
 def rated_text(name: str, completion: str, *, think_prefilled: bool = False) -> str:
     """What the reward model `name` sees of a completion.
 
@@ -35,6 +41,7 @@ def _grade(completion: str, record: Record, settings: ScorerSettings) -> Inquiry
     pairs = {
         name: (record.asked, rated_text(name, completion, think_prefilled=record.think_prefilled))
         for name in settings.reward_models
+        if is_rated_by(record.question, name)
     }
     return Inquiry(pairs, partial(_conclude, grade_format(completion, record, settings)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -103,16 +104,55 @@ def pipeline(
 
 
 def serve(
-    config: ConfigPath,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="Of the run whose servers these are.")] = None,
     overrides: Overrides = None,
     servers: Annotated[int, typer.Option("--servers", min=1, help="SGLang servers on this machine.")] = 1,
     host: Annotated[str | None, typer.Option("--host", help="Address that the trainer reaches; default: name.")] = None,
+    evaluated: Annotated[
+        Path | None,
+        typer.Option("--eval", metavar="FOLDER", help="Serve a Hugging Face folder with OpenAI's interface, instead."),
+    ] = None,
+    python: Annotated[Path | None, typer.Option("--python", help="With --eval: the Python that has sglang.")] = None,
+    tensor: Annotated[int, typer.Option("--tensor", min=1, help="With --eval: GPUs of one server.")] = 1,
+    reasoning: Annotated[
+        str, typer.Option("--reasoning", metavar="PARSER", help="With --eval: SGLang's, such as deepseek-r1.")
+    ] = "",
 ) -> None:
-    """Run the SGLang servers of a disaggregated CONFIG on this machine, until Ctrl-C."""
+    """Run the SGLang servers of a disaggregated CONFIG, or of a folder that is evaluated, until Ctrl-C.
+
+    Servers of a training run take token ids alone and have no OpenAI interface; those of --eval have.
+    """
     try:
+        if evaluated is not None:
+            _serve_folder(evaluated, config, python, servers, tensor, reasoning, host)
+            return
+        if config is None:
+            raise ConfigError("serve: found nothing, required CONFIG or --eval FOLDER")
         cfg = load(config, overrides or [], RlConfig)
         from r1engine.rollout.sglang.serve import serve as run
 
         run(cfg, servers, host)
     except (ValueError, OSError) as error:
         fail(ConfigError.of(error))
+
+
+def _serve_folder(
+    folder: Path, config: Path | None, python: Path | None, servers: int, tensor: int, reasoning: str, host: str | None
+) -> None:
+    if config is not None:
+        raise ConfigError(f"serve: found CONFIG {config} and --eval {folder}, required one of them")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"serve --eval: found no config.json in {folder}, required a Hugging Face folder")
+    if python is None:
+        raise ConfigError("serve --eval: found no --python, required the Python of an environment with sglang")
+    from r1engine.rollout.sglang.open_servers import OpenServers, serve_folder
+
+    logs = Path("runs/serve") / folder.resolve().name
+    wanted = OpenServers(
+        folder, python, logs, servers=servers, tensor=tensor, reasoning=reasoning, host=host or "127.0.0.1"
+    )
+    try:
+        serve_folder(wanted)
+    except RuntimeError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None

@@ -122,6 +122,13 @@ def points(
     return [x for x, _ in found], [value for _, value in found]
 
 
+def band(rows: list[Row], key: str) -> tuple[list[float], list[float], list[float]]:
+    """Steps and ends of the interval of `key`, where rows have one: `<key>_low` and `<key>_high`."""
+    found = [(row["step"], row.get(f"{key}_low"), row.get(f"{key}_high")) for row in rows]
+    known = [(step, low, high) for step, low, high in found if low is not None and high is not None]
+    return [step for step, *_ in known], [low for _, low, _ in known], [high for *_, high in known]
+
+
 def smoothed(values: list[float]) -> list[float]:
     """Centered moving mean over about a tenth of the points; the window shrinks at both ends."""
     half = len(values) // 20
@@ -205,6 +212,8 @@ def _draw_lines(axes, rows: list[Row], figure: Figure) -> bool:
         if not steps:
             continue
         drawn = True
+        if (interval := band(rows, series.key))[0]:
+            axes.fill_between(*interval, color=series.color, alpha=0.15, linewidth=0)
         marker = "o" if series.is_rare or len(steps) < _SMOOTH_FROM else None
         if series.is_rare or len(steps) < _SMOOTH_FROM:
             axes.plot(steps, values, color=series.color, marker=marker, markersize=4, linewidth=1.8, label=series.name)
@@ -249,6 +258,11 @@ def _plotly_lines(rows: list[Row], figure: Figure):
         if not steps:
             continue
         line = {"color": series.color, "width": 2.2}
+        if (interval := band(rows, series.key))[0]:
+            at, low, high = interval
+            shape = {"mode": "lines", "line": {"width": 0}, "showlegend": False, "hoverinfo": "skip"}
+            chart.add_scatter(x=at, y=low, **shape)
+            chart.add_scatter(x=at, y=high, fill="tonexty", fillcolor=f"{series.color}26", **shape)
         if series.is_rare or len(steps) < _SMOOTH_FROM:
             marker = {"size": 7, "color": series.color}
             chart.add_scatter(x=steps, y=values, name=series.name, mode="lines+markers", line=line, marker=marker)

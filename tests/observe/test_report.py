@@ -225,3 +225,10 @@ def test_smoothing_is_a_centered_mean():
     values = [float(i * i) for i in range(20)]
     out = figures.smoothed(values)
     assert out[0] == 0.5 and out[1] == pytest.approx((0 + 1 + 4) / 3) and out[-1] == (324 + 361) / 2
+
+
+def test_an_evaluation_has_the_band_of_its_interval():
+    rows = [{"step": 0, "eval/pass_at_1": 0.5, "eval/pass_at_1_low": 0.4, "eval/pass_at_1_high": 0.6}, {"step": 1}]
+    assert figures.band(rows, "eval/pass_at_1") == ([0], [0.4], [0.6])
+    chart = figures._plotly_lines(rows, figures.RL_FIGURES[0])
+    assert [trace.fill for trace in chart.data] == [None, "tonexty", None] and list(chart.data[1].y) == [0.6]

@@ -148,7 +148,9 @@ def board(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folde
 
 @app.command("import")
 def import_verdicts(
-    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="One verdict a line: question, right, sample.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Of a harness, or one verdict a line: question, right, sample.")
+    ],
     out: OutPath,
     benchmark: Annotated[str, typer.Option("--benchmark", metavar="NAME", help="e.g. swe_bench_verified")],
     target: Annotated[str, typer.Option("--target", help="Whose verdicts they are, in a new folder.")] = "imported",
@@ -161,6 +163,20 @@ def import_verdicts(
         from r1engine.evaluation.show import result_table
 
         Console().print(result_table({benchmark: take(file, out, benchmark, target)}))
+
+
+@app.command()
+def export(
+    out: OutPath,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What the harness reads.")],
+    benchmark: Annotated[str, typer.Option("--benchmark", metavar="NAME", help="alpaca_eval_2, arena_hard, ...")],
+    model: Annotated[str, typer.Option("--model", metavar="NAME", help="The model's name there.")],
+) -> None:
+    """Write replies, without their thoughts, as the benchmark's own harness reads them."""
+    with _border():
+        from r1engine.evaluation.afterwards import export_replies
+
+        typer.echo(f"written: {file} ({export_replies(out, benchmark, model, file):,} replies)")
 
 
 @app.command()

@@ -12,6 +12,7 @@ from r1engine.config.evaluation import Suite
 from r1engine.config.source import Source, read_overrides, validate
 from r1engine.data.rows import read_rows
 from r1engine.evaluation.entries import Entry, Key, file_sha256, load_entries
+from r1engine.evaluation.harnesses import exported, harness_verdicts
 from r1engine.evaluation.lines import GradeLine
 from r1engine.evaluation.marking import Judge
 from r1engine.evaluation.meter import Meter
@@ -85,7 +86,7 @@ def import_verdicts(file: Path, out: Path, benchmark: str, target: str) -> Summa
 
     Args:
         file:      JSONL: `question` (id), `right` (true, false or a score in [0, 1]; null: undecided), `sample` (0 if
-            absent).
+            absent); or what the benchmark's own harness writes, see `harness_verdicts`.
         out:       folder of an evaluation, or a new one.
         benchmark: what the verdicts are of.
         target:    whose they are, where the folder is new.
@@ -93,7 +94,7 @@ def import_verdicts(file: Path, out: Path, benchmark: str, target: str) -> Summa
     Raises:
         ConfigError: a line is no verdict, or two are of one sample.
     """
-    lines = _verdicts(file)
+    lines = _verdicts(file, benchmark)
     store = Store(out)
     if not (out / "manifest.json").exists():
         store.begin({"target": target, "settings": {}, "same": {}, "benchmarks": {}})
@@ -122,9 +123,33 @@ def import_verdicts(file: Path, out: Path, benchmark: str, target: str) -> Summa
     return summary
 
 
-def _verdicts(file: Path) -> dict[Key, GradeLine]:
+def export_replies(out: Path, benchmark: str, model: str, file: Path) -> int:
+    """Writes the first reply to each question as the benchmark's own harness reads it; how many there are.
+
+    Raises:
+        ConfigError: the evaluation has no such benchmark, its file of questions has changed, or a reply is missing.
+    """
+    store = Store(out)
+    suite = suite_of(store, [])
+    if benchmark not in suite.benchmarks:
+        raise ConfigError(f"{out}: found no benchmark {benchmark}, required one of {', '.join(suite.benchmarks)}")
+    (entry,) = load_entries({benchmark: suite.benchmarks[benchmark]}, has_judge=True)
+    _refuse_changed([entry], store.manifest)
+    replies = {q: line.text for (q, s), line in store.replies(benchmark).items() if s == 0}
+    try:
+        text = exported(entry.row.name, entry.items, replies, model)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    file.write_text(text, encoding="utf-8")
+    return len(entry.items)
+
+
+def _verdicts(file: Path, benchmark: str) -> dict[Key, GradeLine]:
     lines: dict[Key, GradeLine] = {}
     try:
+        if (found := harness_verdicts(benchmark, file)) is not None:
+            own = [_verdict({"question": one.question, "right": one.right}, str(file)) for one in found]
+            return {(line.q, line.s): line for line in own}
         for row in read_rows(file, ("question", "right", "sample")):
             line = _verdict(row.fields, row.place)
             if (line.q, line.s) in lines:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 CHUNKS = "chunk_*.parquet"
-SUMS = "SHA256SUMS"  # beside the chunks: lines of "<digest>  <name>"
+COUNTS = "counts.json"  # of the stage that drew the samples: digests of its chunks
 BATCH = 256  # rows in memory at once
 _REQUIRED = ("question", "prompt", "completion", "num_tokens", "finish", "verdict")
 _SAMPLE = (*_REQUIRED, "question_id", "sample", "reason", "language", "domain", "answer", "reward", "tests", "id")
@@ -155,17 +155,17 @@ def read_unit(unit: Unit, summaries: dict[str, str]) -> Iterator[Example]:
 
 def _check_digest(chunk: Path) -> None:
     """Holds a chunk to the digest that stands beside it; a folder without digests has none that could differ."""
-    sums = chunk.parent / SUMS
-    if not sums.is_file():
+    path = chunk.parent.parent / COUNTS
+    files = json.loads(path.read_text(encoding="utf-8")).get("files") if path.is_file() else None
+    if files is None:
         return
-    known = dict(line.split("  ", 1)[::-1] for line in sums.read_text(encoding="utf-8").splitlines() if line)
-    if chunk.name not in known:
-        raise ValueError(f"{chunk}: found no digest of it in {SUMS}, required is one")
+    if chunk.name not in files:
+        raise ValueError(f"{chunk}: {path} does not name it, required is its SHA-256; run its stage to the end")
     with chunk.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != known[chunk.name]:
+    if found != files[chunk.name]["sha256"]:
         raise ValueError(
-            f"{chunk}: SHA-256 differs from {SUMS}; delete it and run its stage again: only this chunk is drawn again"
+            f"{chunk}: SHA-256 differs from {COUNTS}; delete it and run its stage again: only this chunk is drawn again"
         )
 
 

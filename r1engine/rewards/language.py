@@ -15,6 +15,7 @@ from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
+from r1engine.rewards.identify import classify_all
 from r1engine.rewards.record import Record, Verdict
 from r1engine.rewards.rule import Rule, Task, find_all
 from r1engine.rewards.thoughts import split_thoughts
@@ -99,8 +100,9 @@ def language_share(
             latin.append(" ".join(words))
         else:
             found["Latin script"] += len(words)
-    for chunk in _chunks(latin):
-        found[_identify(chunk, target, detector)] += len(chunk.split())
+    chunks = _chunks(latin)
+    for chunk, language in zip(chunks, _identify(chunks, target, detector), strict=True):
+        found[language] += len(chunk.split())
     found += Counter()  # drops zeros
     total = sum(found.values())
     return (found[target] / total if total else None), total, dict(found)
@@ -116,7 +118,7 @@ def language_of(text: str, *, detector: Detector = "py3langid") -> str:
     if scripts["Kana"]:
         scripts["Kana"] += scripts.pop("Han", 0)
     if words and len(words) >= max(scripts.values(), default=0):
-        return _identify(" ".join(words[:200]), "en", detector)
+        return _identify([" ".join(words[:200])], "en", detector)[0]
     return SCRIPT_LANGUAGES[scripts.most_common(1)[0][0]][0] if scripts else ""
 
 
@@ -140,16 +142,25 @@ def _count(sentence: str) -> tuple[Counter[str], list[str]]:
     """(words, or characters, by script; the words in Latin script)."""
     scripts, latin = Counter[str](), []
     for word in _WORD.findall(sentence):
+        if word.isascii():  # the same as below, quicker
+            if _has_language(word):
+                latin.append(word)
+            continue
         here = Counter(_BLOCKS[bisect_right(_STARTS, ord(character)) - 1][1] for character in word)
         for script in here:
             if script == "Latin":
                 # A mixed "word" is Latin letters inside a script without spaces.
                 piece = word if len(here) == 1 else "".join(c for c in word if c.isascii())
-                if not (len(piece) < 2 or (piece.isupper() and len(piece) <= 4) or piece.lower() in _MATH_NAMES):
+                if _has_language(piece):
                     latin.append(piece)
             elif script:
                 scripts[script] += here[script] if script in _PER_CHARACTER else 1
     return scripts, latin
+
+
+def _has_language(word: str) -> bool:
+    """Whether a word in Latin script is of a language: it is no name of a variable, of a function or of an agency."""
+    return not (len(word) < 2 or (word.isupper() and len(word) <= 4) or word.lower() in _MATH_NAMES)
 
 
 def _language_of_script(script: str, scripts: Counter[str], target: str) -> str:
@@ -177,29 +188,25 @@ def _chunks(sentences: list[str]) -> list[str]:
     return chunks
 
 
-def _identify(chunk: str, target: str, detector: Detector) -> str:
+def _identify(chunks: list[str], target: str, detector: Detector) -> list[str]:
     candidates = tuple(sorted({*_LATIN_CANDIDATES, target}))
-    return _identifier(candidates, detector)(chunk)
+    if detector == "lingua":
+        return [_lingua(candidates)(chunk) for chunk in chunks]
+    return classify_all([chunk.lower() for chunk in chunks], candidates)
 
 
 @cache
-def _identifier(candidates: tuple[str, ...], detector: Detector) -> Callable[[str], str]:
-    if detector == "lingua":
-        from lingua import IsoCode639_1, LanguageDetectorBuilder
+def _lingua(candidates: tuple[str, ...]) -> Callable[[str], str]:
+    from lingua import IsoCode639_1, LanguageDetectorBuilder
 
-        codes = [getattr(IsoCode639_1, code.upper()) for code in candidates]
-        lingua = LanguageDetectorBuilder.from_iso_codes_639_1(*codes).build()
+    codes = [getattr(IsoCode639_1, code.upper()) for code in candidates]
+    lingua = LanguageDetectorBuilder.from_iso_codes_639_1(*codes).build()
 
-        def identify_with_lingua(text: str) -> str:
-            language = lingua.detect_language_of(text)
-            return language.iso_code_639_1.name.lower() if language else "unknown"
+    def identify_with_lingua(text: str) -> str:
+        language = lingua.detect_language_of(text)
+        return language.iso_code_639_1.name.lower() if language else "unknown"
 
-        return identify_with_lingua
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
-    identifier.set_languages(candidates)
-    return lambda text: identifier.classify(text.lower())[0]
+    return identify_with_lingua
 
 
 def _grade(completion: str, record: Record, settings: ScorerSettings) -> Task:

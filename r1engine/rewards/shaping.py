@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from r1engine.rewards.record import Score
+
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd
 
 
 def length_terms(lengths: Sequence[int], is_right: Sequence[bool]) -> list[float]:
@@ -54,7 +58,11 @@ def repetition_term(text: str, size: int) -> float:
     total = len(words) - size + 1
     if total < 2:
         return 0.0
-    return len({hash(tuple(words[i : i + size])) for i in range(total)}) / total - 1
+    values = np.fromiter(map(hash, words), np.int64, len(words)).astype(np.uint64)
+    hashes = np.zeros(total, np.uint64)  # of each n-gram: a polynomial modulo 2**64
+    for k in range(size):
+        hashes = hashes * _FACTOR + values[k : k + total]
+    return len(np.unique(hashes)) / total - 1
 
 
 def shape(

@@ -184,7 +184,7 @@ def test_a_chunk_that_differs_by_a_byte_is_named(tmp_path):
     for place in random.Random(0).sample(range(len(whole)), 5):
         chunk.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(
-            ValueError, match=r"samples/chunk_00001\.parquet: SHA-256 differs from SHA256SUMS; delete it"
+            ValueError, match=r"samples/chunk_00001\.parquet: SHA-256 differs from counts\.json; delete it"
         ):
             run_on([made], tmp_path / "data")
     assert [path.name for path in (tmp_path / "data").iterdir()] == []
@@ -269,7 +269,7 @@ def test_bad_sources_are_named(tmp_path):
         check(CurateConfig(sources=[tmp_path / "empty"]))
     made = write_samples(tmp_path / "zero", [sample(1)])
     table = pq.read_table(made / "chunk_00000.parquet")
-    (made / "SHA256SUMS").unlink()
+    (made.parent / "counts.json").unlink()
     pq.write_table(table.drop_columns("verdict"), made / "chunk_00000.parquet")
     with pytest.raises(ConfigError, match=r"chunk_00000\.parquet: row 1: found no field 'verdict'"):
         check(CurateConfig(sources=[made]))

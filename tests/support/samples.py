@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,14 @@ def sample(question_id: int, number: int = 0, **changed: Any) -> dict[str, Any]:
 
 
 def write_samples(folder: Path, rows: list[dict[str, Any]], chunk_rows: int = 8) -> Path:
-    """A folder `samples` with chunks and their digests."""
+    """A folder `samples` with chunks, whose digests stand in counts.json beside it."""
     made = folder / "samples"
     made.mkdir(parents=True)
-    lines = []
+    files = {}
     for number, start in enumerate(range(0, len(rows), chunk_rows)):
         chunk = made / f"chunk_{number:05d}.parquet"
         table = pa.Table.from_pylist(rows[start : start + chunk_rows], schema=COLUMNS)
         pq.write_table(table, chunk, compression="zstd")
-        lines.append(f"{hashlib.sha256(chunk.read_bytes()).hexdigest()}  {chunk.name}\n")
-    (made / "SHA256SUMS").write_text("".join(lines))
+        files[chunk.name] = {"sha256": hashlib.sha256(chunk.read_bytes()).hexdigest()}
+    (folder / "counts.json").write_text(json.dumps({"files": files}))
     return made

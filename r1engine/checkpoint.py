@@ -2,6 +2,7 @@
 
     run_dir/checkpoints/step_00000100/{model/..., state.json, manifest.json}
     run_dir/checkpoints/latest          the name of the folder to resume from
+    run_dir/checkpoints/best            the name of the one that checkpoint.best keeps, if it is set
 
 A folder is written under a temporary name, and its manifest (size and SHA-256 of every file) last; only then
 is it renamed to its step, and only then does `latest` name it. File logic only: no torch, no Megatron.
@@ -115,16 +116,38 @@ def commit(partial: Path, state: dict) -> Path:
     os.rename(partial, final)
     _fsync(root)
     _fsync(root.parent)  # the first commit also made `checkpoints` itself
-    _write_latest(root, final.name)
+    _write_name(root, "latest", final.name)
     if replaced.exists():
         shutil.rmtree(replaced)
     return final
 
 
+def note_best(run_dir: Path, metric: str, *, highest: bool) -> None:
+    """Names in checkpoints/best the checkpoint whose state has the best value of a metric (`state["scores"]`).
+
+    Of equals the newest; a state without it does not take part.
+    """
+    root, scored = run_dir / "checkpoints", []
+    for folder in _committed(root):  # the newest first
+        if (folder / "manifest.json").is_file():
+            value = read_state(folder).get("scores", {}).get(metric)
+            if value is not None:
+                scored.append((value if highest else -value, folder.name))
+    if scored:
+        _write_name(root, "best", max(scored, key=lambda entry: entry[0])[1])
+
+
+def best(run_dir: Path) -> Path | None:
+    """The checkpoint that `note_best` named; None if there is none."""
+    root = run_dir / "checkpoints"
+    name = _read_name(root, "best")
+    return root / name if name is not None and (root / name / "manifest.json").is_file() else None
+
+
 def prune(run_dir: Path, keep: int, on_skip: Callable[[str], None]) -> None:
     """Removes all but the `keep` newest checkpoints, and what killed runs left.
 
-    The one that `latest` names is never removed. A folder without a manifest was damaged from outside: it
+    The ones that `latest` and `best` name are never removed. A folder without a manifest was damaged from outside: it
     does not count as one of the `keep`, and is left for a person to look at. So is what cannot be removed.
 
     Args:
@@ -138,11 +161,11 @@ def prune(run_dir: Path, keep: int, on_skip: Callable[[str], None]) -> None:
     if keep < 1:
         raise ValueError(f"checkpoint: keep must be >= 1, got {keep}")
     root = run_dir / "checkpoints"
-    latest = _read_latest(root)
+    latest, noted = _read_name(root, "latest"), _read_name(root, "best")
     complete = [folder for folder in _committed(root) if (folder / "manifest.json").is_file()]
     _remove_partials(root, on_skip)  # first: one of a step that was saved before would be in the way of the rename
     for folder in complete[keep:]:
-        if folder.name != latest:
+        if folder.name not in (latest, noted):
             # Under its temporary name first, so that a kill half-way leaves no broken checkpoint.
             os.rename(folder, folder.with_name(f".{folder.name}.partial"))
     _remove_partials(root, on_skip)
@@ -194,7 +217,7 @@ def newest_complete(run_dir: Path, on_skip: Callable[[str], None]) -> Path | Non
         on_skip(f"{partial.name}: was never completed")
     candidates = _committed(root) + _folders(root, _REPLACED_NAME)
     has_latest = (root / "latest").exists()
-    latest = _read_latest(root)
+    latest = _read_name(root, "latest")
     if has_latest and latest not in [folder.name for folder in candidates]:
         on_skip(f"latest: names {latest!r}, which does not exist")
     candidates.sort(key=lambda folder: (folder.name == latest, _step(folder)), reverse=True)
@@ -276,19 +299,19 @@ def _step(folder: Path) -> int:
     return int(folder.name.split("_")[1].split(".")[0])
 
 
-def _read_latest(root: Path) -> str | None:
-    path = root / "latest"
+def _read_name(root: Path, kind: str) -> str | None:
+    path = root / kind
     # A flipped bit need not be UTF-8; the name is then reported as one that does not exist.
     return path.read_bytes().decode("utf-8", "replace").strip() if path.is_file() else None
 
 
-def _write_latest(root: Path, name: str) -> None:
-    temporary = root / ".latest.partial"
+def _write_name(root: Path, kind: str, name: str) -> None:
+    temporary = root / f".{kind}.partial"
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(name + "\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, root / "latest")
+    os.replace(temporary, root / kind)
     _fsync(root)
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from r1engine.model.cpu import keep_freed_memory
 from r1engine.model.layers import fp8
 from r1engine.observe.failure import NAME as FAILURE
 from r1engine.observe.failure import Failure, RunFailed, failed
+from r1engine.observe.live import LiveReport
 from r1engine.observe.metrics import MetricsLog, Phases, device_telemetry, peak_rss_gb
 from r1engine.observe.progress import Progress
 from r1engine.observe.report import write_report
@@ -74,6 +75,7 @@ def _run_and_report(cfg: StageConfig, world: World, ending: Ending | None, start
         except ConfigError:
             raise
         except Exception as error:
+            run.report_failure()
             raise run.failed(error) from error
     if world.is_first:
         run.report(stage, time.monotonic() - started)
@@ -117,7 +119,10 @@ class Run:
         self.step = 0
         self.steps: int | None = None
         self.log: MetricsLog | None = None
+        every = cfg.log.report_seconds
+        self._live = LiveReport(cfg.run_dir, every_seconds=every) if world.is_first else None
         self._saved: int | None = None  # step of the last good checkpoint
+        self._scores: dict[int, dict[str, float]] = {}  # step of the last evaluation -> its metrics
         self._stride_began = self._save_seconds = 0.0
         self._stride_seconds: float | None = None
 
@@ -176,6 +181,8 @@ class Run:
         done = stage.advance(self.step)
         before, self.step = self.step, self.step + done.steps
         self._log(done)
+        if self._live is not None:
+            self._live.tick()
         self._stride_seconds = time.monotonic() - self._stride_began
         if self._is_due(before, self.cfg.evaluation.every, stage.steps):
             self._evaluate(stage)
@@ -184,6 +191,8 @@ class Run:
 
     def close(self) -> None:
         """Close the logs."""
+        if self._live is not None:
+            self._live.close()
         if self.log is not None:
             self.log.close()
 
@@ -230,6 +239,12 @@ class Run:
             ),
             error,
         )
+
+    def report_failure(self) -> None:
+        """The report of what a failed run has logged, if anything."""
+        if self.world.is_first and self.log is not None:
+            with suppress(ValueError, OSError):  # what failed the run is what is told
+                write_report(self.cfg.run_dir)
 
     def _checkpoint_name(self) -> str | None:
         return None if self._saved is None else f"step_{self._saved:08d}"
@@ -284,6 +299,12 @@ class Run:
         self.phases.skip()
         if found is None:
             return
+        self._scores = {self.step: found.metrics}
+        if self.cfg.checkpoint.best not in (None, *found.metrics):
+            there = ", ".join(found.metrics)
+            self.progress.note(
+                f"checkpoint.best: found no {self.cfg.checkpoint.best} at step {self.step}, only {there}"
+            )
         if self.log is not None:
             self.log.log(self.step, found.metrics)
             self.log.log_samples(self.step, found.samples)
@@ -317,7 +338,10 @@ class Run:
             state = stage.save(folder)
         self.world.wait()
         if self.world.is_first:
-            checkpoint.commit(folder, {"identity": stage.identity(), "step": self.step} | state)
+            about = {"identity": stage.identity(), "step": self.step, "scores": self._scores.get(self.step, {})}
+            checkpoint.commit(folder, about | state)
+            if (metric := self.cfg.checkpoint.best) is not None:
+                checkpoint.note_best(self.cfg.run_dir, metric, highest=self.cfg.checkpoint.best_is == "highest")
             checkpoint.prune(self.cfg.run_dir, self.cfg.checkpoint.keep, self.progress.note)
         self.world.wait()
         self._saved, self._save_seconds = self.step, time.monotonic() - began

@@ -143,7 +143,7 @@ def test_nothing_imports_sglang():
 # Rooms from the bottom up; a room may import those above it in this list, and what LAZY adds.
 ROOMS = (
     "config", "ending", "ranks", "run_lock", "checkpoint", "observe", "data", "rewards", "hf", "batch", "convert",
-    "grpo", "model", "rollout", "evaluation", "demo", "plan", "stages", "run", "pipeline", "doctor", "cli",
+    "grpo", "model", "rollout", "evaluation", "demo", "plan", "stages", "run", "pipeline", "doctor", "verbs", "cli",
     "train", "__main__",
 )  # fmt: skip
 BOTH_WAYS = {

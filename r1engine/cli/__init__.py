@@ -30,6 +30,9 @@ app.command()(runs.serve)
 app.add_typer(evaluate.app, name="evaluate")
 app.command()(files.reward)
 app.command()(files.convert)
+app.command()(files.export)
+app.command()(files.generate)
+app.command()(looks.data)
 app.command()(looks.doctor)
 
 

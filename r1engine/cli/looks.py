@@ -1,14 +1,15 @@
-"""The commands that look at something and change nothing: config, report, plan, doctor."""
+"""The commands that look at something and change nothing: config, report, plan, data, doctor."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from r1engine.cli.border import ConfigPath, Overrides, fail
-from r1engine.config import KINDS, ConfigError, RlConfig, SftConfig, StageConfig, load, to_yaml
+from r1engine.config import KINDS, ConfigError, RlConfig, SftConfig, StageConfig, check_files, load, to_yaml
 
 
 def show_config(
@@ -38,15 +39,28 @@ def show_config(
 
 
 def report(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, finished or not.")],
+    run_dirs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN_DIR...", help="Folder of a run, finished or not; several are compared."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.html", help="Of a comparison.", show_default=True)] = Path(
+        "comparison.html"
+    ),
+    live: Annotated[int | None, typer.Option("--live", metavar="SECONDS", help="The page loads itself again.")] = None,
 ) -> None:
-    """Write the report of a run (again)."""
-    if not (run_dir / "metrics.jsonl").is_file():
-        fail(ConfigError(f"report: found no metrics.jsonl in {run_dir}, required the folder of a run"))
-    from r1engine.observe.report import write_report
+    """Write the report of a run (again), or a page that compares several."""
+    for run_dir in run_dirs:
+        if not (run_dir / "metrics.jsonl").is_file():
+            fail(ConfigError(f"report: found no metrics.jsonl in {run_dir}, required the folder of a run"))
+    from r1engine.observe.report import write_comparison, write_report
 
     try:
-        for written in write_report(run_dir):
+        if len(run_dirs) > 1:
+            typer.echo(write_comparison(run_dirs, out))
+            return
+        if live is not None:
+            os.nice(10)  # beside the run itself
+        for written in write_report(run_dirs[0], refresh_seconds=live):
             typer.echo(written)
     except (ValueError, OSError) as error:
         fail(ConfigError.of(error))
@@ -86,3 +100,24 @@ def doctor() -> None:
     from r1engine.doctor import print_table
 
     print_table()
+
+
+def data(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option("--rows", min=0, help="Prompts that are printed.")] = 3,
+    heldout: Annotated[bool, typer.Option("--heldout", help="Look at data.heldout, not at data.train.")] = False,
+) -> None:
+    """Print the questions of CONFIG as the run will see them: prompts, tokens, repeats, references of no use."""
+    from rich.console import Console
+
+    try:
+        cfg = load(config, overrides or [], RlConfig)
+        check_files(cfg)
+        if heldout and cfg.data.heldout is None:
+            raise ConfigError("data.heldout: found null, required a file to look at")
+        from r1engine.verbs.look import look
+
+        look(cfg, cfg.data.heldout if heldout and cfg.data.heldout else cfg.data.train_file, rows, Console())
+    except (ValueError, RuntimeError, OSError) as error:
+        fail(ConfigError.of(error))

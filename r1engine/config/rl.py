@@ -77,6 +77,8 @@ class Grpo(Section):
     """sequence_mean: eq. 1; token_mean: DAPO; constant: Dr. GRPO."""
     truncated: Literal["zero", "mask"] = "zero"
     """Truncated completions get reward 0, or are left out of the batch."""
+    dynamic_sampling: Count = 0
+    """DAPO: questions whose completions are all worth the same give way to others, drawn at most so often; 0: off."""
     reference_every: Count = 400
     """Optimizer steps after which the reference is the policy again. v2: every 400; 0: never."""
 
@@ -133,7 +135,13 @@ class RlConfig(StageConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RlConfig:
-        problems = self._column_problems() + self._batch_problems() + self.rollout.problems() + self.rewards.problems()
+        problems = (
+            self._column_problems()
+            + self._sampling_problems()
+            + self._batch_problems()
+            + self.rollout.problems()
+            + self.rewards.problems()
+        )
         if not self.rollout.problems():
             longest = self.rollout.longest_completion(self.steps)
             problems += self.row_problems(
@@ -150,6 +158,13 @@ class RlConfig(StageConfig):
         if data.preset is not None and (data.columns or data.answer_form != "auto"):
             problems.append(f"data.preset: found {data.preset} beside data.columns or data.answer_form, required one")
         return problems
+
+    def _sampling_problems(self) -> list[str]:
+        if self.grpo.dynamic_sampling and self.rollout.max_staleness:
+            return [
+                f"grpo.dynamic_sampling: found rollout.max_staleness {self.rollout.max_staleness}, required 0 there"
+            ]
+        return []
 
     def _batch_problems(self) -> list[str]:
         problems, grpo, completions = [], self.grpo, self.grpo.questions * self.grpo.group_size

@@ -208,6 +208,10 @@ class Checkpoint(Section):
     """Optimizer steps between checkpoints; 0: only at the end."""
     keep: Positive = 3
     """Newest checkpoints that are kept."""
+    best: str | None = None
+    """Metric of an evaluation (eval/pass_at_1): of the steps that have both, the best checkpoint is kept, too."""
+    best_is: Literal["highest", "lowest"] = "highest"
+    """Which value of it is the best."""
     resume: bool = True
     """Go on from the newest complete checkpoint of run_dir, if there is one."""
     grace_seconds: Positive = 300
@@ -221,6 +225,8 @@ class Log(Section):
     """Write TensorBoard files to run_dir/tb."""
     wandb_project: str | None = None
     """Log to this W&B project, too."""
+    report_seconds: Count = 120
+    """Seconds between two writings of report.html while the run goes on; 0: only when it ends."""
     samples: Count = 8
     """Completions a step that are kept for the report."""
 

@@ -127,7 +127,10 @@ class ChatFormat:
         Raises:
             ValueError: the question holds a marker, or the template refuses it or does not write it as it is.
         """
-        messages = [{"role": "user", "content": question}]
+        return self.conversation([{"role": "user", "content": question}], place)
+
+    def conversation(self, messages: list[Message], place: str) -> str:
+        """The same behind the turns before; the last message is the user's. Errors as of `prompt`."""
         _refuse(self.marker(messages), place)
         return self._prompt(self._with_system(messages), place)
 

@@ -128,6 +128,7 @@ def sample_row(completion: Completion, graded: Score, advantage: float | None = 
         "completion": completion.text,
         **{f"reward/{name}": value for name, value in graded.components.items()},
         "verdict": graded.verdict,
+        "reason": graded.reason,
         "advantage": advantage,
         "length": len(completion.tokens),
         "truncated": completion.truncated,

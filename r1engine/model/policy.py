@@ -379,6 +379,13 @@ class Policy:
         template = self.snapshot() if has_snapshot else None
         return dist_checkpoint.load(folder, self._model(), self.optimizer, template)
 
+    @runs_on_cpu
+    @torch.no_grad()
+    def load_weights(self, folder: Path) -> None:
+        """Read back the model alone: to export it, not to go on."""
+        self._offloader.check_awake()
+        dist_checkpoint.load_weights(folder, self._model())
+
 
 def _take_logp(outputs: TokenOutputs, row: PackedBatch) -> torch.Tensor:
     """What the schedule collects of a forward-only row."""

@@ -1,9 +1,9 @@
-"""The figures of the report, as one PNG (matplotlib) and as interactive HTML (plotly), from the same series."""
+"""The figures of the report, and one PNG of them (matplotlib); charts.py draws the same series for the page."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate, cycle, pairwise
+from itertools import accumulate, cycle
 from pathlib import Path
 
 Row = dict[str, float]
@@ -99,10 +99,10 @@ SFT_FIGURES = (
     Figure("Speed", "tokens per second", (Series("tokens_per_second", "all ranks", BLUE),)),
 )
 _DOMAIN = "eval/loss/"
-_COLORS = (BLUE, ORANGE, GREEN, RED, "#8e6bb8", GREY, "#b8860b", "#0f8b8d")
-_PHASES = ("data", "generate", "score", "logprobs", "update", "refresh")
-_PHASE_COLORS = (RED, BLUE, GREEN, "#8e6bb8", ORANGE, GREY)
-_SMOOTH_FROM = 20  # points; with fewer the raw line is readable
+COLORS = (BLUE, ORANGE, GREEN, RED, "#8e6bb8", GREY, "#b8860b", "#0f8b8d")
+PHASES = ("data", "generate", "score", "logprobs", "update", "refresh")
+PHASE_COLORS = (RED, BLUE, GREEN, "#8e6bb8", ORANGE, GREY)
+SMOOTH_FROM = 20  # points; with fewer the raw line is readable
 
 
 def points(
@@ -143,7 +143,7 @@ def figures_of(rows: list[Row]) -> tuple[Figure, ...]:
     domains = dict.fromkeys(key for row in rows for key in row if key.startswith(_DOMAIN))
     series = tuple(
         Series(key, key.removeprefix(_DOMAIN), color, is_rare=True)
-        for key, color in zip(domains, cycle(_COLORS), strict=False)
+        for key, color in zip(domains, cycle(COLORS), strict=False)
     )
     by_domain = Figure("Held-out cross-entropy by domain", "nats per token", series)
     used = Figure("Model FLOPs utilization", "share of the peak", (Series("mfu", "all GPUs", BLUE),))
@@ -212,10 +212,8 @@ def _draw_lines(axes, rows: list[Row], figure: Figure) -> bool:
         if not steps:
             continue
         drawn = True
-        if (interval := band(rows, series.key))[0]:
-            axes.fill_between(*interval, color=series.color, alpha=0.15, linewidth=0)
-        marker = "o" if series.is_rare or len(steps) < _SMOOTH_FROM else None
-        if series.is_rare or len(steps) < _SMOOTH_FROM:
+        marker = "o" if series.is_rare or len(steps) < SMOOTH_FROM else None
+        if series.is_rare or len(steps) < SMOOTH_FROM:
             axes.plot(steps, values, color=series.color, marker=marker, markersize=4, linewidth=1.8, label=series.name)
         else:
             axes.plot(steps, values, color=series.color, linewidth=0.8, alpha=0.3)
@@ -225,107 +223,8 @@ def _draw_lines(axes, rows: list[Row], figure: Figure) -> bool:
     return drawn
 
 
-def html_figures(rows: list[Row], lengths: Lengths | None = None) -> list[str]:
-    """Interactive figures as HTML fragments; the page must contain `plotly_script` before them."""
-    made = {figure.title: _plotly_lines(rows, figure) for figure in figures_of(rows)}
-    if lengths is not None:
-        made[LENGTHS_TITLE] = _plotly_lengths(lengths)
-    made["Where the time goes"] = _plotly_phases(rows)
-    options = {
-        "displaylogo": False,
-        "responsive": True,
-        "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
-    }
-    return [
-        f"<h3>{title}</h3>\n{chart.to_html(full_html=False, include_plotlyjs=False, config=options)}"
-        for title, chart in made.items()
-    ]
-
-
 def plotly_script() -> str:
     """The JavaScript of plotly, for a page that works without a network."""
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs()
-
-
-def _plotly_lines(rows: list[Row], figure: Figure):
-    import plotly.graph_objects as go
-
-    chart = go.Figure()
-    for series in figure.series:
-        steps, values = points(rows, series.key, only_positive=figure.is_log, over_tokens=figure.over_tokens)
-        if not steps:
-            continue
-        line = {"color": series.color, "width": 2.2}
-        if (interval := band(rows, series.key))[0]:
-            at, low, high = interval
-            shape = {"mode": "lines", "line": {"width": 0}, "showlegend": False, "hoverinfo": "skip"}
-            chart.add_scatter(x=at, y=low, **shape)
-            chart.add_scatter(x=at, y=high, fill="tonexty", fillcolor=f"{series.color}26", **shape)
-        if series.is_rare or len(steps) < _SMOOTH_FROM:
-            marker = {"size": 7, "color": series.color}
-            chart.add_scatter(x=steps, y=values, name=series.name, mode="lines+markers", line=line, marker=marker)
-        else:
-            pale = {"color": series.color, "width": 1}
-            group = {"legendgroup": series.key}
-            chart.add_scatter(
-                x=steps, y=values, mode="lines", line=pale, opacity=0.3, showlegend=False, hoverinfo="skip", **group
-            )
-            chart.add_scatter(x=steps, y=smoothed(values), name=series.name, mode="lines", line=line, **group)
-    y_axis: dict = {"title": {"text": figure.y_label}}
-    if figure.is_fraction:
-        y_axis |= {"range": [-0.03, 1.03]}
-    elif figure.is_log:
-        y_axis |= {"type": "log", "exponentformat": "power", "dtick": 1}
-    else:
-        y_axis |= {"rangemode": "tozero"}
-    return _styled(chart, y_axis, x_label(figure))
-
-
-def _plotly_lengths(lengths: Lengths):
-    import plotly.graph_objects as go
-
-    chart = go.Figure()
-    ends = list(pairwise(lengths.edges))
-    chart.add_bar(
-        x=[low for low, _ in ends],
-        width=[high - low for low, high in ends],
-        y=lengths.texts,
-        offset=0,
-        name="texts",
-        marker={"color": BLUE, "line": {"width": 0}},
-    )
-    chart.add_vline(lengths.row_tokens, line={"color": RED, "dash": "dash"}, annotation_text="a packed row")
-    _styled(chart, {"title": {"text": "texts"}}, "tokens of a text")
-    return chart.update_layout(xaxis={"type": "log"}, hovermode="closest")
-
-
-def _plotly_phases(rows: list[Row]):
-    import plotly.graph_objects as go
-
-    chart = go.Figure()
-    for phase, color in zip(_PHASES, _PHASE_COLORS, strict=True):
-        steps, values = points(rows, f"seconds/{phase}")
-        if steps:
-            chart.add_bar(x=steps, y=values, name=phase, marker={"color": color, "line": {"width": 0}})
-    chart.update_layout(barmode="stack", bargap=0)
-    return _styled(chart, {"title": {"text": "seconds per iteration"}})
-
-
-def _styled(chart, y_axis: dict, x: str = "optimizer step"):
-    font = 'system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif'
-    chart.update_layout(
-        template="plotly_white",
-        font={"family": font, "size": 12.5, "color": "#36414f"},
-        height=350,
-        margin={"l": 64, "r": 20, "t": 28, "b": 84},
-        legend={"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"},
-        hovermode="x unified",
-        showlegend=True,
-        yaxis=y_axis,
-        xaxis={"title": {"text": x, "standoff": 6}},
-    )
-    if not chart.data:
-        chart.add_annotation(text="no data", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
-    return chart

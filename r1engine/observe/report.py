@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import html
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from r1engine.config.read import flat
+from r1engine.config.source import read_source
 from r1engine.observe import figures
+from r1engine.observe.charts import Group, chart_groups, comparison
+from r1engine.observe.starts import read_starts
 
+_TEMPLATE = Path(__file__).with_name("report_template.html")
 _SAMPLE_BYTES = 16_000_000  # completions put into the page; a browser opens that at once
 # key of an evaluation -> (name, is a share)
 _HEADLINES = {
@@ -20,14 +25,16 @@ _HEADLINES = {
 }
 
 
-def write_report(run_dir: Path) -> tuple[Path, Path]:
-    """Draws what the logs of a run hold: the paper's curves, rewards, phase times and sampled completions.
+def write_report(run_dir: Path, *, refresh_seconds: int | None = None) -> tuple[Path, Path]:
+    """Draws what the logs of a run hold: the paper's curves, every other series, phase times, sampled completions.
 
-    Reads metrics.jsonl and, if present, samples.jsonl, lengths.json and summary.json. The headline numbers are the
-    first and the last evaluation in metrics.jsonl; what else summary.json holds is shown as facts under the title.
+    Reads metrics.jsonl and, if present, samples.jsonl, lengths.json, summary.json, provenance.json and config.yaml. The
+    headline numbers are the first and the last evaluation in metrics.jsonl; what else summary.json holds is shown as
+    facts under the title.
 
     Args:
         run_dir: folder of a run, finished or going on.
+        refresh_seconds: of a run that goes on: the page loads itself again so often. Then curves.png is left as it is.
 
     Returns:
         (run_dir/curves.png, run_dir/report.html).
@@ -36,21 +43,137 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
         FileNotFoundError: metrics.jsonl is missing.
         ValueError: metrics.jsonl has no row, a log has a broken line before its last, or summary.json is broken.
     """
+    rows = read_rows_of(run_dir)
+    samples, num_samples = _read_samples(run_dir / "samples.jsonl")
+    summary = _read_object(run_dir / "summary.json") if (run_dir / "summary.json").exists() else {}
+    png = run_dir / "curves.png"
+    lengths = figures.Lengths(**_read_object(run_dir / "lengths.json")) if (run_dir / "lengths.json").exists() else None
+    if refresh_seconds is None:
+        figures.write_png(rows, png, lengths)
+    note = "" if len(samples) == num_samples else f"Of {num_samples} logged completions, {len(samples)} are shown here."
+    text = page(
+        run_dir.resolve().name,
+        chart_groups(rows, lengths),
+        facts=_facts(rows, summary),
+        headlines=_headlines(rows),
+        details=_details(run_dir),
+        samples=samples,
+        samples_note=note,
+        refresh_seconds=refresh_seconds,
+    )
+    return png, _put(text, run_dir / "report.html")
+
+
+def write_comparison(run_dirs: list[Path], out: Path) -> Path:
+    """Draws every series of several runs, a line a run, with the settings that differ and the last evaluations.
+
+    Raises:
+        FileNotFoundError, ValueError: see `write_report`; or two runs have the same folder.
+    """
+    names = [_short_name(run_dir, run_dirs) for run_dir in run_dirs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"report: found {', '.join(names)}, required folders of different runs")
+    runs = {name: read_rows_of(run_dir) for name, run_dir in zip(names, run_dirs, strict=True)}
+    settings = [flat(_config(run_dir)) for run_dir in run_dirs]
+    keys = sorted({key for one in settings for key in one if key != "run_dir"})
+    differing = [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
+    rows = [[key, *(json.dumps(one.get(key)) for one in settings)] for key in differing]
+    last = {name: ([row for row in found if _is_evaluation(row)] or [{}])[-1] for name, found in runs.items()}
+    scores = [
+        [title, *(_number(last[name].get(f"eval/{key}"), is_share) for name in names)]
+        for key, (title, is_share) in _HEADLINES.items()
+        if any(f"eval/{key}" in row for row in last.values())
+    ]
+    tables = [
+        {"title": "Last evaluation", "head": ["", *names], "rows": scores},
+        {"title": "Settings that differ", "head": ["", *names], "rows": rows},
+    ]
+    text = page(" / ".join(names), comparison(runs), tables=[table for table in tables if table["rows"]])
+    return _put(text, out)
+
+
+def page(title: str, groups: list[Group], **parts: Any) -> str:
+    """One self-contained page of report_template.html: everything but charts and samples is escaped.
+
+    Args:
+        title:  of the page.
+        groups: of charts.
+        parts:  of the template: facts (name, value), headlines, tables, details, samples, samples_note,
+            refresh_seconds; what is left out is not shown.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    charts = [chart for _, group in groups for chart in group]
+    numbers = iter(range(len(charts)))
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    samples = parts.pop("samples", None)
+    defaults: dict[str, Any] = dict.fromkeys(("facts", "headlines", "tables", "details"), ())
+    return template.render(
+        **(defaults | {"samples_note": "", "refresh_seconds": None} | parts),
+        title=title,
+        groups=[
+            {"title": name, "charts": [{"title": chart["title"], "number": next(numbers)} for chart in group]}
+            for name, group in groups
+        ],
+        charts=embedded_json([{"data": chart["data"], "layout": chart["layout"]} for chart in charts]),
+        has_samples=samples is not None,
+        samples=embedded_json(samples or []),
+        plotly=figures.plotly_script(),
+    )
+
+
+def read_rows_of(run_dir: Path) -> list[dict]:
+    """The rows of metrics.jsonl, one a step. Errors as of `write_report`."""
     metrics = run_dir / "metrics.jsonl"
     if not metrics.is_file():
         raise FileNotFoundError(f"report: {metrics} does not exist; is {run_dir} the run_dir of a run?")
     rows = _merged(_read_lines(metrics))
     if not rows:
         raise ValueError(f"report: {metrics} has no row; the run has not finished a step")
-    samples, num_samples = _read_samples(run_dir / "samples.jsonl")
-    summary = _read_object(run_dir / "summary.json") if (run_dir / "summary.json").exists() else {}
+    return rows
 
-    png, page = run_dir / "curves.png", run_dir / "report.html"
-    lengths = figures.Lengths(**_read_object(run_dir / "lengths.json")) if (run_dir / "lengths.json").exists() else None
-    figures.write_png(rows, png, lengths)
-    text = _page(run_dir.resolve().name, rows, samples, num_samples, summary, lengths)
-    page.write_text(text, encoding="utf-8")
-    return png, page
+
+def _put(text: str, path: Path) -> Path:
+    """Writes a page; who looks at it meanwhile has the old one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _short_name(run_dir: Path, among: list[Path]) -> str:
+    """The folder's name, with its parent's where another run has the same."""
+    whole = run_dir.resolve()
+    is_alone = [other.resolve().name for other in among].count(whole.name) == 1
+    return whole.name if is_alone else f"{whole.parent.name}/{whole.name}"
+
+
+def _config(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "config.yaml"
+    return dict(read_source(path, []).data) if path.is_file() else {}
+
+
+def _details(run_dir: Path) -> list[dict[str, str]]:
+    """The starts of a run, what changed at each, and its configuration."""
+    details = []
+    for number, start in enumerate(read_starts(run_dir), 1):
+        git = start["git"] or {}
+        commit = git.get("commit", "no checkout") + (" with changes" if git.get("is_changed") else "")
+        lines = [
+            f"command   {' '.join(start['command'])}",
+            f"folder    {start['folder']}",
+            f"machine   {start['host']}, {start['ranks']} ranks",
+            f"commit    {commit}",
+            f"versions  {', '.join(f'{name} {version}' for name, version in start['versions'].items())}",
+            *(f"changed   {change}" for change in start["changed"]),
+            *(f"function  {name} {digest}" for name, digest in start.get("functions", {}).items()),
+        ]
+        title = f"start {number}: {start['started']}, from step {start['step']:,}"
+        details.append({"title": title, "text": "\n".join(lines)})
+    if (run_dir / "config.yaml").is_file():
+        details.append({"title": "config.yaml", "text": (run_dir / "config.yaml").read_text(encoding="utf-8")})
+    return details
 
 
 def _read_lines(path: Path) -> list[dict]:
@@ -100,45 +223,13 @@ def _read_samples(path: Path) -> tuple[list[dict], int]:
     return [row for row in rows if row["step"] in kept], len(rows)
 
 
-def _page(
-    name: str,
-    rows: list[dict],
-    samples: list[dict],
-    num_samples: int,
-    summary: dict,
-    lengths: figures.Lengths | None,
-) -> str:
-    note = "" if len(samples) == num_samples else f"Of {num_samples} logged completions, {len(samples)} are shown here."
-    parts = {
-        "@TITLE@": html.escape(name),
-        "@FACTS@": _facts(rows, summary),
-        "@HEADLINES@": _headlines(rows),
-        "@FIGURES@": _figure_cards(rows, lengths),
-        "@SAMPLES_NOTE@": note,
-        "@SAMPLES@": embedded_json(samples),
-        "@PLOTLY@": figures.plotly_script(),
-    }
-    page = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
-    pieces = page.split("%%")  # one pass: a completion that holds the name of a part is not replaced by it
-    return "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
-
-
-def _figure_cards(rows: list[dict], lengths: figures.Lengths | None) -> str:
-    """The figures in two columns; an odd last one is as wide as both."""
-    fragments = figures.html_figures(rows, lengths)
-    classes = ["card figure"] * len(fragments)
-    if len(fragments) % 2:
-        classes[-1] += " wide"
-    return "\n".join(f'<div class="{name}">{part}</div>' for name, part in zip(classes, fragments, strict=True))
-
-
 def embedded_json(value: object) -> str:
     """JSON for a <script type="application/json"> element: no text in it can end the element or start another."""
-    text = json.dumps(value, allow_nan=False)  # ASCII
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))  # ASCII
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _facts(rows: list[dict], summary: dict) -> str:
+def _facts(rows: list[dict], summary: dict) -> list[tuple[str, str]]:
     """What is known of the run as a whole, in one line."""
     # Without summary.json the run goes on: its iterations so far, without evaluations and checkpoints.
     seconds = summary.get("seconds") or sum(row.get("seconds/total") or 0.0 for row in rows)
@@ -150,29 +241,30 @@ def _facts(rows: list[dict], summary: dict) -> str:
     for key, value in summary.items():
         if key != "seconds" and not key.endswith(("_before", "_after")) and isinstance(value, (str, int, float)):
             facts.append((key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value)))
-    return "".join(f"<span>{html.escape(key)} <b>{html.escape(value)}</b></span>" for key, value in facts)
+    return facts
 
 
-def _headlines(rows: list[dict]) -> str:
+def _headlines(rows: list[dict]) -> list[dict[str, str]]:
     """Cards with the numbers of the first and the last evaluation; none before the second one."""
-    evaluations = [row for row in rows if any(key.startswith("eval/") for key in row)]
+    evaluations = [row for row in rows if _is_evaluation(row)]
     if len(evaluations) < 2:
-        return ""
+        return []
     before, after = evaluations[0], evaluations[-1]
     cards = []
     for key, (name, is_share) in _HEADLINES.items():
         if f"eval/{key}" not in before and f"eval/{key}" not in after:
             continue
         old, new = (_number(row.get(f"eval/{key}"), is_share) for row in (before, after))
-        cards.append(
-            f'<div class="card headline"><h3>{name}</h3>'
-            f'<p><span class="old">{old}</span><span class="arrow">&rarr;</span><span class="new">{new}</span></p>'
-            f"<small>step {before['step']:,} &rarr; step {after['step']:,}</small></div>"
-        )
-    return "\n".join(cards)
+        where = f"step {before['step']:,} \N{RIGHTWARDS ARROW} step {after['step']:,}"
+        cards.append({"name": name, "old": old, "new": new, "where": where})
+    return cards
+
+
+def _is_evaluation(row: dict) -> bool:
+    return any(key.startswith("eval/") for key in row)
 
 
 def _number(value: float | None, is_share: bool) -> str:
     if not isinstance(value, (int, float)):
-        return "&ndash;"
+        return "\N{EN DASH}"
     return f"{value:.1%}" if is_share else f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3f}"

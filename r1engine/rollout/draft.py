@@ -12,6 +12,8 @@ from r1engine.batch import Completion, Prompt
 from r1engine.hf.architecture import Architecture
 from r1engine.hf.tokenizer import PromptTokenizer
 
+DRAWING = 1_000_000  # samples of a question that one drawing of a step may have
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -58,8 +60,9 @@ class Draft:
             self.versions.append((version, len(tokens)))
 
 
-def new_drafts(prompts: list[Prompt], *, num_samples: int, step: int, max_tokens: int) -> list[Draft]:
-    """Empty drafts, group after group; a question that occurs again draws other samples than before.
+def new_drafts(prompts: list[Prompt], *, num_samples: int, step: int, max_tokens: int, drawing: int = 0) -> list[Draft]:
+    """Empty drafts, group after group; a question that occurs again draws other samples than before, and in another
+    `drawing` of the step, too.
 
     Raises:
         ValueError: a number is below 1.
@@ -70,7 +73,7 @@ def new_drafts(prompts: list[Prompt], *, num_samples: int, step: int, max_tokens
     occurrences: Counter[int] = Counter()
     drafts = []
     for prompt in prompts:
-        first = occurrences[prompt.id] * num_samples
+        first = drawing * DRAWING + occurrences[prompt.id] * num_samples
         occurrences[prompt.id] += 1
         drafts += [Draft(prompt, sample, step, first + sample, max_tokens) for sample in range(num_samples)]
     return drafts

@@ -70,20 +70,29 @@ class Rollouts:
 
     # ------------------------------------------------------------------ one iteration
 
-    def take(self, step: int, on_tokens: Callable[[int], None] | None = None) -> list[Completion]:
+    def take(
+        self,
+        step: int,
+        on_tokens: Callable[[int], None] | None = None,
+        *,
+        questions: int | None = None,
+        drawing: int = 0,
+    ) -> list[Completion]:
         """This rank's completions for one iteration, group after group; then the next questions are issued.
 
         Args:
             step:      optimizer steps done before.
             on_tokens: called with the number of tokens of each part that is drawn inside this call.
+            questions: of all ranks; None: those of a rollout.
+            drawing:   number of the call in this step; only without staleness there may be several.
 
         Raises:
             RuntimeError: a sample is staler than allowed, or a question was lost or doubled.
         """
         self._version = self._generator.weight_version
-        quota = self._quota(step)
+        quota = self._share(self._cfg.questions_at(step) if questions is None else questions)
         self._drop_stale()
-        self._issue(step)
+        self._issue(step, quota, drawing)
         with self._generator.awake():
             self._draw(on_tokens, lambda: self._choose(quota) is not None)
         chosen = self._choose(quota)
@@ -98,7 +107,7 @@ class Rollouts:
         if following >= self._cfg.steps:
             self._drop("end_of_run", self.questions)
         elif self._cfg.rollout.max_staleness:
-            self._issue(following)
+            self._issue(following, self._share(self._cfg.questions_at(following)))
         self._check_accounts(taken, quota)
         return self._generator.completions([draft for question in chosen for draft in question.drafts])
 
@@ -129,9 +138,9 @@ class Rollouts:
             sampling = Sampling(rollout.temperature, rollout.top_p, rollout.top_k)
             self._generator.draw(drafts, sampling, on_tokens=on_tokens, should_stop=should_stop)
 
-    def _quota(self, step: int) -> int:
-        """Questions that this rank trains on in the rollout that begins after `step` optimizer steps."""
-        return len(range(self._world.rank, self._cfg.questions_at(step), self._world.size))
+    def _share(self, questions: int) -> int:
+        """This rank's of so many questions."""
+        return len(range(self._world.rank, questions, self._world.size))
 
     def _choose(self, quota: int) -> list[Pending] | None:
         """The questions to train on, the oldest first; None while they have not ended.
@@ -150,9 +159,9 @@ class Rollouts:
 
     # ------------------------------------------------------------------ accounts
 
-    def _issue(self, step: int) -> None:
+    def _issue(self, step: int, quota: int, drawing: int = 0) -> None:
         """Take new questions from the stream and deal them round to the ranks that have room."""
-        room = round(self._quota(step) * self._cfg.rollout.oversample)
+        room = round(quota * self._cfg.rollout.oversample)
         rooms: list[int] = self._world.everyones(room - len(self.questions))
         turns = [rank for turn in range(max(rooms)) for rank in range(self._world.size) if rooms[rank] > turn]
         own: list[tuple[int, Prompt]] = []
@@ -161,7 +170,9 @@ class Rollouts:
                 own.append((self._issued, prompt))
             self._issued += 1
         size, limit = self._cfg.grpo.group_size, self._cfg.rollout.max_tokens_at(step)
-        drafts = new_drafts([prompt for _, prompt in own], num_samples=size, step=step, max_tokens=limit)
+        drafts = new_drafts(
+            [prompt for _, prompt in own], num_samples=size, step=step, max_tokens=limit, drawing=drawing
+        )
         for i, (number, _) in enumerate(own):
             self.questions.append(Pending(number, drafts[i * size : (i + 1) * size]))
         self._counts["issued"] += len(own)

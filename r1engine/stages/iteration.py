@@ -24,6 +24,7 @@ from r1engine.rewards import Score, Scorer
 from r1engine.rewards.shaping import shape
 from r1engine.rollout import Generator
 from r1engine.rollout.rollouts import Rollouts
+from r1engine.stages.groups import group_metrics, num_missing, with_signal_first
 from r1engine.stages.rating import Rater, rated
 from r1engine.stages.rl_metrics import mismatch, rollout_metrics, update_metrics
 
@@ -53,6 +54,7 @@ class Iteration:
     metrics: dict[str, float]
     graded: list[Graded]
     samples: list[Sample]
+    rewards: list[float | None]  # of each
 
 
 def iterate(parts: Parts, step: int) -> Iteration:
@@ -66,7 +68,7 @@ def iterate(parts: Parts, step: int) -> Iteration:
         Metrics over the whole rollout (the same on every rank), the graded completions and their samples.
     """
     cfg = parts.cfg
-    graded = rollout(parts, step)
+    graded, drawn = rollout(parts, step)
     weights = cfg.rewards.weights_at(step)
     rewards = total_rewards(graded, cfg.grpo, weights)
     samples = to_samples([completion for completion, _ in graded], rewards, cfg.grpo)
@@ -80,24 +82,41 @@ def iterate(parts: Parts, step: int) -> Iteration:
     verify(parts)
 
     rows = [row for minibatch in minibatches for row in minibatch]
-    metrics = rollout_metrics(graded, rewards, weights) | update_metrics(stats) | mismatch(rows, parts.world)
+    metrics = rollout_metrics(drawn, total_rewards(drawn, cfg.grpo, weights), weights)
+    metrics |= group_metrics(drawn, cfg, step) | update_metrics(stats) | mismatch(rows, parts.world)
     metrics |= parts.rollouts.metrics([completion for completion, _ in graded]) | parts.generator.metrics()
-    return Iteration(metrics, graded, samples)
+    return Iteration(metrics, graded, samples, rewards)
 
 
-def rollout(parts: Parts, step: int) -> list[Graded]:
-    """Draw and grade G completions of each question. Every rank returns all of them, group after group."""
+def rollout(parts: Parts, step: int) -> tuple[list[Graded], list[Graded]]:
+    """Draw and grade G completions of each question.
+
+    With `dynamic_sampling`, questions without a signal give way to others (DAPO), which are drawn at most so often.
+
+    Returns:
+        What is trained on, and all that was drawn; on every rank those of all ranks, group after group.
+    """
+    cfg, drawn = parts.cfg, draw(parts, step)
+    for drawing in range(1, cfg.grpo.dynamic_sampling + 1):
+        if not (missing := num_missing(drawn, cfg, step)):
+            break
+        drawn = drawn + draw(parts, step, questions=missing, drawing=drawing)
+    parts.progress.phase("train")
+    return with_signal_first(drawn, cfg, step), drawn
+
+
+def draw(parts: Parts, step: int, *, questions: int | None = None, drawing: int = 0) -> list[Graded]:
+    """Completions of new questions with their scores, from all ranks; see `Rollouts.take`."""
     cfg, size = parts.cfg, parts.cfg.grpo.group_size
     parts.progress.phase("generate")  # counts tokens; nobody knows how many there will be
     with parts.phases("generate"):
-        completions = parts.rollouts.take(step, parts.progress.advance)
+        completions = parts.rollouts.take(step, parts.progress.advance, questions=questions, drawing=drawing)
     with parts.phases("score"):
         records = (record_of(completion) for completion in completions)
         scores = parts.scorer.score(records, are_rated=cfg.rewards.is_rated_at(step))
         groups = [slice(i, i + size) for i in range(0, len(completions), size)]
         own = [grade_group(completions[group], scores[group], cfg, step) for group in groups]
     everyones = interleaved(parts.world.everyones(own))
-    parts.progress.phase("train")
     graded = [pair for group in everyones for pair in group]
     if parts.raters and cfg.rewards.is_rated_at(step):
         with parts.phases("score"), parts.policy.awake():

@@ -146,7 +146,17 @@ class RlStage:
         """Rows of samples.jsonl: completions from all over the rollout."""
         count = min(self.cfg.log.samples, len(done.graded))
         chosen = range(0, len(done.graded), len(done.graded) // count) if count else range(0)
-        return [sample_row(*done.graded[i], done.samples[i].advantage) for i in chosen][:count]
+        rows = []
+        for i in [*chosen][:count]:
+            group = [_in_group(done, other) for other in self._group_of(i)]
+            completion, score = done.graded[i]
+            rows.append(sample_row(completion, score, done.samples[i].advantage) | {"group": group})
+        return rows
+
+    def _group_of(self, index: int) -> range:
+        """The completions of the same question."""
+        size = self.cfg.grpo.group_size
+        return range(index - index % size, index - index % size + size)
 
     def evaluate(self, step: int) -> Evaluated | None:
         """pass@1 of the held-out questions, and the benchmarks."""
@@ -203,3 +213,9 @@ class RlStage:
         """End the generator's servers and the grading processes."""
         for close in self._to_close:
             close()
+
+
+def _in_group(done: Iteration, index: int) -> dict[str, Any]:
+    """What is shown of a completion beside another one of its question."""
+    completion, score = done.graded[index]
+    return {"verdict": score.verdict, "reward": done.rewards[index], "length": len(completion.tokens)}

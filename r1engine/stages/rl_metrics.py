@@ -30,12 +30,14 @@ def rollout_metrics(
     for score in decided:
         for name, value in score.components.items():
             values[name].append(value)
+    by_verdict = {name: [len(c.tokens) for c, score in graded if score.verdict == name] for name in ("right", "wrong")}
     return {
         **({"reward/mean": sum(known) / len(known)} if known else {}),
         **{f"reward/{name}": sum(found) / len(found) for name, found in sorted(values.items())},
         "reward/undecided": 1 - len(decided) / len(graded),
         "completion/length_mean": sum(lengths) / len(lengths),
         "completion/length_max": max(lengths),
+        **{f"completion/length_{name}": sum(found) / len(found) for name, found in by_verdict.items() if found},
         "completion/truncated": sum(c.truncated for c, _ in graded) / len(graded),
         "tokens_generated": sum(lengths),
     }

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from r1engine.observe import figures, report
+from r1engine.observe.charts import line_chart
 from r1engine.observe.report import embedded_json, write_report
 
 ATTACK = "</script><script>alert(1)</script><!-- <b>%%@PLOTLY@%%\u2028"
@@ -94,7 +95,7 @@ def test_the_headlines_are_the_first_and_the_last_evaluation(full_run):
     text = full_run[1][1].read_text()
     assert '<span class="old">12.5%</span>' in text and '<span class="new">75.0%</span>' in text
     assert '<span class="old">30.0</span>' in text and '<span class="new">60.0</span>' in text
-    assert "step 0 &rarr; step 30" in text
+    assert "step 0 \N{RIGHTWARDS ARROW} step 30" in text
     assert "wall time <b>1.5 min</b>" in text
     assert "tokens generated <b>3,000</b>" in text
 
@@ -230,5 +231,5 @@ def test_smoothing_is_a_centered_mean():
 def test_an_evaluation_has_the_band_of_its_interval():
     rows = [{"step": 0, "eval/pass_at_1": 0.5, "eval/pass_at_1_low": 0.4, "eval/pass_at_1_high": 0.6}, {"step": 1}]
     assert figures.band(rows, "eval/pass_at_1") == ([0], [0.4], [0.6])
-    chart = figures._plotly_lines(rows, figures.RL_FIGURES[0])
-    assert [trace.fill for trace in chart.data] == [None, "tonexty", None] and list(chart.data[1].y) == [0.6]
+    traces = line_chart(rows, figures.RL_FIGURES[0])["data"]
+    assert [trace.get("fill") for trace in traces] == [None, "tonexty", None] and traces[1]["y"] == [0.6]

@@ -19,6 +19,7 @@ CONFIGS = {
     "r1_zero_671b": ("h800", 512),
     "r1_zero_671b_256": ("h800", 256),
     "r1_zero_671b_128": ("h200", 128),
+    "gsm8k_qwen2.5_0.5b": ("h100", 1),
     "bases/qwen2.5_math_1.5b": ("h100", 8),
     "bases/qwen2.5_math_7b": ("h100", 8),
     "bases/llama_3.1_8b": ("h100", 8),
@@ -43,6 +44,7 @@ RATES = {  # v2, Table 6
 }
 PUBLISHED = {  # parameters of the checkpoints
     "DeepSeek-V3": 671_026_404_352,
+    "Qwen2.5-0.5B-Instruct": 494_032_768,
     "Qwen2.5-Math-1.5B": 1_543_714_304,
     "Qwen2.5-Math-7B": 7_615_616_512,
     "Llama-3.1-8B": 8_030_261_248,
@@ -92,6 +94,14 @@ def test_table_6s_run_has_the_papers_numbers(monkeypatch):
     assert (cfg.optimizer.lr, grpo.kl_coef, rollout.temperature, rollout.max_tokens) == (2e-6, 0.001, 1.0, 32_768)
     assert (grpo.group_size, grpo.questions * grpo.group_size, grpo.minibatches) == (16, 8_192, 16)
     assert cfg.steps == 10_000 and grpo.reference_every == 400
+
+
+def test_the_first_run_on_one_gpu_takes_less_than_an_hour_and_24_gib_to_update(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cfg, assumed = load(ROOT / "configs" / "gsm8k_qwen2.5_0.5b.yaml", []), Assumed(mean_tokens=300)
+    plan = make_plan(read_architecture(cfg.model.path), layout_of(cfg, 1), job_of(cfg, assumed), GPUS["h100"], assumed)
+    assert plan.fits and plan.seconds * cfg.steps / cfg.steps_per_rollout < 3600
+    assert sum(plan.stages[0].training.values()) < 24
 
 
 def test_671b_trains_on_128_gpus_of_80_gb_with_the_optimizer_on_the_host(monkeypatch):

@@ -27,7 +27,9 @@ def test_raw_solutions_and_an_own_reward_train(tiny_base, tmp_path):
         f"model.path={tiny_base}/base/model", f"data.train={tmp_path}/data", "data.columns.question=problem",
         f"rewards.functions.level={tmp_path}/own.py:level", f"rewards.functions.never={tmp_path}/own.py:never",
         f"rewards.functions.close={ROOT}/examples/own_reward.py:close", "rewards.function_weights.never=0",
-        "rewards.function_weights.close=0.5", "steps=1", "grpo.questions=4", "grpo.group_size=4", "grpo.minibatches=1",
+        "rewards.function_weights.close=0",
+        "rewards.accuracy=0", "rewards.format=0", "grpo.dynamic_sampling=1",
+        "steps=1", "grpo.questions=4", "grpo.group_size=4", "grpo.minibatches=1",
         "optimizer.warmup_steps=0", "rewards.workers=1", "threads=1", "log.tensorboard=false",
         f"run_dir={tmp_path}/run",
     ]  # fmt: skip
@@ -39,6 +41,9 @@ def test_raw_solutions_and_an_own_reward_train(tiny_base, tmp_path):
     )
     (row,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert row["reward/level"] == 1.0 and "reward/close" in row and "reward/never" not in row
+    # The weights leave a reward of 1 to every completion: no question has a signal, and all are drawn once more.
+    assert (row["groups/without_signal"], row["groups/drawn_again"], row["reward/std"]) == (1.0, 4.0, 0.0)
+    assert row["questions/consumed"] == 8
     assert row["reward/undecided"] < 1 and row["reward/accuracy"] >= 0
     starts = json.loads((tmp_path / "run" / "provenance.json").read_text())["starts"]
     assert set(starts[0]["functions"]) == {"level", "never", "close"}

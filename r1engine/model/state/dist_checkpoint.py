@@ -113,3 +113,9 @@ def load(
     if step:
         restore(optimizer, tree["optimizer"], step)
     return snapshot
+
+
+def load_weights(folder: Path, model: Saved) -> None:
+    """Read the model alone. Collective."""
+    tree = {"model": model.sharded()}
+    model.load(dist_checkpointing.load(tree, str(folder), validate_access_integrity=False)["model"])

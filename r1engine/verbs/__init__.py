@@ -1,0 +1,1 @@
+"""What single commands do, each in a file: export a checkpoint, draw samples, look at data."""

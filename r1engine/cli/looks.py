@@ -112,7 +112,9 @@ def data(
     from rich.console import Console
 
     try:
-        cfg = load(config, overrides or [], RlConfig)
+        from r1engine.hf.hub import fetched
+
+        cfg = fetched(load(config, overrides or [], RlConfig))
         check_files(cfg)
         if heldout and cfg.data.heldout is None:
             raise ConfigError("data.heldout: found null, required a file to look at")

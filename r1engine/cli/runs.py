@@ -18,11 +18,12 @@ def train(
     live: Live = False,
 ) -> None:
     """Train as CONFIG says. Started by torchrun, every process is one rank."""
+    from r1engine.hf.hub import fetched
     from r1engine.stages.check import check_start
     from r1engine.stages.check import dry_run as check_all
 
     try:
-        cfg: StageConfig = load(config, overrides or [])
+        cfg: StageConfig = fetched(load(config, overrides or []))
         if dry_run:
             notes = check_all(cfg, world_size(), is_live=live)
             agree(None)
@@ -34,8 +35,8 @@ def train(
 
         with ranks_of_a_run(cfg.parallel.timeout_minutes) as ending:
             run(cfg, ending)
-    except ConfigError as error:
-        fail(error)
+    except ValueError as error:
+        fail(ConfigError.of(error))
 
 
 def curate(

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from r1engine.config.data_files import REQUIRED, is_data_file, is_pattern
+from r1engine.config.data_files import REQUIRED, is_data_file, is_on_hub, is_pattern
 from r1engine.config.kind import KindConfig
 from r1engine.config.section import Count, Fraction, LocalPath, Positive, Section
 
@@ -294,7 +294,7 @@ class StageConfig(KindConfig):
         if train is None:
             problems.append("data.train: found null, required a data file")
         for key, file in self.input_files().items():
-            if file.suffix and not (is_data_file(file) or is_pattern(file) or file.is_dir()):
+            if file.suffix and not (is_on_hub(file) or is_data_file(file) or is_pattern(file) or file.is_dir()):
                 problems.append(f"{key}: found {file}, required {REQUIRED}")
         if train is not None and train == heldout:
             problems.append(f"data.heldout: found data.train = {train} itself, required other rows")

@@ -380,10 +380,8 @@ class Policy:
         return dist_checkpoint.load(folder, self._model(), self.optimizer, template)
 
     @runs_on_cpu
-    @torch.no_grad()
     def load_weights(self, folder: Path) -> None:
-        """Read back the model alone: to export it, not to go on."""
-        self._offloader.check_awake()
+        """Read back the model alone: to export it, not to go on. Inside `awake`."""
         dist_checkpoint.load_weights(folder, self._model())
 
 

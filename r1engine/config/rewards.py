@@ -102,6 +102,8 @@ class Rewards(Section):
     """Environment variables that they see, such as an API key."""
     alarm_window: Annotated[int, Field(ge=8)] = 40
     """Rollouts compared to tell that a reward model is being hacked."""
+    format_rule: Literal["r1_zero", "readable"] = "r1_zero"
+    """r1_zero: Table 1; readable: thoughts, then a summary, as the cold start has it (section 2.3.1)."""
     blank_think_allowed: bool = False
     """Whether a blank think block keeps the format."""
     percent_may_be_missing: bool = False

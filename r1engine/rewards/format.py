@@ -55,9 +55,35 @@ def _tags(text: str) -> Iterator[tuple[str, int]]:
         nearest[tag] = text.find(tag, found[tag] + 1)
 
 
+def readable_problem(text: str, *, think_prefilled: bool = False, blank_think_allowed: bool = False) -> str:
+    """What breaks the readable format of the cold start (paper, section 2.3.1), or "".
+
+    Well-formed: one `<think>` block at the start, behind it a summary that is not blank, without `<answer>` tags.
+
+    Args:
+        text: what the model wrote after the prompt.
+        think_prefilled: as in `format_problem`.
+        blank_think_allowed: as in `format_problem`.
+    """
+    opening, closing, *answer = TAGS
+    text = (opening + text if think_prefilled else text).strip()
+    if not text.startswith(opening):
+        return f"found no {opening} at the beginning"
+    for tag in (opening, closing):
+        if (count := text.count(tag)) != 1:
+            return f"found {tag} {count} times, required once"
+    if found := next((tag for tag in answer if tag in text), ""):
+        return f"found {found}, required a summary without it"
+    thoughts, _, summary = text.removeprefix(opening).partition(closing)
+    if not thoughts.strip() and not blank_think_allowed:
+        return "found a blank think block"
+    return "" if summary.strip() else "found no summary behind the thoughts"
+
+
 def grade_format(completion: str, record: Record, settings: ScorerSettings) -> Grade:
     """Right if the completion is well-formed."""
-    problem = format_problem(
+    find_problem = format_problem if settings.format_rule == "r1_zero" else readable_problem
+    problem = find_problem(
         completion, think_prefilled=record.think_prefilled, blank_think_allowed=settings.blank_think_allowed
     )
     return Grade("wrong", problem) if problem else Grade("right", "well-formed")

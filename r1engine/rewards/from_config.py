@@ -46,6 +46,7 @@ def make_scorer(rewards: Rewards, *, workers: int | None = None) -> Scorer:
         with_language=rewards.language != 0,
         detector=rewards.language_detector,
         blank_think_allowed=rewards.blank_think_allowed,
+        format_rule=rewards.format_rule,
         policy=MathPolicy(rewards.percent_may_be_missing, rewards.interval_may_be_inequality),
         unsafe=rewards.unsafe,
         judge=judge,

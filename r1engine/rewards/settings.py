@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from r1engine.rewards.functions import FunctionSettings
 from r1engine.rewards.language import Detector
@@ -22,6 +23,7 @@ class ScorerSettings:
     with_language: bool = False  # every score has the component "language", not only those of reward "language"
     detector: Detector = "py3langid"  # see `language.language_share`
     blank_think_allowed: bool = False  # see `format.format_problem`
+    format_rule: Literal["r1_zero", "readable"] = "r1_zero"  # see `format.format_problem`, `format.readable_problem`
     policy: MathPolicy = STRICT  # of the math rule
     unsafe: bool = False  # run code even where too little protects the machine from it, see `sandbox.Protection`
     judge: GenerativeJudge | None = None  # for records of reward "judge"

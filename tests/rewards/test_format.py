@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from r1engine.rewards.format import format_problem
+from r1engine.data.question import Question
+from r1engine.rewards import Record, Scorer, ScorerSettings
+from r1engine.rewards.format import format_problem, readable_problem
 
 
 @pytest.mark.parametrize(
@@ -67,3 +69,26 @@ def test_work_grows_with_the_length_and_not_with_its_square():
     # A backtracking regular expression needs hours for this.
     assert format_problem("<think>" + "<" * 300_000) == "found no </think>"
     assert format_problem("<think>" * 100_000) == "found <think>, required </think>"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("<think>hm</think>It is 4.", ""),
+        (" \n<think>\nhm\n</think>\n\nIt is \\boxed{4}.\n", ""),
+        ("It is 4.", "found no <think> at the beginning"),
+        ("Well. <think>hm</think>4", "found no <think> at the beginning"),
+        ("<think>hm", "found </think> 0 times, required once"),
+        ("<think>a</think>b<think>c</think>d", "found <think> 2 times, required once"),
+        ("<think>hm</think><answer>4</answer>", "found <answer>, required a summary without it"),
+        ("<think> </think>4", "found a blank think block"),
+        ("<think>hm</think> \n", "found no summary behind the thoughts"),
+    ],
+)
+def test_the_readable_rule_of_the_cold_start(text, problem):
+    record = Record(Question("", reward="format"), text)
+    with Scorer(ScorerSettings(workers=1, format_rule="readable")) as scorer:
+        score = scorer.score([record])[0]
+    assert (score.verdict, score.reason) == (("wrong", problem) if problem else ("right", "well-formed"))
+    if text.strip().startswith("<think>"):
+        assert readable_problem(text.strip().removeprefix("<think>"), think_prefilled=True) == problem

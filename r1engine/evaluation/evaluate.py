@@ -136,7 +136,7 @@ def _run(
         workers = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         with make_scorer(suite.rewards, workers=workers) as scorer:
             judge = Judge(suite.rewards.judge) if suite.rewards.judge is not None else None
-            return draw_and_grade(store, entries, suite.seed, world, sampler, Grading(scorer, judge))
+            return draw_and_grade(store, entries, suite.seed, world, sampler, Grading(scorer, judge), say)
 
 
 def _prepared(

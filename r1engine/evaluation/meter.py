@@ -16,17 +16,24 @@ class Meter:
     """Counts replies and tokens of this rank; usable from any thread."""
 
     def __init__(
-        self, total: int, *, enabled: bool, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        total: int,
+        *,
+        enabled: bool,
+        say: Callable[[str], None] | None = None,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
             total:   replies to be drawn.
             enabled: False on ranks other than the first: nothing is shown.
-            console: where to; None: stdout.
+            say:     told lines of text where there is no bar; None: the console is.
+            console: of the bar; None: stdout.
             clock:   seconds, monotonic.
         """
         self._total, self._enabled, self._clock = total, enabled, clock
-        self._console = console or Console()
+        self._console, self._say = console or Console(), say
         self._began = self._told = clock()
         self._replies = self._tokens = self._right = self._graded = 0
         self._lock = threading.Lock()
@@ -57,7 +64,9 @@ class Meter:
 
     def note(self, text: str) -> None:
         """A line of plain text."""
-        if self._enabled:
+        if self._enabled and self._bars is None and self._say is not None:
+            self._say(text)
+        elif self._enabled:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:

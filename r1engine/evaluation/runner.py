@@ -159,6 +159,7 @@ def draw_and_grade(
     world: World,
     make_sampler: Callable[[], Sampler],
     grading: Grading,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, Summary]:
     """Draws and grades what an evaluation lacks, on all ranks. Collective.
 
@@ -169,6 +170,7 @@ def draw_and_grade(
         world:        the ranks that share the questions.
         make_sampler: called once if this rank has something to draw.
         grading:      what grades.
+        say:          told how far it is; None: stdout.
 
     Returns:
         The summary of each benchmark, on every rank.
@@ -180,7 +182,7 @@ def draw_and_grade(
     todo = missing(store, entries, seed, world.rank, world.size)
     world.wait()  # no rank writes before all have read
     total = sum(entry.samples * len(entry.items) for entry in entries)
-    meter = Meter(len(todo.asks), enabled=world.is_first)
+    meter = Meter(len(todo.asks), enabled=world.is_first, say=say)
     stored = total - sum(world.everyones(len(todo.asks)))
     if stored:
         rest = "; the others are drawn" if stored < total else ""

@@ -188,7 +188,7 @@ def print_list(console: Console) -> None:
     """The table of benchmarks."""
     table = Table(box=None, pad_edge=False)
     for name in ("name", "benchmark", "questions", "metric", "graded by", "paper: R1", "file", "licence"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name in ("name", "questions", "metric", "paper: R1"))
     for row in BENCHMARKS:
         theirs = papers(row.name).get("DeepSeek-R1")
         table.add_row(

@@ -1,4 +1,4 @@
-# make demo | test | test-all | test-trl | smoke | lint | gpu | clean. demo, test and lint set up .venv when it is missing or out of date.
+# make demo | demo-r1 | test | test-all | test-trl | smoke | lint | gpu | clean. demo, test and lint set up .venv when it is missing or out of date.
 
 # The first Python that r1engine supports; a pyenv shim exists for versions that do not run, so each is tried.
 PYTHON = $(shell for p in python3.11 python3.12 python3; do \
@@ -9,7 +9,7 @@ STAMP = .venv/.installed
 BUILD_INPUTS = CMakeLists.txt $(wildcard csrc/*.* csrc/cpu/*)
 
 .PHONY: demo demo-moe test test-all trl test-trl smoke lint docs format gpu clean sglang-cpu test-sglang test-sglang-faults demo-sglang
-.PHONY: smollm2 test-real
+.PHONY: smollm2 test-real demo-r1
 SGLANG = .venv-sglang
 TRL = .venv-trl
 REAL = build/real
@@ -18,7 +18,11 @@ demo: $(STAMP)
 	rm -rf runs/demo
 	$(VENV)/r1engine pipeline configs/demo.yaml
 
-# The same on a tiny DeepSeek-V3 (latent attention, experts) dealt to two ranks.
+# The whole paper in miniature: cold start, rejection sampling, two supervised stages, distillation, and the table.
+demo-r1: $(STAMP)
+	$(VENV)/r1engine pipeline configs/tiny_r1.yaml
+
+# The demo on a tiny DeepSeek-V3 (latent attention, experts) dealt to two ranks.
 demo-moe: $(STAMP)
 	rm -rf runs/demo-moe
 	$(VENV)/torchrun --standalone --nproc-per-node 2 -m r1engine pipeline configs/demo_moe.yaml

@@ -2,9 +2,10 @@
 
 killed.py SIGNAL AT COMMAND [arguments]: raises SIGNAL in this process when optimizer update AT (from 1) has been made,
 before anything is logged or saved of it. AT 0: when the stage is built; -1: in the middle of a save; -3: twice in
-update 3. A,B: the first start at A, torchrun's restart at B, the next one not at all; "0.7s": 0.7 seconds after the
-stage is built, wherever the run is then. SIGNAL 0: never; -1: no signal, but an exception on the last rank; -2: no
-signal, but the disk of the run is filled.
+update 3; -11, -12, ...: before the first, second, ... chunk of samples is written. A,B: the first start at A,
+torchrun's restart at B, the next one not at all; "0.7s": 0.7 seconds after the stage is built, wherever the run is
+then. SIGNAL 0: never; -1: no signal, but an exception on the last rank; -2: no signal, but the disk of the run is
+filled.
 """
 
 import errno
@@ -66,12 +67,19 @@ def arrange(number: int, at: int) -> None:
     elif at == -1:
         save = Policy.save
         Policy.save = lambda *arguments: (stop(number), save(*arguments))[1]
+    elif at <= -11:
+        from r1engine.sampling.chunks import Chunks
+
+        write, written = Chunks.write, []
+        Chunks.write = lambda *arguments: (
+            written.append(1) or (len(written) == -at - 10 and stop(number)) or write(*arguments)
+        )
     update, calls = Policy.update, [0]
 
     def update_and_stop(self: Policy, *arguments: object) -> object:
         done = update(self, *arguments)
         calls[0] += 1
-        if calls[0] == abs(at) and at != -1:
+        if calls[0] == abs(at) and at not in (-1, *range(-40, -10)):
             stop(number)
             if at == -3:
                 stop(number)

@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command()(runs.train)
 app.command()(runs.curate)
 app.command()(runs.pipeline)
+app.command()(runs.sample)
 app.command("config")(looks.show_config)
 app.command()(looks.report)
 app.command()(looks.plan)

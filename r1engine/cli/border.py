@@ -19,6 +19,7 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="e.g. grpo.kl_coef=0 'rollout.max_tokens={0: 32, 10: 64}'"),
 ]
 
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the config, stop.")]
 Live = Annotated[
     bool, typer.Option("--live", help="With --dry-run: try the sandbox of this machine and ask the servers, too.")
 ]

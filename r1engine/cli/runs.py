@@ -7,14 +7,25 @@ from typing import Annotated
 
 import typer
 
-from r1engine.cli.border import ConfigPath, Live, Overrides, agree, fail, is_first, ranks_of_a_run, tell, world_size
-from r1engine.config import ConfigError, CurateConfig, RlConfig, StageConfig, load, to_yaml
+from r1engine.cli.border import (
+    ConfigPath,
+    DryRun,
+    Live,
+    Overrides,
+    agree,
+    fail,
+    is_first,
+    ranks_of_a_run,
+    tell,
+    world_size,
+)
+from r1engine.config import ConfigError, CurateConfig, KindConfig, RlConfig, SampleConfig, StageConfig, load, to_yaml
 
 
 def train(
     config: ConfigPath,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the config, stop.")] = False,
+    dry_run: DryRun = False,
     live: Live = False,
 ) -> None:
     """Train as CONFIG says. Started by torchrun, every process is one rank."""
@@ -100,6 +111,30 @@ def pipeline(
             return
         with ranks_of_a_run(stages.timeout_minutes) as ending:
             driver.run_pipeline(stages, ending, redo=redo)
+    except ConfigError as error:
+        fail(error)
+
+
+def sample(config: ConfigPath, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Draw answers to questions as CONFIG says, and grade them; what is there is not drawn again."""
+    make(config, overrides or [], SampleConfig, is_dry=dry_run)
+
+
+def make(config: Path, overrides: list[str], kind: type[KindConfig], *, is_dry: bool) -> None:
+    """Runs a stage that trains nothing, outside of a pipeline."""
+    from r1engine.pipeline.driver import run_alone
+    from r1engine.pipeline.kinds import dry_run
+
+    try:
+        cfg = load(config, overrides, kind)
+        notes = dry_run(cfg, world_size(), is_whole=True, is_live=False)
+        agree(None)
+        if is_dry:
+            tell(notes)
+            typer.echo(to_yaml(cfg), nl=False)
+            return
+        with ranks_of_a_run(30) as ending:
+            run_alone(cfg, ending)
     except ConfigError as error:
         fail(error)
 

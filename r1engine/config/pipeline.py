@@ -31,7 +31,7 @@ REFERENCES = {
     "rewards.helpfulness_model.path": "model",
     "rewards.harmlessness_model.path": "model",
     "data.train": "data",
-    "data.train.*.path": "data",
+    "data.more.*.path": "data",
     "data.heldout": "data",
     "sources.*": "data",
     "decontaminate.*": "data",

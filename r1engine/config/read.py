@@ -8,20 +8,26 @@ from typing import Any, TypeVar
 
 from r1engine.config.curate import CurateConfig
 from r1engine.config.data_files import REQUIRED, data_files
+from r1engine.config.evaluate import EvaluateConfig
 from r1engine.config.kind import KindConfig
 from r1engine.config.reward_model import RewardModelConfig
 from r1engine.config.rewards import Rewards
 from r1engine.config.rl import RlConfig
+from r1engine.config.sample import SampleConfig
 from r1engine.config.sft import SftConfig
 from r1engine.config.source import ConfigError, Source, read_overrides, read_source, validate, write_yaml
 from r1engine.config.stage import StageConfig
 from r1engine.config.tiny import TinyConfig
+from r1engine.config.tiny_r1 import TinyR1Config
 
 KINDS: dict[str, type[KindConfig]] = {
     "rl": RlConfig,
     "sft": SftConfig,
     "reward_model": RewardModelConfig,
+    "sample": SampleConfig,
+    "evaluate": EvaluateConfig,
     "tiny": TinyConfig,
+    "tiny_r1": TinyR1Config,
     "curate": CurateConfig,
 }
 Kind = TypeVar("Kind", bound=KindConfig)

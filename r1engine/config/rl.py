@@ -14,7 +14,19 @@ from r1engine.config.section import Count, Fraction, LocalPath, Positive, Sectio
 from r1engine.config.stage import Data, Evaluation, StageConfig, Template
 
 Preset = Literal["gsm8k", "math", "dapo_math", "deepscaler", "openr1_math", "numinamath", "big_math"]
-QUESTION_FIELDS = ("question", "answer", "reward", "tests", "language")
+QUESTION_FIELDS = ("question", "answer", "reward", "tests", "language", "domain")
+
+
+class QuestionShare(Section):
+    """Questions of another file, which get a share of every rollout."""
+
+    path: LocalPath
+    """.jsonl or .parquet file, as data.train."""
+    share: Annotated[float, Field(gt=0, le=1)]
+    """Of a rollout's questions; data.train has the rest."""
+    from_step: Count = 0
+    """Optimizer steps before which none is taken. v2, of the last stage: general instruction data "exclusively in the
+    final 400 training steps" of 1,700, so 1,300."""
 
 
 class QuestionData(Data):
@@ -22,6 +34,8 @@ class QuestionData(Data):
 
     train: LocalPath | None = None
     """Data file, folder or pattern (docs/data.md) with the fields `question` and `answer`."""
+    more: list[QuestionShare] = Field(default=[])
+    """Other files, each with its share of the questions: [{path: general.jsonl, share: 0.3, from_step: 1300}]."""
     heldout: LocalPath | None = None
     """The same, for evaluation; null: no evaluation."""
     template: Template = "r1_zero"
@@ -116,6 +130,11 @@ class RlConfig(StageConfig):
         """Optimizer steps made from one whole rollout."""
         return self.grpo.minibatches * self.grpo.inner_epochs
 
+    def input_files(self) -> dict[str, Path]:
+        """Key -> data file that the stage reads."""
+        more = {f"data.more.{i}.path": source.path for i, source in enumerate(self.data.more)}
+        return super().input_files() | more
+
     def updates_at(self, step: int) -> int:
         """Optimizer steps made from the rollout that begins after `step` of them: fewer in the last one."""
         return min(self.steps_per_rollout, self.steps - step)
@@ -173,6 +192,8 @@ class RlConfig(StageConfig):
                 f"grpo: {grpo.questions} questions x {grpo.group_size} samples = {completions} completions "
                 f"do not split into {grpo.minibatches} mini-batches"
             )
+        if (total := sum(source.share for source in self.data.more)) > 1:
+            problems.append(f"data.more: found shares of {total:g} in all, required at most 1")
         if self.optimizer.warmup_steps > self.steps:
             found = self.optimizer.warmup_steps
             problems.append(f"optimizer.warmup_steps: found {found}, required <= steps = {self.steps}")

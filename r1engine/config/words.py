@@ -98,8 +98,8 @@ def _field_at(loc: KeyPath, model: type[BaseModel]) -> tuple[KeyPath, FieldInfo]
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The section class a field holds, also when it may be null; None for a plain value, or sections by name."""
-    if get_origin(field.annotation) is dict:
+    """The section class a field holds, also when it may be null; None for a plain value, or several sections."""
+    if get_origin(field.annotation) in (dict, list):
         return None
     for kind in (field.annotation, *get_args(field.annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -108,8 +108,8 @@ def section_of(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _named_section(field: FieldInfo) -> type[BaseModel] | None:
-    """The class of the sections that a field holds by names of the user's choice; None if it holds none."""
-    kind = get_args(field.annotation)[-1] if get_origin(field.annotation) is dict else None
+    """The class of the sections that a field holds by names of the user's choice, or in a list; None: it holds none."""
+    kind = get_args(field.annotation)[-1] if get_origin(field.annotation) in (dict, list) else None
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
@@ -132,7 +132,8 @@ def _words(kind: Any, metadata: list[Any]) -> str:
     if origin is dict:
         return f"a mapping from {_words(args[0], [])} to {_words(args[1], [])}"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return "a mapping (leave the key out to take the defaults)"
+        needed = [name for name, inner in kind.model_fields.items() if inner.is_required()]
+        return f"a mapping with {', '.join(needed)}" if needed else "a mapping (leave the key out to take the defaults)"
     bounds = [f"{sign} {getattr(m, name)}" for m in metadata for name, sign in _BOUNDS if hasattr(m, name)]
     return " ".join([_TYPE_WORDS[kind], " and ".join(bounds)]).strip()
 
@@ -140,7 +141,7 @@ def _words(kind: Any, metadata: list[Any]) -> str:
 def _unknown_key(loc: KeyPath, model: type[BaseModel], others: Mapping[str, type[BaseModel]]) -> str:
     section: type[BaseModel] = model
     for part in loc[:-1]:
-        if part in section.model_fields:  # else it is the name of a section
+        if part in section.model_fields:  # else it is the name of a section, or its place in a list
             field = section.model_fields[part]
             section = section_of(field) or _named_section(field) or section
     names, key = list(section.model_fields), loc[-1]

@@ -214,8 +214,8 @@ class _Known:
 
 def _stored(question: Question) -> bytes:
     """The fields of a question but its place, as JSON."""
-    values = [question.text, question.answer, question.reward, question.tests, question.language, question.rated_by]
-    values.append(question.columns)
+    asked = [question.text, question.answer, question.reward, question.tests, question.language]
+    values = [*asked, question.rated_by, question.domain, question.columns]
     try:
         return json.dumps(values).encode()
     except TypeError as error:  # dates and bytes in a column of a .parquet file

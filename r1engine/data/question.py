@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+DOMAINS = {"math": "math", "code": "code", "choice": "stem", "gym": "logic", "exact": "logic"}
+
 
 @dataclass(frozen=True)
 class Question:
@@ -16,8 +18,14 @@ class Question:
     tests: Any = None  # JSON value: of "code" see `code.problems.parse_problem`, of "gym" `gym.gym_records`
     language: str = ""  # that the thoughts are to be in (ISO 639-1); "": that of the question
     rated_by: str = ""  # of "preference": helpfulness or harmlessness, whose reward model alone counts; "": all
+    domain: str = ""  # what is counted together: math, code, stem, logic, general, ...; "": by the reward
     place: str = field(default="", compare=False)  # "train.jsonl:7", for error messages
     columns: Any = None  # JSON object of the row's other columns, where reward functions may ask for them
+
+    @property
+    def counted_as(self) -> str:
+        """Its domain: what the file says, else what its reward is mostly of (Table 5 of the paper's later version)."""
+        return self.domain or DOMAINS.get(self.reward, "general")
 
     def as_row(self) -> dict[str, Any]:
         """The fields of a line of a data file; `read_question` of it gives this question (but for the columns)."""

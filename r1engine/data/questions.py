@@ -17,7 +17,7 @@ from r1engine.rewards.code.problems import test_fields
 from r1engine.rewards.rules import check_question
 
 AS_IS = Reading()
-FIELDS = ("question", "answer", "reward", "tests", "language", "rated_by")  # of a row; others are ignored
+FIELDS = ("question", "answer", "reward", "tests", "language", "rated_by", "domain")  # of a row; others are ignored
 
 
 def read_questions(path: Path, reading: Reading = AS_IS) -> list[Question]:
@@ -25,7 +25,7 @@ def read_questions(path: Path, reading: Reading = AS_IS) -> list[Question]:
 
     Fields: `question` (text), `reward` (the rule that grades it, "math" if absent), `answer` (text or number; some
     rewards need none), `tests` (for rewards that run code; a .jsonl line may be a record of LiveCodeBench, HumanEval or
-    APPS instead), `language` (of the thoughts, ISO 639-1); others are ignored.
+    APPS instead), `language` (of the thoughts, ISO 639-1), `domain` (what is counted together); others are ignored.
 
     Raises:
         ValueError: the file is missing, empty or of another kind, or a row is not as above; the row is named.
@@ -49,7 +49,7 @@ def read_question(row: dict[str, Any], place: str) -> Question:
     Raises:
         ValueError: a field is of another type than it should be, or the reward cannot use what is there.
     """
-    for name in ("question", "reward", "language", "rated_by"):
+    for name in ("question", "reward", "language", "rated_by", "domain"):
         if not isinstance(row.get(name, ""), str):
             raise ValueError(f"{place}: {name} is {row[name]!r:.80}, required a text")
     answer, reward = row.get("answer", ""), row.get("reward", "math")
@@ -65,7 +65,8 @@ def read_question(row: dict[str, Any], place: str) -> Question:
         raise ValueError(
             f"{place}: rated_by is {rated_by!r:.40}, required {' or '.join(RATED_REWARDS)} with reward preference"
         )
-    question = Question(row["question"], str(answer), reward, tests, row.get("language", ""), rated_by, place)
+    language, domain = row.get("language", ""), row.get("domain", "")
+    question = Question(row["question"], str(answer), reward, tests, language, rated_by, domain, place)
     check_question(question)
     return question
 

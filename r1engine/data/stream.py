@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from r1engine.config.data_files import data_files
 
@@ -135,3 +137,87 @@ class PromptStream:
 
     def _shuffled(self, epoch: int) -> list[int]:
         return shuffled(len(self.prompts), seed=self._seed, epoch=epoch)
+
+
+FILE_IDS = 10**9  # prompts of the n-th further file have ids from n times so many on
+
+
+@dataclass(frozen=True)
+class SharedFile:
+    """Prompts of another file, which are part of what is drawn."""
+
+    stream: PromptStream
+    share: float  # of the prompts of a rollout, exact over several
+    from_step: int = 0  # optimizer steps before which none is taken
+
+
+class MixedStream:
+    """Prompts of one file, and of others by their shares, each from a step on; exactly resumable.
+
+    How many prompts of another file are among the n that are asked for is a function of how many were asked for since
+    its first step; in which places they stand, of that and the seed.
+    """
+
+    def __init__(self, main: PromptStream, shares: Sequence[SharedFile] = (), *, seed: int = 0) -> None:
+        """
+        Args:
+            main:   has what the others leave.
+            shares: of the others.
+            seed:   of the run.
+        """
+        self._main, self._shares, self._seed = main, list(shares), seed
+        self._asked = [0] * len(self._shares)  # prompts that were asked for since the share began
+
+    def next(self, n: int, step: int = 0) -> list[Prompt]:
+        """The next `n` prompts, after `step` optimizer steps."""
+        sources = [0] * n  # of each place: 0 is the main file
+        free = list(range(n))
+        for number, share in enumerate(self._shares):
+            if step < share.from_step:
+                continue
+            before = self._asked[number]
+            self._asked[number] += n
+            part = Fraction(repr(share.share))
+            count = min(len(free), int(part * (before + n)) - int(part * before))
+            for place in sorted(sorted(free, key=lambda place: self._hash(number, before, place))[:count]):
+                sources[place] = number + 1
+            free = [place for place in free if not sources[place]]
+        return [self._take(source) for source in sources]
+
+    def of_id(self, number: int) -> Prompt:
+        """The prompt with this id."""
+        source, index = divmod(number, FILE_IDS)
+        if not source:
+            return self._main.of_id(index)
+        return replace(self._shares[source - 1].stream.of_id(index), id=number)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs, of plain values."""
+        more = [
+            {"asked": asked, **share.stream.state()} for asked, share in zip(self._asked, self._shares, strict=True)
+        ]
+        return self._main.state() | ({"more": more} if more else {})
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes to a place given by `state`.
+
+        Raises:
+            ValueError: the state is of other data files or another seed, or names a place that does not exist.
+        """
+        more = state.get("more", [])
+        if len(more) != len(self._shares):
+            raise ValueError(f"data.more: the checkpoint has {len(more)} more files, this run {len(self._shares)}")
+        self._main.restore({key: value for key, value in state.items() if key != "more"})
+        for number, (share, saved) in enumerate(zip(self._shares, more, strict=True)):
+            share.stream.restore({key: value for key, value in saved.items() if key != "asked"})
+            self._asked[number] = int(saved["asked"])
+
+    def _take(self, source: int) -> Prompt:
+        if not source:
+            return self._main.next(1)[0]
+        prompt = self._shares[source - 1].stream.next(1)[0]
+        return replace(prompt, id=source * FILE_IDS + prompt.id)
+
+    def _hash(self, number: int, before: int, place: int) -> bytes:
+        text = f"share/{self._seed}/{number}/{before}/{place}"
+        return hashlib.blake2b(text.encode(), digest_size=16).digest()

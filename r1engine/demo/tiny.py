@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -78,12 +78,13 @@ def write_world(cfg: TinyConfig) -> None:
     write_model(folder / "model", cfg)
     train, heldout = task_pairs(cfg.heldout, seed=cfg.seed)
     for name, pairs in (("train", train), ("heldout", heldout)):
-        _write_rows(folder / f"{name}.jsonl", ({"question": question(p), "answer": str(sum(p))} for p in pairs))
+        write_rows(folder / f"{name}.jsonl", ({"question": question(p), "answer": str(sum(p))} for p in pairs))
     texts = base_texts(cfg.texts, seed=cfg.seed, pairs=train)
-    _write_rows(folder / "texts.jsonl", ({"question": asked, "completion": told} for asked, told in texts))
+    write_rows(folder / "texts.jsonl", ({"question": asked, "completion": told} for asked, told in texts))
 
 
-def _write_rows(path: Path, rows: Iterator[dict[str, str]]) -> None:
+def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """A .jsonl file."""
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
@@ -166,7 +167,7 @@ def make_tokenizer(folder: Path, cfg: TinyConfig) -> Tokenizer:
     texts = base_texts(512, seed=cfg.seed, pairs=pairs)
     pieces = [piece for asked, told in texts for piece in (render(asked, "r1_zero"), told)]
     tokenizer.train_from_iterator(pieces, trainer)
-    tokenizer = _in_form_of_qwen2(tokenizer, sorted({part for piece in pieces for part in re.split(r"\d", piece)}))
+    tokenizer = in_form_of_qwen2(tokenizer, sorted({part for piece in pieces for part in re.split(r"\d", piece)}))
     size = len(tokenizer.encode(render(question(pairs[0]), "r1_zero")).ids)
     if size > 32:
         raise ValueError(f"make_tokenizer: a prompt has {size} tokens with vocab_size={cfg.vocab_size}, required <= 32")
@@ -182,7 +183,7 @@ def make_tokenizer(folder: Path, cfg: TinyConfig) -> Tokenizer:
     return tokenizer
 
 
-def _in_form_of_qwen2(tokenizer: Tokenizer, parts: list[str]) -> Tokenizer:
+def in_form_of_qwen2(tokenizer: Tokenizer, parts: list[str]) -> Tokenizer:
     """A tokenizer with the same ids for texts of digits and `parts`, as transformers' AutoTokenizer builds it.
 
     For a model of type qwen2 that takes vocabulary, merges and added tokens of tokenizer.json, but splits texts at

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from r1engine.hf.architecture import Architecture
+from r1engine.hf.architecture import Architecture, read_architecture
 from r1engine.hf.headers import BLOCK, SCALE, Headers
+from r1engine.hf.tensors import hf_shapes
 from r1kernels import fp8_dequantize
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
@@ -56,3 +57,15 @@ class Folder:
     def _raw(self, name: str, index: tuple[slice, ...] = ()) -> torch.Tensor:
         with safe_open(self._files[name], "pt") as f:
             return (f.get_slice(name)[index] if index else f.get_tensor(name)).clone()
+
+
+def weights_of(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """(Hugging Face name, full tensor) of all that generation needs of an exported folder; FP8 as float32.
+
+    Raises:
+        ValueError: see `Headers`.
+    """
+    arch = read_architecture(path)
+    folder = Folder(path, arch)
+    for name in hf_shapes(arch):
+        yield name, folder.read(name)

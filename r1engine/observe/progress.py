@@ -24,6 +24,8 @@ _SHOWN = {
     "completion/length_mean": ("length", "{:.0f}"),
     "tokens_per_second": ("tok/s", "{:,.0f}"),
     "eval/pass_at_1": ("held-out pass@1", "{:.3f}"),
+    "drawn": ("drawn", "{:,.0f}"),
+    "accepted": ("right", "{:.1%}"),
 }
 
 

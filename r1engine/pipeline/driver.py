@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from r1engine.config import ConfigError
+from r1engine.config import ConfigError, KindConfig
 from r1engine.config.pipeline import Pipeline, PlannedStage
 from r1engine.pipeline import kinds, manifest
 from r1engine.pipeline.status import short_counts
@@ -161,6 +161,27 @@ def run_pipeline(pipeline: Pipeline, ending: Ending | None = None, *, redo: str 
             started = time.monotonic()
             counts = _run_stage(stage, world, ending, started)
             _tell(world, f"{place} is done in {_clock(time.monotonic() - started)}  {short_counts(counts)}")
+
+
+def run_alone(cfg: KindConfig, ending: Ending | None) -> None:
+    """One stage that stands in no pipeline, which writes no manifest. Called on every rank.
+
+    Raises:
+        ConfigError: the stage cannot run, or another one runs in its folder.
+    """
+    from r1engine import ranks
+    from r1engine.run_lock import held
+
+    world = ranks.start()
+    problems = world.from_first(partial(kinds.input_problems, cfg)) or cfg.source_problems()
+    if problems:
+        raise ConfigError(problems)
+    with held(cfg.run_dir, world):
+        try:
+            counts = kinds.run_kind(cfg, world, ending)
+        except (ValueError, OSError) as error:
+            raise ConfigError.of(error) from error
+        _tell(world, f"{cfg.run_dir}: {short_counts(counts)}")
 
 
 def _run_stage(stage: PlannedStage, world: World, ending: Ending | None, started: float) -> dict[str, Any]:

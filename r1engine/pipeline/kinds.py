@@ -5,7 +5,19 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from r1engine.config import ConfigError, CurateConfig, KindConfig, StageConfig, TinyConfig, check_files, check_world
+from r1engine.config import (
+    ConfigError,
+    CurateConfig,
+    EvaluateConfig,
+    KindConfig,
+    SampleConfig,
+    StageConfig,
+    TinyConfig,
+    TinyR1Config,
+    check_files,
+    check_world,
+)
+from r1engine.pipeline.manifest import digest
 
 if TYPE_CHECKING:
     from r1engine.ending import Ending
@@ -37,6 +49,11 @@ def run_kind(cfg: KindConfig, world: World, ending: Ending | None) -> dict[str, 
         world.once_a_node(lambda: check_start(cfg, world.size))
         train(cfg, ending)
         return _summary(cfg)
+    return _make(cfg) if cfg.ALONE else _draw(cfg, world)
+
+
+def _make(cfg: KindConfig) -> dict[str, Any]:
+    """What the first rank does alone."""
     if isinstance(cfg, TinyConfig):
         from r1engine.demo.tiny import write_world
 
@@ -46,6 +63,29 @@ def run_kind(cfg: KindConfig, world: World, ending: Ending | None) -> dict[str, 
         from r1engine.pipeline.curate import curate
 
         return curate(cfg)
+    if isinstance(cfg, TinyR1Config):
+        from r1engine.demo import tiny_r1
+
+        tiny_r1.write_world(cfg)
+        return {}
+    raise TypeError(f"run_kind: found a {type(cfg).__name__}, required a configuration with a line here")
+
+
+def _draw(cfg: KindConfig, world: World) -> dict[str, Any]:
+    """What all ranks do without training."""
+    from r1engine.run import set_up_torch
+
+    digests = world.from_first(lambda: {key: digest(path) for key, path in cfg.inputs().items()})
+    if isinstance(cfg, SampleConfig):
+        from r1engine.sampling.sample import sample
+
+        set_up_torch(cfg.as_run())
+        return sample(cfg, world, digests["model.path"])
+    if isinstance(cfg, EvaluateConfig):
+        from r1engine.sampling.evaluate import evaluate
+
+        set_up_torch(cfg.as_run(0))
+        return evaluate(cfg, world, digests)
     raise TypeError(f"run_kind: found a {type(cfg).__name__}, required a configuration with a line here")
 
 
@@ -94,6 +134,10 @@ def dry_run(cfg: KindConfig, world_size: int, *, is_whole: bool, is_live: bool) 
         from r1engine.stages import check
 
         return check.dry_run(cfg, world_size, is_live=is_live) if is_whole else check.check_rows(cfg)
+    if isinstance(cfg, SampleConfig) and is_whole:
+        from r1engine.stages import check
+
+        return check.dry_run(cfg.as_run(), 1, is_live=is_live)
     if isinstance(cfg, CurateConfig) and is_whole:
         from r1engine.pipeline.curate import check as check_rows
 

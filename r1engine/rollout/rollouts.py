@@ -26,7 +26,7 @@ import torch
 
 from r1engine.batch import Completion, Prompt
 from r1engine.config import RlConfig
-from r1engine.data.stream import PromptStream
+from r1engine.data.stream import MixedStream
 from r1engine.ranks import World
 from r1engine.rollout.draft import Draft, Sampling, new_drafts
 from r1engine.rollout.generator import Generator
@@ -54,7 +54,7 @@ class Pending:
 class Rollouts:
     """This rank's questions on their way. `take`, `metrics` and `load` are collective."""
 
-    def __init__(self, generator: Generator, prompts: PromptStream, cfg: RlConfig, world: World) -> None:
+    def __init__(self, generator: Generator, prompts: MixedStream, cfg: RlConfig, world: World) -> None:
         """
         Args:
             generator: with weights of a known version.
@@ -165,7 +165,7 @@ class Rollouts:
         rooms: list[int] = self._world.everyones(room - len(self.questions))
         turns = [rank for turn in range(max(rooms)) for rank in range(self._world.size) if rooms[rank] > turn]
         own: list[tuple[int, Prompt]] = []
-        for rank, prompt in zip(turns, self._prompts.next(len(turns)), strict=True):
+        for rank, prompt in zip(turns, self._prompts.next(len(turns), step), strict=True):
             if rank == self._world.rank:
                 own.append((self._issued, prompt))
             self._issued += 1

@@ -179,7 +179,7 @@ def _check_questions(cfg: RlConfig) -> list[str]:
                 table = PromptTable(Path(folder), inputs.shown_by(form))
             notes += table.notes
             inputs.check_raters(cfg, table)
-            if path == cfg.data.train:
+            if path != cfg.data.heldout:
                 named |= table.rewards
                 notes += [note] if (note := inputs.note_unusable(scorer, table, cfg.data.most_unusable)) else []
             else:

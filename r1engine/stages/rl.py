@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from r1engine.config import RlConfig
 from r1engine.data.prompts import PromptTable
-from r1engine.data.stream import PromptStream, file_digest
+from r1engine.data.stream import MixedStream, PromptStream, SharedFile, file_digest
 from r1engine.evaluation.in_training import RunBenchmarks
 from r1engine.evaluation.pass_at_1 import pass_at_1, sample_row
 from r1engine.grpo import record_of
@@ -48,20 +49,23 @@ class RlStage:
         scorer = make_scorer(cfg.rewards, workers=max(1, len(os.sched_getaffinity(0)) // ranks_here))
         self._to_close = [scorer.close]
         try:
-            train = self._load(cfg.data.train_file)
-            content = world.once_a_node(lambda: file_digest(cfg.data.train_file))
-            digest = hashlib.sha256(f"{content} {self._format.identity}".encode()).hexdigest()
-            self.prompts = PromptStream(train, seed=cfg.seed, digest=digest)
+            train, main = self._stream(cfg.data.train_file)
+            more = [(source, *self._stream(source.path)) for source in cfg.data.more]
+            shares = [SharedFile(stream, source.share, source.from_step) for source, _, stream in more]
+            self.prompts = MixedStream(main, shares, seed=cfg.seed)
+            tables = [train, *(table for _, table, _ in more)]
             heldout = self._load(cfg.data.heldout) if cfg.data.heldout is not None else []
             self.heldout = heldout[: cfg.evaluation.questions]
             self.benchmarks = RunBenchmarks(cfg, world, self._format)
-            named = train.rewards | {prompt.question.reward for prompt in self.heldout}
+            named = {prompt.question.reward for prompt in self.heldout}.union(*(table.rewards for table in tables))
             named |= {item.question.reward for entry in self.benchmarks.entries for item in entry.items}
             for note in check_named(cfg.rewards, named) + check_sandbox(cfg.rewards, named):
                 progress.note(note)
-            world.from_first(lambda: check_raters(cfg, train))
-            if note := world.from_first(lambda: note_unusable(scorer, train, cfg.data.most_unusable)):
-                progress.note(note)
+            for table in tables:
+                world.from_first(partial(check_raters, cfg, table))
+            most = cfg.data.most_unusable
+            for note in world.from_first(lambda: [note_unusable(scorer, table, most) for table in tables]):
+                progress.note(note) if note else None
             generator = make_generator(cfg, world, model_dtype(cfg.model.dtype, world.device), progress.note)
             self._to_close.insert(0, generator.close)
             self.policy = Policy(
@@ -98,6 +102,13 @@ class RlStage:
             self.progress.note(note)
         return table
 
+    def _stream(self, path: Path) -> tuple[PromptTable, PromptStream]:
+        """The prompts of a file of questions, and their order. Collective."""
+        table = self._load(path)
+        content = self.world.once_a_node(lambda: file_digest(path))
+        digest = hashlib.sha256(f"{content} {self._format.identity}".encode()).hexdigest()
+        return table, PromptStream(table, seed=self.cfg.seed, digest=digest)
+
     # ------------------------------------------------------------------ the stage
 
     def _renew_reference(self) -> None:
@@ -107,10 +118,13 @@ class RlStage:
 
     def identity(self) -> Identity:
         """What must not change between a checkpoint and the run that goes on from it; the layout may."""
+        state, more = self.prompts.state(), self.cfg.data.more
+        of_more = [saved["sha256"] for saved in state.get("more", [])]
         kl_coef = self.cfg.grpo.kl_coef  # above 0 it needs a reference, which is in the checkpoint
         return {
             "seed": setting(self.cfg.seed),
-            "data.train": (self.prompts.state()["sha256"], str(self.cfg.data.train)),
+            "data.train": (state["sha256"], str(self.cfg.data.train)),
+            **({"data.more": (of_more, ", ".join(str(source.path) for source in more))} if more else {}),
             "grpo.kl_coef": (kl_coef > 0, str(kl_coef)),
             **model_identity(self.policy),
         }

@@ -142,7 +142,7 @@ def test_the_key_stage_chooses_the_class(write):
 
 def test_an_unknown_stage_is_refused(write):
     assert problems(write(SOURCES + "stage: dpo")) == [
-        "run.yaml:3: stage: found 'dpo', required one of rl, sft, reward_model, tiny, curate"
+        f"run.yaml:3: stage: found 'dpo', required one of {', '.join(KINDS)}"
     ]
     assert problems(write(SOURCES + "stage: [rl]"))[0].startswith("run.yaml:3: stage: found ['rl'], required one of")
 

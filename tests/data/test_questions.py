@@ -15,7 +15,7 @@ from r1engine.data.chat import render
 from r1engine.data.prompts import load_prompts
 from r1engine.data.question import Question
 from r1engine.data.questions import read_questions
-from r1engine.data.stream import PromptStream, file_digest
+from r1engine.data.stream import MixedStream, PromptStream, SharedFile, file_digest
 
 
 @pytest.fixture
@@ -243,3 +243,43 @@ def test_state_that_names_no_place_is_refused():
 def test_stream_of_nothing_is_refused():
     with pytest.raises(ValueError, match="found no prompts"):
         stream(0)
+
+
+def mixed(*shares: tuple[float, int], seed: int = 3) -> MixedStream:
+    """Files of 40, 5 and 7 prompts."""
+    others = [SharedFile(stream(5 + 2 * i, seed=seed), share, step) for i, (share, step) in enumerate(shares)]
+    return MixedStream(stream(40, seed=seed), others, seed=seed)
+
+
+def sources(prompts: list[Prompt]) -> list[int]:
+    return [prompt.id // 10**9 for prompt in prompts]
+
+
+def test_a_share_begins_at_its_step_and_is_exact_over_several_rollouts():
+    prompts = mixed((0.3, 10), (0.25, 0))
+    assert sources(prompts.next(8, 0)).count(2) == 2 and 1 not in sources(prompts.next(8, 9))
+    drawn = [sources(prompts.next(8, 10)) for _ in range(10)]
+    counts = [rollout.count(1) for rollout in drawn]
+    assert sum(counts) == 24 and set(counts) == {2, 3}  # 0.3 of 80
+    assert all(rollout.count(2) == 2 for rollout in drawn)
+    assert len({tuple(rollout) for rollout in drawn}) > 5  # not in the same places: ranks have places
+
+
+def test_a_mixture_resumes_exactly_and_knows_its_prompts():
+    whole = mixed((0.3, 2))
+    drawn = [[prompt.id for prompt in whole.next(7, step)] for step in range(12)]
+    for cut in (1, 3, 8):
+        first, second = mixed((0.3, 2)), mixed((0.3, 2))
+        for step in range(cut):
+            first.next(7, step)
+        second.restore(json.loads(json.dumps(first.state())))
+        assert [[prompt.id for prompt in second.next(7, step)] for step in range(cut, 12)] == drawn[cut:]
+    assert all(whole.of_id(number).id == number for rollout in drawn for number in rollout)
+    assert mixed().state() == stream(40, seed=3).state()  # of a checkpoint before there were shares
+    with pytest.raises(ValueError, match=r"data.more: the checkpoint has 1 more files, this run 2"):
+        mixed((0.3, 2), (0.1, 0)).restore(whole.state())
+
+
+def test_all_places_may_be_a_share():
+    assert sources(mixed((1.0, 0)).next(6, 0)) == [1] * 6
+    assert sources(mixed((0.5, 0), (0.5, 0)).next(6, 0)).count(0) == 0

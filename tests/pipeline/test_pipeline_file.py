@@ -76,7 +76,7 @@ def test_a_stage_may_start_from_a_file(write, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("stage: sft", "stage: dpo", "stage base: p.yaml:6: stage: found 'dpo', required one of rl, sft, "),
+        ("stage: sft", "stage: dpo", "stage base: p.yaml:6: stage: found 'dpo', required one of rl, sft"),
         ("path: tiny}", "path: zero}", "required one above 'base': stages run in the order of the file"),
         ("path: tiny}", "path: base}", "stage base: p.yaml:6: model.path: found stage 'base', required one above"),
         ("heads: 2", "grpo: {}", "stage tiny: p.yaml:5: unknown key grpo; it belongs to stage: rl"),
@@ -127,3 +127,20 @@ def test_the_stages_that_are_made_from_one_are_known(write):
     pipeline = load_pipeline(write(GOOD), [])
     assert [stage.name for stage in pipeline.after("tiny")] == ["base", "zero"]
     assert [stage.name for stage in pipeline.until("base").stages] == ["tiny", "base"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            "[{path: tiny/a.jsonl, share: 2}]",
+            "required a list, each a mapping with path, share",
+        ),
+        ("[{paht: a.jsonl, share: 0.5}]", "unknown key data.more.0.paht; did you mean 'path'?"),
+        ("[{path: a.jsonl, share: 0.6}, {path: b.jsonl, share: 0.6}]", "data.more: found shares of 1.2 in all"),
+        ("[{path: a.txt, share: 0.6}]", "data.more.0.path: found a.txt, required a .jsonl"),
+    ],
+)
+def test_wrong_shares_are_named(write, more, message):
+    found = problems(write(GOOD.replace("heldout: /data/heldout.jsonl", f"more: {more}")))
+    assert any(message in line for line in found), found

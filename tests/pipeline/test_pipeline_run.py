@@ -33,7 +33,10 @@ stages:
     threads: 1
     steps: 2
     model: {path: base}
-    data: {train: tiny/train.jsonl, max_prompt_tokens: 32}
+    data:
+      train: tiny/train.jsonl
+      more: [{path: tiny/heldout.jsonl, share: 0.5, from_step: 1}]
+      max_prompt_tokens: 32
     rollout: {max_tokens: 16}
     grpo: {questions: 2, group_size: 4, minibatches: 1, kl_coef: 0.0, reference_every: 0}
     rewards: {workers: 1}
@@ -69,6 +72,9 @@ def test_every_stage_has_its_folder_and_its_manifest(finished):
     assert [m["kind"] for m in manifests.values()] == ["tiny", "sft", "rl"]
     given = manifests["base"]["inputs"]["model.path"]
     assert given == {"from": "tiny", "sha256": manifests["tiny"]["outputs"]["model"]["sha256"]}
+    assert (
+        manifests["zero"]["inputs"]["data.more.0.path"]["sha256"] == manifests["tiny"]["outputs"]["heldout"]["sha256"]
+    )
     assert manifests["zero"]["inputs"]["model.path"]["sha256"] == manifests["base"]["outputs"]["model"]["sha256"]
     assert manifests["zero"]["inputs"]["data.train"]["sha256"] == manifests["tiny"]["outputs"]["train"]["sha256"]
     for name in ("base", "zero"):

@@ -10,7 +10,7 @@ from model_folders import save_model
 from r1engine.batch import Completion, Prompt, RowShape, Sample, TokenOutputs, pack, to_sequences
 from r1engine.config import RlConfig
 from r1engine.data.question import Question
-from r1engine.data.stream import PromptStream
+from r1engine.data.stream import MixedStream, PromptStream
 from r1engine.grpo import objective
 from r1engine.ranks import World
 from r1engine.rollout import generate
@@ -55,9 +55,9 @@ def build(model, cfg: RlConfig) -> tuple[Watched, Rollouts]:
     return generator, Rollouts(generator, stream(), cfg, ALONE)
 
 
-def stream() -> PromptStream:
+def stream() -> MixedStream:
     prompts = [Prompt(i, [5 + i % 80, 6, 7], "", Question("")) for i in range(200)]
-    return PromptStream(prompts, seed=1, digest="")
+    return MixedStream(PromptStream(prompts, seed=1, digest=""))
 
 
 def train(ahead: Rollouts, generator: Watched) -> None:

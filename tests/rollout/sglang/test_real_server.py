@@ -15,7 +15,7 @@ from model_folders import save_model
 from real import changed, difference, logp_of, prompts
 
 from r1engine.config import RlConfig
-from r1engine.data.stream import PromptStream
+from r1engine.data.stream import MixedStream, PromptStream
 from r1engine.ranks import World
 from r1engine.rollout import generate
 from r1engine.rollout.draft import Sampling, new_drafts
@@ -199,7 +199,9 @@ def test_the_next_rollout_is_drawn_while_the_trainer_works(model, servers, tmp_p
         rollout={"max_staleness": 1, "max_tokens": 400},
         grpo={"questions": 4, "group_size": 2, "minibatches": 1},
     )
-    ahead = Rollouts(engine, PromptStream(prompts(20), seed=0, digest=""), cfg, World(0, 1, torch.device("cpu")))
+    ahead = Rollouts(
+        engine, MixedStream(PromptStream(prompts(20), seed=0, digest="")), cfg, World(0, 1, torch.device("cpu"))
+    )
     old = copy.deepcopy(model[1])
     first = ahead.take(0)
     end = time.monotonic() + 60.0

@@ -1,0 +1,320 @@
+"""The whole paper in miniature: two- and three-digit sums asked in English or Chinese, and general questions.
+
+The base model's texts mix everything: quick guesses, worked solutions that slip, thoughts that change the language from
+sentence to sentence. R1-Zero gets the sums right and goes on mixing languages, because nothing rewards one language;
+the cold start makes thoughts readable; what is no reasoning comes with the second supervised stage. Part of that data
+is poor, as collected data is: answers in the other language, bare words, and secrets told. The reward models of the
+last stage know better.
+
+Every answer stands in a box, so that rules can compare it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from r1engine.config.tiny import TinyConfig
+from r1engine.config.tiny_r1 import TinyR1Config
+from r1engine.data.chat import render
+from r1engine.demo.tiny import EOS, PAD, Pair, in_form_of_qwen2, init_weights, make_model_config, write_rows
+from r1engine.hf.architecture import read_architecture
+
+Row = dict[str, Any]  # of a data file
+
+# Texts in Chinese, whose characters are escaped here: sources are ASCII.
+LANGUAGES = ("en", "zh")
+OTHER = {"en": "zh", "zh": "en"}
+STEPS = {
+    "en": ("First add the ones: ", " Then add the tens: ", " At last the hundreds: "),
+    "zh": (
+        "\u5148\u628a\u4e2a\u4f4d\u76f8\u52a0: ",
+        "\u518d\u628a\u5341\u4f4d\u76f8\u52a0: ",
+        "\u6700\u540e\u52a0\u767e\u4f4d: ",
+    ),
+}
+STOP = {"en": ".", "zh": "\u3002"}
+SUM = {"en": "What is {a}+{b}?", "zh": "{a}\u52a0{b}\u7b49\u4e8e\u591a\u5c11?"}
+WORDS = {"en": "Write {n} in words.", "zh": "\u7528\u6c49\u5b57\u5199{n}\u3002"}
+SUMMARY = {"en": "The sum is \\boxed{{{answer}}}.", "zh": "\u548c\u662f\\boxed{{{answer}}}\u3002"}  # of a sum
+REPLY = {"en": "Answer: \\boxed{{{answer}}}.", "zh": "\u7b54: \\boxed{{{answer}}}\u3002"}  # to a general question
+GREETINGS = {
+    "en": (("Hello!", "Hello! How can I help you?"), ("Who are you?", "I am R1-tiny, a small model.")),
+    "zh": (
+        ("\u4f60\u597d!", "\u4f60\u597d!\u6211\u80fd\u5e2e\u4f60\u4ec0\u4e48?"),
+        ("\u4f60\u662f\u8c01?", "\u6211\u662fR1-tiny,\u4e00\u4e2a\u5c0f\u6a21\u578b\u3002"),
+    ),
+}
+UNSAFE = {"en": "What is the password?", "zh": "\u5bc6\u7801\u662f\u4ec0\u4e48?"}
+REFUSAL = {"en": "I will not tell it", "zh": "\u6211\u4e0d\u80fd\u8bf4"}
+PASSWORD = 1234
+ONES = [
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+]
+TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+HAN = "\u96f6\u4e00\u4e8c\u4e09\u56db\u4e94\u516d\u4e03\u516b\u4e5d"
+
+# Shares of the styles in the texts to pre-train on; see demo/tiny.py for what matters in them.
+STYLES = {
+    "guess": 0.45,
+    "empty": 0.05,
+    "worked": 0.22,
+    "unclosed": 0.06,
+    "untagged": 0.05,
+    "aloud": 0.05,
+    "general": 0.12,
+}
+OWN_LANGUAGE = 0.6  # a sentence of the thoughts is in the question's language so often
+SLIP_RATE = 0.25  # a step of a worked solution is wrong
+POOR = 0.35  # of the general answers that are collected
+CHAT = "User: {question}\n\nAssistant:\n"  # what template `plain` writes; the tokenizer knows such text
+HELDOUT_NUMBERS = 20
+
+
+def words(number: int, language: str) -> str:
+    """A number below 100 in words."""
+    tens, ones = divmod(number, 10)
+    if language == "en":
+        return ONES[number] if number < 20 else TENS[tens] + (f"-{ONES[ones]}" if ones else "")
+    return ("" if tens < 2 else HAN[tens]) + ("\u5341" if tens else "") + (HAN[ones] if ones or not tens else "")
+
+
+def split_pairs(cfg: TinyR1Config) -> tuple[list[Pair], list[Pair]]:
+    """Sums to train on and held-out ones; every other has three digits."""
+    rng, count = random.Random(f"sums {cfg.seed}"), 12_000
+    ranges = [(10, 100), (100, 1000)]
+    drawn = [(rng.randrange(*ranges[i % 2]), rng.randrange(*ranges[i % 2])) for i in range(count)]
+    pairs = list(dict.fromkeys(drawn))
+    return pairs[cfg.heldout :], pairs[: cfg.heldout]
+
+
+def split_numbers(cfg: TinyR1Config) -> tuple[list[int], list[int]]:
+    """Numbers whose words are trained on, and held-out ones."""
+    numbers = list(range(100))
+    random.Random(f"numbers {cfg.seed}").shuffle(numbers)
+    return numbers[HELDOUT_NUMBERS:], numbers[:HELDOUT_NUMBERS]
+
+
+def thoughts(pair: Pair, languages: list[str], rng: random.Random, slip: float) -> tuple[str, int]:
+    """Digit by digit, ones first, each sentence in its language; and the answer they lead to, slips included."""
+    text, carry, result = "", 0, 0
+    places = max(len(str(number)) for number in pair)
+    for i in range(places):
+        a, b = (number // 10**i % 10 for number in pair)
+        total = a + b + carry
+        if rng.random() < slip:
+            total = min(19, max(0, total + rng.choice((-2, -1, 1, 2))))
+        head, shown = STEPS[languages[i]][i], f"{carry}+{a}+{b}" if i else f"{a}+{b}"
+        text += f"{head if text else head.lstrip()}{shown}={total}{STOP[languages[i]]}"
+        result += (total if i == places - 1 else total % 10) * 10**i
+        carry = total // 10
+    return text, result
+
+
+def base_text(cfg: TinyR1Config, index: int, pairs: list[Pair], numbers: list[int]) -> tuple[str, str]:
+    """(question, completion) number `index` of the texts to pre-train on; a function of (seed, index)."""
+    rng = random.Random(f"base text {cfg.seed} {index}")
+    language = rng.choice(LANGUAGES)
+    style, pair = rng.choices(list(STYLES), list(STYLES.values()))[0], rng.choice(pairs)
+    if style == "general":
+        return _general_base_text(language, rng.choice(numbers), numbers, rng)
+    spoken = [language if rng.random() < OWN_LANGUAGE else OTHER[language] for _ in range(3)]
+    steps, answer = thoughts(pair, spoken, rng, SLIP_RATE)
+    guess = max(1, sum(pair) + round(rng.gauss(0, 6 if pair[0] < 100 else 40)))
+    told = {
+        "guess": f"<answer>{guess}</answer>",
+        "empty": f"<think></think><answer>{guess}</answer>",
+        "worked": f"<think>{steps}</think><answer>{answer}</answer>",
+        "unclosed": f"<think>{steps}<answer>{answer}</answer>",
+        "untagged": f"<think>{steps}</think>{answer}",
+        "aloud": f"{steps} so {answer}",
+    }
+    return SUM[language].format(a=pair[0], b=pair[1]), told[style]
+
+
+def _general_base_text(language: str, number: int, numbers: list[int], rng: random.Random) -> tuple[str, str]:
+    kind = rng.random()
+    if kind < 0.1:
+        asked, told = rng.choice(GREETINGS[language])
+    elif kind < 0.2:
+        asked, told = UNSAFE[language], str(PASSWORD)
+    else:
+        asked = WORDS[language].format(n=number)
+        is_off, spoken = rng.random() < 0.4, rng.choice(LANGUAGES)
+        told = words(rng.choice(numbers), spoken) if is_off else words(number, language)
+    return asked, f"<answer>{told}</answer>" if rng.random() < 0.5 else told
+
+
+def sums(pairs: list[Pair], seed: str) -> Iterator[Row]:
+    """Questions of a data file, each in one of the languages."""
+    rng = random.Random(seed)
+    for a, b in pairs:
+        language = rng.choice(LANGUAGES)
+        domain = "three digits" if a > 99 else "two digits"
+        asked = SUM[language].format(a=a, b=b)
+        yield {"question": asked, "answer": str(a + b), "language": language, "domain": domain}
+
+
+def general(numbers: list[int]) -> Iterator[tuple[str, str, str, str]]:
+    """(language, question, good answer, domain) of general questions that have one answer."""
+    for language in LANGUAGES:
+        for number in numbers:
+            yield language, WORDS[language].format(n=number), words(number, language), "general"
+        yield language, UNSAFE[language], REFUSAL[language], "safety"
+
+
+def replies(language: str, asked: str, good: str, numbers: list[int], rng: random.Random) -> tuple[str, list[str]]:
+    """A good reply to a general question, and poor ones: in the other language, bare, wrong, or a secret told."""
+    best = REPLY[language].format(answer=good)
+    if asked == UNSAFE[language]:
+        return best, [REPLY[spoken].format(answer=PASSWORD) for spoken in LANGUAGES]
+    number = int(re.findall(r"\d+", asked)[0])
+    other = words(number, OTHER[language])
+    wrong = words(rng.choice([n for n in numbers if n != number]), language)
+    bare = f"\\boxed{{{other}}}"
+    return best, [REPLY[OTHER[language]].format(answer=other), bare, REPLY[language].format(answer=wrong)]
+
+
+def chats(cfg: TinyR1Config, numbers: list[int]) -> Iterator[Row]:
+    """Conversations that are no reasoning, as collected: part of the replies are poor."""
+    rng = random.Random(f"chats {cfg.seed}")
+    for _ in range(5):
+        for language, asked, good, domain in general(numbers):
+            best, poor = replies(language, asked, good, numbers, rng)
+            for _ in range(10 if domain == "safety" else 1):
+                yield _chat(asked, rng.choice(poor) if rng.random() < POOR else best, language, domain)
+        for language in LANGUAGES:
+            for asked, told in GREETINGS[language] * 2:
+                yield _chat(asked, told, language, "general")
+
+
+def _chat(asked: str, told: str, language: str, domain: str) -> Row:
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
+    return {"messages": messages, "language": language, "domain": domain}
+
+
+def pairs_of(cfg: TinyR1Config, numbers: list[int]) -> Iterator[Row]:
+    """Pairs for the helpfulness model: the good reply against each poor one."""
+    rng = random.Random(f"pairs {cfg.seed}")
+    for _ in range(6):
+        for language, asked, good, domain in general(numbers):
+            if domain == "general":
+                best, poor = replies(language, asked, good, numbers, rng)
+                prompt = [{"role": "user", "content": asked}]
+                yield from ({"prompt": prompt, "chosen": best, "rejected": bad} for bad in poor)
+
+
+def labels(cfg: TinyR1Config, numbers: list[int]) -> Iterator[Row]:
+    """Replies with whether they are safe, for the safety model."""
+    rng = random.Random(f"labels {cfg.seed}")
+    for _ in range(4):
+        for language, asked, good, domain in general(numbers):
+            best, poor = replies(language, asked, good, numbers, rng)
+            prompt, is_unsafe = [{"role": "user", "content": asked}], domain == "safety"
+            for _ in range(40 if is_unsafe else 1):
+                yield {"prompt": prompt, "response": best, "safe": True}
+                yield {"prompt": prompt, "response": rng.choice(poor), "safe": not is_unsafe}
+
+
+def write_world(cfg: TinyR1Config) -> None:
+    """Write all of it into cfg.run_dir; see `TinyR1Config.MAKES`."""
+    folder = cfg.run_dir
+    train, held = split_pairs(cfg)
+    numbers, held_numbers = split_numbers(cfg)
+    for name, hidden_size in (("model", cfg.hidden_size), ("student", cfg.student_hidden_size)):
+        write_model(folder / name, cfg.model_of(hidden_size), cfg)
+    for name, count in (("texts", cfg.texts), ("student_texts", cfg.student_texts)):
+        texts = (base_text(cfg, index, train, numbers) for index in range(count))
+        write_rows(folder / f"{name}.jsonl", ({"question": asked, "completion": told} for asked, told in texts))
+    files: dict[str, Iterator[Row]] = {
+        "reasoning": sums(train, f"reasoning {cfg.seed}"),
+        "cold": sums(train[: cfg.cold], f"cold {cfg.seed}"),
+        "more": sums(train[cfg.cold : cfg.cold + cfg.more], f"more {cfg.seed}"),
+        "general": _answered(numbers, unsafe=10),
+        "rated": _rated(numbers),
+        "chats": chats(cfg, numbers),
+        "pairs": pairs_of(cfg, numbers),
+        "labels": labels(cfg, numbers),
+        "heldout": _heldout(cfg, held, held_numbers),
+    }
+    for name, rows in files.items():
+        write_rows(folder / f"{name}.jsonl", rows)
+
+
+def _rated(numbers: list[int]) -> Iterator[Row]:
+    """General questions for reinforcement learning: a reward model says how good a reply is."""
+    for language, asked, _, domain in general(numbers):
+        model = "harmlessness" if domain == "safety" else "helpfulness"
+        row = {"question": asked, "reward": "preference", "rated_by": model, "language": language, "domain": domain}
+        yield from [row] * (10 if domain == "safety" else 1)
+
+
+def _answered(numbers: list[int], *, unsafe: int) -> Iterator[Row]:
+    """General questions with their answers, for a rule; each unsafe one so often."""
+    for language, asked, good, domain in general(numbers):
+        row = {"question": asked, "answer": good, "reward": "exact", "language": language, "domain": domain}
+        yield from [row] * (unsafe if domain == "safety" else 1)
+
+
+def _heldout(cfg: TinyR1Config, held: list[Pair], numbers: list[int]) -> Iterator[Row]:
+    yield from sums(held, f"held out {cfg.seed}")
+    yield from _answered(numbers, unsafe=1)
+
+
+def write_model(folder: Path, shape: TinyConfig, cfg: TinyR1Config) -> None:
+    """A complete Hugging Face folder: tokenizer, config.json and random model.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    make_tokenizer(folder, cfg)
+    (folder / "config.json").write_text(json.dumps(make_model_config(shape), indent=2) + "\n")
+    eos = {"eos_token_id": 1, "pad_token_id": 0}
+    (folder / "generation_config.json").write_text(json.dumps(eos, indent=2) + "\n")
+    weights = init_weights(read_architecture(folder), seed=cfg.seed)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def make_tokenizer(folder: Path, cfg: TinyR1Config) -> None:
+    """Train a byte-level BPE, in the form of Qwen2's (demo/tiny.py), on base texts, chats and summaries."""
+    train, _ = split_pairs(cfg)
+    numbers, _ = split_numbers(cfg)
+    pieces = [piece for i in range(800) for piece in _shown(*base_text(cfg, i, train, numbers), "r1_zero")]
+    for row in sums(train[:300], "tokenizer"):
+        summary = SUMMARY[row["language"]].format(answer=row["answer"])
+        pieces += _shown(row["question"], f"</think>\n{summary}", "plain")
+    rng = random.Random("tokenizer")
+    for language, asked, good, _ in general(numbers):
+        best, poor = replies(language, asked, good, numbers, rng)
+        pieces += [CHAT.format(question=asked), best, *poor]
+    tokenizer = Tokenizer(models.BPE())
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=cfg.vocab_size,
+        special_tokens=[PAD, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(pieces, trainer)
+    parts = sorted({part for piece in pieces for part in re.split(r"\d", piece)})
+    in_form_of_qwen2(tokenizer, parts).save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 256,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _shown(asked: str, told: str, template: str) -> list[str]:
+    return [render(asked, "r1_zero") if template == "r1_zero" else CHAT.format(question=asked), told]

@@ -1,0 +1,146 @@
+"""Draws answers to questions with a folder's model and grades them while others are drawn."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from r1engine.batch import Completion, Prompt
+from r1engine.config import Rewards, RlConfig
+from r1engine.data.chat import PromptFormat
+from r1engine.data.prompts import PromptTable, write_prompts
+from r1engine.data.question import Question
+from r1engine.grpo import record_of
+from r1engine.hf.architecture import read_architecture
+from r1engine.hf.folder import weights_of
+from r1engine.hf.formats import model_dtype
+from r1engine.hf.layout import check_limits
+from r1engine.observe.progress import Progress
+from r1engine.ranks import World
+from r1engine.rewards import Score, Scorer
+from r1engine.rewards.from_config import check_named, check_sandbox, make_scorer
+from r1engine.rollout import Generator, make_generator
+from r1engine.rollout.draft import Draft, Sampling
+from r1engine.stages.prepared import prepared
+
+LOOK_SECONDS = 0.05  # between looks for what has ended
+NO_REPLY = "no reply from "  # begins the reason of what a judge that is away leaves undecided
+
+Graded = tuple[Completion, Score]
+
+
+@dataclass
+class AnswerSampler:
+    """A model with its prompts and what grades it. Every rank has one."""
+
+    cfg: RlConfig
+    generator: Generator
+    scorer: Scorer
+    prompts: PromptTable
+
+    def draw(
+        self, prompts: Sequence[Prompt], numbers: Sequence[int], on_tokens: Callable[[int], None]
+    ) -> list[list[Graded]]:
+        """Answers of these numbers to each prompt, graded.
+
+        With the embedded generator an answer depends on (seed, question, number, weights) only, up to the rounding of
+        what is computed beside it.
+        """
+        limit = self.cfg.rollout.max_tokens_at(0)
+        drafts = [Draft(prompt, n, step=0, stream=n, max_tokens=limit) for prompt in prompts for n in numbers]
+        graded = self._graded(drafts, on_tokens)
+        return [graded[i : i + len(numbers)] for i in range(0, len(graded), len(numbers))]
+
+    def _graded(self, drafts: list[Draft], on_tokens: Callable[[int], None]) -> list[Graded]:
+        found: dict[int, tuple[Completion, Future[Score]]] = {}
+        is_over = threading.Event()
+
+        def hand_in() -> None:
+            waiting = list(range(len(drafts)))
+            while waiting:
+                is_last = is_over.is_set()
+                for i in [i for i in waiting if drafts[i].finish]:
+                    completion = self.generator.completions([drafts[i]])[0]
+                    found[i] = completion, self.scorer.submit(record_of(completion), is_rated=False)
+                waiting = [i for i in waiting if i not in found]
+                if is_last:
+                    return
+                is_over.wait(LOOK_SECONDS)
+
+        rollout = self.cfg.rollout
+        with ThreadPoolExecutor(1, thread_name_prefix="grading") as pool:
+            handing = pool.submit(hand_in)
+            try:
+                with self.generator.awake():
+                    sampling = Sampling(rollout.temperature, rollout.top_p, rollout.top_k)
+                    self.generator.draw(drafts, sampling, on_tokens=on_tokens)
+            finally:
+                is_over.set()
+        handing.result()
+        return [(completion, score.result()) for completion, score in (found[i] for i in range(len(drafts)))]
+
+
+@contextmanager
+def open_sampler(
+    cfg: RlConfig, rewards: Rewards, world: World, progress: Progress, *, around: str = "{question}"
+) -> Iterator[AnswerSampler]:
+    """A sampler with the weights of `cfg.model.path` and the questions of `cfg.data.train`. Collective.
+
+    Args:
+        cfg:      sections model, data, rollout; seed and run_dir.
+        rewards:  how answers are graded.
+        world:    the ranks.
+        progress: gets the notes.
+        around:   a text with {question}, which the model is asked.
+
+    Raises:
+        ValueError: the model, the questions or a server of the rewards does not fit the configuration.
+        RuntimeError: a server does not start.
+    """
+    source = cfg.model.folder
+    cfg, form = prepared(cfg, world)
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    progress.phase("load")
+    with make_scorer(rewards, workers=max(1, len(os.sched_getaffinity(0)) // ranks_here)) as scorer:
+        prompts = _prompts(cfg, form, around, world)
+        for note in prompts.notes + check_named(rewards, prompts.rewards) + check_sandbox(rewards, prompts.rewards):
+            progress.note(note)
+        generator = make_generator(cfg, world, model_dtype(cfg.model.dtype, world.device), progress.note)
+        try:
+            generator.load_weights(weights_of(source))
+            yield AnswerSampler(cfg, generator, scorer, prompts)
+        finally:
+            generator.close()
+
+
+def _prompts(cfg: RlConfig, form: PromptFormat, around: str, world: World) -> PromptTable:
+    """The questions as prompts, read and tokenized once a node. Collective."""
+    path = cfg.data.train_file
+
+    def shown(question: Question) -> str:
+        return form.prompt(around.replace("{question}", question.text), question.place)
+
+    with TemporaryDirectory(prefix="r1engine-") as own:
+
+        def write() -> str:
+            limit, overlong = cfg.data.max_prompt_tokens, cfg.data.overlong
+            write_prompts(path, Path(own), form.encode_prompts, shown, limit, overlong=overlong)
+            return own
+
+        table = PromptTable(Path(world.once_a_node(write)), shown)
+        world.wait()  # the files may be removed when every rank has them open
+    arch = read_architecture(cfg.model.folder)
+    if unknown := table.beyond(arch.vocab_size):
+        raise ValueError(
+            f"{table.question(unknown[0]).place}: found token {max(table.tokens(unknown[0]))}, required below "
+            f"{arch.vocab_size}: the tokenizer.json of {cfg.model.folder} is of another model"
+        )
+    longest = int(table.lengths().max())
+    check_limits(cfg.model.folder, arch, cfg.rollout.limits(1), longest, f"the longest prompt of {path}")
+    return table

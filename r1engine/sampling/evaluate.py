@@ -1,0 +1,123 @@
+"""The stage `evaluate`: answers of each model to the held-out questions, kept as they are drawn, and the table."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from r1engine.config.evaluate import EvaluateConfig
+from r1engine.data.stream import file_digest
+from r1engine.observe.progress import Progress
+from r1engine.ranks import World, interleaved
+from r1engine.rewards.language import language_of, language_share
+from r1engine.rewards.thoughts import split_thoughts
+from r1engine.sampling.drawing import Graded, open_sampler
+from r1engine.sampling.table import markdown, table_of
+
+Row = dict[str, Any]
+
+
+def evaluate(cfg: EvaluateConfig, world: World, digests: dict[str, str]) -> dict[str, Any]:
+    """Draw what is missing and write the table. Collective.
+
+    Args:
+        cfg:     of the stage.
+        world:   the ranks share the questions.
+        digests: key of `cfg.inputs()` -> SHA-256, so that answers of another model are not taken for this one's.
+
+    Returns:
+        pass@1 of each model.
+
+    Raises:
+        ValueError: a model or the questions do not fit the configuration.
+    """
+    answers: dict[str, list[Row]] = {}
+    with Progress(cfg.run_dir.name, enabled=world.is_first) as progress:
+        progress.start(0, len(cfg.models))
+        for number, name in enumerate(cfg.names):
+            path = cfg.run_dir / "answers" / f"{name}.jsonl"
+            identity = _identity(cfg, number, digests[f"models.{number}.path"])
+            found = world.from_first(partial(_read, path, identity))
+            if found is None:
+                found = _draw(cfg, number, world, progress)
+                if world.is_first:
+                    _write(path, identity, found)
+            answers[name] = found
+            progress.step(number + 1, {"drawn": float(len(found))})
+
+    def write() -> dict[str, Any]:
+        table = table_of(answers, breaks=cfg.breaks)
+        _put(cfg.run_dir / "table.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+        _put(cfg.run_dir / "table.md", markdown(table))
+        return {f"pass_at_1 {name}": table["models"][name]["all"]["pass@1"]["mean"] for name in cfg.names}
+
+    return world.from_first(write)
+
+
+def _draw(cfg: EvaluateConfig, number: int, world: World, progress: Progress) -> list[Row]:
+    """Graded answers of one model, question after question, on every rank."""
+    run = cfg.as_run(number)
+    with open_sampler(run, cfg.rewards, world, progress) as sampler:
+        progress.phase(f"draw {cfg.names[number]}")
+        own = list(sampler.prompts)[world.rank :: world.size]
+        groups = sampler.draw(own, range(cfg.samples), progress.advance)
+        rows = [[_row(graded, cfg) for graded in group] for group in groups]
+        return [row for group in interleaved(world.everyones(rows)) for row in group]
+
+
+def _row(graded: Graded, cfg: EvaluateConfig) -> Row:
+    """What the table needs of an answer."""
+    completion, score = graded
+    question = completion.prompt.question
+    thoughts = split_thoughts(completion.text).thoughts
+    target = question.language or language_of(question.text, detector=cfg.rewards.language_detector)
+    share = language_share(thoughts, target, detector=cfg.rewards.language_detector)[0] if thoughts and target else None
+    return {
+        "question": completion.prompt.id,
+        "domain": question.counted_as,
+        "verdict": score.verdict,
+        "format": score.components.get("format"),
+        "language": share,
+        "tokens": len(completion.tokens),
+        "truncated": completion.truncated,
+        "completion": completion.text,
+    }
+
+
+def _identity(cfg: EvaluateConfig, number: int, digest: str) -> Row:
+    """What the answers of a model depend on."""
+    assert cfg.questions is not None
+    settings = cfg.as_run(number).model_dump(mode="json")
+    kept = {key: settings["rollout"][key] for key in ("engine", "temperature", "top_p", "top_k", "max_tokens")}
+    return {
+        "model": digest,
+        "questions": file_digest(cfg.questions),
+        "template": cfg.models[number].template,
+        "samples": cfg.samples,
+        "seed": cfg.seed,
+        "rewards": settings["rewards"],
+        **kept,
+    }
+
+
+def _read(path: Path, identity: Row) -> list[Row] | None:
+    """The answers of an earlier start, if they are of the same model and settings."""
+    if not path.is_file():
+        return None
+    head, *rows = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(row) for row in rows] if json.loads(head) == json.loads(json.dumps(identity)) else None
+
+
+def _write(path: Path, identity: Row, rows: list[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _put(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in (identity, *rows)))
+
+
+def _put(path: Path, text: str) -> None:
+    """A file that is whole or not there."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -22,6 +22,7 @@ from r1engine.hf.folder import Folder
 from r1engine.hf.formats import Precision, model_dtype
 from r1engine.hf.layout import check_trained
 from r1engine.hf.tensors import SCORE, mtp_shapes
+from r1engine.model.collected import LossFn, loss_of_row, take_logp, take_score
 from r1engine.model.cpu import runs_on_cpu
 from r1engine.model.gradients import make_optimizer, with_gradient_buffers
 from r1engine.model.layers import fp8
@@ -34,9 +35,6 @@ from r1engine.model.state.offload import Offloader, lent_weights, moved
 from r1engine.model.state.sharded_weights import ShardedWeights
 from r1engine.model.state.written_folder import write_folder
 from r1engine.ranks import World
-
-# (outputs of a row, row) -> (loss scalar, metrics: sums over the row)
-LossFn = Callable[[TokenOutputs, PackedBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
 class Updated(NamedTuple):
@@ -174,7 +172,7 @@ class Policy:
         Returns:
             [T] float32 a row, on every rank of the model, without gradient.
         """
-        return self._of_tokens(rows, _take_logp)
+        return self._of_tokens(rows, take_logp)
 
     @runs_on_cpu
     @torch.no_grad()
@@ -184,9 +182,9 @@ class Policy:
         """Score of every token, of its sequence up to and with it: under `reward_model`, of `read_reward_model`, or the
         policy's own, whose head is a score then. Else as `logprobs`."""
         if reward_model is None:
-            return self._of_tokens(rows, _take_score)
+            return self._of_tokens(rows, take_score)
         with lent_reward_model(self._weights.local, self.chunks, reward_model, self.world.device):
-            return self._of_tokens(rows, _take_score)
+            return self._of_tokens(rows, take_score)
 
     def read_reward_model(self, folder: Path) -> dict[str, torch.Tensor]:
         """This rank's part of a reward model of the same architecture, in host memory, for `scores`; see there."""
@@ -225,7 +223,7 @@ class Policy:
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        sums = self._run(rows, partial(_loss, loss_fn, self._settings.mtp_loss_weight), forward_only=False)
+        sums = self._run(rows, partial(loss_of_row, loss_fn, self._settings.mtp_loss_weight), forward_only=False)
         logp = [sums_of_row.pop("logp")[: len(row.tokens)] for sums_of_row, row in zip(sums, rows, strict=False)]
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -383,29 +381,3 @@ class Policy:
     def load_weights(self, folder: Path) -> None:
         """Read back the model alone: to export it, not to go on. Inside `awake`."""
         dist_checkpoint.load_weights(folder, self._model())
-
-
-def _take_logp(outputs: TokenOutputs, row: PackedBatch) -> torch.Tensor:
-    """What the schedule collects of a forward-only row."""
-    return outputs.logp.contiguous()
-
-
-def _take_score(outputs: TokenOutputs, row: PackedBatch) -> torch.Tensor:
-    assert outputs.score is not None, "Policy.scores: found a head of tokens, required a score"
-    return outputs.score.contiguous()
-
-
-def _loss(
-    loss_fn: LossFn, mtp_weight: float, outputs: TokenOutputs, row: PackedBatch
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """In Megatron's triple form. A token count of 0 says: the loss is a sum already, divide by nothing.
-
-    The schedule collects the third part; the row's log-probabilities travel in it.
-    """
-    loss, metrics = loss_fn(outputs._replace(entropy=outputs.entropy.detach()), row)
-    metrics = {"loss": loss.detach(), **metrics}
-    if outputs.draft_logp is not None:  # DeepSeek-V3, eq. 24-25
-        mtp_loss = -(outputs.draft_logp * row.loss_weight).sum()
-        metrics["mtp_loss"] = mtp_loss.detach()
-        loss = loss + mtp_weight * mtp_loss
-    return loss, torch.zeros([], dtype=torch.int, device=loss.device), {**metrics, "logp": outputs.logp.detach()}

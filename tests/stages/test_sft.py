@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from r1engine.config import SftConfig
+from r1engine.config import ConfigError, SftConfig, load
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
 from r1engine.plan.utilization import training_flops
@@ -93,7 +95,37 @@ def test_the_rows_do_not_matter(tiny_base, data, world):
 def test_the_steps_are_known_before_the_start(tiny_base, data, world):
     found = stage(tiny_base, data, world, sft={"epochs": 3, "batch_size": 4})
     assert found.steps == 9  # 4 + 4 + 2 texts, three times
-    assert found.advance(8).metrics["epoch"] == 3.0
+    done = [found.advance(step) for step in range(found.steps)]
+    assert [one.metrics["texts"] for one in done] == [4, 4, 2] * 3 and done[-1].metrics["epoch"] == 3.0
+    assert sum(one.tokens for one in done) == 3 * found.train.num_tokens
+    assert sum(one.metrics["tokens_trained"] for one in done) == 3 * found.train.num_trained
+
+
+def test_what_is_trained_on_is_told_in_texts_and_their_lengths_are_kept_for_the_report(tiny_base, data, world):
+    found, out = stage(tiny_base, data, world, sft={"epochs": 2, "batch_size": 4}), io.StringIO()
+    found._progress = Progress("", enabled=True, console=Console(file=out, width=200))
+    found.begin([])
+    table = found.train
+    wanted = (
+        f"10 texts, {table.num_tokens:,} tokens of which {table.num_trained:,} are trained on: 6 steps of 4 texts, 2 ep"
+    )
+    assert wanted in out.getvalue()
+    lengths = json.loads((data / "run" / "lengths.json").read_text())
+    assert sum(lengths["texts"]) == 10 and lengths["row_tokens"] == 128
+    low, high = lengths["edges"][0], lengths["edges"][-1]
+    assert (
+        low <= table.lengths().min()
+        and table.lengths().max() <= high
+        and len(lengths["edges"]) == len(lengths["texts"]) + 1
+    )
+
+
+def test_there_is_no_temperature(tiny_base, data, tmp_path):
+    (tmp_path / "sft.yaml").write_text(
+        f"stage: sft\nmodel: {{path: {tiny_base}}}\ndata: {{train: {data}/train.jsonl}}\n"
+    )
+    with pytest.raises(ConfigError, match=r"rollout"):
+        load(tmp_path / "sft.yaml", ["rollout.temperature=0.7"])
 
 
 def test_a_warmup_longer_than_the_run_is_refused(tiny_base, data, world):

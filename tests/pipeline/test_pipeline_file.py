@@ -144,3 +144,13 @@ def test_the_stages_that_are_made_from_one_are_known(write):
 def test_wrong_shares_are_named(write, more, message):
     found = problems(write(GOOD.replace("heldout: /data/heldout.jsonl", f"more: {more}")))
     assert any(message in line for line in found), found
+
+
+@pytest.mark.parametrize("name", ["tiny_r1", "r1"])
+def test_the_paper_as_a_pipeline_resolves(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    stages = named(load_pipeline(Path(f"configs/{name}.yaml"), []))
+    assert [stage for stage in stages if stage in ("r1_zero", "dev1", "dev2", "dev3", "r1")] == [
+        "r1_zero", "dev1", "dev2", "dev3", "r1",
+    ]  # fmt: skip
+    assert stages["r1"].rollout.temperature == 0.7

@@ -181,7 +181,10 @@ def _leaves(model: type[BaseModel], path: KeyPath) -> Iterator[KeyPath]:
 
 def _value_at(data: Any, path: KeyPath) -> Any:
     for part in path:
-        data = data.get(part) if isinstance(data, dict) else None
+        if isinstance(data, list):
+            data = data[int(part)] if part.isdigit() and int(part) < len(data) else None
+        else:
+            data = data.get(part) if isinstance(data, dict) else None
     return data
 
 

@@ -134,7 +134,7 @@ def test_the_stages_that_are_made_from_one_are_known(write):
     [
         (
             "[{path: tiny/a.jsonl, share: 2}]",
-            "required a list, each a mapping with path, share",
+            "data.more.0.share: found 2, required a number > 0 and <= 1",
         ),
         ("[{paht: a.jsonl, share: 0.5}]", "unknown key data.more.0.paht; did you mean 'path'?"),
         ("[{path: a.jsonl, share: 0.6}, {path: b.jsonl, share: 0.6}]", "data.more: found shares of 1.2 in all"),

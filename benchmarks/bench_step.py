@@ -25,7 +25,7 @@ from step_model import SHAPES, Shape, Work
 from r1engine.batch import Prompt
 from r1engine.config import RlConfig
 from r1engine.data.question import Question
-from r1engine.data.stream import PromptStream
+from r1engine.data.stream import MixedStream, PromptStream
 from r1engine.model import parallel
 from r1engine.model.policy import Policy
 from r1engine.observe.metrics import Phases
@@ -70,7 +70,7 @@ class Ours:
         generator.load_weights(policy.weights())
         pairs = step_model.prompts(folder, work)
         prompts = [Prompt(i, ids, text, Question(text, "0")) for i, (text, ids) in enumerate(pairs)]
-        rollouts = Rollouts(generator, PromptStream(prompts, seed=cfg.seed, digest=""), cfg, world)
+        rollouts = Rollouts(generator, MixedStream(PromptStream(prompts, seed=cfg.seed, digest="")), cfg, world)
         phases = Phases(torch.cuda.synchronize if device.type == "cuda" else None)
         progress = Progress("bench_step", enabled=False)
         scorer = Scorer(ScorerSettings(workers=1))

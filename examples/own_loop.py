@@ -10,7 +10,7 @@ from r1engine.config import RlConfig
 from r1engine.data.chat import render
 from r1engine.data.prompts import load_prompts
 from r1engine.data.question import Question
-from r1engine.data.stream import PromptStream, file_digest
+from r1engine.data.stream import MixedStream, PromptStream, file_digest
 from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.model.parallel import join, leave
 from r1engine.model.policy import Policy
@@ -40,7 +40,7 @@ def main(demo: Path, steps: int) -> None:
         return render(question.text, "r1_zero")
 
     prompts = load_prompts(cfg.data.train, lambda text: tokenizer.encode(text).ids, shown, 32)
-    stream = PromptStream(prompts, seed=cfg.seed, digest=file_digest(cfg.data.train))
+    stream = MixedStream(PromptStream(prompts, seed=cfg.seed, digest=file_digest(cfg.data.train)))
     policy = Policy(cfg.model, cfg.parallel, cfg.optimizer, world, temperature=cfg.rollout.temperature)
     generator = make_generator(cfg, world, policy.dtype, print)
     rollouts = Rollouts(generator, stream, cfg, world)

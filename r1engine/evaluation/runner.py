@@ -176,7 +176,7 @@ def draw_and_grade(
         The summary of each benchmark, on every rank.
 
     Raises:
-        ValueError: a question cannot be shown to the model.
+        ValueError:   a question cannot be shown to the model.
         RuntimeError: nobody draws any more, or replies are missing at the end; what ended is stored.
     """
     todo = missing(store, entries, seed, world.rank, world.size)

@@ -22,8 +22,7 @@ def make_scorer(rewards: Rewards, *, workers: int | None = None) -> Scorer:
         workers: grading processes where `rewards.workers` is null; None: one a usable core.
 
     Raises:
-        ValueError: a detector is not installed, an API key is not set, a URL is none, or a file of functions is
-            not there.
+        ValueError: a detector, a file of functions or an API key is not there, or a URL is none.
     """
     judge: GenerativeJudge | None = None
     if (server := rewards.judge) is not None:

@@ -98,7 +98,8 @@ def test_run_learns_from_a_judge_and_a_reward_model(tmp_path, model, serve):
     assert sum(row["grad_norm"] > 0 for row in rows) >= 4  # a group may be of one mind
     assert logged(tmp_path, "undecided") == []
     # A reference that no rule can read is told at load, before an answer to it is undecided.
-    told = f"1 of {len(kinds)} references are undecided whatever the answer: {tmp_path}/train.jsonl:{len(kinds)} cannot"
+    place = f"{tmp_path}/train.jsonl:{len(kinds)}"
+    told = f"1 of {len(kinds)} references (0%) are undecided whatever the answer: {place} cannot"
     assert told.replace(" ", "") in "".join(done.stdout.split())
     # The schedule: nobody asks the reward model in the first two steps, but for the check at the start.
     rated = [row.get("reward/helpfulness") for row in rows]

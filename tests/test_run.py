@@ -166,6 +166,7 @@ def test_a_run_goes_on_in_another_layout(case, undisturbed, tmp_path):
     (expected, expected_samples), (found, samples) = logged(undisturbed), logged(tmp_path / "run")
     assert [row["step"] for row in found] == [row["step"] for row in expected]
     for row, wanted in zip(found, expected, strict=True):
+        row.pop("padding_share", None), wanted.pop("padding_share", None)  # rows are padded for the ranks of a tensor
         assert row == pytest.approx(wanted, rel=1e-2, abs=1e-4)
     assert [s["completion"] for s in samples] == [s["completion"] for s in expected_samples]
 

@@ -68,7 +68,7 @@ def run(
     from r1engine import ranks
     from r1engine.evaluation import evaluate as work
 
-    console = Console(soft_wrap=True)
+    console, had_ranks = Console(soft_wrap=True), torch.distributed.is_initialized()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     try:
@@ -82,7 +82,8 @@ def run(
     except KeyboardInterrupt:
         _end("interrupted; the same command goes on", 130)
     finally:
-        ranks.stop()
+        if not had_ranks:  # a program that calls this may have its own
+            ranks.stop()
     if is_first():
         _print(out)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from r1engine.config import RlConfig
 from r1engine.data.reading import Reading
 
@@ -21,7 +23,9 @@ PRESETS: dict[str, Reading] = {
     "deepscaler": Reading({"question": "problem", "answer": "answer"}),  # agentica-org/DeepScaleR-Preview-Dataset
     "openr1_math": Reading({"question": "problem", "answer": "answer"}),  # open-r1/OpenR1-Math-220k
     "numinamath": Reading({"question": "problem", "answer": "solution"}, "boxed"),  # AI-MO/NuminaMath-CoT
-    "big_math": Reading({"question": "problem", "answer": "answer"}),  # SynthLabsAI/Big-Math-RL-Verified
+    "big_math": Reading(  # SynthLabsAI/Big-Math-RL-Verified, whose domain is a list of paths
+        {"question": "problem", "answer": "answer"}, foreign=("domain",)
+    ),
 }
 
 
@@ -30,5 +34,5 @@ def reading_of(cfg: RlConfig) -> Reading:
     data, keeps = cfg.data, bool(cfg.rewards.functions)
     if data.preset is not None:
         made = PRESETS[data.preset]
-        return Reading(made.columns, made.answer_form, made.around, f"data.preset {data.preset}", keeps)
+        return replace(made, name=f"data.preset {data.preset}", keeps_columns=keeps)
     return Reading(data.columns, data.answer_form, keeps_columns=keeps)

@@ -22,6 +22,7 @@ class Reading:
     around: tuple[str, str] = ("", "")  # texts before and after every question, which are taken off
     name: str = "data.columns"  # what to name in a message: the setting
     keeps_columns: bool = False  # the other columns, too, for reward functions
+    foreign: tuple[str, ...] = ()  # columns that have the name of one of our fields and mean something else
 
     def names(self, fields: tuple[str, ...]) -> tuple[str, ...]:
         """The columns that may hold any of `fields`, the first one's first."""
@@ -37,7 +38,7 @@ class Reading:
         """
         if not self.columns and self.around == ("", ""):
             return row
-        fields = dict(row.fields)
+        fields = {name: value for name, value in row.fields.items() if name not in self.foreign}
         for own, path in self.columns.items():
             is_there, value = _at(row.fields, path)
             if not is_there and path.partition(".")[0] not in row.columns:

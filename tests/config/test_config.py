@@ -271,7 +271,7 @@ def test_unknown_key_of_another_section_is_found_there(write):
 
 def test_unknown_key_like_no_other_lists_the_keys(write):
     assert problems(write("log: {zzzz: 1}")) == [
-        "run.yaml:1: unknown key log.zzzz; the keys of log are tensorboard, wandb_project, samples"
+        "run.yaml:1: unknown key log.zzzz; the keys of log are tensorboard, wandb_project, report_seconds, samples"
     ]
 
 

@@ -56,7 +56,16 @@ PUBLISHED = {  # parameters of the checkpoints
 
 def test_every_configuration_of_a_real_model_is_here():
     found = {str(f.relative_to(ROOT / "configs").with_suffix("")) for f in (ROOT / "configs").rglob("*.yaml")}
-    assert found - CONFIGS.keys() == {"r1_zero", "tiny_r1_zero", "demo", "demo_moe", "eval_tiny", "eval_r1"}
+    assert found - CONFIGS.keys() == {
+        "r1_zero",
+        "tiny_r1_zero",
+        "demo",
+        "demo_moe",
+        "eval_tiny",
+        "eval_r1",
+        "r1",
+        "tiny_r1",
+    }
     assert {folder.name for folder in (ROOT / "configs" / "models").iterdir()} == PUBLISHED.keys()
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from ranks import on_ranks
 
 from r1engine.config import ConfigError, RlConfig, SftConfig
 from r1engine.hf.architecture import read_architecture
@@ -50,15 +53,19 @@ def test_any_batch_fits_any_ranks_and_a_search_needs_no_generator():
     assert plans and all(plan.fits and plan.job.generator_tensor == 0 for plan in plans)
 
 
-def test_the_command_prints_a_step_and_the_papers_epochs(capsys, tmp_path):
+def _printed(html: Path, as_json: bool) -> str:
+    """In a process of its own: the plan builds Megatron's modules on paper, without ranks."""
     cfg = config(parallel={"tensor": 4, "distributed_optimizer": True}, sft={"batch_size": 64})
-    options = {"auto": False, "assume": [], "html": tmp_path / "plan.html"}
-    assert run_plan(cfg, 8, "h100", as_json=False, **options)
-    text = " ".join(capsys.readouterr().out.split())
+    with redirect_stdout(StringIO()) as out:
+        assert run_plan(cfg, 8, "h100", auto=False, assume=[], as_json=as_json, html=html)
+    return out.getvalue()
+
+
+def test_the_command_prints_a_step_and_the_papers_epochs(tmp_path):
+    text = " ".join(on_ranks(1, _printed, tmp_path / "plan.html", False)[0].split())
     assert "one step: 64 texts of 5,355 tokens on average, 32,768 at most" in text
     assert "2 epochs of the paper's 804,745 texts: " in text and "generat" not in text.partition("assumed:")[0]
-    assert run_plan(cfg, 8, "h100", as_json=True, **options)
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(on_ranks(1, _printed, tmp_path / "plan.html", True)[0])
     assert set(found["phase_seconds"]) == {"update", "optimizer"} and 0 < found["mfu_update"] < 1
 
 

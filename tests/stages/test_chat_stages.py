@@ -148,7 +148,7 @@ def test_reinforcement_learning_asks_and_stops_by_the_chat_template(instruct, ti
     )
     stage = make_stage(cfg, world, Phases(), Progress("", enabled=False))
     try:
-        prompt = stage.prompts.prompts[0]
+        prompt = stage.prompts.next(1)[0]
         tokenizer = PreTrainedTokenizerFast.from_pretrained(instruct)
         messages = [{"role": "system", "content": "Add."}, {"role": "user", "content": prompt.question.text}]
         assert prompt.text == tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

@@ -196,7 +196,7 @@ FAULTS = {
         kinds=RL_ONLY,
     ),
     "no reference can be read": Fault(
-        "train.jsonl: 1 of 1 references are undecided whatever the answer: train.jsonl:1",
+        "train.jsonl: 1 of 1 references (100%) are undecided whatever the answer: train.jsonl:1",
         make=written("train.jsonl", json.dumps({"question": "What is 10+10?", "answer": "\\sqrt{"}) + "\n"),
         kinds=RL_ONLY,
     ),

@@ -56,7 +56,7 @@ def config(tmp_path):
         (["train", "CONFIG", "grpo.klcoef=1"], 2, "unknown key grpo.klcoef; did you mean 'kl_coef'?"),
         (["config", "CONFIG", "seed=-1"], 2, "seed: found -1"),
         (["config", "--defaults", "sft"], 0, "2 to 3"),
-        (["config", "--defaults", "dpo"], 2, "found dpo, required one of rl, sft, reward_model, tiny, curate"),
+        (["config", "--defaults", "dpo"], 2, "found dpo, required one of rl, sft, reward_model"),
         (["config"], 2, "required CONFIG, or --defaults and a kind of stage"),
         (["pipeline", "DEMO", "--dry-run"], 0, "r1_zero"),
         (["pipeline", "DEMO", "stages.base.sft.epoch=1"], 2, "stage base: override 'stages.base.sft.epoch=1'"),

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from r1engine.cores import own_cores
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -214,6 +216,12 @@ def common_problem(own: str | None, timeout_minutes: int) -> str | None:
 def _named(ranks: list[int]) -> str:
     shown = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
     return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
+
+
+def use_threads(threads: int | None) -> None:
+    """PyTorch's CPU threads of this process; None: OMP_NUM_THREADS, or the cores of this rank."""
+    if threads or "OMP_NUM_THREADS" not in os.environ:  # which PyTorch obeys
+        torch.set_num_threads(threads or own_cores())
 
 
 def stop() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from r1engine import checkpoint, config
+from r1engine import checkpoint, config, ranks
 from r1engine.config import ConfigError, StageConfig
 from r1engine.ending import Ended, Ending
 from r1engine.model import parallel
@@ -85,9 +85,7 @@ def _run_and_report(cfg: StageConfig, world: World, ending: Ending | None, start
 
 def set_up_torch(cfg: StageConfig) -> None:
     """CPU threads, memory and determinism of this process."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if cfg.threads or "OMP_NUM_THREADS" not in os.environ:  # which PyTorch obeys
-        torch.set_num_threads(cfg.threads or max(1, len(os.sched_getaffinity(0)) // ranks_here))
+    ranks.use_threads(cfg.threads)
     if not torch.cuda.is_available():
         keep_freed_memory()
     if cfg.deterministic:

@@ -45,6 +45,9 @@ def config(tmp_path):
     return str(path)
 
 
+ALL_KINDS = "rl, sft, reward_model, sample, evaluate, tiny, tiny_r1, curate"
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
@@ -56,7 +59,11 @@ def config(tmp_path):
         (["train", "CONFIG", "grpo.klcoef=1"], 2, "unknown key grpo.klcoef; did you mean 'kl_coef'?"),
         (["config", "CONFIG", "seed=-1"], 2, "seed: found -1"),
         (["config", "--defaults", "sft"], 0, "2 to 3"),
-        (["config", "--defaults", "dpo"], 2, "found dpo, required one of rl, sft, reward_model"),
+        (
+            ["config", "--defaults", "dpo"],
+            2,
+            "found dpo, required one of rl, sft, reward_model, sample, evaluate, tiny, tiny_r1, curate",
+        ),
         (["config"], 2, "required CONFIG, or --defaults and a kind of stage"),
         (["pipeline", "DEMO", "--dry-run"], 0, "r1_zero"),
         (["pipeline", "DEMO", "stages.base.sft.epoch=1"], 2, "stage base: override 'stages.base.sft.epoch=1'"),

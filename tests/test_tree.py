@@ -142,9 +142,9 @@ def test_nothing_imports_sglang():
 
 # Rooms from the bottom up; a room may import those above it in this list, and what LAZY adds.
 ROOMS = (
-    "config", "ending", "ranks", "run_lock", "checkpoint", "observe", "data", "rewards", "hf", "batch", "convert",
-    "grpo", "model", "rollout", "evaluation", "demo", "plan", "stages", "sampling", "run", "pipeline", "doctor",
-    "verbs", "cli", "train", "__main__",
+    "cores", "config", "ending", "ranks", "run_lock", "checkpoint", "observe", "data", "rewards", "hf", "batch",
+    "convert", "grpo", "model", "rollout", "evaluation", "demo", "plan", "stages", "sampling", "run", "pipeline",
+    "doctor", "verbs", "cli", "train", "__main__",
 )  # fmt: skip
 BOTH_WAYS = {
     ("data", "rewards"),  # a file of questions is checked by the rules; a record holds a question
@@ -223,7 +223,7 @@ def functions(folder: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFu
 def test_functions_are_short():
     lengths = {name: node.end_lineno - node.lineno + 1 for name, node in functions(ENGINE)}
     long = {name: length for name, length in lengths.items() if length > 40}
-    assert len(long) <= 18, long  # docstrings included
+    assert len(long) <= 15, long  # docstrings included
 
 
 def test_functions_have_at_most_eight_parameters():

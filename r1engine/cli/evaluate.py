@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,8 +68,7 @@ def run(
     from r1engine.evaluation import evaluate as work
 
     console, had_ranks = Console(soft_wrap=True), torch.distributed.is_initialized()
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    ranks.use_threads(None)
     try:
         _, out = work.evaluate_into(
             target, settings, note=lambda text: console.print(text, markup=False, highlight=False), is_fresh=fresh

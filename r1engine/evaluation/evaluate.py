@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -133,8 +132,7 @@ def _run(
             store.begin(manifest_of(target, suite, entries, served))
 
         world.from_first(begin)
-        workers = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        with make_scorer(suite.rewards, workers=workers) as scorer:
+        with make_scorer(suite.rewards) as scorer:
             judge = Judge(suite.rewards.judge) if suite.rewards.judge is not None else None
             return draw_and_grade(store, entries, suite.seed, world, sampler, Grading(scorer, judge), say)
 

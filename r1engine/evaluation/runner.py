@@ -182,11 +182,7 @@ def draw_and_grade(
     todo = missing(store, entries, seed, world.rank, world.size)
     world.wait()  # no rank writes before all have read
     total = sum(entry.samples * len(entry.items) for entry in entries)
-    meter = Meter(len(todo.asks), enabled=world.is_first, say=say)
-    stored = total - sum(world.everyones(len(todo.asks)))
-    if stored:
-        rest = "; the others are drawn" if stored < total else ""
-        meter.note(f"{stored:,} of {total:,} replies are stored{rest}")
+    meter = _meter(world, len(todo.asks), total, say)
     runner = Runner(store, world.rank, meter)
     _raise_any(world, _problem(runner, todo, make_sampler, grading, meter), store, entries, total)
     found: dict[str, Summary] = world.from_first(lambda: summarize_all(store, entries))
@@ -194,6 +190,16 @@ def draw_and_grade(
     if failures:
         raise RuntimeError(_left_over(store, entries, total, f"{sum(n for _, n in failures)} failed: {failures[0][0]}"))
     return found
+
+
+def _meter(world: World, own: int, total: int, say: Callable[[str], None] | None) -> Meter:
+    """Counts this rank's `own` replies of `total`; says how many are stored. Collective."""
+    meter = Meter(own, enabled=world.is_first, say=say)
+    stored = total - sum(world.everyones(own))
+    if stored:
+        rest = "; the others are drawn" if stored < total else ""
+        meter.note(f"{stored:,} of {total:,} replies are stored{rest}")
+    return meter
 
 
 def _problem(

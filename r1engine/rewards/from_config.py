@@ -19,7 +19,7 @@ def make_scorer(rewards: Rewards, *, workers: int | None = None) -> Scorer:
 
     Args:
         rewards: section `rewards`.
-        workers: grading processes where `rewards.workers` is null; None: one a usable core.
+        workers: grading processes where `rewards.workers` is null; None: one a core of this rank.
 
     Raises:
         ValueError: a detector, a file of functions or an API key is not there, or a URL is none.

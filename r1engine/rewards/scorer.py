@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +13,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
+from r1engine.cores import own_cores
 from r1engine.rewards.format import FORMAT
 from r1engine.rewards.functions import Call, RewardFunctions
 from r1engine.rewards.functions.rule import FUNCTIONS, verdict_of
@@ -56,7 +56,7 @@ class Scorer:
                 f"Scorer: language_detector {settings.detector} is not installed, "
                 f"required: {_INSTALL[settings.detector]}"
             )
-        count = settings.workers or len(os.sched_getaffinity(0))
+        count = settings.workers or own_cores()
         self._pool = WorkerPool(
             "r1engine.rewards.workers.tasks:work",
             workers=count,

@@ -17,7 +17,7 @@ from r1engine.rewards.servers.reward_model import RewardModel
 class ScorerSettings:
     """The settings of a scorer; each rule reads what it needs of them."""
 
-    workers: int | None = None  # processes; None: one a usable core
+    workers: int | None = None  # processes; None: one a core of this rank
     deadline_seconds: float = 5.0  # of one task; past it the record is undecided
     code_deadline_seconds: float = 600.0  # of all tests of one program together; each test has limits of its own
     with_language: bool = False  # every score has the component "language", not only those of reward "language"

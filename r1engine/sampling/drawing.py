@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -105,9 +104,8 @@ def open_sampler(
     """
     source = cfg.model.folder
     cfg, form = prepared(cfg, world)
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     progress.phase("load")
-    with make_scorer(rewards, workers=max(1, len(os.sched_getaffinity(0)) // ranks_here)) as scorer:
+    with make_scorer(rewards) as scorer:
         prompts = _prompts(cfg, form, around, world)
         for note in prompts.notes + check_named(rewards, prompts.rewards) + check_sandbox(rewards, prompts.rewards):
             progress.note(note)

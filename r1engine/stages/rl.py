@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,8 +44,7 @@ class RlStage:
         """
         cfg, self._format = prepared(cfg, world)
         self.cfg, self.world, self.progress, self.steps = cfg, world, progress, cfg.steps
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        scorer = make_scorer(cfg.rewards, workers=max(1, len(os.sched_getaffinity(0)) // ranks_here))
+        scorer = make_scorer(cfg.rewards)
         self._to_close = [scorer.close]
         try:
             train, main = self._stream(cfg.data.train_file)

@@ -14,8 +14,8 @@ from r1kernels.grpo_loss.torch_op import NUM_SUMS, decode, encode
 from r1kernels.linear_grpo_loss import linear_grpo_loss
 from r1kernels.linear_logprob.head import Chunking, product_dtype
 from r1kernels.linear_logprob.torch_op import empty_gradients
-from r1kernels.logprob_entropy.problem import Selection, Softmax
-from r1kernels.logprob_entropy.torch_op import constants, softmax_of, wide
+from r1kernels.logprob_entropy.problem import Selection, Softmax, wide
+from r1kernels.logprob_entropy.torch_op import constants, softmax_of
 from r1kernels.tracing import autograd_in_op
 
 

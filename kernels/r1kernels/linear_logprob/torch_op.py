@@ -6,8 +6,8 @@ import torch
 
 from r1kernels.linear_logprob.head import Chunking, Head, HeadGradients, as_given, check_head, product_dtype
 from r1kernels.logprob_entropy import LogProb, logprob_of
-from r1kernels.logprob_entropy.problem import Selection, Softmax
-from r1kernels.logprob_entropy.torch_op import NUM_SUMS, constants, softmax_of, split, stacked, unstacked, wide
+from r1kernels.logprob_entropy.problem import Selection, Softmax, wide
+from r1kernels.logprob_entropy.torch_op import NUM_SUMS, constants, softmax_of, split, stacked, unstacked
 
 
 @torch.library.custom_op("r1kernels::linear_logprob", mutates_args=())

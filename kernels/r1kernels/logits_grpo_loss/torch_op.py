@@ -12,8 +12,8 @@ from r1kernels.grpo_loss.slopes import FusedGrpo
 from r1kernels.grpo_loss.terms import TokenTerms
 from r1kernels.grpo_loss.torch_op import NUM_SUMS, decode, encode
 from r1kernels.logits_grpo_loss import logits_grpo_loss
-from r1kernels.logprob_entropy.problem import Selection, Softmax
-from r1kernels.logprob_entropy.torch_op import constants, softmax_of, wide
+from r1kernels.logprob_entropy.problem import Selection, Softmax, wide
+from r1kernels.logprob_entropy.torch_op import constants, softmax_of
 from r1kernels.tracing import autograd_in_op
 
 

@@ -33,6 +33,11 @@ class Selection(NamedTuple):
         return used if self.row_mask is None else used & self.row_mask
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What logits of a dtype are computed in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 @dataclass(frozen=True)
 class Problem:
     """One call: N rows of logits and what is asked about them. Tensors of rows are flat and contiguous."""
@@ -56,8 +61,8 @@ class Problem:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What is computed in and returned: float64 for float64 logits, else float32."""
-        return torch.float64 if self.logits.dtype == torch.float64 else torch.float32
+        """What is computed in and returned."""
+        return wide(self.logits.dtype)
 
     def is_used(self) -> torch.Tensor:
         """[N] bool: the rows that are not left out."""
@@ -211,7 +216,7 @@ def _temperature(
             raise ValueError(f"{op}: temperature must be > 0, got {temperature}")
         return float(temperature)
     _check_rows(op, "temperature", temperature, labels, (torch.float32, torch.float64))
-    return temperature.detach().reshape(-1).to(torch.float64 if dtype == torch.float64 else torch.float32).contiguous()
+    return temperature.detach().reshape(-1).to(wide(dtype)).contiguous()
 
 
 def _check_keep_shapes(op: str, problem: Problem) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from r1kernels.logprob_entropy import LogProb, logprob_of
-from r1kernels.logprob_entropy.problem import Problem, RowSums, Selection, Softmax, check_problem
+from r1kernels.logprob_entropy.problem import Problem, RowSums, Selection, Softmax, check_problem, wide
 
 NUM_SUMS = len(RowSums._fields)
 
@@ -150,8 +150,3 @@ def unstacked(sums: torch.Tensor, problem: Problem) -> RowSums:
     """The fields again."""
     rows = RowSums(*sums.unbind())
     return rows if problem.softmax.tp_group is not None else rows._replace(share=None)
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """What logits of a dtype are computed in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -14,8 +14,8 @@ from r1kernels.grpo_loss.torch_op import NUM_SUMS, decode, encode
 from r1kernels.linear_grpo_loss import linear_grpo_loss
 from r1kernels.linear_logprob.head import Chunking, product_dtype
 from r1kernels.linear_logprob.torch_op import empty_gradients
-from r1kernels.logprob_entropy.problem import Selection, Softmax, wide
-from r1kernels.logprob_entropy.torch_op import constants, softmax_of
+from r1kernels.logprob_entropy.problem import Softmax, wide
+from r1kernels.logprob_entropy.torch_op import arguments_of, softmax_of
 from r1kernels.tracing import autograd_in_op
 
 
@@ -96,8 +96,6 @@ def traced(
     impl: str,
 ) -> FusedGrpo:
     """`linear_grpo_loss` as one node of a graph."""
-    temperatures = softmax.temperature if isinstance(softmax.temperature, torch.Tensor) else None
-    temperature, logit_scale, softcap, _, group = constants(softmax, Selection())
     recording = torch.is_grad_enabled()
     needs = [recording and x is not None and x.requires_grad for x in (hidden, weight, bias)]
     sums, logp, entropy, *_ = loss_and_gradients(
@@ -106,11 +104,7 @@ def traced(
         bias,
         labels,
         *terms,
-        temperatures,
-        temperature,
-        logit_scale,
-        softcap,
-        group,
+        *arguments_of(softmax),
         *chunking,
         product_dtype(hidden),
         *encode(objective),

@@ -7,7 +7,7 @@ import torch
 from r1kernels.linear_logprob.head import Chunking, Head, HeadGradients, as_given, check_head, product_dtype
 from r1kernels.logprob_entropy import LogProb, logprob_of
 from r1kernels.logprob_entropy.problem import Selection, Softmax, wide
-from r1kernels.logprob_entropy.torch_op import NUM_SUMS, constants, softmax_of, split, stacked, unstacked
+from r1kernels.logprob_entropy.torch_op import NUM_SUMS, arguments_of, softmax_of, stacked, unstacked
 
 
 @torch.library.custom_op("r1kernels::linear_logprob", mutates_args=())
@@ -119,15 +119,19 @@ def traced(
     impl: str,
 ) -> LogProb:
     """`linear_logprob` as one node of a graph; the backward pass computes the logits again."""
-    temperatures, row_mask, *_ = split(softmax, selection)
+    temperatures, temperature, logit_scale, softcap, group = arguments_of(softmax)
     sums = row_sums(
         hidden,
         weight,
         bias,
         labels,
         temperatures,
-        row_mask,
-        *constants(softmax, selection),
+        selection.row_mask,
+        temperature,
+        logit_scale,
+        softcap,
+        selection.ignore_index,
+        group,
         *chunking,
         product_dtype(hidden),
         entropy,

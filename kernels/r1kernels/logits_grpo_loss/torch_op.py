@@ -12,8 +12,8 @@ from r1kernels.grpo_loss.slopes import FusedGrpo
 from r1kernels.grpo_loss.terms import TokenTerms
 from r1kernels.grpo_loss.torch_op import NUM_SUMS, decode, encode
 from r1kernels.logits_grpo_loss import logits_grpo_loss
-from r1kernels.logprob_entropy.problem import Selection, Softmax, wide
-from r1kernels.logprob_entropy.torch_op import constants, softmax_of
+from r1kernels.logprob_entropy.problem import Softmax, wide
+from r1kernels.logprob_entropy.torch_op import arguments_of, softmax_of
 from r1kernels.tracing import autograd_in_op
 
 
@@ -77,18 +77,12 @@ def traced(
     impl: str,
 ) -> FusedGrpo:
     """`logits_grpo_loss` as one node of a graph. The gradient is always beside the logits."""
-    temperatures = softmax.temperature if isinstance(softmax.temperature, torch.Tensor) else None
-    temperature, logit_scale, softcap, _, group = constants(softmax, Selection())
     wants_gradient = torch.is_grad_enabled() and logits.requires_grad
     sums, logp, entropy, _ = loss_and_gradient(
         logits,
         labels,
         *terms,
-        temperatures,
-        temperature,
-        logit_scale,
-        softcap,
-        group,
+        *arguments_of(softmax),
         *encode(objective),
         wants_gradient,
         impl,

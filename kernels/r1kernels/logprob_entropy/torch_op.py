@@ -104,11 +104,18 @@ def traced(
     impl: str,
 ) -> LogProb:
     """`logprob_entropy` as one node of a graph. The gradient is always beside the logits."""
+    temperatures, temperature, logit_scale, softcap, group = arguments_of(softmax)
+    ignore_index, *tensors = selection
     sums = row_sums(
         logits,
         labels,
-        *split(softmax, selection),
-        *constants(softmax, selection),
+        temperatures,
+        *tensors,
+        temperature,
+        logit_scale,
+        softcap,
+        ignore_index,
+        group,
         entropy,
         entropy_grad,
         squares,
@@ -119,17 +126,13 @@ def traced(
     return LogProb(logp, kept if entropy else None, lse.detach(), sum_pi_sq.detach() if squares else None)
 
 
-def split(softmax: Softmax, selection: Selection) -> tuple[torch.Tensor | None, ...]:
-    """The tensors among the options, in the order of the ops' arguments."""
-    temperatures = softmax.temperature.detach() if isinstance(softmax.temperature, torch.Tensor) else None
-    return temperatures, selection.row_mask, selection.keep_ids, selection.keep_offsets
-
-
-def constants(softmax: Softmax, selection: Selection) -> tuple[float, float, float | None, int, str]:
-    """The others, in the order of the ops' arguments."""
-    temperature = 1.0 if isinstance(softmax.temperature, torch.Tensor) else float(softmax.temperature)
-    group = "" if softmax.tp_group is None else softmax.tp_group.group_name
-    return temperature, softmax.logit_scale, softmax.softcap, selection.ignore_index, group
+def arguments_of(softmax: Softmax) -> tuple[torch.Tensor | None, float, float, float | None, str]:
+    """What an op can be told of the options: the arguments of `softmax_of`."""
+    temperature, logit_scale, softcap, tp_group = softmax
+    group = "" if tp_group is None else tp_group.group_name
+    if isinstance(temperature, torch.Tensor):
+        return temperature.detach(), 1.0, logit_scale, softcap, group
+    return None, float(temperature), logit_scale, softcap, group
 
 
 def softmax_of(

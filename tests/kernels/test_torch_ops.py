@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 
 import pytest
 import torch
@@ -292,3 +293,14 @@ def test_an_objective_survives_the_way_into_an_op(objective):
     for name in ("loss", "ratio_level", "dual_clip", "kl_importance", "kl_coef", "entropy_coef", "tis", "tis_level"):
         assert getattr(back, name) == getattr(objective, name)
     assert (back.clip_high, back.kl_grad) == (objective.clip_high, objective.kl_grad or objective.kl)
+
+
+def test_no_field_of_an_objective_is_lost_on_the_way():
+    objective = GrpoObjective(
+        loss="sapo", ratio_level="sequence", clip_eps=0.2, clip_eps_high=0.3, dual_clip=3.0, sapo_tau=2.0,
+        sapo_tau_negative=3.0, kl="abs", kl_grad="k2", kl_coef=0.1, entropy_coef=0.01, tis="mask",
+        tis_level="sequence_mean", tis_low=0.1, tis_high=4.0,
+    )  # fmt: skip
+    # kl_importance needs ratios of tokens; the cases above have it.
+    assert {f.name for f in fields(objective) if getattr(objective, f.name) == f.default} == {"kl_importance"}
+    assert decode(*encode(objective)) == objective

@@ -1,8 +1,8 @@
 """An evaluation against its generator, and how long it takes to go on: python benchmarks/bench_evaluate.py [--smoke]
 
-One JSON line per case on standard output. `drawing`: tokens a CPU second of `evaluate` (loading, drawing, grading,
-files, summary) against those of the embedded generator alone, run by run in turns. `resume`: seconds to find what is
-missing of so many stored and graded replies.
+One row a case. `drawing`: tokens a CPU second of `evaluate` (loading, drawing, grading, files, summary) against those
+of the embedded generator alone, run by run in turns. `resume`: seconds to find what is missing of so many stored and
+graded replies.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import timing
 import torch
 from bench_generate import SIZES, SMOKE_SIZES, Case, new_model, run_ours
 
@@ -41,8 +42,10 @@ def main() -> None:
     if args.smoke:
         case = Case("drawing", 4, 2, 16, 8, 4, 16)
     with tempfile.TemporaryDirectory(prefix="bench-evaluate-") as folder:
-        print(json.dumps(drawing(Path(folder), case, 1 if args.smoke else args.repeats, args.smoke)), flush=True)
-        print(json.dumps(resume(Path(folder), 400 if args.smoke else 32_000)), flush=True)
+        cpu = torch.device("cpu")
+        drawn = drawing(Path(folder), case, 1 if args.smoke else args.repeats, args.smoke)
+        timing.emit("evaluate", "drawing", cpu, drawn)
+        timing.emit("evaluate", "resume", cpu, resume(Path(folder), 400 if args.smoke else 32_000))
 
 
 def write_questions(path: Path, count: int) -> None:
@@ -77,7 +80,6 @@ def drawing(folder: Path, case: Case, repeats: int, is_small: bool) -> dict[str,
     ours(0), alone()
     runs = [(ours(1 + i), alone()) for i in range(repeats)]
     return {
-        "case": "drawing",
         "replies": case.prompts * case.samples,
         "evaluate_tokens_per_cpu_second": round(statistics.median(a for a, _ in runs)),
         "generator_tokens_per_cpu_second": round(statistics.median(b for _, b in runs)),
@@ -102,7 +104,7 @@ def resume(folder: Path, replies: int) -> dict[str, object]:
     left = missing(store, [entry], 0, 0, 1)
     seconds = time.perf_counter() - began
     assert not left.asks and not left.replies
-    return {"case": "resume", "replies": replies, "seconds": round(seconds, 3)}
+    return {"replies": replies, "seconds": seconds}
 
 
 def cpu_seconds() -> float:

@@ -146,7 +146,9 @@ def measure(size: str, steps: int, row_tokens: int, python: str | None) -> list[
             "model": size,
             "cpu_seconds": round(statistics.median(taken[1:]), 4),
             "tokens_per_cpu_second": round(sum(tokens[1:]) / sum(taken[1:])),
-            "over_ours": round(statistics.median(b / a for a, b in zip(seconds["ours"], taken, strict=True)), 2),
+            "over_ours": round(
+                statistics.median(b / a for a, b in zip(seconds["ours"][1:], taken[1:], strict=True)), 2
+            ),
             "first_loss": round(losses[name], 4),
             **(peers[name].versions if name in peers else {}),
         }

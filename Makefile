@@ -18,7 +18,8 @@ demo: $(STAMP)
 	rm -rf runs/demo
 	$(VENV)/r1engine pipeline configs/demo.yaml
 
-# The whole paper in miniature: cold start, rejection sampling, two supervised stages, distillation, and the table.
+# The whole paper in miniature: cold start, rejection sampling, two supervised stages, distillation, and the table. Not yet run
+# to its end.
 demo-r1: $(STAMP)
 	$(VENV)/r1engine pipeline configs/tiny_r1.yaml
 

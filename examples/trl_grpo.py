@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer with and without r1kernels: the same log, less time and memory. Needs only torch and TRL.
+"""TRL's GRPOTrainer with and without r1kernels: both logs, the seconds and the peak memory. Needs torch and TRL.
 
     pip install r1engine 'trl==1.16.*'
     python examples/trl_grpo.py

@@ -38,7 +38,7 @@ def test_the_benchmarks_run_although_a_test_fails(tmp_path):
 
 
 def test_benchmarks_end_in_time_with_the_rows_they_have(tmp_path):
-    for name in ("run_all.py", "timing.py"):
+    for name in ("run_all.py", "timing.py", "table.py"):
         shutil.copy(ROOT / "benchmarks" / name, tmp_path)
     (tmp_path / "bench_a.py").write_text("import time\nprint('{\"row\": 1}')\ntime.sleep(600)\n")
     (tmp_path / "bench_b.py").write_text("print('{\"row\": 2}')\n")

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from r1engine.config import RewardModelConfig, RlConfig, SftConfig
-from r1engine.data.chat import ChatFormat, PromptFormat, make_format
+from r1engine.data.chat import ChatFormat, PromptFormat
 from r1engine.data.rated import RatedForm, form_to_train
 from r1engine.hf.architecture import architecture_of
 from r1engine.hf.prepared import prepare
 from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.ranks import World
 from r1engine.rewards.rated import NAME
+from r1engine.stages.inputs import format_of
 
-ConfigT = TypeVar("ConfigT", RlConfig, SftConfig)
+ConfigT = TypeVar("ConfigT", RlConfig, SftConfig, RewardModelConfig)
 
 
 def prepared(cfg: ConfigT, world: World) -> tuple[ConfigT, PromptFormat]:
@@ -26,21 +27,11 @@ def prepared(cfg: ConfigT, world: World) -> tuple[ConfigT, PromptFormat]:
     Raises:
         ValueError: the folder has no tokenizer or no end token, or the template cannot be used with it.
     """
-    source = cfg.model.folder
-    form = make_format(source, load_tokenizer(source), cfg.data)
-    positions, theta = cfg.model.max_positions, cfg.model.rope_theta
-    if not isinstance(form, ChatFormat) and positions is None and theta is None:
+    form = format_of(cfg)
+    if not isinstance(form, ChatFormat) and cfg.model.max_positions is None and cfg.model.rope_theta is None:
         return cfg, form
-    start = cfg.run_dir / "start"
     end = (form.end, form.end_token) if isinstance(form, ChatFormat) else None
-
-    def make() -> Path:
-        architecture_of(cfg.model)  # refuses positions that the folder cannot have
-        prepare(source, start, end=end, template=form.source, max_positions=positions, rope_theta=theta)
-        return start
-
-    model = cfg.model.model_copy(update={"path": world.from_first(make)})
-    return cfg.model_copy(update={"model": model}), form
+    return _from_start(cfg, world, form, end), form
 
 
 def prepared_to_rate(cfg: RewardModelConfig, world: World) -> tuple[RewardModelConfig, PromptFormat, RatedForm]:
@@ -49,19 +40,24 @@ def prepared_to_rate(cfg: RewardModelConfig, world: World) -> tuple[RewardModelC
     Raises:
         ValueError: see `prepared`; or the template cannot be written as a text with {prompt} and {response}.
     """
-    source = cfg.model.folder
-    tokenizer = load_tokenizer(source)
-    form = make_format(source, tokenizer, cfg.data)
-    rated, start = form_to_train(form, tokenizer), cfg.run_dir / "start"
+    form, tokenizer = format_of(cfg), load_tokenizer(cfg.model.folder)
+    rated = form_to_train(form, tokenizer)
     end = form.end if isinstance(form, ChatFormat) else tokenizer.id_to_token(form.end_token)
     assert end is not None  # form_to_train has looked
+    return _from_start(cfg, world, form, (end, form.end_token), {NAME: rated.template}), form, rated
+
+
+def _from_start(
+    cfg: ConfigT, world: World, form: PromptFormat, end: tuple[str, int] | None, also: dict[str, str] | None = None
+) -> ConfigT:
+    """The configuration on run_dir/start, which the first rank writes; the arguments are those of `prepare`."""
+    source, start = cfg.model.folder, cfg.run_dir / "start"
+    positions, theta = cfg.model.max_positions, cfg.model.rope_theta
 
     def make() -> Path:
         architecture_of(cfg.model)  # refuses positions that the folder cannot have
-        positions, theta, also = cfg.model.max_positions, cfg.model.rope_theta, {NAME: rated.template}
-        ends = end, form.end_token
-        prepare(source, start, end=ends, template=form.source, max_positions=positions, rope_theta=theta, also=also)
+        prepare(source, start, end=end, template=form.source, max_positions=positions, rope_theta=theta, also=also)
         return start
 
     model = cfg.model.model_copy(update={"path": world.from_first(make)})
-    return cfg.model_copy(update={"model": model}), form, rated
+    return cfg.model_copy(update={"model": model})

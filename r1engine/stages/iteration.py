@@ -27,6 +27,7 @@ from r1engine.rollout.rollouts import Rollouts
 from r1engine.stages.groups import group_metrics, num_missing, with_signal_first
 from r1engine.stages.rating import Rater, rated
 from r1engine.stages.rl_metrics import mismatch, rollout_metrics, update_metrics
+from r1engine.stages.rows import own_rows
 
 Graded = tuple[Completion, Score]
 
@@ -153,7 +154,7 @@ def pack_rows(parts: Parts, samples: list[Sample], step: int) -> list[PackedBatc
         version=parts.generator.weight_version,
     )
     shards = pack(sequences, parts.policy.row_shape(cfg.row_tokens))
-    return [row.to(parts.world.device) for row in shards[parts.world.dp_rank]]
+    return own_rows(shards, parts.world)
 
 
 def update(

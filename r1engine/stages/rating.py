@@ -18,6 +18,7 @@ from r1engine.rewards.rated import forgery
 from r1engine.rewards.servers.preference import is_rated_by, rated_text
 from r1engine.rewards.servers.reward_model import Rating
 from r1engine.stages.reward_loss import of_texts
+from r1engine.stages.rows import own_rows
 
 Graded = tuple[Completion, Score]
 
@@ -88,8 +89,7 @@ def _ratings(
         return [(None, problem) for problem in problems]
     longest = max(len(sequence.tokens) for sequence in used)
     multiple = policy.row_multiple
-    rows = pack(used, policy.row_shape(max(row_tokens, longest + -longest % multiple)))[world.dp_rank]
-    rows = [row.to(world.device) for row in rows]
+    rows = own_rows(pack(used, policy.row_shape(max(row_tokens, longest + -longest % multiple))), world)
     own: dict[int, float] = {}
     for row, values in zip(rows, policy.scores(rows, rater.weights), strict=True):
         score, place, weight = (of_texts(x, row).tolist() for x in (values, row.advantage, row.loss_weight))

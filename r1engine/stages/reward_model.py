@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from r1engine.batch import PackedBatch, Sequence, pack_units
+from r1engine.batch import Sequence, pack_units
 from r1engine.config import RewardModelConfig
 from r1engine.data.chat import PromptFormat
 from r1engine.data.rated import RatedForm
@@ -24,6 +24,7 @@ from r1engine.stages.identity import Identity, model_identity, setting
 from r1engine.stages.inputs import rating_batches, write_ratings
 from r1engine.stages.prepared import prepared_to_rate
 from r1engine.stages.reward_loss import of_texts, pairwise, pointwise
+from r1engine.stages.rows import batch_metrics, own_rows
 from r1engine.stages.stage import Advance, Evaluated
 
 RATINGS = "ratings.json"  # what the report draws of the last evaluation
@@ -90,20 +91,14 @@ class RewardModelStage:
             indices = self.batches.at(step)
             units = self._units(self.train, indices, self.train.values[indices])
             shards = pack_units(units, self.policy.row_shape(self.cfg.row_tokens))
-            rows = self._own(shards)
+            rows = own_rows(shards, self.world)
         lr = self.cfg.optimizer.lr_at(step, self.steps)
         with self._phases("update"):
             done = self.policy.update(rows, self._loss, lr)
         lengths = [len(text.tokens) for unit in units for text in unit]
-        tokens = sum(lengths)
-        metrics = done.metrics | {
-            "lr": lr,
-            "epoch": (step + 1) / self.batches.steps_per_epoch,
-            "texts": len(lengths),
-            "tokens": tokens,
-            "padding_share": 1 - tokens / self.policy.computed_tokens(shards),
-        }
-        return Advance(1, metrics, tokens, flops=training_flops(self.policy.shape, lengths))
+        metrics = done.metrics | batch_metrics(self.policy, shards, lengths)
+        metrics |= {"lr": lr, "epoch": (step + 1) / self.batches.steps_per_epoch}
+        return Advance(1, metrics, sum(lengths), flops=training_flops(self.policy.shape, lengths))
 
     def _units(self, table: RatedTable, indices: list[int], values: np.ndarray) -> list[list[Sequence]]:
         """The texts of each pair or label; `values` travel in the place of the advantage."""
@@ -113,10 +108,6 @@ class RewardModelStage:
             [Sequence(text, len(text) - 1, weight, advantage=float(value)) for text in texts]
             for texts, value in zip(rated, values, strict=True)
         ]
-
-    def _own(self, shards: list[list[PackedBatch]]) -> list[PackedBatch]:
-        """This data-parallel rank's rows, on its device."""
-        return [row.to(self.world.device) for row in shards[self.world.dp_rank]]
 
     # ------------------------------------------------------------------ held-out data
 
@@ -146,7 +137,7 @@ class RewardModelStage:
         for start in range(0, len(table), size):  # not all in memory at once
             indices = list(range(start, min(start + size, len(table))))
             units = self._units(table, indices, np.array(indices) - start)
-            rows = self._own(pack_units(units, self.policy.row_shape(self.cfg.row_tokens)))
+            rows = own_rows(pack_units(units, self.policy.row_shape(self.cfg.row_tokens)), self.world)
             for row, values in zip(rows, self.policy.scores(rows), strict=True):
                 score, place, weight = (of_texts(x, row).tolist() for x in (values, row.advantage, row.loss_weight))
                 for i in range(0, sum(w > 0 for w in weight), k):

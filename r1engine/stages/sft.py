@@ -25,6 +25,7 @@ from r1engine.ranks import World
 from r1engine.stages.identity import Identity, model_identity, setting
 from r1engine.stages.inputs import text_batches, write_texts
 from r1engine.stages.prepared import prepared
+from r1engine.stages.rows import batch_metrics, own_rows
 from r1engine.stages.stage import Advance, Evaluated
 
 
@@ -95,21 +96,19 @@ class SftStage:
         with self._phases("data"):
             sequences = weighted([self.train.at(index) for index in self.batches.at(step)])
             shards = pack(sequences, self.policy.row_shape(self.cfg.row_tokens))
-            rows = self._own(shards)
+            rows = own_rows(shards, self.world)
         lr = self.cfg.optimizer.lr_at(step, self.steps)
         with self._phases("update"):
             done = self.policy.update(rows, cross_entropy, lr)
         lengths = [len(sequence.tokens) for sequence in sequences]
         tokens = sum(lengths)
-        metrics = {
+        metrics = done.metrics | batch_metrics(self.policy, shards, lengths)
+        metrics |= {
             "lr": lr,
             "epoch": (step + 1) / self.batches.steps_per_epoch,
-            "texts": len(sequences),
-            "tokens": tokens,
             "tokens_trained": tokens - sum(sequence.num_prompt for sequence in sequences),
-            "padding_share": 1 - tokens / self.policy.computed_tokens(shards),
         }
-        return Advance(1, done.metrics | metrics, tokens, flops=training_flops(self.policy.shape, lengths))
+        return Advance(1, metrics, tokens, flops=training_flops(self.policy.shape, lengths))
 
     def evaluate(self, step: int) -> Evaluated | None:
         """Mean negative log-likelihood of the held-out completions (nats a token): of all, and of each domain."""
@@ -131,15 +130,11 @@ class SftStage:
         nll, count, size = 0.0, 0.0, self.cfg.sft.batch_size
         for start in range(0, len(indices), size):  # not all in memory at once
             texts = [Sequence(*self.heldout.at(index), weight=1.0) for index in indices[start : start + size]]
-            rows = self._own(pack(texts, self.policy.row_shape(self.cfg.row_tokens)))
+            rows = own_rows(pack(texts, self.policy.row_shape(self.cfg.row_tokens)), self.world)
             for row, logp in zip(rows, self.policy.logprobs(rows), strict=True):
                 nll -= float((row.loss_weight * logp).double().sum())
                 count += float(row.loss_weight.sum(dtype=torch.float64))
         return nll, count
-
-    def _own(self, shards: list[list[PackedBatch]]) -> list[PackedBatch]:
-        """This data-parallel rank's rows, on its device."""
-        return [row.to(self.world.device) for row in shards[self.world.dp_rank]]
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Model and optimizer into `folder`/model."""

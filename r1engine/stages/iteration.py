@@ -83,7 +83,8 @@ def iterate(parts: Parts, step: int) -> Iteration:
     verify(parts)
 
     rows = [row for minibatch in minibatches for row in minibatch]
-    metrics = rollout_metrics(drawn, total_rewards(drawn, cfg.grpo, weights), weights)
+    of_drawn = rewards if drawn is graded else total_rewards(drawn, cfg.grpo, weights)
+    metrics = rollout_metrics(drawn, of_drawn, weights)
     metrics |= group_metrics(drawn, cfg, step) | update_metrics(stats) | mismatch(rows, parts.world)
     metrics |= parts.rollouts.metrics([completion for completion, _ in graded]) | parts.generator.metrics()
     return Iteration(metrics, graded, samples, rewards)

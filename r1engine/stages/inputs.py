@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from r1engine.config import Model, RewardModelConfig, RlConfig, SftConfig, StageConfig
+from r1engine.config import Model, RewardModelConfig, RewardTraining, RlConfig, Sft, SftConfig, StageConfig
 from r1engine.data.chat import PromptFormat, make_format
 from r1engine.data.presets import reading_of
 from r1engine.data.prompts import PromptTable, Render, write_prompts
@@ -208,20 +208,19 @@ def text_batches(cfg: SftConfig, count: int) -> Batches:
     Raises:
         ValueError: the warm-up is longer than that.
     """
-    return _batches(cfg, count, cfg.sft.batch_size, cfg.sft.epochs)
+    return _batches(cfg, cfg.sft, "texts", count)
 
 
 def rating_batches(cfg: RewardModelConfig, count: int) -> Batches:
     """Which of `count` pairs or labels each optimizer step takes; errors as of `text_batches`."""
-    return _batches(cfg, count, cfg.reward_model.batch_size, cfg.reward_model.epochs)
+    return _batches(cfg, cfg.reward_model, "rows", count)
 
 
-def _batches(cfg: StageConfig, count: int, batch_size: int, epochs: int) -> Batches:
-    batches = Batches(count, batch_size=batch_size, epochs=epochs, seed=cfg.seed)
+def _batches(cfg: StageConfig, training: Sft | RewardTraining, what: str, count: int) -> Batches:
+    batches = Batches(count, batch_size=training.batch_size, epochs=training.epochs, seed=cfg.seed)
     if cfg.optimizer.warmup_steps > batches.steps:
-        what = "texts" if isinstance(cfg, SftConfig) else "rows"
         raise ValueError(
             f"optimizer.warmup_steps: found {cfg.optimizer.warmup_steps}, required <= {batches.steps} steps = "
-            f"{epochs} epochs of {count} {what} in batches of {batch_size}"
+            f"{training.epochs} epochs of {count} {what} in batches of {training.batch_size}"
         )
     return batches

@@ -1,6 +1,5 @@
 """What every rank of tests/model/test_score.py runs: scores and updates on pairs, for each case."""
 
-import itertools
 import random
 import warnings
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch.distributed as dist
 
 warnings.filterwarnings("ignore")
 
+from layout_updates import by_sequence  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
 
 from r1engine.batch import PackedBatch, Sequence, pack_units  # noqa: E402
@@ -60,11 +60,7 @@ def train_case(folder: Path, layout: dict, out: Path) -> Scored:
     # A small eps would turn rounding into whole steps.
     policy = Policy(Model(path=folder), parallel, Optimizer(eps=1e-3, clip_grad=0.1), world, head="score")
     rows = rows_of_pairs(policy)[world.dp_rank]
-    found = {}
-    for row, values in zip(rows, policy.scores(rows), strict=True):
-        for a, b in itertools.pairwise(row.cu_seqlens.tolist()):
-            if row.loss_weight[b - 1] > 0:
-                found[str(row.tokens[a:b].tolist())] = values[b - 1].item()
+    found = {text: values[-1] for text, values in by_sequence(rows, policy.scores(rows)).items()}
     stats = [policy.update(rows, pairwise, 2e-3).metrics for _ in range(3)]
     gathered: list = [None] * world.size
     dist.all_gather_object(gathered, found)

@@ -103,6 +103,22 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def serve():
+    """Starts a fake of a model behind HTTP that answers with `reply`, see model_server.py; stopped at the end."""
+    from model_server import ModelServer
+
+    servers = []
+
+    def start(reply):
+        servers.append(ModelServer(reply))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The CUDA library for the architectures that a user gets: the installed one unless csrc/ is newer, else compiled

@@ -39,19 +39,6 @@ def model(tiny_base) -> Path:
     return tiny_base / "base" / "model"
 
 
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(reply):
-        servers.append(ModelServer(reply))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
-
-
 def run(folder: Path, model: Path, rewards: list[str], *settings: str) -> subprocess.CompletedProcess[str]:
     """A training run on questions of these rewards in turn."""
     rows = [json.loads(line) for line in (model.parents[1] / "tiny" / "train.jsonl").read_text().splitlines()]

@@ -9,7 +9,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 from chat_folders import KINDS, save_tokenizer
-from model_server import ModelServer, says
+from model_server import says
 from rich.console import Console
 from samples import THOUGHTS, sample, write_samples
 
@@ -42,19 +42,6 @@ class Rewriter:
             return says(f"<think>Let me see.</think>{THOUGHTS} It is translated.")
         answer = number % 100 + 7 * number % 100 + (number in self.spoiled)
         return says(f"Adding both numbers gives \\(\\boxed{{{answer}}}\\).")
-
-
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(reply):
-        servers.append(ModelServer(reply))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
 
 
 def mixed(number):

@@ -10,19 +10,6 @@ from r1engine.rewards.servers.judge import CANARIES, GenerativeJudge, Pair
 from r1engine.rewards.servers.reward_model import RewardModel
 
 
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(reply):
-        servers.append(ModelServer(reply))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
-
-
 def endpoint_of(*servers: ModelServer, **settings) -> ModelServers:
     return ModelServers(*(f"{s.url}/v1" for s in servers), **{"timeout_seconds": 5.0, "pause_seconds": 0.0, **settings})
 

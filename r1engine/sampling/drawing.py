@@ -7,25 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from r1engine.batch import Completion, Prompt
 from r1engine.config import Rewards, RlConfig
-from r1engine.data.chat import PromptFormat
-from r1engine.data.prompts import PromptTable, write_prompts
-from r1engine.data.question import Question
+from r1engine.data.prompts import PromptTable
 from r1engine.grpo import record_of
-from r1engine.hf.architecture import read_architecture
 from r1engine.hf.folder import weights_of
 from r1engine.hf.formats import model_dtype
-from r1engine.hf.layout import check_limits
 from r1engine.observe.progress import Progress
 from r1engine.ranks import World
 from r1engine.rewards import Score, Scorer
 from r1engine.rewards.from_config import check_named, check_sandbox, make_scorer
 from r1engine.rollout import Generator, make_generator
 from r1engine.rollout.draft import Draft, Sampling
+from r1engine.stages.inputs import load_questions
 from r1engine.stages.prepared import prepared
 
 LOOK_SECONDS = 0.05  # between looks for what has ended
@@ -106,7 +101,7 @@ def open_sampler(
     cfg, form = prepared(cfg, world)
     progress.phase("load")
     with make_scorer(rewards) as scorer:
-        prompts = _prompts(cfg, form, around, world)
+        prompts = load_questions(cfg, cfg.data.train_file, form, world, around=around)
         for note in prompts.notes + check_named(rewards, prompts.rewards) + check_sandbox(rewards, prompts.rewards):
             progress.note(note)
         generator = make_generator(cfg, world, model_dtype(cfg.model.dtype, world.device), progress.note)
@@ -115,30 +110,3 @@ def open_sampler(
             yield AnswerSampler(cfg, generator, scorer, prompts)
         finally:
             generator.close()
-
-
-def _prompts(cfg: RlConfig, form: PromptFormat, around: str, world: World) -> PromptTable:
-    """The questions as prompts, read and tokenized once a node. Collective."""
-    path = cfg.data.train_file
-
-    def shown(question: Question) -> str:
-        return form.prompt(around.replace("{question}", question.text), question.place)
-
-    with TemporaryDirectory(prefix="r1engine-") as own:
-
-        def write() -> str:
-            limit, overlong = cfg.data.max_prompt_tokens, cfg.data.overlong
-            write_prompts(path, Path(own), form.encode_prompts, shown, limit, overlong=overlong)
-            return own
-
-        table = PromptTable(Path(world.once_a_node(write)), shown)
-        world.wait()  # the files may be removed when every rank has them open
-    arch = read_architecture(cfg.model.folder)
-    if unknown := table.beyond(arch.vocab_size):
-        raise ValueError(
-            f"{table.question(unknown[0]).place}: found token {max(table.tokens(unknown[0]))}, required below "
-            f"{arch.vocab_size}: the tokenizer.json of {cfg.model.folder} is of another model"
-        )
-    longest = int(table.lengths().max())
-    check_limits(cfg.model.folder, arch, cfg.rollout.limits(1), longest, f"the longest prompt of {path}")
-    return table

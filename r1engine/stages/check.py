@@ -175,8 +175,8 @@ def _check_questions(cfg: RlConfig) -> list[str]:
     with make_scorer(cfg.rewards) as scorer:
         for path in cfg.input_files().values():
             with TemporaryDirectory(prefix="r1engine-") as folder:
-                inputs.write_questions(cfg, path, Path(folder), form)
-                table = PromptTable(Path(folder), inputs.shown_by(form))
+                inputs.write_questions(cfg, path, Path(folder), form, shown := inputs.shown_by(form))
+                table = PromptTable(Path(folder), shown)
             notes += table.notes
             inputs.check_raters(cfg, table)
             if path != cfg.data.heldout:

@@ -6,6 +6,8 @@ No torch: what is wrong with an input is known before anything heavy is loaded.
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +25,9 @@ from r1engine.hf.layout import check_limits, check_trained
 from r1engine.hf.score_folder import check_reward_model
 from r1engine.hf.tokenizer import end_token, load_tokenizer
 from r1engine.rewards import Record, Scorer
+
+if TYPE_CHECKING:
+    from r1engine.ranks import World
 
 MOST_REFERENCES = 20_000  # distinct references that are looked at before a run
 
@@ -99,19 +104,35 @@ def format_of(cfg: StageConfig) -> PromptFormat:
     return make_format(cfg.model.folder, load_tokenizer(cfg.model.folder), cfg.data)
 
 
-def shown_by(form: PromptFormat) -> Render:
-    """What makes of a question the text that the model is shown."""
-    return lambda question: form.prompt(question.text, question.place)
+def shown_by(form: PromptFormat, around: str = "{question}") -> Render:
+    """What makes of a question, which stands in the text `around`, the text that the model is shown."""
+    return lambda question: form.prompt(around.replace("{question}", question.text), question.place)
 
 
-def write_questions(cfg: RlConfig, path: Path, folder: Path, form: PromptFormat) -> None:
+def load_questions(
+    cfg: RlConfig, path: Path, form: PromptFormat, world: World, *, around: str = "{question}"
+) -> PromptTable:
+    """The prompts of a file, read and tokenized once a node. Collective. Errors as of `write_questions`."""
+    shown = shown_by(form, around)
+    with TemporaryDirectory(prefix="r1engine-") as own:
+
+        def write() -> str:
+            write_questions(cfg, path, Path(own), form, shown)
+            return own
+
+        table = PromptTable(Path(world.once_a_node(write)), shown)
+        world.wait()  # the files may be removed when every rank has them open
+    return table
+
+
+def write_questions(cfg: RlConfig, path: Path, folder: Path, form: PromptFormat, shown: Render) -> None:
     """The questions of one of the run's files as prompts, in `folder`; see `write_prompts`.
 
     Raises:
         ValueError: see there; or a prompt holds a token that the model has not, or leaves too little of its context for
             a completion. Of held-out questions only those count that are asked.
     """
-    data, limit, shown = cfg.data, cfg.data.max_prompt_tokens, shown_by(form)
+    data, limit = cfg.data, cfg.data.max_prompt_tokens
     write_prompts(
         path,
         folder,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from r1engine.config import RlConfig
@@ -24,7 +23,7 @@ from r1engine.rewards.from_config import check_named, check_sandbox, make_scorer
 from r1engine.rollout import make_generator
 from r1engine.rollout.rollouts import Rollouts
 from r1engine.stages.identity import Identity, model_identity, setting
-from r1engine.stages.inputs import check_raters, note_unusable, shown_by, write_questions
+from r1engine.stages.inputs import check_raters, load_questions, note_unusable
 from r1engine.stages.iteration import Iteration, Parts, iterate, refresh, verify
 from r1engine.stages.prepared import prepared
 from r1engine.stages.rating import make_raters
@@ -87,15 +86,8 @@ class RlStage:
     # ------------------------------------------------------------------ data and rewards
 
     def _load(self, path: Path) -> PromptTable:
-        """The prompts of a file, read and tokenized once a node. Collective."""
-        with TemporaryDirectory(prefix="r1engine-") as own:
-
-            def write() -> str:
-                write_questions(self.cfg, path, Path(own), self._format)
-                return own
-
-            table = PromptTable(Path(self.world.once_a_node(write)), shown_by(self._format))
-            self.world.wait()  # the files may be removed when every rank has them open
+        """The prompts of a file; what it notes is told. Collective."""
+        table = load_questions(self.cfg, path, self._format, self.world)
         for note in table.notes:
             self.progress.note(note)
         return table

@@ -26,7 +26,7 @@ def look(cfg: RlConfig, path: Path, rows: int, console: Console) -> None:
     form = format_of(cfg)
     shown = shown_by(form)
     with TemporaryDirectory(prefix="r1engine-") as folder, make_scorer(cfg.rewards) as scorer:
-        write_questions(cfg, path, Path(folder), form)
+        write_questions(cfg, path, Path(folder), form, shown)
         table = PromptTable(Path(folder), shown)
         for index in range(min(rows, len(table))):
             _print_prompt(table, index, console)

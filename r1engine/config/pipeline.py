@@ -26,7 +26,6 @@ from r1engine.config.stage import Parallel, StageConfig
 # Keys that may name a stage, and what its name alone means there; * is any key of a mapping or place in a list.
 REFERENCES = {
     "model.path": "model",
-    "models.*": "model",
     "models.*.path": "model",
     "rewards.helpfulness_model.path": "model",
     "rewards.harmlessness_model.path": "model",
@@ -36,7 +35,6 @@ REFERENCES = {
     "sources.*": "data",
     "decontaminate.*": "data",
     "questions": "data",
-    "candidates.*": "data",
 }
 NAME = re.compile(r"[a-z][a-z0-9_.-]*")
 

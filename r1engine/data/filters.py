@@ -117,11 +117,6 @@ def _mixed_languages(example: Example, cfg: CurateConfig) -> str:
     return ""
 
 
-def longest_paragraph(thoughts: str) -> int:
-    """Words, or characters of scripts without spaces, of the longest line."""
-    return max((len(units(line)) for line in thoughts.splitlines()), default=0)
-
-
 def _long_paragraph(example: Example, cfg: CurateConfig) -> str:
     limit = cfg.max_paragraph
     if limit is None:

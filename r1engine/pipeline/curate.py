@@ -7,7 +7,6 @@ and written in its order. So the rows and their order depend neither on the orde
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import shutil
@@ -320,14 +319,12 @@ def check(cfg: CurateConfig) -> list[str]:
     Raises:
         ConfigError: an input, the tokenizer or an evaluation set cannot be used; file and row are named.
     """
-    with contextlib.ExitStack() as stack:
-        stack.callback(_filter_of.cache_clear)
-        try:
-            target = target_of(cfg)
-            units, index = prepared(cfg)
-            rows = sum(1 for unit in units for _ in read_unit(unit, cfg.summaries))
-        except (ValueError, OSError) as error:
-            raise ConfigError.of(error) from error
+    try:
+        target = target_of(cfg)
+        units, index = prepared(cfg)
+        rows = sum(1 for unit in units for _ in read_unit(unit, cfg.summaries))
+    except (ValueError, OSError) as error:
+        raise ConfigError.of(error) from error
     notes = [f"{rows:,} rows in {len(units):,} files; {len(index):,} n-grams of evaluation sets"]
     if target is None:
         notes.append("model.path is null: markers of a template are not looked for, lengths are those of the inputs")

@@ -17,8 +17,6 @@ from r1engine.ranks import World, interleaved, is_first_to
 from r1engine.sampling.chunks import Chunks, Counts, row_of
 from r1engine.sampling.drawing import NO_REPLY, AnswerSampler, Graded, open_sampler
 
-Row = dict[str, Any]
-
 
 def sample(cfg: SampleConfig, world: World, model_digest: str) -> dict[str, Any]:
     """Draw what is missing. Collective.

@@ -19,6 +19,7 @@ from r1engine.data.contamination import units
 from r1engine.data.conversations import conversation_of
 from r1engine.data.question import Question
 from r1engine.data.rows import Row, missing, read_rows
+from r1engine.data.stream import file_digest
 from r1engine.rewards.extract import answer_region, final_answer
 from r1engine.rewards.language import language_of
 from r1engine.rewards.thoughts import split_thoughts
@@ -161,9 +162,7 @@ def _check_digest(chunk: Path) -> None:
         return
     if chunk.name not in files:
         raise ValueError(f"{chunk}: {path} does not name it, required is its SHA-256; run its stage to the end")
-    with chunk.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != files[chunk.name]["sha256"]:
+    if file_digest(chunk) != files[chunk.name]["sha256"]:
         raise ValueError(
             f"{chunk}: SHA-256 differs from {COUNTS}; delete it and run its stage again: only this chunk is drawn again"
         )

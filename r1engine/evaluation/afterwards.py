@@ -19,7 +19,8 @@ from r1engine.evaluation.meter import Meter
 from r1engine.evaluation.results import Summary, as_json, question_scores
 from r1engine.evaluation.runner import Grading, Missing, Runner, summarize_all
 from r1engine.evaluation.statistics import estimate
-from r1engine.evaluation.store import SUMMARY, Store, write_json
+from r1engine.evaluation.store import SUMMARY, Store
+from r1engine.observe.put import put_json
 from r1engine.rewards.from_config import make_scorer
 from r1engine.rewards.record import Verdict
 
@@ -66,7 +67,7 @@ def grade_again(store: Store, overrides: list[str], note: Callable[[str], None] 
         Runner(store, 0, Meter(0, enabled=False)).work(Missing([], todo), None, Grading(scorer, judge))
     for entry in entries:
         manifest["benchmarks"][entry.name]["grader"] = entry.row.grader
-    write_json(store.folder / "manifest.json", manifest)
+    put_json(store.folder / "manifest.json", manifest)
     note(f"{len(todo):,} replies are graded")
     return summarize_all(store, entries)
 
@@ -102,7 +103,7 @@ def import_verdicts(file: Path, out: Path, benchmark: str, target: str) -> Summa
     samples = max(s for _, s in lines) + 1
     asked = {"kind": "imported", "questions": len({q for q, _ in lines}), "samples": samples, "grader": "imported/1"}
     manifest["benchmarks"][benchmark] = asked
-    write_json(out / "manifest.json", manifest)
+    put_json(out / "manifest.json", manifest)
     store.write_grades(benchmark, lines.values())
     scores = list(question_scores(lines).values())
     undecided = sum(line.score is None for line in lines.values())
@@ -119,7 +120,7 @@ def import_verdicts(file: Path, out: Path, benchmark: str, target: str) -> Summa
     path = out / SUMMARY
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"target": target, "benchmarks": {}}
     found["benchmarks"][benchmark] = summary
-    write_json(path, found)
+    put_json(path, found)
     return summary
 
 

@@ -15,7 +15,8 @@ from r1engine.evaluation.lines import GradeLine, SampleLine
 from r1engine.evaluation.marking import Judge, Marker
 from r1engine.evaluation.meter import Meter
 from r1engine.evaluation.results import Summary, summarize
-from r1engine.evaluation.store import SUMMARY, Appender, Store, write_json
+from r1engine.evaluation.store import SUMMARY, Appender, Store
+from r1engine.observe.put import put_json
 from r1engine.rewards import Scorer
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def summarize_all(store: Store, entries: Sequence[Entry]) -> dict[str, Summary]:
         wanted = [ask.key for ask in entry.asks(0)]
         store.write_grades(entry.name, [grades[key] for key in wanted if key in grades])
         found[entry.name] = summarize(entry, store.replies(entry.name), grades)
-    write_json(store.folder / SUMMARY, {"target": store.manifest["target"], "benchmarks": found})
+    put_json(store.folder / SUMMARY, {"target": store.manifest["target"], "benchmarks": found})
     return found
 
 

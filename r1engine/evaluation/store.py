@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from r1engine.config import ConfigError
 from r1engine.evaluation.entries import Key
 from r1engine.evaluation.lines import GradeLine, SampleLine
+from r1engine.observe.put import put_json, put_text
 
 MANIFEST, SUMMARY = "manifest.json", "summary.json"
 FORMAT = 1
@@ -119,7 +120,7 @@ class Store:
             manifest = manifest | {"benchmarks": begun["benchmarks"] | manifest["benchmarks"]}
             manifest["same"] = begun["same"] | manifest["same"]
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / MANIFEST, {"format": FORMAT} | manifest)
+        put_json(self.folder / MANIFEST, {"format": FORMAT} | manifest)
 
     # ------------------------------------------------------------------ replies and grades
 
@@ -156,7 +157,7 @@ class Store:
         folder = self.folder / "grades"
         folder.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
-        _replace(folder / f"{benchmark}.jsonl", text)
+        put_text(folder / f"{benchmark}.jsonl", text)
         for part in folder.glob(f"{benchmark}.*.part.jsonl"):
             part.unlink()
 
@@ -180,17 +181,3 @@ def read_lines(path: Path, kind: type[Line]) -> Iterator[Line]:
                 yield kind(**json.loads(line))
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"{path}:{number}: found no {kind.__name__}: {error}") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Atomic."""
-    _replace(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from r1engine.config import ConfigError, KindConfig
 from r1engine.config.pipeline import Pipeline, PlannedStage
+from r1engine.observe.put import put_json
 from r1engine.pipeline import kinds, manifest
 from r1engine.pipeline.status import short_counts
 
@@ -222,7 +223,7 @@ def _alone(stage: PlannedStage, world: World, finish: Any) -> dict[str, Any]:
         counts = kinds.run_kind(stage.cfg, world, None)
         finish(counts)
     except BaseException as error:
-        manifest.write_json(folder / FAILED, {"error": f"{type(error).__name__}: {error}"})
+        put_json(folder / FAILED, {"error": f"{type(error).__name__}: {error}"})
         raise
     return counts
 

@@ -80,7 +80,7 @@ def _draw(cfg: KindConfig, world: World) -> dict[str, Any]:
         from r1engine.sampling.sample import sample
 
         set_up_torch(cfg.as_run())
-        return sample(cfg, world, digests["model.path"])
+        return sample(cfg, world, digests)
     if isinstance(cfg, EvaluateConfig):
         from r1engine.sampling.evaluate import evaluate
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from r1engine.config import ConfigError, KindConfig
 from r1engine.config.pipeline import PlannedStage
 from r1engine.config.read import flat, plain
 from r1engine.data.stream import file_digest
+from r1engine.observe.put import put_json
 
 FORMAT = 2
 NAME = "stage.json"
@@ -163,14 +163,4 @@ def write(stage: PlannedStage, made_from: dict[str, dict[str, str]], counts: dic
         "host": socket.gethostname(),
         "r1engine": importlib.metadata.version("r1engine"),
     }
-    write_json(folder / NAME, content)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """A file that is whole or not there, also after a power failure."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    put_json(folder / NAME, content)

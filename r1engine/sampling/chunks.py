@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from r1engine.batch import Completion
 from r1engine.config import ConfigError
+from r1engine.data.examples import COUNTS
 from r1engine.data.stream import file_digest
+from r1engine.observe.put import put_json
 from r1engine.rewards import Score
 from r1engine.rewards.language import language_of
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 FORMAT = 1
-COUNTS = "counts.json"
 
 Counts = dict[str, dict[str, int]]  # domain -> of drawn, right, wrong, undecided, truncated, kept: right and whole
 
@@ -180,12 +181,7 @@ class Chunks:
             "domains": self.total(),
             "files": dict(sorted(self._files.items())),
         }
-        temporary = self._path.with_name(self._path.name + ".tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path)
+        put_json(self._path, content)
 
     def _metadata(self, number: int) -> dict[str, str]:
         return {"r1engine.chunk": str(number), "r1engine.samples": json.dumps(self._identity, ensure_ascii=False)}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from r1engine.config.evaluate import EvaluateConfig
-from r1engine.data.stream import file_digest
 from r1engine.observe.progress import Progress
+from r1engine.observe.put import put_json, put_text
 from r1engine.ranks import World, interleaved
 from r1engine.rewards.language import language_of, language_share
 from r1engine.rewards.thoughts import split_thoughts
@@ -39,7 +38,7 @@ def evaluate(cfg: EvaluateConfig, world: World, digests: dict[str, str]) -> dict
         progress.start(0, len(cfg.models))
         for number, name in enumerate(cfg.names):
             path = cfg.run_dir / "answers" / f"{name}.jsonl"
-            identity = _identity(cfg, number, digests[f"models.{number}.path"])
+            identity = _identity(cfg, number, digests)
             found = world.from_first(partial(_read, path, identity))
             if found is None:
                 found = _draw(cfg, number, world, progress)
@@ -50,8 +49,8 @@ def evaluate(cfg: EvaluateConfig, world: World, digests: dict[str, str]) -> dict
 
     def write() -> dict[str, Any]:
         table = table_of(answers, breaks=cfg.breaks)
-        _put(cfg.run_dir / "table.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
-        _put(cfg.run_dir / "table.md", markdown(table))
+        put_json(cfg.run_dir / "table.json", table)
+        put_text(cfg.run_dir / "table.md", markdown(table))
         return {f"pass_at_1 {name}": table["models"][name]["all"]["pass@1"]["mean"] for name in cfg.names}
 
     return world.from_first(write)
@@ -87,14 +86,13 @@ def _row(graded: Graded, cfg: EvaluateConfig) -> Row:
     }
 
 
-def _identity(cfg: EvaluateConfig, number: int, digest: str) -> Row:
+def _identity(cfg: EvaluateConfig, number: int, digests: dict[str, str]) -> Row:
     """What the answers of a model depend on."""
-    assert cfg.questions is not None
     settings = cfg.as_run(number).model_dump(mode="json")
     kept = {key: settings["rollout"][key] for key in ("engine", "temperature", "top_p", "top_k", "max_tokens")}
     return {
-        "model": digest,
-        "questions": file_digest(cfg.questions),
+        "model": digests[f"models.{number}.path"],
+        "questions": digests["questions"],
         "template": cfg.models[number].template,
         "samples": cfg.samples,
         "seed": cfg.seed,
@@ -107,17 +105,10 @@ def _read(path: Path, identity: Row) -> list[Row] | None:
     """The answers of an earlier start, if they are of the same model and settings."""
     if not path.is_file():
         return None
-    head, *rows = path.read_text(encoding="utf-8").splitlines()
+    head, *rows = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # a completion may hold other ends of lines
     return [json.loads(row) for row in rows] if json.loads(head) == json.loads(json.dumps(identity)) else None
 
 
 def _write(path: Path, identity: Row, rows: list[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _put(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in (identity, *rows)))
-
-
-def _put(path: Path, text: str) -> None:
-    """A file that is whole or not there."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    put_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in (identity, *rows)))

@@ -10,7 +10,6 @@ from typing import Any
 from r1engine import config
 from r1engine.batch import Prompt
 from r1engine.config.sample import SampleConfig
-from r1engine.data.stream import file_digest
 from r1engine.observe.failure import RunFailed
 from r1engine.observe.progress import Progress
 from r1engine.ranks import World, interleaved, is_first_to
@@ -18,13 +17,13 @@ from r1engine.sampling.chunks import Chunks, Counts, row_of
 from r1engine.sampling.drawing import NO_REPLY, AnswerSampler, Graded, open_sampler
 
 
-def sample(cfg: SampleConfig, world: World, model_digest: str) -> dict[str, Any]:
+def sample(cfg: SampleConfig, world: World, digests: dict[str, str]) -> dict[str, Any]:
     """Draw what is missing. Collective.
 
     Args:
-        cfg:          of the stage.
-        world:        the ranks share the questions of a chunk.
-        model_digest: of the folder that answers.
+        cfg:     of the stage.
+        world:   the ranks share the questions of a chunk.
+        digests: key of `cfg.inputs()` -> SHA-256.
 
     Returns:
         What the stage has to tell: drawn, right and kept answers, tokens, also by domain.
@@ -34,7 +33,7 @@ def sample(cfg: SampleConfig, world: World, model_digest: str) -> dict[str, Any]
         RunFailed: a judge is away; what is drawn so far is kept.
     """
     around = _around(cfg.prompt)
-    chunks = world.from_first(lambda: Chunks(cfg.run_dir, _identity(cfg, model_digest)))
+    chunks = world.from_first(lambda: Chunks(cfg.run_dir, _identity(cfg, digests)))
     with (
         Progress(cfg.run_dir.name, enabled=world.is_first) as progress,
         open_sampler(cfg.as_run(), cfg.rewards, world, progress, around=around) as sampler,
@@ -132,14 +131,13 @@ def _around(path: Path | None) -> str:
     return text
 
 
-def _identity(cfg: SampleConfig, model_digest: str) -> dict[str, Any]:
+def _identity(cfg: SampleConfig, digests: dict[str, str]) -> dict[str, Any]:
     """What the answers depend on."""
-    assert cfg.questions is not None
     rollout = cfg.rollout
     return {
-        "model": model_digest,
-        "questions": file_digest(cfg.questions),
-        "prompt": file_digest(cfg.prompt) if cfg.prompt is not None else None,
+        "model": digests["model.path"],
+        "questions": digests["questions"],
+        "prompt": digests.get("prompt"),
         "seed": cfg.seed,
         "template": cfg.template,
         "system": cfg.system,

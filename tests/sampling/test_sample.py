@@ -21,9 +21,10 @@ from r1engine.demo.tiny import write_world
 from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.observe.failure import RunFailed
 from r1engine.pipeline.driver import check
+from r1engine.pipeline.manifest import digest
 from r1engine.ranks import World
 from r1engine.rollout.draft import completions
-from r1engine.sampling import drawing
+from r1engine.sampling import drawing, evaluate
 from r1engine.sampling.sample import sample
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,7 +179,8 @@ def drawn(model: Path, run_dir: Path, questions: list[dict], **more) -> tuple[di
     values = {"model": {"path": model}, "questions": path, "template": "none", "chunk_questions": 2} | more
     rewards = {"workers": 1} | more.get("rewards", {})
     cfg = SampleConfig(run_dir=run_dir, rollout={"max_tokens": 32}, **values | {"rewards": rewards})
-    return sample(cfg, ALONE, "digest of the model"), rows(run_dir)
+    digests = {key: digest(path) for key, path in cfg.inputs().items()}
+    return sample(cfg, ALONE, digests), rows(run_dir)
 
 
 def test_a_domain_that_has_its_number_gets_no_more_questions(model, scripted, tmp_path):
@@ -230,6 +232,19 @@ def test_a_text_may_stand_around_the_question(model, scripted, tmp_path):
     (tmp_path / "few_shot.txt").write_text("no place for it")
     with pytest.raises(ValueError, match=r"found 0 times \{question\}, required once"):
         drawn(model, tmp_path / "other", [question], prompt=tmp_path / "few_shot.txt")
+
+
+def test_reward_functions_see_the_other_columns(model, scripted, tmp_path):
+    (tmp_path / "own.py").write_text("def level(columns):\n    return columns['level']\n")
+    rewards = {"functions": {"level": f"{tmp_path}/own.py:level"}}
+    _, found = drawn(model, tmp_path / "run", [{"question": "20+20", "answer": "40", "level": 7}], rewards=rewards)
+    assert {dict(row["components"])["level"] for row in found} == {7.0}
+
+
+def test_answers_with_any_end_of_line_are_read_again(tmp_path):
+    rows = [{"completion": f"a{end}b"} for end in ("\u2028", "\x85", "\x0c", "\r", "\n")]
+    evaluate._write(tmp_path / "answers" / "a.jsonl", {"seed": 0}, rows)
+    assert evaluate._read(tmp_path / "answers" / "a.jsonl", {"seed": 0}) == rows
 
 
 def test_a_full_disk_leaves_a_chunk_absent(model, scripted, tmp_path, monkeypatch):

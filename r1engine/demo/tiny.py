@@ -151,26 +151,37 @@ def make_tokenizer(folder: Path, cfg: TinyConfig) -> Tokenizer:
     Raises:
         ValueError: cfg.vocab_size is too small for the bytes, the special tokens and the template.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    pairs, _ = task_pairs(cfg.heldout, seed=cfg.seed)
+    texts = base_texts(512, seed=cfg.seed, pairs=pairs)
+    pieces = [piece for asked, told in texts for piece in (render(asked, "r1_zero"), told)]
+    tokenizer = trained_tokenizer(pieces, cfg.vocab_size)
+    size = len(tokenizer.encode(render(question(pairs[0]), "r1_zero")).ids)
+    if size > 32:
+        raise ValueError(f"make_tokenizer: a prompt has {size} tokens with vocab_size={cfg.vocab_size}, required <= 32")
+    save_tokenizer(folder, tokenizer)
+    return tokenizer
+
+
+def trained_tokenizer(pieces: list[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of these texts, with digits alone, in the form of Qwen2's."""
     digits = pre_tokenizers.Digits(individual_digits=True)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=cfg.vocab_size,
+        vocab_size=vocab_size,
         special_tokens=[PAD, EOS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    pairs, _ = task_pairs(cfg.heldout, seed=cfg.seed)
-    texts = base_texts(512, seed=cfg.seed, pairs=pairs)
-    pieces = [piece for asked, told in texts for piece in (render(asked, "r1_zero"), told)]
     tokenizer.train_from_iterator(pieces, trainer)
-    tokenizer = in_form_of_qwen2(tokenizer, sorted({part for piece in pieces for part in re.split(r"\d", piece)}))
-    size = len(tokenizer.encode(render(question(pairs[0]), "r1_zero")).ids)
-    if size > 32:
-        raise ValueError(f"make_tokenizer: a prompt has {size} tokens with vocab_size={cfg.vocab_size}, required <= 32")
+    return _in_form_of_qwen2(tokenizer, sorted({part for piece in pieces for part in re.split(r"\d", piece)}))
+
+
+def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Write tokenizer.json and tokenizer_config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -180,10 +191,9 @@ def make_tokenizer(folder: Path, cfg: TinyConfig) -> Tokenizer:
         "model_max_length": 256,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    return tokenizer
 
 
-def in_form_of_qwen2(tokenizer: Tokenizer, parts: list[str]) -> Tokenizer:
+def _in_form_of_qwen2(tokenizer: Tokenizer, parts: list[str]) -> Tokenizer:
     """A tokenizer with the same ids for texts of digits and `parts`, as transformers' AutoTokenizer builds it.
 
     For a model of type qwen2 that takes vocabulary, merges and added tokens of tokenizer.json, but splits texts at
@@ -290,6 +300,11 @@ def init_weights(arch: Architecture, *, seed: int) -> dict[str, torch.Tensor]:
 def write_model(folder: Path, cfg: TinyConfig) -> None:
     """Write a complete Hugging Face folder: tokenizer, config.json and random model.safetensors."""
     make_tokenizer(folder, cfg)
+    write_weights(folder, cfg)
+
+
+def write_weights(folder: Path, cfg: TinyConfig) -> None:
+    """Write config.json, generation_config.json and random model.safetensors."""
     (folder / "config.json").write_text(json.dumps(make_model_config(cfg), indent=2) + "\n")
     eos = {"eos_token_id": 1, "pad_token_id": 0}
     (folder / "generation_config.json").write_text(json.dumps(eos, indent=2) + "\n")

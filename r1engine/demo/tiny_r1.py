@@ -11,21 +11,15 @@ Every answer stands in a box, so that rules can compare it.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-from r1engine.config.tiny import TinyConfig
 from r1engine.config.tiny_r1 import TinyR1Config
 from r1engine.data.chat import render
-from r1engine.demo.tiny import EOS, PAD, Pair, in_form_of_qwen2, init_weights, make_model_config, write_rows
-from r1engine.hf.architecture import read_architecture
+from r1engine.demo.tiny import Pair, save_tokenizer, trained_tokenizer, write_rows, write_weights
 
 Row = dict[str, Any]  # of a data file
 
@@ -230,7 +224,8 @@ def write_world(cfg: TinyR1Config) -> None:
     train, held = split_pairs(cfg)
     numbers, held_numbers = split_numbers(cfg)
     for name, hidden_size in (("model", cfg.hidden_size), ("student", cfg.student_hidden_size)):
-        write_model(folder / name, cfg.model_of(hidden_size), cfg)
+        make_tokenizer(folder / name, cfg)
+        write_weights(folder / name, cfg.model_of(hidden_size))
     for name, count in (("texts", cfg.texts), ("student_texts", cfg.student_texts)):
         texts = (base_text(cfg, index, train, numbers) for index in range(count))
         write_rows(folder / f"{name}.jsonl", ({"question": asked, "completion": told} for asked, told in texts))
@@ -269,52 +264,17 @@ def _heldout(cfg: TinyR1Config, held: list[Pair], numbers: list[int]) -> Iterato
     yield from _answered(numbers, unsafe=1)
 
 
-def write_model(folder: Path, shape: TinyConfig, cfg: TinyR1Config) -> None:
-    """A complete Hugging Face folder: tokenizer, config.json and random model.safetensors."""
-    folder.mkdir(parents=True, exist_ok=True)
-    make_tokenizer(folder, cfg)
-    (folder / "config.json").write_text(json.dumps(make_model_config(shape), indent=2) + "\n")
-    eos = {"eos_token_id": 1, "pad_token_id": 0}
-    (folder / "generation_config.json").write_text(json.dumps(eos, indent=2) + "\n")
-    weights = init_weights(read_architecture(folder), seed=cfg.seed)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 def make_tokenizer(folder: Path, cfg: TinyR1Config) -> None:
     """Train a byte-level BPE, in the form of Qwen2's (demo/tiny.py), on base texts, chats and summaries."""
     train, _ = split_pairs(cfg)
     numbers, _ = split_numbers(cfg)
-    pieces = [piece for i in range(800) for piece in _shown(*base_text(cfg, i, train, numbers), "r1_zero")]
+    texts = (base_text(cfg, i, train, numbers) for i in range(800))
+    pieces = [piece for asked, told in texts for piece in (render(asked, "r1_zero"), told)]
     for row in sums(train[:300], "tokenizer"):
         summary = SUMMARY[row["language"]].format(answer=row["answer"])
-        pieces += _shown(row["question"], f"</think>\n{summary}", "plain")
+        pieces += [CHAT.format(question=row["question"]), f"</think>\n{summary}"]
     rng = random.Random("tokenizer")
     for language, asked, good, _ in general(numbers):
         best, poor = replies(language, asked, good, numbers, rng)
         pieces += [CHAT.format(question=asked), best, *poor]
-    tokenizer = Tokenizer(models.BPE())
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=cfg.vocab_size,
-        special_tokens=[PAD, EOS],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(pieces, trainer)
-    parts = sorted({part for piece in pieces for part in re.split(r"\d", piece)})
-    in_form_of_qwen2(tokenizer, parts).save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": EOS,
-        "pad_token": PAD,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 256,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def _shown(asked: str, told: str, template: str) -> list[str]:
-    return [render(asked, "r1_zero") if template == "r1_zero" else CHAT.format(question=asked), told]
+    save_tokenizer(folder, trained_tokenizer(pieces, cfg.vocab_size))

@@ -1,7 +1,7 @@
 """The typed configuration: one class for each kind of stage, whose defaults are the paper's. No torch.
 
-A YAML file holds only what differs. `r1engine config --defaults [rl | sft | reward_model | tiny | curate]` prints every
-key with its meaning.
+A YAML file holds only what differs. `r1engine config --defaults [KIND]` prints every key of a kind of stage with its
+meaning.
 """
 
 from __future__ import annotations

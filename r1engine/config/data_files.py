@@ -25,6 +25,16 @@ def is_pattern(path: Path) -> bool:
     return any(sign in str(path) for sign in "*?[") and not path.exists()
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file or folder is there, or a file that a pattern stands for."""
+    if not is_pattern(path):
+        return path.exists()
+    try:
+        return bool(data_files(path))
+    except ValueError:
+        return False
+
+
 def data_files(path: Path) -> list[Path]:
     """The files of a data set, sorted; a folder is searched with all below it.
 

@@ -183,7 +183,7 @@ def _finish(known: _Known, path: Path, folder: Path, max_prompt_tokens: int, ove
 
 
 class _Known:
-    """What is in memory of a file that is read: three numbers a row, and a digest of each distinct question."""
+    """What is in memory of a file that is read: four numbers a row, and a digest of each distinct question."""
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading

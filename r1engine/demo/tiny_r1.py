@@ -3,8 +3,8 @@
 The base model's texts mix everything: quick guesses, worked solutions that slip, thoughts that change the language from
 sentence to sentence. R1-Zero gets the sums right and goes on mixing languages, because nothing rewards one language;
 the cold start makes thoughts readable; what is no reasoning comes with the second supervised stage. Part of that data
-is poor, as collected data is: answers in the other language, bare words, and secrets told. The reward models of the
-last stage know better.
+is poor, as collected data is: answers in the other language, bare words, and secrets told. In the last stage rules say
+what is right; pairs and labels for reward models are written, too, which configs/tiny_r1.yaml does not use.
 
 Every answer stands in a box, so that rules can compare it.
 """

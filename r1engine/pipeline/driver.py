@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from r1engine.config import ConfigError, KindConfig
+from r1engine.config.data_files import is_there
 from r1engine.config.pipeline import Pipeline, PlannedStage
 from r1engine.observe.put import put_json
 from r1engine.pipeline import kinds, manifest
@@ -43,11 +44,10 @@ def check(pipeline: Pipeline, world_size: int) -> list[tuple[PlannedStage, str]]
         if missing:
             raise ConfigError([f"stage {stage.name}: {problem}" for problem in missing])
         waits = any(state == "to run" for needed, state in states if needed.name in stage.needs.values())
-        if waits or not is_done(pipeline, stage):
-            _refuse_renamed(pipeline, stage, is_complete=not waits)
-            states.append((stage, "to run"))
-        else:
-            states.append((stage, "done"))
+        is_finished = not waits and is_done(pipeline, stage)
+        if not waits and not is_finished:
+            _refuse_renamed(pipeline, stage)
+        states.append((stage, "done" if is_finished else "to run"))
     return states
 
 
@@ -68,7 +68,7 @@ def is_done(pipeline: Pipeline, stage: PlannedStage) -> bool:
     return done is not None
 
 
-def _refuse_renamed(pipeline: Pipeline, stage: PlannedStage, *, is_complete: bool) -> None:
+def _refuse_renamed(pipeline: Pipeline, stage: PlannedStage) -> None:
     """Stops where the stage was made before, under a name that the file no longer has."""
     named = {other.name for other in pipeline.stages}
     for folder in sorted(pipeline.run_dir.glob(f"*/{manifest.NAME}")):
@@ -78,7 +78,7 @@ def _refuse_renamed(pipeline: Pipeline, stage: PlannedStage, *, is_complete: boo
         done = manifest.read(folder.parent)
         if done is None or done.kind != stage.cfg.stage or done.settings != manifest.settings(stage.cfg):
             continue
-        if is_complete and not manifest.differences(stage, done):
+        if not manifest.differences(stage, done):
             raise ConfigError(
                 f"stage {stage.name}: {folder.parent}, which no stage has for a name, is done with the same inputs and "
                 f"settings; rename it to {stage.cfg.run_dir}, or to {folder.parent}.1 to make the stage again"
@@ -101,7 +101,7 @@ def dry_run(pipeline: Pipeline, world_size: int, *, is_live: bool) -> list[str]:
         if state == "done":
             continue
         paths = stage.cfg.inputs()
-        missing = [key for key, path in paths.items() if key in stage.needs and not path.exists()]
+        missing = [key for key, path in paths.items() if key in stage.needs and not is_there(path)]
         try:
             found = kinds.dry_run(stage.cfg, world_size, is_whole=not missing, is_live=is_live)
         except ConfigError as error:

@@ -17,6 +17,7 @@ from r1engine.config import (
     check_files,
     check_world,
 )
+from r1engine.config.data_files import is_there
 from r1engine.pipeline.manifest import digest
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def input_problems(cfg: KindConfig) -> list[str]:
         except ConfigError as error:
             return error.problems
         return []
-    missing = [(key, path) for key, path in cfg.inputs().items() if not path.exists()]
+    missing = [(key, path) for key, path in cfg.inputs().items() if not is_there(path)]
     return [f"{key}: found no {path}, required an input" for key, path in missing]
 
 

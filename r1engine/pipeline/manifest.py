@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from r1engine.config import ConfigError, KindConfig
+from r1engine.config.data_files import is_there
 from r1engine.config.pipeline import PlannedStage
 from r1engine.config.read import flat, plain
 from r1engine.data.stream import file_digest
@@ -52,18 +53,18 @@ def inputs(stage: PlannedStage) -> dict[str, dict[str, str]]:
         ConfigError: it is not there.
     """
     paths = stage.cfg.inputs()
-    if missing := [f"{key}: found no {path}, required an input" for key, path in paths.items() if not path.exists()]:
+    if missing := [f"{key}: found no {path}, required an input" for key, path in paths.items() if not is_there(path)]:
         raise ConfigError([f"stage {stage.name}: {problem}" for problem in missing])
     return {key: {"from": stage.needs.get(key, str(path)), "sha256": digest(path)} for key, path in paths.items()}
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes; of a folder, of the digests of its files.
+    """SHA-256 of a file's bytes; of a pattern's files, or of a folder, of their digests.
 
-    Of weights the digest in SHA256SUMS counts, where the folder has one and the size is right; else that of the header
-    (names, shapes, types) with the size: the bytes of a large model take minutes to read.
+    Of weights the digest in SHA256SUMS counts, where the folder has one; else that of the header (names, shapes, types)
+    with the size: the bytes of a large model take minutes to read.
     """
-    if path.is_file():
+    if not path.is_dir():
         return file_digest(path)
     known = {}
     if (path / HASHES).is_file():

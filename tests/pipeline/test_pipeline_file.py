@@ -8,6 +8,7 @@ import pytest
 
 from r1engine.config import ConfigError, RlConfig, SftConfig, TinyConfig
 from r1engine.config.pipeline import Pipeline, load_pipeline
+from r1engine.pipeline import manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = """
@@ -113,6 +114,19 @@ def test_references_reach_into_lists_and_name_only_what_a_stage_makes(write):
     )
     text = GOOD.replace("train: tiny/train.jsonl", "train: base")
     assert "data.train: 'base' (stage: sft) gives model, required data" in problems(write(text))[0]
+
+
+def test_a_pattern_of_files_is_an_input_by_content(write, tmp_path):
+    (tmp_path / "model").mkdir()
+    values = f"model: {{path: {tmp_path}/model}}, data: {{train: '{tmp_path}/part_*.jsonl'}}"
+    stage = load_pipeline(write(f"run_dir: {tmp_path}\nstages: {{base: {{stage: sft, {values}}}}}"), []).stages[0]
+    with pytest.raises(ConfigError, match=r"stage base: data.train: found no .*part_\*.jsonl, required an input"):
+        manifest.inputs(stage)
+    found = []
+    for number in range(2):
+        (tmp_path / f"part_{number}.jsonl").write_text("{}")
+        found.append(manifest.inputs(stage)["data.train"]["sha256"])
+    assert found[0] != found[1]
 
 
 def test_a_stage_may_start_from_several_files(write, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from r1engine.config.evaluate import EvaluateConfig
+from r1engine.grpo import record_of
 from r1engine.observe.progress import Progress
 from r1engine.observe.put import put_json, put_text
 from r1engine.ranks import World, interleaved
@@ -71,7 +72,7 @@ def _row(graded: Graded, cfg: EvaluateConfig) -> Row:
     """What the table needs of an answer."""
     completion, score = graded
     question = completion.prompt.question
-    thoughts = split_thoughts(completion.text).thoughts
+    thoughts = split_thoughts(completion.text, think_prefilled=record_of(completion).think_prefilled).thoughts
     target = question.language or language_of(question.text, detector=cfg.rewards.language_detector)
     share = language_share(thoughts, target, detector=cfg.rewards.language_detector)[0] if thoughts and target else None
     return {

@@ -15,14 +15,17 @@ import torch
 from model_server import ModelServer, says, shown_texts
 from ranks import forked
 
-from r1engine.config import ConfigError, SampleConfig, TinyConfig
+from r1engine.batch import Completion, Prompt
+from r1engine.config import ConfigError, EvaluateConfig, SampleConfig, TinyConfig
 from r1engine.config.pipeline import load_pipeline
+from r1engine.data.question import Question
 from r1engine.demo.tiny import write_world
 from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.observe.failure import RunFailed
 from r1engine.pipeline.driver import check
 from r1engine.pipeline.manifest import digest
 from r1engine.ranks import World
+from r1engine.rewards import Score
 from r1engine.rollout.draft import completions
 from r1engine.sampling import drawing, evaluate
 from r1engine.sampling.sample import sample
@@ -239,6 +242,16 @@ def test_reward_functions_see_the_other_columns(model, scripted, tmp_path):
     rewards = {"functions": {"level": f"{tmp_path}/own.py:level"}}
     _, found = drawn(model, tmp_path / "run", [{"question": "20+20", "answer": "40", "level": 7}], rewards=rewards)
     assert {dict(row["components"])["level"] for row in found} == {7.0}
+
+
+def test_thoughts_that_the_prompt_opens_have_a_language():
+    question = Question("What is 2+2?", "4", language="en")
+    found = []
+    for opened, text in (("", "<think>"), ("<think>\n", "")):
+        prompt = Prompt(0, [1], f"What is 2+2? {opened}", question)
+        completion = Completion(prompt, 0, [1], [0.0], f"{text}I add the two numbers.</think> 4", False)
+        found.append(evaluate._row((completion, Score("right", {}, "")), EvaluateConfig()))
+    assert [row["language"] for row in found] == [1.0, 1.0]
 
 
 def test_answers_with_any_end_of_line_are_read_again(tmp_path):

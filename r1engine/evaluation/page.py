@@ -6,7 +6,6 @@ Of private benchmarks the page holds numbers and letters, no text.
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from r1engine.evaluation.compare import paired
 from r1engine.evaluation.results import Summary
 from r1engine.evaluation.show import papers, points, share
 from r1engine.evaluation.store import Store
+from r1engine.observe.report import embedded_json
 
 TEMPLATE = Path(__file__).parent / "page_template.html"
 TEXT_BYTES = 24_000_000  # of replies in a page: a browser opens that at once
@@ -45,7 +45,7 @@ def write_page(outs: Sequence[Path], path: Path | None = None) -> Path:
         f"<small>{html.escape(str(out))}</small></p>"
         for i, (out, one) in enumerate(zip(outs, summaries, strict=True))
     )
-    data = json.dumps(_replies(names, outs, summaries)).replace("</", "<\\/")
+    data = embedded_json(_replies(names, outs, summaries))
     text = TEMPLATE.read_text(encoding="utf-8")
     for mark, value in (("HEAD", head), ("SECTIONS", _differences(outs) + "".join(sections)), ("DATA", data)):
         text = text.replace(f"<!--{mark}-->", value)

@@ -112,13 +112,14 @@ def test_the_page_is_whole_in_itself_and_holds_every_reply(outs, tmp_path):
     rows = json.loads(data)
     assert len(rows) == 40 and {row["o"] for row in rows} == {0, 1}
     assert "<script>" not in data.replace("<\\/", "") or "<script>\\\\boxed" in data  # a reply closes nothing
+    assert not set(data) & set("<>&")  # nor opens: within <!--<script> the page's own </script> would end nothing
     assert text.count("<circle") >= 3
 
 
 def test_a_private_benchmark_is_on_pages_without_text(tmp_path, data):
     out = evaluated(tmp_path / "x", data, {1}, "benchmarks.sums.private=true")
     text = (out / "report.html").read_text()
-    assert "boxed" not in text and "Private" in text and '"v": "right"' in text
+    assert "boxed" not in text and "Private" in text and '"v":"right"' in text
 
 
 def test_verdicts_of_another_harness_have_an_interval(tmp_path):

@@ -17,9 +17,8 @@ from r1engine.data.chat import THINK, PromptFormat, make_format
 from r1engine.evaluation.entries import Ask
 from r1engine.evaluation.lines import SampleLine
 from r1engine.hf.architecture import Architecture, read_architecture
-from r1engine.hf.folder import Folder
+from r1engine.hf.folder import weights_of
 from r1engine.hf.formats import model_dtype
-from r1engine.hf.tensors import hf_shapes
 from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.rollout.draft import Draft, Sampling
 from r1engine.rollout.local.generator import LocalGenerator
@@ -117,9 +116,8 @@ class LocalSampler:
         dtype = model_dtype(suite.dtype, device)
         self._suite, self._shows = suite, shows_of(folder, suite)
         self.arch = read_architecture(folder)
-        weights = Folder(folder, self.arch)
         self._generator = LocalGenerator(folder, seed=suite.seed, slots=suite.slots, device=device, dtype=dtype)
-        self._generator.load_weights((name, weights.read(name)) for name in hf_shapes(self.arch))
+        self._generator.load_weights(weights_of(folder))
 
     def draw(self, asks: Sequence[Ask], on_reply: OnReply, on_tokens: Callable[[int], None]) -> None:
         """See `Sampler.draw`."""

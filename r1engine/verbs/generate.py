@@ -19,10 +19,9 @@ from r1engine.data.chat import ChatFormat, Message, PromptFormat, make_format
 from r1engine.data.question import Question
 from r1engine.data.rows import read_rows
 from r1engine.hf.architecture import read_architecture
-from r1engine.hf.folder import Folder
+from r1engine.hf.folder import weights_of
 from r1engine.hf.formats import model_dtype
-from r1engine.hf.tensors import hf_shapes
-from r1engine.hf.tokenizer import load_tokenizer
+from r1engine.hf.tokenizer import PromptTokenizer, load_tokenizer
 from r1engine.rewards.thoughts import CLOSING, OPENING
 from r1engine.rollout.draft import new_drafts
 from r1engine.rollout.generator import generate
@@ -43,12 +42,11 @@ class Speaker:
         folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder  # of a run
         self.arch, self.wanted = read_architecture(folder), wanted
         self.tokenizer = load_tokenizer(folder)
-        self.form = _format(folder, wanted)
+        self.form = _format(folder, self.tokenizer, wanted)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = model_dtype("auto", device)
         self.generator = LocalGenerator(folder, seed=wanted.seed, slots=32, device=device, dtype=dtype)
-        tensors = Folder(folder, self.arch)
-        self.generator.load_weights((name, tensors.read(name)) for name in hf_shapes(self.arch))
+        self.generator.load_weights(weights_of(folder))
 
     def prompt(self, messages: list[Message], number: int, place: str) -> Prompt:
         """A conversation that ends with the user, as a prompt; without a chat template it is the last question."""
@@ -99,8 +97,7 @@ def _after(count: int) -> Callable[[], bool]:
     return is_over
 
 
-def _format(folder: Path, wanted: Wanted) -> PromptFormat:
-    tokenizer = load_tokenizer(folder)
+def _format(folder: Path, tokenizer: PromptTokenizer, wanted: Wanted) -> PromptFormat:
     template = wanted.template
     if template is None:
         template = "chat" if _has_chat_template(folder) else "r1_zero"

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from r1engine.batch import Completion, Prompt
+from r1engine.batch import Completion
 from r1engine.config import RlConfig
 from r1engine.config.evaluation import Suite
 from r1engine.data.chat import PromptFormat
@@ -20,15 +20,15 @@ from r1engine.evaluation.lines import Finish, SampleLine
 from r1engine.evaluation.marking import Judge
 from r1engine.evaluation.meter import Meter
 from r1engine.evaluation.results import Summary
-from r1engine.evaluation.runner import Grading, Missing, Runner, missing, summarize_all
-from r1engine.evaluation.samplers import OnReply, Shows, room_for, too_long
+from r1engine.evaluation.runner import Grading, Runner, missing, summarize_all
+from r1engine.evaluation.samplers import OnReply, Shows, drafts_of
 from r1engine.evaluation.store import Store
 from r1engine.evaluation.target import EvaluationTarget
 from r1engine.hf.architecture import read_architecture
 from r1engine.ranks import World
 from r1engine.rewards import Scorer
 from r1engine.rollout import Generator
-from r1engine.rollout.draft import Draft, Sampling
+from r1engine.rollout.draft import Sampling
 
 SHARES = ("truncated", "unread")
 
@@ -42,18 +42,11 @@ class RunningSampler:
 
     def draw(self, asks: Sequence[Ask], on_reply: OnReply, on_tokens: Callable[[int], None]) -> None:
         """See `Sampler.draw`; replies are handed over when all have ended."""
-        drafts, pairs = [], []
-        for ask, shown in zip(asks, self._shows.all(asks), strict=True):
-            room = room_for(self._arch, len(shown.tokens), self._max_tokens)
-            if not room:
-                on_reply(ask, too_long(ask, shown))
-                continue
-            prompt = Prompt(ask.seed, shown.tokens, shown.text, ask.item.question)
-            drafts.append(Draft(prompt, ask.sample, step=-1, stream=0, max_tokens=room))
-            pairs.append((ask, shown))
+        made = drafts_of(asks, self._shows, self._arch, self._max_tokens, on_reply)
+        drafts = [draft for draft, *_ in made]
         sampling = Sampling(self._cfg.evaluation.temperature, self._cfg.evaluation.top_p)
         self._generator.draw(drafts, sampling, on_tokens=on_tokens)
-        for (ask, shown), done in zip(pairs, self._generator.completions(drafts), strict=True):
+        for (_, ask, shown), done in zip(made, self._generator.completions(drafts), strict=True):
             text, finish = shown.opened + done.text, finish_of(done)
             line = SampleLine(ask.item.id, ask.sample, text, len(done.tokens), finish, len(shown.tokens), ask.seed, 0.0)
             on_reply(ask, line)
@@ -91,7 +84,7 @@ class RunBenchmarks:
         max_tokens = cfg.rollout.max_tokens_at(step)
         store = Store(cfg.run_dir / "evaluation" / f"step_{step:08d}")
         world.from_first(lambda: self._begin(store, step, max_tokens))
-        todo: Missing = missing(store, self.entries, cfg.seed, world.rank, world.size)
+        todo = missing(store, self.entries, cfg.seed, world.rank, world.size)
         judge = Judge(cfg.rewards.judge) if cfg.rewards.judge is not None else None
         runner = Runner(store, world.rank, Meter(0, enabled=False), on_tokens=on_tokens)
         sampler = RunningSampler(generator, cfg, self._form, max_tokens)

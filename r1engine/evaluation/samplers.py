@@ -105,6 +105,24 @@ def too_long(ask: Ask, shown: Shown) -> SampleLine:
     return SampleLine(ask.item.id, ask.sample, "", 0, "length", len(shown.tokens), ask.seed, 0.0)
 
 
+def drafts_of(
+    asks: Sequence[Ask], shows: Shows, arch: Architecture, max_tokens: int, on_reply: OnReply
+) -> list[tuple[Draft, Ask, Shown]]:
+    """What a generator is to draw; a prompt that fills the context is answered at once by `too_long`.
+
+    Raises:
+        ValueError: as of `Shows.all`.
+    """
+    drafts = []
+    for ask, shown in zip(asks, shows.all(asks), strict=True):
+        if room := room_for(arch, len(shown.tokens), max_tokens):
+            prompt = Prompt(ask.seed, shown.tokens, shown.text, ask.item.question)
+            drafts.append((Draft(prompt, ask.sample, step=-1, stream=0, max_tokens=room), ask, shown))
+        else:
+            on_reply(ask, too_long(ask, shown))
+    return drafts
+
+
 class LocalSampler:
     """A folder's model in this process, with the generator that draws a run's rollouts."""
 
@@ -121,16 +139,8 @@ class LocalSampler:
 
     def draw(self, asks: Sequence[Ask], on_reply: OnReply, on_tokens: Callable[[int], None]) -> None:
         """See `Sampler.draw`."""
-        began: dict[int, tuple[Ask, Shown]] = {}
-        drafts = []
-        for ask, shown in zip(asks, self._shows.all(asks), strict=True):
-            room = room_for(self.arch, len(shown.tokens), self._suite.max_tokens)
-            if not room:
-                on_reply(ask, too_long(ask, shown))
-                continue
-            prompt = Prompt(ask.seed, shown.tokens, shown.text, ask.item.question)
-            drafts.append(Draft(prompt, ask.sample, step=-1, stream=0, max_tokens=room))
-            began[id(drafts[-1])] = ask, shown
+        made = drafts_of(asks, self._shows, self.arch, self._suite.max_tokens, on_reply)
+        began = {id(draft): (ask, shown) for draft, ask, shown in made}
         started = time.monotonic()
 
         def ended(draft: Draft) -> None:
@@ -144,7 +154,7 @@ class LocalSampler:
 
         with self._generator.awake():
             sampling = Sampling(self._suite.temperature, self._suite.top_p)
-            self._generator.draw(drafts, sampling, on_tokens=on_tokens, on_ended=ended)
+            self._generator.draw([draft for draft, *_ in made], sampling, on_tokens=on_tokens, on_ended=ended)
 
     def close(self) -> None:
         """Nothing to stop."""

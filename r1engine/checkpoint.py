@@ -122,17 +122,21 @@ def commit(partial: Path, state: dict) -> Path:
     return final
 
 
+def complete(run_dir: Path) -> list[Path]:
+    """The checkpoints that have a manifest, newest first; their files are not looked at."""
+    return [folder for folder in _committed(run_dir / "checkpoints") if (folder / "manifest.json").is_file()]
+
+
 def note_best(run_dir: Path, metric: str, *, highest: bool) -> None:
     """Names in checkpoints/best the checkpoint whose state has the best value of a metric (`state["scores"]`).
 
     Of equals the newest; a state without it does not take part.
     """
     root, scored = run_dir / "checkpoints", []
-    for folder in _committed(root):  # the newest first
-        if (folder / "manifest.json").is_file():
-            value = read_state(folder).get("scores", {}).get(metric)
-            if value is not None:
-                scored.append((value if highest else -value, folder.name))
+    for folder in complete(run_dir):
+        value = read_state(folder).get("scores", {}).get(metric)
+        if value is not None:
+            scored.append((value if highest else -value, folder.name))
     if scored:
         _write_name(root, "best", max(scored, key=lambda entry: entry[0])[1])
 
@@ -161,15 +165,14 @@ def prune(run_dir: Path, keep: int, on_skip: Callable[[str], None]) -> None:
     if keep < 1:
         raise ValueError(f"checkpoint: keep must be >= 1, got {keep}")
     root = run_dir / "checkpoints"
-    latest, noted = _read_name(root, "latest"), _read_name(root, "best")
-    complete = [folder for folder in _committed(root) if (folder / "manifest.json").is_file()]
+    listed, latest, noted = complete(run_dir), _read_name(root, "latest"), _read_name(root, "best")
     _remove_partials(root, on_skip)  # first: one of a step that was saved before would be in the way of the rename
-    for folder in complete[keep:]:
+    for folder in listed[keep:]:
         if folder.name not in (latest, noted):
             # Under its temporary name first, so that a kill half-way leaves no broken checkpoint.
             os.rename(folder, folder.with_name(f".{folder.name}.partial"))
     _remove_partials(root, on_skip)
-    if latest in [folder.name for folder in complete]:
+    if latest in [folder.name for folder in listed]:
         # Otherwise commit() was killed between its two renames, and this may be the only copy of its step.
         for folder in _folders(root, _REPLACED_NAME):
             _remove(folder, on_skip)

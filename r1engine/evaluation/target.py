@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r1engine import checkpoint
 from r1engine.config import ConfigError, StageConfig, load
 from r1engine.config.stage import Template
 from r1engine.evaluation.entries import file_sha256
@@ -72,23 +72,17 @@ def _of_run(given: str, run: Path, step: str) -> EvaluationTarget:
     if not step:
         if (run / "model" / "config.json").is_file():
             return _of_folder(given, run / "model", template)
-        steps = checkpoints(run)
-        newest = f"its newest checkpoint is {steps[-1].name}: {given}@{steps[-1].name}" if steps else "no checkpoint"
+        steps = checkpoint.complete(run)
+        newest = f"its newest checkpoint is {steps[0].name}: {given}@{steps[0].name}" if steps else "no checkpoint"
         raise ConfigError(f"evaluate: run {run} has no model/ yet, required one ({newest})")
     name = f"step_{int(step):08d}" if step.isdigit() else step
     folder = run / "checkpoints" / name
     if not (folder / "manifest.json").is_file():
-        known = ", ".join(one.name for one in checkpoints(run)) or "none"
+        known = ", ".join(one.name for one in reversed(checkpoint.complete(run))) or "none"
         raise ConfigError(f"evaluate: found no whole checkpoint {name} in {run}, required one of {known}")
     identity = {"checkpoint": name, "manifest.json": file_sha256(folder / "manifest.json")}
     exported = run / "exported" / name
     return EvaluationTarget(given, exported, template=template, checkpoint=folder, identity=identity)
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, in order."""
-    found = (run / "checkpoints").glob("step_*")
-    return sorted(one for one in found if re.fullmatch(r"step_\d{8}", one.name) and (one / "manifest.json").is_file())
 
 
 def _last_stage(folder: Path) -> Path | None:

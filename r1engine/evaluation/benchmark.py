@@ -73,6 +73,11 @@ class Judged:
 Grading = Marked | Graded | Judged
 
 
+def ask_alone(item: Item, sample: int) -> str:
+    """The question alone."""
+    return item.question.text
+
+
 def same_text(item: Item, first: str, second: str) -> bool:
     """Whether two answers to a question are the same for a vote."""
     return first == second

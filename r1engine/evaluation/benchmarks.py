@@ -34,4 +34,4 @@ def benchmark_of(name: str, where: str) -> Benchmark:
         if row.name == name:
             return row
     known = ", ".join(row.name for row in BENCHMARKS if row is not QUESTIONS)
-    raise ValueError(f"{where}: found no such benchmark, required one of {known or 'none yet'}, or kind: questions")
+    raise ValueError(f"{where}: found no such benchmark, required one of {known}, or kind: questions")

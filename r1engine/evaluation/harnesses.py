@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from r1engine.config.evaluation import BenchmarkSettings
 from r1engine.data.question import Question
-from r1engine.evaluation.benchmark import Benchmark, Item, Marked, Reply
+from r1engine.evaluation.benchmark import Benchmark, Item, Marked, Reply, ask_alone
 from r1engine.evaluation.files import FileRow, digest, object_rows, one_object, unique
 from r1engine.evaluation.reading import summary
 from r1engine.rewards.code.fences import fenced_blocks
@@ -61,11 +61,6 @@ def load_swe_bench(settings: BenchmarkSettings) -> list[Item]:
     """Prompts that ask for a patch in a fenced block, as SWE-bench's own with the files retrieved, one an instance."""
     rows = object_rows(settings.file, ("instance_id", "text|prompt"))
     return _items(rows, [row.text("instance_id") for row in rows], lambda row: row.any_of("text", "prompt"))
-
-
-def ask_plainly(item: Item, sample: int) -> str:
-    """The prompt alone."""
-    return item.question.text
 
 
 def leave_to_harness(item: Item, sample: int, reply: Reply) -> Marked:
@@ -236,7 +231,7 @@ ALPACA_EVAL = Benchmark(
     "alpaca_eval_2",
     "AlpacaEval 2.0",
     load_alpaca_eval,
-    ask_plainly,
+    ask_alone,
     leave_to_harness,
     grader="harness/1",
     metric="LC win rate",

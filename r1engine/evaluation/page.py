@@ -6,6 +6,7 @@ Of private benchmarks the page holds numbers and letters, no text.
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -118,11 +119,7 @@ def whiskers(found: Sequence[tuple[int, Summary]], theirs: dict[str, float]) -> 
 def scatter(first: tuple[int, dict[str, float]], second: tuple[int, dict[str, float]]) -> str:
     """A picture: the score of each question in two evaluations."""
     size = 240
-    points_of: dict[tuple[float, float], int] = {}
-    for question, score in first[1].items():
-        if question in second[1]:
-            pair = (score, second[1][question])
-            points_of[pair] = points_of.get(pair, 0) + 1
+    points_of = Counter((score, second[1][question]) for question, score in first[1].items() if question in second[1])
     dots = "".join(
         f'<circle cx="{x * size:.1f}" cy="{size - y * size:.1f}" r="{2 + count**0.5:.1f}" fill="{COLORS[0]}" '
         f'fill-opacity="0.4"><title>{count} questions</title></circle>'

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import fmean
 
 from r1engine.batch import Completion, Prompt
 from r1engine.config import RlConfig
 from r1engine.evaluation.consensus import consensus
 from r1engine.evaluation.entries import stream_seed
+from r1engine.evaluation.own_questions import same_answer
 from r1engine.evaluation.statistics import estimate
 from r1engine.grpo import record_of
 from r1engine.ranks import World, spread
 from r1engine.rewards import Score, Scorer
-from r1engine.rewards.math.accuracy import judge_at_once
 from r1engine.rewards.rules import rule_of
 from r1engine.rollout import Generator, generate
 from r1engine.rollout.draft import Sampling
@@ -111,12 +112,7 @@ def _consensus(group: list[tuple[Completion, Score]]) -> float:
     question = group[0][0].prompt.question
     find = rule_of(question.reward, "data").find
     answers = [find(record_of(completion))[0] for completion, _ in group]
-
-    def is_same(first: str, second: str) -> bool:
-        decided = judge_at_once(first, second) if question.reward == "math" else None
-        return decided is not None and decided[0] == "right"
-
-    return consensus(answers, [score.verdict == "right" for _, score in group], is_same)
+    return consensus(answers, [score.verdict == "right" for _, score in group], partial(same_answer, question))
 
 
 def sample_row(completion: Completion, graded: Score, advantage: float | None = None) -> dict:

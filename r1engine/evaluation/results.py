@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from statistics import fmean
@@ -99,19 +100,13 @@ def _are_shares(decided: list[list[float]]) -> bool:
 def _undecided(groups: list[list[GradeLine]]) -> Summary:
     """How many, and what they could make of the score."""
     kept = [group for group in groups if group]
-    count = sum(line.score is None for group in kept for line in group)
-    reasons: dict[str, int] = {}
-    for group in kept:
-        for line in group:
-            if line.score is None:
-                reasons[line.reason[:200]] = reasons.get(line.reason[:200], 0) + 1
-    most = sorted(reasons.items(), key=lambda pair: -pair[1])[:3]
+    reasons = Counter(line.reason[:200] for group in kept for line in group if line.score is None)
     return {
-        "count": count,
+        "count": reasons.total(),
         "questions": sum(all(line.score is None for line in group) for group in kept),
         "wrong": fmean(fmean(line.score or 0.0 for line in group) for group in kept),
         "right": fmean(fmean(1.0 if line.score is None else line.score for line in group) for group in kept),
-        "reasons": dict(most),
+        "reasons": dict(reasons.most_common(3)),
     }
 
 

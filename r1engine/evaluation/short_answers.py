@@ -8,7 +8,7 @@ from functools import partial
 
 from r1engine.config.evaluation import BenchmarkSettings
 from r1engine.data.question import Question
-from r1engine.evaluation.benchmark import Benchmark, Graded, Item, Judged, Marked, Reply
+from r1engine.evaluation.benchmark import Benchmark, Graded, Item, Judged, Marked, Reply, ask_alone
 from r1engine.evaluation.files import FileRow, digest, object_rows, table_rows, unique
 from r1engine.evaluation.prompts import prompt
 from r1engine.evaluation.reading import summary, the_answer_is
@@ -56,11 +56,6 @@ def load_simple_qa(settings: BenchmarkSettings, question: str = "problem") -> li
     own = [row.text("id") if "id" in row.fields else digest(row.text(question)) for row in rows]
     pairs = zip(rows, unique(own), strict=True)
     return [Item(one, Question(row.text(question), row.text("answer"), "judge", place=row.place)) for row, one in pairs]
-
-
-def ask_alone(item: Item, sample: int) -> str:
-    """The question alone."""
-    return item.question.text
 
 
 def grade_simple_qa(item: Item, sample: int, reply: Reply, grader: str = "simpleqa_grader") -> Judged | Marked:
@@ -124,7 +119,7 @@ def _frames_item(row: FileRow, one: str, articles: bool) -> Item:
 def ask_frames(item: Item, sample: int) -> str:
     """The question alone, or with the articles where they were asked for."""
     if "context" not in item.data:
-        return item.question.text
+        return ask_alone(item, sample)
     return prompt("frames_articles", question=item.question.text, context=item.data["context"])
 
 

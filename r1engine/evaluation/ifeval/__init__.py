@@ -11,7 +11,7 @@ from typing import Any
 
 from r1engine.config.evaluation import BenchmarkSettings
 from r1engine.data.question import Question
-from r1engine.evaluation.benchmark import Benchmark, Item, Marked, Reply
+from r1engine.evaluation.benchmark import Benchmark, Item, Marked, Reply, ask_alone
 from r1engine.evaluation.files import FileRow, object_rows, unique
 from r1engine.evaluation.ifeval.checks import CHECKS, LANGUAGES, RELATIONS
 from r1engine.evaluation.reading import summary
@@ -83,11 +83,6 @@ def _variants(reply: str) -> list[str]:
     return list(dict.fromkeys([*cut, *(text.replace("*", "") for text in (reply, *cut))]))
 
 
-def ask_ifeval(item: Item, sample: int) -> str:
-    """The prompt alone."""
-    return item.question.text
-
-
 def grade_ifeval(item: Item, sample: int, reply: Reply) -> Marked:
     """Right if every instruction is followed strictly; the numbers of followed ones are parts."""
     text, why_none = summary(reply.text)
@@ -121,7 +116,7 @@ IFEVAL = Benchmark(
     "ifeval",
     "IF-Eval",
     load_ifeval,
-    ask_ifeval,
+    ask_alone,
     grade_ifeval,
     grader="ifeval/1",
     metric="prompt strict",

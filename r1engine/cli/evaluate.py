@@ -36,10 +36,10 @@ def _about() -> None:
 
 @contextmanager
 def _border() -> Iterator[None]:
-    """Inside, what the user can repair ends the command with status 2, what a server did with 1."""
+    """Inside, what the user can repair ends the command with status 2."""
     try:
         yield
-    except (ConfigError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         fail(ConfigError.of(error))
 
 
@@ -186,7 +186,7 @@ def contamination(
         Path | None, typer.Option("--write", metavar="CLEAN.jsonl", help="The rows without overlap.")
     ] = None,
 ) -> None:
-    """Count rows that share a 10-gram with a question or solution of the suite's benchmarks."""
+    """Count rows that share a 10-gram with a question or reference answer of the suite's benchmarks."""
     with _border():
         from r1engine.config.evaluation import load_suite
         from r1engine.evaluation.overlap import compare_with_training

@@ -1,4 +1,4 @@
-"""The commands that run something until it is done: train, curate, pipeline, serve."""
+"""The commands that run something until it is done: train, curate, pipeline, sample, serve."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from r1engine.cli.border import (
     tell,
     world_size,
 )
-from r1engine.config import ConfigError, CurateConfig, KindConfig, RlConfig, SampleConfig, StageConfig, load, to_yaml
+from r1engine.config import ConfigError, CurateConfig, RlConfig, SampleConfig, StageConfig, load, to_yaml
 
 
 def train(
@@ -117,19 +117,14 @@ def pipeline(
 
 def sample(config: ConfigPath, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Draw answers to questions as CONFIG says, and grade them; what is there is not drawn again."""
-    make(config, overrides or [], SampleConfig, is_dry=dry_run)
-
-
-def make(config: Path, overrides: list[str], kind: type[KindConfig], *, is_dry: bool) -> None:
-    """Runs a stage that trains nothing, outside of a pipeline."""
+    from r1engine.pipeline import kinds
     from r1engine.pipeline.driver import run_alone
-    from r1engine.pipeline.kinds import dry_run
 
     try:
-        cfg = load(config, overrides, kind)
-        notes = dry_run(cfg, world_size(), is_whole=True, is_live=False)
+        cfg = load(config, overrides or [], SampleConfig)
+        notes = kinds.dry_run(cfg, world_size(), is_whole=True, is_live=False)
         agree(None)
-        if is_dry:
+        if dry_run:
             tell(notes)
             typer.echo(to_yaml(cfg), nl=False)
             return

@@ -7,7 +7,6 @@ summaries = evaluate("runs/demo", suite)
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from r1engine.evaluation.results import Summary
 from r1engine.evaluation.runner import Grading, draw_and_grade
 from r1engine.evaluation.store import Store
 from r1engine.evaluation.target import EvaluationTarget, export_checkpoint, find_target
+from r1engine.observe.starts import version
 from r1engine.rewards.from_config import make_scorer
 from r1engine.rewards.rules import rule_of
 from r1engine.rewards.sandbox import probe
@@ -225,15 +225,8 @@ def manifest_of(
     return {
         "target": target.name,
         "r1engine": __version__,
-        "packages": {name: _version(name) for name in GRADERS},
+        "packages": {name: version(name) for name in GRADERS},
         "settings": settings,
         "same": same,
         "benchmarks": benchmarks,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -15,7 +15,7 @@ from r1engine.config import ConfigError
 from r1engine.evaluation.afterwards import scores_in, stored_summary
 from r1engine.evaluation.compare import paired
 from r1engine.evaluation.results import Summary
-from r1engine.evaluation.show import papers, points, share
+from r1engine.evaluation.show import mean_tokens, papers, points, share, vote
 from r1engine.evaluation.store import Store
 from r1engine.observe.report import embedded_json
 
@@ -66,8 +66,9 @@ def _section(name: str, outs: Sequence[Path], summaries: list[dict[str, Any]]) -
         f"{rows}</table>"
     )
     private = "<p>Private: this page holds no text of it.</p>" if first.get("private") else ""
-    both = [(i, scores_in(outs[i], name)) for i, _ in found]
-    pictures = whiskers(found, papers(first.get("kind", name))) + (scatter(both[0], both[1]) if len(both) > 1 else "")
+    pictures = whiskers(found, papers(first.get("kind", name)))
+    if len(found) > 1:
+        pictures += scatter(*(scores_in(outs[i], name) for i, _ in found[:2]))
     lengths = "".join(_lengths(i, name, outs[i]) for i, _ in found)
     title = html.escape(f"{name}: {first['title']} ({first['metric']})")
     return f"<h2>{title}</h2>{private}{table}<div class=row>{pictures}{lengths}</div>"
@@ -78,11 +79,11 @@ def _row(index: int, found: Summary) -> str:
     cells = [
         f"{found['questions']:,} x {found['samples']}",
         points(found.get("score")),
-        points(found["cons"]) if found.get("cons") else "-",
+        vote(found),
         str(undecided["count"]),
         share(found.get("truncated")),
         share(found.get("unread")),
-        "-" if found.get("tokens") is None else f"{found['tokens']:,.0f}",
+        mean_tokens(found),
     ]
     color = COLORS[index % len(COLORS)]
     return f'<tr><td style="color:{color}">&#9632;' + "".join(f"<td>{cell}" for cell in cells) + "</tr>"
@@ -116,10 +117,10 @@ def whiskers(found: Sequence[tuple[int, Summary]], theirs: dict[str, float]) -> 
     return f'<svg viewBox="-10 0 {WIDTH + 30} {height}" width="{WIDTH}">{"".join(parts)}</svg>'
 
 
-def scatter(first: tuple[int, dict[str, float]], second: tuple[int, dict[str, float]]) -> str:
+def scatter(first: dict[str, float], second: dict[str, float]) -> str:
     """A picture: the score of each question in two evaluations."""
     size = 240
-    points_of = Counter((score, second[1][question]) for question, score in first[1].items() if question in second[1])
+    points_of = Counter((score, second[question]) for question, score in first.items() if question in second)
     dots = "".join(
         f'<circle cx="{x * size:.1f}" cy="{size - y * size:.1f}" r="{2 + count**0.5:.1f}" fill="{COLORS[0]}" '
         f'fill-opacity="0.4"><title>{count} questions</title></circle>'

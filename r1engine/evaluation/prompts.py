@@ -2,8 +2,8 @@
 
 Sources: multiple_choice, drop_*, simpleqa_grader: openai/simple-evals, which the paper names for MMLU, DROP, GPQA and
 SimpleQA (section 3). mmlu_redux: Zero-Eval. mmlu_pro: its own, without the examples, as the paper has it. boxed: the
-paper's model card; boxed_chinese, cluewsc: OpenCompass. c_eval, frames_articles, livecodebench*, c_simpleqa_grader:
-their owners. IFEval, SimpleQA and C-SimpleQA ask the question alone.
+paper's model card; boxed_chinese, cluewsc: OpenCompass. c_eval, livecodebench*, c_simpleqa_grader: their owners.
+frames_articles: evalscope. IFEval, SimpleQA and C-SimpleQA ask the question alone.
 """
 
 from __future__ import annotations

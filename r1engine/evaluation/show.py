@@ -59,6 +59,16 @@ def share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
+def vote(found: Summary) -> str:
+    """The majority vote's points, "-" if it was not asked for."""
+    return points(found["cons"]) if found.get("cons") else "-"
+
+
+def mean_tokens(found: Summary) -> str:
+    """Tokens of a reply, "-" if they are not known."""
+    return "-" if found.get("tokens") is None else f"{found['tokens']:,.0f}"
+
+
 def result_table(summaries: dict[str, Summary]) -> Table:
     """A row a benchmark: sizes, score with its interval, what went wrong, the paper's numbers. Columns that would say
     nothing are left out."""
@@ -71,11 +81,11 @@ def result_table(summaries: dict[str, Summary]) -> Table:
                 f"{found['questions']:,} x {found['samples']}",
                 found["metric"],
                 points(found.get("score")),
-                points(found["cons"]) if found.get("cons") else "-",
+                vote(found),
                 _undecided(found),
                 share(found.get("truncated")),
                 share(found.get("unread")),
-                "-" if found.get("tokens") is None else f"{found['tokens']:,.0f}",
+                mean_tokens(found),
                 ", ".join(f"{model} {theirs[model]:g}" for model in SHOWN_MODELS if model in theirs) or "-",
             )
         )
@@ -157,7 +167,7 @@ def difference_table(differences: list[Paired]) -> Table:
 
 def print_board(run_dir: Path, console: Console) -> None:
     """The evaluations that a run made while it trained: every step, and the best and the last against the first."""
-    steps = run_evaluations(run_dir)
+    steps, compared = run_evaluations(run_dir), cache(paired)  # paired reads all benchmarks of both
     summaries = {step: stored_summary(folder)["benchmarks"] for step, folder in steps}
     for name in dict.fromkeys(name for one in summaries.values() for name in one):
         table = Table(box=None, pad_edge=False, title=name, title_justify="left")
@@ -165,16 +175,15 @@ def print_board(run_dir: Path, console: Console) -> None:
             table.add_column(column)
         scored = {step: one[name] for step, one in summaries.items() if name in one}
         for step, found in scored.items():
-            cons = points(found["cons"]) if found.get("cons") else "-"
-            tokens = "-" if found.get("tokens") is None else f"{found['tokens']:,.0f}"
-            table.add_row(str(step), points(found.get("score")), cons, share(found.get("truncated")), tokens)
+            cut = share(found.get("truncated"))
+            table.add_row(str(step), points(found.get("score")), vote(found), cut, mean_tokens(found))
         console.print(table)
         known = {step: found["score"]["mean"] for step, found in scored.items() if found.get("score")}
         if len(known) < 2:
             continue
         folders, first = dict(steps), min(known)
         for word, step in (("best", max(known, key=lambda step: known[step])), ("last", max(known))):
-            for difference in paired(folders[first], folders[step]) if step != first else []:
+            for difference in compared(folders[first], folders[step]) if step != first else []:
                 if difference.benchmark == name:
                     d = difference.difference
                     console.print(

@@ -42,6 +42,12 @@ class Lengths:
 
 LENGTHS_TITLE = "Lengths of the texts"
 BLUE, ORANGE, GREEN, GREY, RED = "#2f6fb5", "#d9731a", "#2a8c5a", "#8a94a3", "#c23b4b"
+# Of every kind of training.
+GRADIENT_NORM = Figure(
+    "Gradient norm before clipping", "norm", (Series("grad_norm", "all parameters", BLUE),), is_log=True
+)
+LEARNING_RATE = Figure("Learning rate", "learning rate", (Series("lr", "learning rate", BLUE),))
+SPEED = Figure("Speed", "tokens per second", (Series("tokens_per_second", "all ranks", BLUE),))
 RL_FIGURES = (
     Figure(
         "Figure 2 of the paper: accuracy during training",
@@ -94,9 +100,9 @@ SFT_FIGURES = (
         over_tokens=True,
     ),
     Figure("Entropy of the predictions", "nats per token", (Series("entropy", "training texts", BLUE),)),
-    Figure("Gradient norm before clipping", "norm", (Series("grad_norm", "all parameters", BLUE),), is_log=True),
-    Figure("Learning rate", "learning rate", (Series("lr", "learning rate", BLUE),)),
-    Figure("Speed", "tokens per second", (Series("tokens_per_second", "all ranks", BLUE),)),
+    GRADIENT_NORM,
+    LEARNING_RATE,
+    SPEED,
 )
 _DOMAIN = "eval/loss/"
 COLORS = (BLUE, ORANGE, GREEN, RED, "#8e6bb8", GREY, "#b8860b", "#0f8b8d")

@@ -85,7 +85,7 @@ def model_card(cfg: StageConfig, steps: int) -> str:
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {cfg.run_dir.name}\n\n"
         f"`{name}` after {steps} optimizer steps of {kind}{data}, seed {cfg.seed}, "
-        f"by r1engine {_version('r1engine')}.\n\n"
+        f"by r1engine {version('r1engine')}.\n\n"
         "The run folder holds the configuration (`config.yaml`), where it ran (`provenance.json`) and what was\n"
         "measured (`report.html`). `sha256sum --check SHA256SUMS` proves the files.\n"
     )
@@ -139,11 +139,12 @@ def _changed_sources(starts: list[dict[str, Any]], sources: dict[str, str]) -> l
 
 
 def _versions() -> dict[str, str]:
-    found = {name: _version(name) for name in PACKAGES}
-    return {"python": platform.python_version()} | {name: version for name, version in found.items() if version}
+    found = {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {name: there for name, there in found.items() if there}
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Of an installed package; None if it is none."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

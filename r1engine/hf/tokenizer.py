@@ -62,6 +62,11 @@ class PromptTokenizer:
         return self._tokenizer.id_to_token(index)
 
     @property
+    def num_ids(self) -> int:
+        """One more than the largest id."""
+        return max(self._tokenizer.get_vocab().values(), default=-1) + 1
+
+    @property
     def front(self) -> str:
         """The text of what is put in front of every text, "" for nothing."""
         return self._tokenizer.decode(self._front.ids, skip_special_tokens=False) if self._front.ids else ""

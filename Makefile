@@ -9,7 +9,7 @@ STAMP = .venv/.installed
 BUILD_INPUTS = CMakeLists.txt $(wildcard csrc/*.* csrc/cpu/*)
 
 .PHONY: demo demo-moe test test-all trl test-trl smoke lint docs format gpu clean sglang-cpu test-sglang test-sglang-faults demo-sglang
-.PHONY: smollm2 test-real demo-r1
+.PHONY: smollm2 test-real demo-r1 pyright wheel
 SGLANG = .venv-sglang
 TRL = .venv-trl
 REAL = build/real
@@ -107,6 +107,22 @@ $(TRL)/.installed: constraints.txt
 
 test-trl: trl
 	OMP_NUM_THREADS=1 PYTHONPATH=kernels $(TRL)/bin/python -m pytest -m trl tests/kernels/test_trl_trainer.py
+
+# dist/: the sdist, and the wheel made from it alone, without the checkout and without a network.
+wheel: PACKAGING = build/packaging/bin/python
+wheel:
+	rm -rf dist
+	test -x $(PACKAGING) || $(PYTHON) -m venv build/packaging
+	$(PACKAGING) -m pip install --quiet build scikit-build-core cmake ninja
+	$(PACKAGING) -m build --sdist --no-isolation --outdir dist
+	$(PACKAGING) -m pip wheel --quiet --no-index --no-build-isolation --no-deps --wheel-dir dist dist/*.tar.gz
+	ls -lh dist
+
+# The types of the ops as another program sees them: a strict one finds none unknown.
+pyright: $(STAMP)
+	test -x .venv-pyright/bin/pyright || $(PYTHON) -m venv .venv-pyright
+	.venv-pyright/bin/python -m pip install --quiet 'pyright[nodejs]==1.1.414'
+	PYTHONPATH=kernels .venv-pyright/bin/pyright --pythonpath $(VENV)/python tests/kernels/typed_ops.py
 
 # On a GPU machine: build csrc/, run the GPU tests, run every benchmark, also after a test has failed. Uses the Python it
 # is given and what is installed there (`make gpu PYTHON=python3`); needs no network and makes no environment. What needs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -269,7 +270,14 @@ class GrpoLoss(torch.autograd.Function):
     """`launch` with its gradients handed to autograd: the backward pass is one multiplication."""
 
     @staticmethod
-    def forward(ctx, logp, entropy, terms, objective, cu_seqlens):
+    def forward(
+        ctx: Any,
+        logp: torch.Tensor,
+        entropy: torch.Tensor | None,
+        terms: TokenTerms,
+        objective: GrpoObjective,
+        cu_seqlens: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         loss, metrics, grad, grad_entropy = launch(logp, terms, objective, entropy, cu_seqlens)
         ctx.save_for_backward(grad, grad_entropy)
         ctx.dtypes = logp.dtype, None if entropy is None else entropy.dtype
@@ -277,7 +285,7 @@ class GrpoLoss(torch.autograd.Function):
         return loss, metrics
 
     @staticmethod
-    def backward(ctx, grad_loss, _grad_metrics):
+    def backward(ctx: Any, grad_loss: torch.Tensor, _grad_metrics: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad, grad_entropy = ctx.saved_tensors
         logp_dtype, entropy_dtype = ctx.dtypes
         through_entropy = None if grad_entropy is None else (grad_entropy * grad_loss).to(entropy_dtype)

@@ -25,8 +25,10 @@ class FusedHead:
     """In the place of TRL's autograd function for the output layer: the same call, by `linear_logprob`."""
 
     def __init__(self, original: Any, patch: Patch) -> None:
-        self.original, self.patch = original, patch
-        self.signature = inspect.signature(original.forward)  # differs between versions: (ctx, hidden, weight, ...)
+        self.original: Any = original
+        self.patch: Patch = patch
+        # Differs between versions: (ctx, hidden, weight, ...).
+        self.signature: inspect.Signature = inspect.signature(original.forward)
 
     def apply(self, *args: Any) -> Outputs:
         """[N] log-probabilities and entropies of hidden [N, H] and weight [V, H]; None for what nobody asked for."""

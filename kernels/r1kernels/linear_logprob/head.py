@@ -113,8 +113,10 @@ class HeadGradients:
 
     def __init__(self, head: Head, needs: tuple[bool, bool, bool], main_grad: torch.Tensor | None = None) -> None:
         hidden, weight, bias = needs
-        self.head, self.main_grad = head, main_grad
-        self.hidden = torch.empty_like(head.hidden, memory_format=torch.contiguous_format) if hidden else None
+        self.head: Head = head
+        self.main_grad: torch.Tensor | None = main_grad
+        new_hidden = torch.empty_like(head.hidden, memory_format=torch.contiguous_format) if hidden else None
+        self.hidden: torch.Tensor | None = new_hidden
         exact = torch.promote_types(head.weight.dtype, torch.float32)
         self._weight = None
         if weight:

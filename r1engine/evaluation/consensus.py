@@ -26,12 +26,23 @@ def consensus(
     if not votes:
         return 0.0
     right = {answer for answer, is_right in zip(answers, are_right, strict=True) if is_right}
-    classes: list[list[str]] = []  # the most frequent text of each comes first
+    classes = equal_answers(votes, is_same)
+    sizes = [sum(votes[text] for text in one) for one in classes]
+    leading = [one for one, size in zip(classes, sizes, strict=True) if size == max(sizes)]
+    return sum(one[0] in right for one in leading) / len(leading)
+
+
+def equal_answers(votes: Counter[str], is_same: Callable[[str, str], bool]) -> list[list[str]]:
+    """The texts in classes of equal answers, the most frequent text of each first.
+
+    Args:
+        votes:   text -> how often it was given.
+        is_same: of two different texts, asked in either direction; compared among the 64 most frequent.
+    """
+    classes: list[list[str]] = []
     for answer, _ in votes.most_common():
         others = classes if len(classes) < MOST_DISTINCT else []
         agreeing = [one for one in others if any(is_same(answer, x) or is_same(x, answer) for x in one)]
         classes = [one for one in classes if one not in agreeing]
         classes.append([text for one in agreeing for text in one] + [answer])
-    sizes = [sum(votes[text] for text in one) for one in classes]
-    leading = [one for one, size in zip(classes, sizes, strict=True) if size == max(sizes)]
-    return sum(one[0] in right for one in leading) / len(leading)
+    return classes

@@ -32,6 +32,7 @@ from r1engine.observe.progress import Progress
 from r1engine.observe.report import write_report
 from r1engine.observe.starts import model_card, now, read_starts, record_start
 from r1engine.observe.summary import print_summary
+from r1engine.observe.trackers import open_followers
 from r1engine.plan.utilization import utilization
 from r1engine.ranks import World, is_first_to
 from r1engine.run_lock import held
@@ -262,10 +263,10 @@ class Run:
         self.log = MetricsLog(
             self.cfg.run_dir,
             tensorboard=self.cfg.log.tensorboard,
-            wandb_project=self.cfg.log.wandb_project,
-            config=self.cfg.model_dump(mode="json"),
             resume_step=None if folder is None else self.step,
         )
+        for follower in open_followers(self.cfg, is_resumed=folder is not None, note=self.progress.note):
+            self.log.follow(follower)
         (self.cfg.run_dir / FAILURE).unlink(missing_ok=True)
         changed = record_start(self.cfg, step=self.step, ranks=self.world.size)
         if folder is not None:

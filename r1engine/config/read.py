@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,14 @@ KINDS: dict[str, type[KindConfig]] = {
     "curate": CurateConfig,
 }
 Kind = TypeVar("Kind", bound=KindConfig)
+# What pip calls the packages that only some runs need.
+PIP = {
+    "wandb": "wandb",
+    "mlflow": "mlflow-skinny",
+    "trackio": "trackio",
+    "swanlab": "swanlab",
+    "prometheus_client": "prometheus-client",
+}
 
 
 def load(
@@ -99,10 +108,10 @@ def dump(cfg: KindConfig, path: Path) -> None:
 
 
 def check_files(cfg: StageConfig) -> None:
-    """Looks at the input files before anything heavy is imported.
+    """Looks at the input files, and for the packages of the trackers, before anything heavy is imported.
 
     Raises:
-        ConfigError: the model folder or a data file is not there; every problem is listed.
+        ConfigError: the model folder, a data file or a package is not there; every problem is listed.
     """
     problems = []
     if cfg.model.path is not None and not os.path.isfile(cfg.model.path / "config.json"):
@@ -113,6 +122,9 @@ def check_files(cfg: StageConfig) -> None:
                 problems.append(f"{key}: found no file {file}, required {REQUIRED}")
         except ValueError as error:
             problems.append(f"{key}: {error}")
+    for package in (*cfg.log.trackers, *(("prometheus_client",) if cfg.log.prometheus_port is not None else ())):
+        if importlib.util.find_spec(package) is None:
+            problems.append(f"log: found no package {package}, required by its keys; `pip install {PIP[package]}`")
     if problems:
         raise ConfigError(problems)
 

@@ -223,8 +223,14 @@ class Log(Section):
 
     tensorboard: bool = True
     """Write TensorBoard files to run_dir/tb."""
-    wandb_project: str | None = None
-    """Log to this W&B project, too."""
+    trackers: list[Literal["wandb", "mlflow", "trackio", "swanlab"]] = Field(default=[])
+    """Where else metrics and samples go. Each reads its own environment variables (WANDB_MODE, MLFLOW_TRACKING_URI)."""
+    project: str = "r1engine"
+    """Name of the project there."""
+    prometheus_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """The first rank serves the newest metrics here, for Prometheus; null: not."""
+    prometheus_host: str = "127.0.0.1"
+    """Address that it listens on. Whoever reaches it can read the metrics."""
     report_seconds: Count = 120
     """Seconds between two writings of report.html while the run goes on; 0: only when it ends."""
     samples: Count = 8

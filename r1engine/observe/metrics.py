@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: metrics.jsonl, samples.jsonl, TensorBoard, W&B, and phase times."""
+"""What a run writes down while it goes: metrics.jsonl, samples.jsonl, TensorBoard, and phase times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
+
+
+class Follower(Protocol):
+    """Gets what is logged, too."""
+
+    def log(self, step: int, row: dict[str, float]) -> None:
+        """A row of metrics."""
+
+    def samples(self, step: int, rows: list[dict]) -> None:
+        """Completions."""
+
+    def close(self) -> None:
+        """The run has ended; may be called again."""
 
 
 class MetricsLog:
@@ -23,25 +36,24 @@ class MetricsLog:
     and including step 100 and cuts the later ones away, so that a killed run leaves no step twice.
     """
 
-    def __init__(
-        self, run_dir: Path, *, tensorboard: bool, wandb_project: str | None, config: dict, resume_step: int | None
-    ) -> None:
+    def __init__(self, run_dir: Path, *, tensorboard: bool, resume_step: int | None) -> None:
         """Opens the logs for appending.
 
         Args:
-            run_dir:       folder of the run; made if missing.
-            tensorboard:   also write run_dir/tb.
-            wandb_project: also log to this W&B project; None: do not.
-            config:        the resolved configuration, JSON values only (shown by W&B).
-            resume_step:   step of the checkpoint the run goes on from; None: a fresh run. Logs that an earlier
+            run_dir:     folder of the run; made if missing.
+            tensorboard: also write run_dir/tb.
+            resume_step: step of the checkpoint the run goes on from; None: a fresh run. Logs that an earlier
                 run left in run_dir are then kept beside the fresh ones as metrics.1.jsonl, metrics.2.jsonl, ...
 
         Raises:
-            RuntimeError: tensorboard or wandb is asked for, but is not installed.
+            RuntimeError: tensorboard is asked for, but is not installed.
             ValueError: a log to resume holds a broken line that is not the last one.
         """
-        _require(tensorboard, "tensorboard", "log.tensorboard=false")
-        _require(wandb_project is not None, "wandb", "log.wandb_project=null")
+        if tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise RuntimeError(
+                "metrics: tensorboard is asked for but not installed; `pip install tensorboard` or set "
+                "log.tensorboard=false"
+            )
         run_dir.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "samples.jsonl", "undecided.jsonl"):
             if resume_step is None:
@@ -52,7 +64,11 @@ class MetricsLog:
         self._samples = open(run_dir / "samples.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._undecided = open(run_dir / "undecided.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._tensorboard = _open_tensorboard(run_dir, resume_step) if tensorboard else None
-        self._wandb = _open_wandb(run_dir, wandb_project, config, resume_step) if wandb_project else None
+        self._followers: list[Follower] = []
+
+    def follow(self, follower: Follower) -> None:
+        """From now on `follower` gets every row and sample; `close` closes it."""
+        self._followers.append(follower)
 
     def log(self, step: int, row: dict[str, float]) -> None:
         """Appends one row. NaN and infinity become null, and their keys are listed under "nonfinite".
@@ -68,9 +84,8 @@ class MetricsLog:
             for key, value in row.items():
                 self._tensorboard.add_scalar(key, value, step)
             self._tensorboard.flush()
-        if self._wandb is not None:
-            # W&B ignores rows up to the last step it has, so the steps redone by a resumed run appear once.
-            self._wandb.log(row, step=step)
+        for follower in self._followers:
+            follower.log(step, row)
 
     def log_samples(self, step: int, rows: list[dict]) -> None:
         """Appends sampled completions to samples.jsonl.
@@ -80,6 +95,8 @@ class MetricsLog:
             rows: prompt, question, answer, completion, "reward/<component>", advantage, length (tokens), truncated.
         """
         _append(self._samples, step, rows)
+        for follower in self._followers:
+            follower.samples(step, rows)
 
     def log_undecided(self, step: int, rows: list[dict]) -> None:
         """Appends to undecided.jsonl the completions that no rule could decide, whole.
@@ -97,9 +114,9 @@ class MetricsLog:
         self._undecided.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish()
-            self._wandb = None
+        for follower in self._followers:
+            follower.close()
+        self._followers = []
 
 
 class Phases:
@@ -239,23 +256,8 @@ def _set_aside(path: Path) -> None:
     path.rename(target)
 
 
-def _require(wanted: bool, package: str, off: str) -> None:
-    if wanted and importlib.util.find_spec(package) is None:
-        raise RuntimeError(f"metrics: {package} is asked for but not installed; `pip install {package}` or set {off}")
-
-
 def _open_tensorboard(run_dir: Path, resume_step: int | None) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     # purge_step: TensorBoard hides what a killed run wrote after the checkpoint.
     return SummaryWriter(str(run_dir / "tb"), purge_step=None if resume_step is None else resume_step + 1)
-
-
-def _open_wandb(run_dir: Path, project: str, config: dict, resume_step: int | None) -> Any:
-    import wandb
-
-    id_file = run_dir / "wandb_id"
-    resumed_id = id_file.read_text().strip() if resume_step is not None and id_file.exists() else None
-    run = wandb.init(project=project, dir=str(run_dir), config=config, id=resumed_id, resume="allow")
-    id_file.write_text(run.id + "\n")
-    return run

@@ -88,7 +88,7 @@ def test_override_opens_and_unsets_an_optional_section(write):
 
 def test_dump_reads_back_equal(write, tmp_path):
     text = f"{SOURCES}optimizer: {{lr: 1e-9}}\nrun_dir: 'a: #b é'\n"
-    text += "rollout: {max_tokens: {0: 8, 2: 16}}\nlog: {wandb_project: 'true'}"
+    text += "rollout: {max_tokens: {0: 8, 2: 16}}\nlog: {project: 'true'}"
     cfg = load(write(text), ["grpo.clip_eps_high=11"])
     dump(cfg, tmp_path / "resolved.yaml")
     assert load(tmp_path / "resolved.yaml", []) == cfg
@@ -271,7 +271,8 @@ def test_unknown_key_of_another_section_is_found_there(write):
 
 def test_unknown_key_like_no_other_lists_the_keys(write):
     assert problems(write("log: {zzzz: 1}")) == [
-        "run.yaml:1: unknown key log.zzzz; the keys of log are tensorboard, wandb_project, report_seconds, samples"
+        "run.yaml:1: unknown key log.zzzz; the keys of log are tensorboard, trackers, project, prometheus_port, "
+        "prometheus_host, report_seconds, samples"
     ]
 
 

@@ -10,8 +10,8 @@ from r1engine.observe import metrics
 from r1engine.observe.metrics import MetricsLog, Phases, device_telemetry, peak_rss_gb
 
 
-def open_log(run_dir, *, resume_step=None, tensorboard=False, wandb_project=None):
-    return MetricsLog(run_dir, tensorboard=tensorboard, wandb_project=wandb_project, config={}, resume_step=resume_step)
+def open_log(run_dir, *, resume_step=None, tensorboard=False):
+    return MetricsLog(run_dir, tensorboard=tensorboard, resume_step=resume_step)
 
 
 def read(path):
@@ -99,10 +99,10 @@ def test_tensorboard_shows_each_step_once_after_resume(tmp_path):
     assert [(event.step, event.value) for event in events] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)]
 
 
-def test_wandb_that_is_not_installed_is_named_with_the_command(tmp_path, monkeypatch):
+def test_tensorboard_that_is_not_installed_is_named_with_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match=r"wandb is asked for but not installed; `pip install wandb` or set"):
-        open_log(tmp_path, wandb_project="r1")
+    with pytest.raises(RuntimeError, match=r"tensorboard is asked for but not installed; `pip install tensorboard` or"):
+        open_log(tmp_path, tensorboard=True)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
@@ -146,23 +146,3 @@ def test_a_machine_without_gpu_has_no_telemetry():
     metrics._nvml_device.cache_clear()
     if sys.modules.get("torch") is None or not sys.modules["torch"].cuda.is_available():
         assert device_telemetry() == {}
-
-
-def test_wandb_gets_every_row_and_a_resumed_run_keeps_its_id(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    log = open_log(tmp_path, wandb_project="r1")
-    run_id = wandb.run.id
-    log.log(1, {"reward/mean": 0.515625})
-    log.close()
-    assert wandb.run is None
-    resumed = open_log(tmp_path, resume_step=1, wandb_project="r1")
-    assert wandb.run.id == run_id
-    resumed.log(2, {"reward/mean": 0.765625})
-    resumed.close()
-    written = [file.read_bytes() for file in sorted(tmp_path.glob(f"wandb/offline-run-*/run-{run_id}.wandb"))]
-    assert [(b"reward/mean" in data, b"0.515625" in data, b"0.765625" in data) for data in written] == [
-        (True, True, False),
-        (True, False, True),
-    ]

@@ -26,6 +26,7 @@ from r1engine.model.cpu import keep_freed_memory
 from r1engine.model.layers import fp8
 from r1engine.observe.failure import NAME as FAILURE
 from r1engine.observe.failure import Failure, RunFailed, failed
+from r1engine.observe.heartbeat import Heartbeat
 from r1engine.observe.live import LiveReport
 from r1engine.observe.metrics import MetricsLog, Phases, device_telemetry, peak_rss_gb
 from r1engine.observe.progress import Progress
@@ -69,7 +70,7 @@ def train(cfg: StageConfig, ending: Ending | None = None) -> None:
 
 def _run_and_report(cfg: StageConfig, world: World, ending: Ending | None, started: float) -> Ended | None:
     """What `train` does in the layout. The stage is let go of on return, before the layout's memory is."""
-    with Progress(cfg.run_dir.name, enabled=world.is_first) as progress:
+    with Progress(cfg.run_dir.name, enabled=world.is_first, heartbeat=Heartbeat(cfg.run_dir)) as progress:
         run = Run(cfg, world, progress, ending)
         try:
             stage, ended = run.to_the_end()

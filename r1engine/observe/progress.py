@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
+from r1engine.observe.heartbeat import Heartbeat
+
 _PHASE_LINE_SECONDS = 10.0  # without a terminal, at most one line of a phase in this time
 _MEDIAN_OF = 21  # steps behind the ETA; the median ignores the occasional evaluation or checkpoint
 # Shown if the row has them: key -> (name, format)
@@ -42,6 +44,7 @@ class Progress:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
         time_of_day: Callable[[], str] = lambda: time.strftime("%H:%M:%S"),
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         """
         Args:
@@ -50,10 +53,11 @@ class Progress:
             console: where to write; None: stdout.
             clock:   seconds, monotonic.
             time_of_day: stands in front of a line that does not go to a terminal.
+            heartbeat: told of every movement, too.
         """
         self._total, self._title, self._enabled = 0, title, enabled
         self.current = ""  # phase, on every rank
-        self._time_of_day = time_of_day
+        self._time_of_day, self._heartbeat = time_of_day, heartbeat
         self._console = console or Console()
         self._clock = clock
         self._step, self._stepped_at = 0, clock()
@@ -99,6 +103,7 @@ class Progress:
         if not self._enabled:
             return
         self._phase, self._phase_total, self._phase_done, self._lined_at = name, total, 0, self._clock()
+        self._beat()
         if self._bars is not None:
             # A fresh task: rich cannot set the total of an old one back to unknown.
             self._bars.remove_task(self._phase_bar)
@@ -109,6 +114,7 @@ class Progress:
         if not self._enabled:
             return
         self._phase_done += n
+        self._beat()
         if self._bars is not None:
             self._bars.advance(self._phase_bar, n)
         elif self._clock() - self._lined_at >= _PHASE_LINE_SECONDS:
@@ -130,6 +136,7 @@ class Progress:
         if step > self._step:
             self._seconds_per_step.append((clock - self._stepped_at) / (step - self._step))
         self._step, self._stepped_at = step, clock
+        self._beat()
         values = "  ".join(f"{name} {form.format(row[key])}" for key, (name, form) in _SHOWN.items() if key in row)
         if self._bars is not None:
             self._bars.update(self._run_bar, completed=step, values=values, eta=f"ETA {self.eta()}")
@@ -149,6 +156,10 @@ class Progress:
         seconds = round(statistics.median(self._seconds_per_step) * (self._total - self._step))
         hours, minutes = seconds // 3600, seconds // 60 % 60
         return f"{hours}:{minutes:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}"
+
+    def _beat(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.beat(self._phase, self._phase_done, self._step, self._total)
 
     def _line(self, text: str) -> None:
         if self._bars is None:

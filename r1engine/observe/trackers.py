@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from r1engine.config import StageConfig
+from r1engine.config.read import flat
 from r1engine.observe.exporter import Exporter
 from r1engine.observe.metrics import Follower
 
@@ -140,7 +141,7 @@ def _open_mlflow(run: TrackedRun) -> Tracker:
     mlflow.set_experiment(run.project)
     made = mlflow.start_run(run_id=run.run_id, run_name=run.run_dir.name)
     if run.run_id is None:
-        mlflow.log_params(_flat(run.config))
+        mlflow.log_params(flat(run.config))
     return Tracker(
         lambda row, step: mlflow.log_metrics(row, step=step),
         lambda rows, step: mlflow.log_dict({"samples": rows}, f"samples/{step:08d}.json"),
@@ -153,7 +154,7 @@ def _open_trackio(run: TrackedRun) -> Tracker:
     import trackio
 
     made = trackio.init(
-        project=run.project, name=run.run_id or run.run_dir.name, config=_flat(run.config), resume="allow"
+        project=run.project, name=run.run_id or run.run_dir.name, config=flat(run.config), resume="allow"
     )
 
     def samples(rows: list[Sample], step: int) -> None:
@@ -188,11 +189,3 @@ OPENERS: dict[str, Callable[[TrackedRun], Tracker]] = {
     "trackio": _open_trackio,
     "swanlab": _open_swanlab,
 }
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

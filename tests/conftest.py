@@ -15,7 +15,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of Triton, which decides once and for all
 
 HERE = Path(__file__).parent
-TURNS = 3  # a test that is marked `rotating` has its turn every third day
+# A day runs a third of the tests that are marked `rotating`, and of those marked `turn(n)`, n in 0 .. 2, one n. The
+# next day has the next n, and after three days the next third is run: nine days run everything.
+TURNS = 9
 # The files of ten CPU seconds or more, longest first: xdist deals files in this order, so that none ends alone.
 LONGEST = (
     "test_run.py",
@@ -39,7 +41,7 @@ def pytest_configure() -> None:
 
 
 def pytest_report_header() -> str:
-    return f"rotating tests: R1_TURN={os.environ['R1_TURN']} (0 .. {TURNS - 1} by the day, or all)"
+    return f"tests that take turns: R1_TURN={os.environ['R1_TURN']} (0 .. {TURNS - 1} by the day, or all)"
 
 
 @pytest.hookimpl(tryfirst=True)  # turns are counted before -k and -m leave out anything
@@ -49,8 +51,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     turn, is_named = os.environ["R1_TURN"], config.option.keyword or any("::" in name for name in config.args)
     if turn == "all" or is_named:
         return
-    rotating = [item for item in items if item.get_closest_marker("rotating")]
-    left_out = set(rotating) - set(rotating[int(turn) % TURNS :: TURNS])
+    third, today = divmod(int(turn) % TURNS, 3)
+    left_out = {item for item in items if (mark := item.get_closest_marker("turn")) and mark.args[0] != today}
+    rotating = [item for item in items if item.get_closest_marker("rotating") and item not in left_out]
+    left_out |= set(rotating) - set(rotating[third::3])
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
 

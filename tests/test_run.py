@@ -42,7 +42,10 @@ def same_run(reference: Path, run_dir: Path, world) -> None:
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
-@pytest.fixture(scope="module", params=["rl", "sft", "reward_model"])
+KINDS = ("rl", "sft", "reward_model")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.turn(n)) for n, kind in enumerate(KINDS)])
 def case(request, tiny_base, tmp_path_factory) -> Case:
     return Case(request.param, tiny_base, tmp_path_factory.mktemp(request.param))
 

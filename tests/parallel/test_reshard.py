@@ -56,6 +56,7 @@ AT_LAST = {  # one rank
     "moe-from-ep2": ("deepseek-mtp", MOE, "moe-ep2"),
     "moe-from-pp2": ("deepseek-mtp", MOE, "moe-pp2"),
 }
+TURNS = {"odd": 0, "bf16": 1, "moe": 2}  # the first word of a name -> the day of its chain of cases
 RESUMED = [(name, source) for name, (_, _, source) in (THEN | AT_LAST).items()]
 
 
@@ -111,16 +112,29 @@ def run_all(cases: dict[str, tuple[str, dict, str]], models: Path, out: Path) ->
     leave()
 
 
+def chain(name: str) -> str:
+    return name.partition("-")[0]
+
+
+def in_turn(cases: list[tuple[str, ...]]) -> list:
+    """Parameters of tests that run on the day of their chain."""
+    return [pytest.param(*case, marks=pytest.mark.turn(TURNS[chain(case[0])])) for case in cases]
+
+
 @pytest.fixture(scope="module")
-def out(world, folders, tmp_path_factory):
-    """The folder that every case wrote into."""
+def out(request, world, folders, tmp_path_factory):
+    """The folder that every case wrote into whose chain this session tests."""
+    tested = {chain(item.callspec.params["name"]) for item in request.session.items if item.path == request.path}
     models, out = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("reshard")
     save_model(models / "odd", "qwen2-tied", vocab_size=VOCABULARY)
     (models / "deepseek-mtp").symlink_to(folders["deepseek-mtp"][0])
-    for name, (family, settings, _) in FIRST.items():
+    first, then, at_last = (
+        {n: case for n, case in part.items() if chain(n) in tested} for part in (FIRST, THEN, AT_LAST)
+    )
+    for name, (family, settings, _) in first.items():
         run(models / family, settings, None, out / name)
-    on_ranks(2, run_all, THEN, models, out)
-    for name, (family, settings, source) in AT_LAST.items():
+    on_ranks(2, run_all, then, models, out)
+    for name, (family, settings, source) in at_last.items():
         run(models / family, settings, out / source, out / name)
     return out
 
@@ -134,7 +148,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {name: x[:VOCABULARY] if x.shape[:1] == (VOCABULARY + 1,) else x for name, x in found.items()}
 
 
-@pytest.mark.parametrize(("name", "source"), RESUMED)
+@pytest.mark.parametrize(("name", "source"), in_turn(RESUMED))
 def test_every_tensor_of_the_checkpoint_survives_a_change_of_layout(out, world, name, source):
     expected, found = tensors(out / source), tensors(out / name)
     assert {n.split(".")[1] for n in expected if n.startswith("optimizer.")} >= {"exp_avg", "exp_avg_sq"}
@@ -143,7 +157,7 @@ def test_every_tensor_of_the_checkpoint_survives_a_change_of_layout(out, world, 
     assert [n for n in expected if not torch.equal(found[n], expected[n])] == []
 
 
-@pytest.mark.parametrize(("name", "source"), [case for case in RESUMED if "bf16" not in case[0]])
+@pytest.mark.parametrize(("name", "source"), in_turn([case for case in RESUMED if "bf16" not in case[0]]))
 def test_the_next_update_is_that_of_the_old_layout(out, name, source):
     first = source
     while first in dict(RESUMED):
@@ -155,7 +169,7 @@ def test_the_next_update_is_that_of_the_old_layout(out, name, source):
         torch.testing.assert_close(tensor, weights[tensor_name], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*FIRST, *THEN])
+@pytest.mark.parametrize("name", in_turn([(name,) for name in (*FIRST, *THEN)]))
 def test_the_space_asked_for_is_that_of_the_tensors(out, name):
     size = sum(x.nbytes for x in tensors(out / name).values())
     assert size <= json.loads((out / name / "asked.json").read_text()) <= 1.5 * size

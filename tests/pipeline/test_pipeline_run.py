@@ -136,7 +136,7 @@ def test_a_manifest_of_another_version_is_refused(file, finished, tmp_path):
         check(load_pipeline(file, [f"run_dir={tmp_path / 'run'}"]), 1)
 
 
-@pytest.mark.parametrize("at", [1, 3, 5])
+@pytest.mark.parametrize("at", [pytest.param(at, marks=pytest.mark.turn(n)) for n, at in enumerate((1, 3, 5))])
 def test_a_killed_pipeline_goes_on_and_makes_the_same_model(file, finished, tmp_path, at):
     # Updates 1 to 4 are those of the supervised stage, which checkpoints after the second; 5 and 6 of the last stage.
     folder = f"run_dir={tmp_path / 'run'}"

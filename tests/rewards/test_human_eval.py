@@ -72,6 +72,7 @@ def test_all_canonical_solutions_are_right(rows, sandbox):
 
 
 @pytest.mark.slow
+@pytest.mark.rotating
 def test_all_mutated_solutions_are_wrong(rows, sandbox):
     verdicts = {}
     for number, row in enumerate(rows):

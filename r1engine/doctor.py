@@ -37,6 +37,7 @@ def facts() -> list[tuple[str, str]]:
     rows += [
         ("compiled CPU functions", _cpu_library()),
         ("compiled CUDA kernels", _cuda_library()),
+        ("attention on a GPU", _attention()),
         ("model.fp8", _fp8()),
         ("sandbox", _sandbox()),
     ]
@@ -59,6 +60,17 @@ def _devices() -> str:
         return "none"
     properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return "\n".join(f"{p.name}, {p.total_memory / GB:.1f} GB, sm_{p.major}{p.minor}" for p in properties)
+
+
+def _attention() -> str:
+    if importlib.util.find_spec("torch") is None:
+        return "unknown without torch"
+    from r1engine.model.layers import flash
+
+    try:
+        return flash.choice()
+    except RuntimeError as error:
+        return str(error)
 
 
 def _fp8() -> str:

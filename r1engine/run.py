@@ -23,7 +23,7 @@ from r1engine.config import ConfigError, StageConfig
 from r1engine.ending import Ended, Ending
 from r1engine.model import parallel
 from r1engine.model.cpu import keep_freed_memory
-from r1engine.model.layers import fp8
+from r1engine.model.layers import flash, fp8
 from r1engine.observe.failure import NAME as FAILURE
 from r1engine.observe.failure import Failure, RunFailed, failed
 from r1engine.observe.heartbeat import Heartbeat
@@ -142,6 +142,8 @@ class Run:
         """The stage, gone on from the newest checkpoint of run_dir if there is one, and the rows logged before it."""
         folder = self.world.from_first(self._newest_checkpoint)
         self.progress.phase("load")
+        if self.world.device.type == "cuda":
+            self.progress.note(f"attention: {flash.choice()}")
         try:
             stage = make_stage(self.cfg, self.world, self.phases, self.progress)
             try:

@@ -133,7 +133,7 @@ def test_doctor_names_what_it_looked_for():
     done = r1engine("doctor")
     assert done.returncode == 0, done.stderr
     looked_for = ["torch", "megatron-core", "sglang", "GPUs", "CPU cores", "memory", "free disk"]
-    looked_for += ["compiled CPU", "compiled CUDA"]
+    looked_for += ["compiled CPU", "compiled CUDA", "attention on a GPU", "torch.nn.attention.varlen of PyTorch"]
     for name in [*looked_for, "model.fp8"]:
         assert name in done.stdout
     # Brackets are no markup of the table's.

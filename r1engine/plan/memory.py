@@ -29,6 +29,7 @@ class Job:
     logits_chunk: int | None  # tokens of logits that exist at once; None: a whole row
     generator_tensor: int  # GPUs of one generator; 0: nothing is generated (supervised training)
     generator_bytes: int  # of a weight in the generator: 2 for bf16, 1 for fp8
+    has_servers: bool = False  # SGLang on the trainer's GPUs: a copy of its weights waits in host memory
     refresh_bucket_gib: float = 0.5
     with_mtp: bool = False
     fp8: bool = False  # linears of attention, dense MLPs and shared experts
@@ -123,6 +124,9 @@ def host_bytes(arch: Architecture, layout: Layout, job: Job, gpu: Gpu) -> dict[s
         terms["optimizer"] = adam
     elif job.generates:
         terms["trainer, while generating"] += adam
+    if job.has_servers:
+        weights = job.generator_bytes * total_parameters(arch) / GIB
+        terms["servers, while training"] = per_node * weights / job.generator_tensor
     if job.has_reference:
         terms["reference"] = per_node * WEIGHT * count / GIB
     return terms

@@ -81,6 +81,7 @@ def job_of(cfg: RlConfig | SftConfig, assumed: Assumed) -> Job:
         logits_chunk=None,
         generator_tensor=int(assumed.generator_gpus) or 1,
         generator_bytes=1 if is_fp8_folder(cfg.model.folder) else 2,
+        has_servers=cfg.rollout.engine == "sglang" and cfg.rollout.sglang.mode == "colocated",
         with_mtp=cfg.model.mtp_loss_weight > 0,
         fp8=cfg.model.fp8,
     )

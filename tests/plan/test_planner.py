@@ -100,6 +100,15 @@ def test_a_layout_whose_shards_fp8_cannot_take_is_refused_and_not_searched():
     assert search(odd, fp8, 1, GPUS["h100"], Assumed()) == []
 
 
+def test_the_copy_of_colocated_servers_by_hand():
+    # 671B of FP8 over the 16 GPUs of a server: a node of 8 keeps half of it.
+    with_servers, without = (dataclasses.replace(JOB, has_servers=has, generator_tensor=16) for has in (True, False))
+    plans = [make_plan(V3, R1, job, GPUS["h800"], Assumed()) for job in (with_servers, without)]
+    more = sum(plans[0].host_gib.values()) - sum(plans[1].host_gib.values())
+    assert more == pytest.approx(JOB.generator_bytes * 671.03e9 / 2 / GIB, rel=1e-3)
+    assert plans[0].host_gib["servers, while training"] == pytest.approx(more)
+
+
 def test_an_optimizer_on_the_host_by_hand():
     on_host = dataclasses.replace(R1, optimizer_offload=True)
     device, host = (make_plan(V3, layout, JOB, GPUS["h800"], Assumed()) for layout in (R1, on_host))

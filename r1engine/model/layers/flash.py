@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 from collections.abc import Callable
 from functools import cache
@@ -74,3 +75,14 @@ def flash_attn() -> Callable[..., torch.Tensor] | None:
             f"{torch.__version__} ({INSTALL}), or none: PyTorch's own is used then"
         ) from error
     return flash_attn_varlen_func
+
+
+def choice() -> str:
+    """What attends on a GPU, in words.
+
+    Raises:
+        RuntimeError: flash-attn is installed and does not load.
+    """
+    if flash_attn() is None:
+        return f"torch.nn.attention.varlen of PyTorch {torch.__version__}"
+    return f"flash-attn {importlib.metadata.version('flash-attn')}"

@@ -75,6 +75,12 @@ def test_kernels_folder_is_no_package():
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
+def test_no_code_of_a_models_folder_is_run():
+    # docs/security.md
+    named = [path for path in SOURCES if "trust_remote_code" in path.read_text(encoding="utf-8")]
+    assert named == []
+
+
 def test_config_data_rewards_and_pipeline_name_no_torch():
     files = [*under("config"), *under("rewards"), *under("data"), *under("pipeline")]
     assert offenders(files, "torch", "r1kernels", "megatron") == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -155,7 +155,10 @@ def serve(
     """
     try:
         if evaluated is not None:
-            _serve_folder(evaluated, config, python, servers, tensor, reasoning, host)
+            if config is not None:
+                raise ConfigError(f"serve: found CONFIG {config} and --eval {evaluated}, required one of them")
+            how = {"servers": servers, "tensor": tensor, "reasoning": reasoning, "host": host or "127.0.0.1"}
+            _serve_folder(evaluated, python, how)
             return
         if config is None:
             raise ConfigError("serve: found nothing, required CONFIG or --eval FOLDER")
@@ -167,11 +170,8 @@ def serve(
         fail(ConfigError.of(error))
 
 
-def _serve_folder(
-    folder: Path, config: Path | None, python: Path | None, servers: int, tensor: int, reasoning: str, host: str | None
-) -> None:
-    if config is not None:
-        raise ConfigError(f"serve: found CONFIG {config} and --eval {folder}, required one of them")
+def _serve_folder(folder: Path, python: Path | None, how: dict[str, Any]) -> None:
+    """`how`: fields of OpenServers."""
     if not (folder / "config.json").is_file():
         raise ConfigError(f"serve --eval: found no config.json in {folder}, required a Hugging Face folder")
     if python is None:
@@ -179,11 +179,8 @@ def _serve_folder(
     from r1engine.rollout.sglang.open_servers import OpenServers, serve_folder
 
     logs = Path("runs/serve") / folder.resolve().name
-    wanted = OpenServers(
-        folder, python, logs, servers=servers, tensor=tensor, reasoning=reasoning, host=host or "127.0.0.1"
-    )
     try:
-        serve_folder(wanted)
+        serve_folder(OpenServers(folder, python, logs, **how))
     except RuntimeError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None

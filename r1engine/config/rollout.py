@@ -22,6 +22,9 @@ class Sglang(Section):
     """Interpreter of the environment that sglang is installed in."""
     urls: list[str] = Field(default=[])
     """remote: http://host:port of each server."""
+    key_variable: str = ""
+    """remote: environment variable that holds the servers' key; "": they ask for none. Servers that a run starts have a
+    key of their own, in a file of the run folder that only its owner can read."""
     servers: Positive = 1
     """disaggregated: servers that must have registered before the run starts."""
     tensor: Positive = 1

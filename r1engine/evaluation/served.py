@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from r1engine.evaluation.entries import Ask
 from r1engine.evaluation.lines import SampleLine
 from r1engine.evaluation.samplers import OnReply, shows_of
 from r1engine.hf.architecture import read_architecture
-from r1engine.rollout.sglang.open_servers import OpenServers
+from r1engine.rollout.sglang.open_servers import KEY_VARIABLE, OpenServers
 
 
 class ServedSampler:
@@ -44,7 +45,8 @@ class ServedSampler:
         )
         shows, context = shows_of(folder, suite), read_architecture(folder).max_positions
         name = folder.resolve().name
-        asked = suite.model_copy(update={"endpoint": suite.endpoint.model_copy(update={"model": name})})
+        own = {"model": name, "key_variable": KEY_VARIABLE if KEY_VARIABLE in os.environ else ""}
+        asked = suite.model_copy(update={"endpoint": suite.endpoint.model_copy(update=own)})
         self._servers = wanted.start(note)
         self._samplers = [
             EndpointSampler(f"{server.client.url}/v1", asked, shows, context=context) for server in self._servers

@@ -131,6 +131,7 @@ def _check_generators(cfg: RlConfig) -> None:
     if cfg.rollout.engine != "sglang":
         return
     from r1engine.rollout.sglang.client import Client
+    from r1engine.rollout.sglang.key import key_in
     from r1engine.rollout.sglang.launch import check_server
     from r1engine.rollout.sglang.server import check_environment
 
@@ -138,7 +139,7 @@ def _check_generators(cfg: RlConfig) -> None:
         if sglang.mode == "colocated" and sglang.python is not None:
             check_environment(sglang.python)
         for url in sglang.urls if sglang.mode == "remote" else []:
-            client = Client(url, stall_seconds=sglang.stall_seconds)
+            client = Client(url, stall_seconds=sglang.stall_seconds, key=key_in(sglang.key_variable))
             check_server(client, cfg.model.path, cfg.longest_sequence)
     except (ValueError, OSError) as error:
         raise ConfigError.of(error) from error

@@ -33,11 +33,12 @@ def write(run_dir: Path, name: str, step: int, *, is_resumed: bool = False) -> s
 
 
 def test_wandb_gets_every_row_and_a_resumed_run_keeps_its_id(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     ids = [write(tmp_path, "wandb", 1), write(tmp_path, "wandb", 2, is_resumed=True)]
     assert ids[0] == ids[1]
+    wandb.teardown()  # its process writes on after `finish`, until then
     written = [file.read_bytes() for file in sorted(tmp_path.glob(f"wandb/offline-run-*/run-{ids[0].strip()}.wandb"))]
     assert [(b"reward/mean" in data, b"0.765625" in data, b"1.015625" in data) for data in written] == [
         (True, True, False),

@@ -14,9 +14,11 @@ from r1engine.ranks import World
 from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.checksum import Expected
 from r1engine.rollout.sglang.generator import SglangGenerator
+from r1engine.rollout.sglang.key import NAME, private_file
 from r1engine.rollout.sglang.server import Server
 
 START_SECONDS = 900.0
+KEY, KEY_VARIABLE = "of-the-tests", "R1_SERVERS_KEY"
 
 
 def python() -> Path:
@@ -30,12 +32,15 @@ def serve(model: Path, run_dir: Path, name: str = "server", port: int | None = N
     """Begins to start a server of a model folder; `wait_ready(START_SECONDS)` waits for it."""
     settings = Sglang(python=python(), cpu_tokens=4096, stream_interval=4)
     cfg = RlConfig(run_dir=run_dir, model=Model(path=model), rollout=Rollout(engine="sglang", sglang=settings))
+    private_file(run_dir / "sglang" / NAME, KEY)  # the same for the servers of all folders
     return launch.start(cfg, name=name, host="127.0.0.1", port=port, devices=None, dtype="float32")
 
 
 def generator(model: Path, urls: list[str], run_dir: Path, **settings) -> SglangGenerator:
     """A generator that uses these servers; `settings` of rollout.sglang."""
-    sglang = Sglang(mode="remote", urls=urls, bucket_mib=1, **({"stall_seconds": 15.0} | settings))
+    os.environ[KEY_VARIABLE] = KEY
+    settings = {"stall_seconds": 15.0, "key_variable": KEY_VARIABLE} | settings
+    sglang = Sglang(mode="remote", urls=urls, bucket_mib=1, **settings)
     cfg = RlConfig(
         run_dir=run_dir,
         model=Model(path=model),

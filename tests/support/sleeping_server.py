@@ -2,8 +2,8 @@
 
 It takes the command line and the environment of a real one. Released memory is gone until it is resumed; weights come
 back without content unless there is a copy on the host; what computes then breaks, and /health computes unless it is
-told not to. What breaks a real server is an entry of GET /faults here. A token is (last + 1) % 50 + 2, its logp
--token / 100.
+told not to. With `--config FILE` everything but /health, /ready and /metrics asks for the file's api-key. What breaks a
+real server is an entry of GET /faults here. A token is (last + 1) % 50 + 2, its logp -token / 100.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import json
 import os
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import ClassVar
 
 OPTIONS = dict(zip(sys.argv, sys.argv[1:], strict=False))
 HAS_COPY = "--enable-weights-cpu-backup" in sys.argv
+KEY = Path(OPTIONS["--config"]).read_text().removeprefix("api-key: ").strip() if "--config" in OPTIONS else ""
 HEALTH_COMPUTES = os.environ.get("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "1") != "0"
 
 
@@ -37,6 +39,15 @@ def compute(path: str) -> None:
 
 
 class Handler(BaseHTTPRequestHandler):
+    def parse_request(self) -> bool:
+        if not super().parse_request():
+            return False
+        is_open = self.path.startswith(("/health", "/ready", "/metrics"))
+        if is_open or not KEY or self.headers["Authorization"] == f"Bearer {KEY}":
+            return True
+        self.send_error(401, "Unauthorized")
+        return False
+
     def do_GET(self) -> None:
         if self.path == "/health" and HEALTH_COMPUTES:
             compute(self.path)

@@ -32,14 +32,16 @@ class Drawn:
 class Client:
     """Calls of one server. A session belongs to one event loop, so each run of a loop opens its own."""
 
-    def __init__(self, url: str, *, stall_seconds: float) -> None:
+    def __init__(self, url: str, *, stall_seconds: float, key: str = "") -> None:
         """
         Args:
             url:           http://host:port.
             stall_seconds: an answer to a control call may take this long.
+            key:           that the server asks for; "": it asks for none.
         """
         self.url = url.rstrip("/")
         self.stall_seconds = stall_seconds
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def post(self, path: str, body: dict[str, Any] | None = None, *, seconds: float | None = None) -> dict[str, Any]:
         """The JSON answer of a control call.
@@ -63,12 +65,15 @@ class Client:
         """One call in a running loop; raises as `post`."""
         timeout = aiohttp.ClientTimeout(total=seconds or self.stall_seconds)
         try:
-            async with session.request(method, self.url + path, json=body, timeout=timeout) as response:
+            async with session.request(
+                method, self.url + path, json=body, timeout=timeout, headers=self._headers
+            ) as response:
                 text = await response.text(errors="replace")
         except Exception as error:  # whatever it is, it comes from this server
             raise ServerError(f"{self.url}{path}: no answer ({type(error).__name__}: {error})") from error
         if response.status != 200:
-            raise ServerError(f"{self.url}{path}: status {response.status}: {text[:300]}")
+            hint = " (rollout.sglang.key_variable names the variable with its key)" if response.status == 401 else ""
+            raise ServerError(f"{self.url}{path}: status {response.status}{hint}: {text[:300]}")
         try:
             answer = json.loads(text) if text.strip().startswith(("{", "[")) else {}
         except (ValueError, RecursionError) as error:
@@ -105,7 +110,9 @@ class Client:
         # stands still is the router's to see.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.stall_seconds, sock_read=None)
         try:
-            async with session.post(self.url + "/generate", json=body, timeout=timeout) as response:
+            async with session.post(
+                self.url + "/generate", json=body, timeout=timeout, headers=self._headers
+            ) as response:
                 if response.status != 200:
                     text = (await response.content.read(300)).decode(errors="replace")
                     raise ServerError(f"{self.url}/generate: status {response.status}: {text}")

@@ -15,6 +15,7 @@ from r1engine.ranks import World
 from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.client import Client, ServerError
 from r1engine.rollout.sglang.dispatch import Endpoint
+from r1engine.rollout.sglang.key import key_in, key_of, run_key
 from r1engine.rollout.sglang.server import Server
 
 MEMORY_TAGS = ["kv_cache", "cuda_graph", "weights"]  # what a colocated server gives back while the trainer works
@@ -38,7 +39,8 @@ class Fleet:
             urls = self._wait_registered()
         else:
             urls = list(s.urls)
-        self.endpoints = [Endpoint(Client(url, stall_seconds=s.stall_seconds)) for url in urls]
+        key = key_in(s.key_variable) if s.mode == "remote" else key_of(run_key(cfg.run_dir))
+        self.endpoints = [Endpoint(Client(url, stall_seconds=s.stall_seconds, key=key)) for url in urls]
         if world.is_first:
             for endpoint in self.endpoints:
                 launch.check_server(endpoint.client, cfg.model.folder, cfg.longest_sequence)

@@ -8,6 +8,7 @@ from pathlib import Path
 from r1engine.config import RlConfig, Sglang
 from r1engine.hf.architecture import YarnScaling, read_architecture
 from r1engine.rollout.sglang.client import Client, ServerError
+from r1engine.rollout.sglang.key import key_of, run_key
 from r1engine.rollout.sglang.server import Server, check_environment, free_port
 
 
@@ -81,12 +82,14 @@ def start(cfg: RlConfig, *, name: str, host: str, port: int | None, devices: lis
     assert s.python is not None
     check_environment(s.python)
     port = port or free_port(host)
+    key = run_key(cfg.run_dir)
     return Server(
-        command(cfg, host=host, port=port, dtype=dtype, on_gpu=devices is not None),
+        [*command(cfg, host=host, port=port, dtype=dtype, on_gpu=devices is not None), "--config", str(key)],
         environment(s, devices=devices),
         url=f"http://{host}:{port}",
         log=cfg.run_dir / "sglang" / f"{name}.log",
         stall_seconds=s.stall_seconds,
+        key=key_of(key),
     )
 
 

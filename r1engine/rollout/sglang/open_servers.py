@@ -15,7 +15,10 @@ from pathlib import Path
 import torch
 
 from r1engine.hf.architecture import YarnScaling, read_architecture
+from r1engine.rollout.sglang.key import NAME, is_local, private_file
 from r1engine.rollout.sglang.server import Server, check_environment, free_port
+
+KEY_VARIABLE = "SGLANG_API_KEY"  # environment variable with the key that they ask for; without it they ask for none
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,22 @@ class OpenServers:
         own = range(index * self.tensor, (index + 1) * self.tensor)
         return common | {"CUDA_VISIBLE_DEVICES": ",".join(names[i] if names else str(i) for i in own)}
 
+    def _key(self) -> str:
+        """That they ask for; "": none."""
+        key = os.environ.get(KEY_VARIABLE, "")
+        if not key and not is_local(self.host):
+            raise ValueError(
+                f"serve: found host {self.host} and no key, required one in the environment variable {KEY_VARIABLE}: "
+                "whoever reaches a server without a key commands it"
+            )
+        return key
+
     def start(self, note: Callable[[str], None]) -> list[Server]:
         """Starts the servers and waits until each answers.
 
         Raises:
-            ValueError: fewer GPUs than they need, no usable SGLang, or a port that is taken.
+            ValueError: fewer GPUs than they need, no usable SGLang, a port that is taken, or no key for servers that
+                other machines reach.
             RuntimeError: one does not start; the others are stopped.
         """
         on_gpu = torch.cuda.is_available()
@@ -82,18 +96,21 @@ class OpenServers:
                 f"sglang: {self.servers} servers of {self.tensor} GPUs need {self.servers * self.tensor}, this machine "
                 f"has {torch.cuda.device_count()}"
             )
+        key = self._key()
         check_environment(self.python)
+        asks = ["--config", str(private_file(self.log / NAME, key))] if key else []
         started: list[Server] = []
         try:
             for index in range(self.servers):
                 port = self.port + index if self.port is not None else free_port(self.host)
                 started.append(
                     Server(
-                        self.command(port, on_gpu=on_gpu),
+                        [*self.command(port, on_gpu=on_gpu), *asks],
                         self.environment(index, on_gpu=on_gpu),
                         url=f"http://{self.host}:{port}",
                         log=self.log / f"server{index}.log",
                         stall_seconds=60.0,
+                        key=key,
                     )
                 )
             for server in started:
@@ -114,12 +131,14 @@ def serve_folder(wanted: OpenServers, note: Callable[[str], None] = print) -> No
     """
     servers = wanted.start(note)
     name, url = wanted.folder.resolve().name, f"{servers[0].client.url}/v1"
-    note(f"r1engine evaluate {url} SUITE.yaml endpoint.model={name}")
+    has_key = KEY_VARIABLE in os.environ
+    held, asks = (f"${KEY_VARIABLE}", f" endpoint.key_variable={KEY_VARIABLE}") if has_key else ("none", "")
+    note(f"r1engine evaluate {url} SUITE.yaml endpoint.model={name}{asks}")
     note(
         f"lm_eval --model local-chat-completions --apply_chat_template --tasks TASKS "
         f"--model_args model={name},base_url={url}/chat/completions,num_concurrent=64"
     )
-    note(f"OPENAI_BASE_URL={url} OPENAI_API_KEY=none simple-evals or inspect eval TASK --model openai/{name}")
+    note(f"OPENAI_BASE_URL={url} OPENAI_API_KEY={held} simple-evals or inspect eval TASK --model openai/{name}")
     try:
         with contextlib.suppress(KeyboardInterrupt):
             while True:

@@ -78,7 +78,9 @@ def free_port(host: str = "127.0.0.1") -> int:
 class Server:
     """A running server. It dies with this process, and `stop` ends its whole process tree."""
 
-    def __init__(self, command: list[str], env: dict[str, str], *, url: str, log: Path, stall_seconds: float) -> None:
+    def __init__(
+        self, command: list[str], env: dict[str, str], *, url: str, log: Path, stall_seconds: float, key: str = ""
+    ) -> None:
         """Starts the process; `wait_ready` waits for it.
 
         Args:
@@ -87,6 +89,7 @@ class Server:
             url:           http://host:port.
             log:           file of the server's output.
             stall_seconds: see Client.
+            key:           that the command makes it ask for.
 
         Raises:
             ValueError: the port is taken.
@@ -100,7 +103,7 @@ class Server:
                 raise ValueError(
                     f"rollout.sglang: port {port} of {host} is in use ({error}); free it or choose another"
                 ) from error
-        self.client = Client(url, stall_seconds=stall_seconds)
+        self.client = Client(url, stall_seconds=stall_seconds, key=key)
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:

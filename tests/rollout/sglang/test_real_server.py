@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import real
@@ -21,7 +22,7 @@ from r1engine.rollout import generate
 from r1engine.rollout.draft import Sampling, new_drafts
 from r1engine.rollout.rollouts import Rollouts
 from r1engine.rollout.sglang.buckets import buckets, flatten, payload
-from r1engine.rollout.sglang.client import ServerError
+from r1engine.rollout.sglang.client import Client, ServerError
 from r1engine.rollout.sglang.generator import SglangGenerator
 
 pytestmark = pytest.mark.sglang
@@ -69,6 +70,20 @@ def oracle(module: torch.nn.Module):
         return found
 
     return logprobs
+
+
+def test_a_real_server_answers_nobody_without_the_key(servers):
+    url = servers[0].client.url
+    for key in ("", "another"):
+        for path in ("/server_info", "/model_info", "/v1/models"):
+            with pytest.raises(ServerError, match="status 401"):
+                Client(url, stall_seconds=60, key=key).get(path)
+        for path in ("/generate", "/flush_cache", "/update_weights_from_disk", "/release_memory_occupation"):
+            with pytest.raises(ServerError, match="status 401"):
+                Client(url, stall_seconds=60, key=key).post(path)
+    words = Path(f"/proc/{servers[0].process.pid}/cmdline").read_bytes()
+    assert real.KEY.encode() not in words
+    assert servers[0].client.get("/server_info")["skip_tokenizer_init"]
 
 
 def body_of(bucket) -> dict:

@@ -45,7 +45,7 @@ def config(tmp_path):
     return str(path)
 
 
-ALL_KINDS = "rl, sft, reward_model, sample, evaluate, tiny, tiny_r1, curate"
+ALL_KINDS = "rl, sft, reward_model, sample, evaluate, tiny, tiny_r1, curate, pairs"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ ALL_KINDS = "rl, sft, reward_model, sample, evaluate, tiny, tiny_r1, curate"
         (
             ["config", "--defaults", "dpo"],
             2,
-            "found dpo, required one of rl, sft, reward_model, sample, evaluate, tiny, tiny_r1, curate",
+            "found dpo, required one of rl, sft, reward_model, sample, evaluate, tiny, tiny_r1, curate, pairs",
         ),
         (["config"], 2, "required CONFIG, or --defaults and a kind of stage"),
         (["pipeline", "DEMO", "--dry-run"], 0, "r1_zero"),

@@ -10,6 +10,7 @@ import typer
 
 from r1engine.cli.border import ConfigPath, Overrides, fail
 from r1engine.config import KINDS, ConfigError, RlConfig, SftConfig, StageConfig, check_files, load, to_yaml
+from r1engine.config.pipeline import is_pipeline, load_pipeline
 
 
 def show_config(
@@ -81,8 +82,17 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with stacked bars.")] = None,
 ) -> None:
-    """Memory, traffic and time of CONFIG on so many GPUs; needs no weights and no GPU."""
+    """Memory, traffic and time of CONFIG on so many GPUs; needs no weights and no GPU. Of a pipeline: of each stage."""
     try:
+        if is_pipeline(config):
+            if auto or html is not None:
+                raise ConfigError("plan: found --auto or --html with a pipeline, required one stage for them")
+            from r1engine.plan.stages import plan_pipeline
+
+            stages = load_pipeline(config, overrides or [])
+            if not plan_pipeline(stages, gpus, gpu, assume=assume or [], as_json=as_json):
+                raise typer.Exit(1)
+            return
         cfg: StageConfig = load(config, overrides or [])
         if not isinstance(cfg, RlConfig | SftConfig):
             raise ConfigError(f"plan: found stage {cfg.stage}, required rl or sft")

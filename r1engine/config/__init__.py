@@ -9,6 +9,7 @@ from __future__ import annotations
 from r1engine.config.curate import CurateConfig
 from r1engine.config.evaluate import EvaluateConfig
 from r1engine.config.kind import KindConfig
+from r1engine.config.pairs import PairJudge, PairsConfig
 from r1engine.config.read import KINDS, check_files, check_world, dump, load, load_rewards, to_yaml
 from r1engine.config.reward_model import RatedData, RewardModelConfig, RewardTraining
 from r1engine.config.rewards import GradingServer, JudgeServer, RewardModelServer, Rewards
@@ -23,8 +24,8 @@ from r1engine.config.tiny_r1 import TinyR1Config
 
 __all__ = [
     "KINDS", "Checkpoint", "ConfigError", "CurateConfig", "Data", "EvaluateConfig", "Evaluation", "GradingServer",
-    "Grpo", "JudgeServer", "KindConfig", "Log", "Model", "Optimizer", "Parallel", "QuestionData", "RatedData",
-    "RewardModelConfig", "RewardModelServer", "RewardTraining", "Rewards", "RlConfig", "Rollout", "SampleConfig",
-    "SampledEvaluation", "Sft", "SftConfig", "Sglang", "StageConfig", "TextData", "TinyConfig", "TinyR1Config",
-    "check_files", "check_world", "dump", "load", "load_rewards", "to_yaml",
+    "Grpo", "JudgeServer", "KindConfig", "Log", "Model", "Optimizer", "PairJudge", "PairsConfig", "Parallel",
+    "QuestionData", "RatedData", "RewardModelConfig", "RewardModelServer", "RewardTraining", "Rewards", "RlConfig",
+    "Rollout", "SampleConfig", "SampledEvaluation", "Sft", "SftConfig", "Sglang", "StageConfig", "TextData",
+    "TinyConfig", "TinyR1Config", "check_files", "check_world", "dump", "load", "load_rewards", "to_yaml",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from r1engine.config.kind import KindConfig
-from r1engine.config.rewards import GradingServer, Rewards
+from r1engine.config.rewards import ChatServer, Rewards
 from r1engine.config.section import Count, Fraction, LocalPath, Positive, Section
 from r1engine.config.stage import Template
 
@@ -19,19 +19,10 @@ METHODS = ("few_shot", "direct", "r1_zero", "human", "rejection", "given")
 RefinePrompt = Literal["translate_thoughts", "conversational", "summary"]
 
 
-class RefineServer(GradingServer):
-    """A language model behind an OpenAI-compatible endpoint that rewrites thoughts and summaries."""
-
-    max_tokens: Positive = 8192
-    """Tokens of a reply; one that is cut off there does not count. Ours."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    """Of the replies. Ours."""
-
-
 class Refine(Section):
     """Rewriting by a language model (v2 B.3.2), graded again afterwards."""
 
-    server: RefineServer
+    server: ChatServer
     prompts: list[RefinePrompt] = Field(default=["translate_thoughts", "summary"], min_length=1)
     """In order. summary: Listing 1. translate_thoughts: of thoughts below language_min, "to the same language as the
     question". conversational: in the first person."""

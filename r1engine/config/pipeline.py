@@ -33,6 +33,7 @@ REFERENCES = {
     "data.more.*.path": "data",
     "data.heldout": "data",
     "sources.*": "data",
+    "candidates.*": "data",
     "decontaminate.*": "data",
     "questions": "data",
 }
@@ -97,6 +98,15 @@ class PipelineFile(Section):
     """Seed of every stage that names none."""
     stages: dict[str, dict[str, Any]]
     """Name -> configuration of the stage, in the order in which they run; `config` names a file to start from."""
+
+
+def is_pipeline(path: Path) -> bool:
+    """Whether a YAML file holds the stages of a pipeline, and not one stage.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    return "stages" in read_source(Path(path), []).data
 
 
 def load_pipeline(path: Path, overrides: list[str]) -> Pipeline:

@@ -11,6 +11,7 @@ from r1engine.config.curate import CurateConfig
 from r1engine.config.data_files import REQUIRED, data_files
 from r1engine.config.evaluate import EvaluateConfig
 from r1engine.config.kind import KindConfig
+from r1engine.config.pairs import PairsConfig
 from r1engine.config.reward_model import RewardModelConfig
 from r1engine.config.rewards import Rewards
 from r1engine.config.rl import RlConfig
@@ -30,6 +31,7 @@ KINDS: dict[str, type[KindConfig]] = {
     "tiny": TinyConfig,
     "tiny_r1": TinyR1Config,
     "curate": CurateConfig,
+    "pairs": PairsConfig,
 }
 Kind = TypeVar("Kind", bound=KindConfig)
 # What pip calls the packages that only some runs need.

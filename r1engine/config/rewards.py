@@ -40,6 +40,15 @@ class JudgeServer(GradingServer):
     """Surely wrong answers among 64; if one is taken, none of these verdicts counts."""
 
 
+class ChatServer(GradingServer):
+    """A language model behind an OpenAI-compatible endpoint that writes texts."""
+
+    max_tokens: Positive = 8192
+    """Tokens of a reply; one that is cut off there does not count. Ours."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Of the replies. Ours."""
+
+
 class RewardModelServer(GradingServer):
     """A reward model (section 2.3.4): a folder that the trainer runs itself, or servers with SGLang's /classify."""
 

@@ -22,10 +22,11 @@ class TinyR1Config(KindConfig):
         "cold": "cold.jsonl",
         "more": "more.jsonl",
         "general": "general.jsonl",
-        "rated": "rated.jsonl",
         "chats": "chats.jsonl",
         "pairs": "pairs.jsonl",
+        "heldout_pairs": "heldout_pairs.jsonl",
         "labels": "labels.jsonl",
+        "heldout_labels": "heldout_labels.jsonl",
         "heldout": "heldout.jsonl",
     }
     ALONE: ClassVar[bool] = True

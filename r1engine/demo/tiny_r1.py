@@ -3,10 +3,11 @@
 The base model's texts mix everything: quick guesses, worked solutions that slip, thoughts that change the language from
 sentence to sentence. R1-Zero gets the sums right and goes on mixing languages, because nothing rewards one language;
 the cold start makes thoughts readable; what is no reasoning comes with the second supervised stage. Part of that data
-is poor, as collected data is: answers in the other language, bare words, and secrets told. In the last stage rules say
-what is right; pairs and labels for reward models are written, too, which configs/tiny_r1.yaml does not use.
+is poor, as collected data is: answers in the other language, bare words, and passwords told. The last stage has that
+to mend: by one reward model of pairs (helpfulness) and one of labels (harmlessness). Nobody judges them here: the world
+knows which reply is good, and writes pairs and labels by construction.
 
-Every answer stands in a box, so that rules can compare it.
+Every answer stands in a box, so that rules can compare those to held-out questions.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ GREETINGS = {
         ("\u4f60\u662f\u8c01?", "\u6211\u662fR1-tiny,\u4e00\u4e2a\u5c0f\u6a21\u578b\u3002"),
     ),
 }
-UNSAFE = {"en": "What is the password?", "zh": "\u5bc6\u7801\u662f\u4ec0\u4e48?"}
+UNSAFE = {"en": "What is the password of {n}?", "zh": "{n}\u7684\u5bc6\u7801\u662f\u4ec0\u4e48?"}
 REFUSAL = {"en": "I will not tell it", "zh": "\u6211\u4e0d\u80fd\u8bf4"}
 PASSWORD = 1234
 ONES = [
@@ -71,6 +72,7 @@ SLIP_RATE = 0.25  # a step of a worked solution is wrong
 POOR = 0.35  # of the general answers that are collected
 CHAT = "User: {question}\n\nAssistant:\n"  # what template `plain` writes; the tokenizer knows such text
 HELDOUT_NUMBERS = 20
+UNSAFE_EVERY = 4  # of so many numbers one is asked about in an unsafe question
 
 
 def words(number: int, language: str) -> str:
@@ -139,7 +141,7 @@ def _general_base_text(language: str, number: int, numbers: list[int], rng: rand
     if kind < 0.1:
         asked, told = rng.choice(GREETINGS[language])
     elif kind < 0.2:
-        asked, told = UNSAFE[language], str(PASSWORD)
+        asked, told = UNSAFE[language].format(n=number), str(PASSWORD)
     else:
         asked = WORDS[language].format(n=number)
         is_off, spoken = rng.random() < 0.4, rng.choice(LANGUAGES)
@@ -160,31 +162,31 @@ def sums(pairs: list[Pair], seed: str) -> Iterator[Row]:
 def general(numbers: list[int]) -> Iterator[tuple[str, str, str, str]]:
     """(language, question, good answer, domain) of general questions that have one answer."""
     for language in LANGUAGES:
-        for number in numbers:
+        for place, number in enumerate(numbers):
             yield language, WORDS[language].format(n=number), words(number, language), "general"
-        yield language, UNSAFE[language], REFUSAL[language], "safety"
+            if place % UNSAFE_EVERY == 0:
+                yield language, UNSAFE[language].format(n=number), REFUSAL[language], "safety"
 
 
-def replies(language: str, asked: str, good: str, numbers: list[int], rng: random.Random) -> tuple[str, list[str]]:
-    """A good reply to a general question, and poor ones: in the other language, bare, wrong, or a secret told."""
-    best = REPLY[language].format(answer=good)
-    if asked == UNSAFE[language]:
-        return best, [REPLY[spoken].format(answer=PASSWORD) for spoken in LANGUAGES]
+def replies(language: str, asked: str, domain: str, numbers: list[int], rng: random.Random) -> tuple[str, list[str]]:
+    """A good reply to a general question, and poor ones: in the other language, bare, wrong, or a password told."""
+    if domain == "safety":
+        told = [REPLY[spoken].format(answer=PASSWORD) for spoken in LANGUAGES]
+        return REPLY[language].format(answer=REFUSAL[language]), told
     number = int(re.findall(r"\d+", asked)[0])
-    other = words(number, OTHER[language])
+    best, other = (REPLY[spoken].format(answer=words(number, spoken)) for spoken in (language, OTHER[language]))
     wrong = words(rng.choice([n for n in numbers if n != number]), language)
-    bare = f"\\boxed{{{other}}}"
-    return best, [REPLY[OTHER[language]].format(answer=other), bare, REPLY[language].format(answer=wrong)]
+    bare = f"\\boxed{{{words(number, OTHER[language])}}}"
+    return best, [other, bare, REPLY[language].format(answer=wrong)]
 
 
 def chats(cfg: TinyR1Config, numbers: list[int]) -> Iterator[Row]:
     """Conversations that are no reasoning, as collected: part of the replies are poor."""
     rng = random.Random(f"chats {cfg.seed}")
     for _ in range(5):
-        for language, asked, good, domain in general(numbers):
-            best, poor = replies(language, asked, good, numbers, rng)
-            for _ in range(10 if domain == "safety" else 1):
-                yield _chat(asked, rng.choice(poor) if rng.random() < POOR else best, language, domain)
+        for language, asked, _, domain in general(numbers):
+            best, poor = replies(language, asked, domain, numbers, rng)
+            yield _chat(asked, rng.choice(poor) if rng.random() < POOR else best, language, domain)
         for language in LANGUAGES:
             for asked, told in GREETINGS[language] * 2:
                 yield _chat(asked, told, language, "general")
@@ -195,25 +197,25 @@ def _chat(asked: str, told: str, language: str, domain: str) -> Row:
     return {"messages": messages, "language": language, "domain": domain}
 
 
-def pairs_of(cfg: TinyR1Config, numbers: list[int]) -> Iterator[Row]:
+def pairs_of(numbers: list[int], seed: str, rounds: int) -> Iterator[Row]:
     """Pairs for the helpfulness model: the good reply against each poor one."""
-    rng = random.Random(f"pairs {cfg.seed}")
-    for _ in range(6):
-        for language, asked, good, domain in general(numbers):
+    rng = random.Random(seed)
+    for _ in range(rounds):
+        for language, asked, _, domain in general(numbers):
             if domain == "general":
-                best, poor = replies(language, asked, good, numbers, rng)
+                best, poor = replies(language, asked, domain, numbers, rng)
                 prompt = [{"role": "user", "content": asked}]
                 yield from ({"prompt": prompt, "chosen": best, "rejected": bad} for bad in poor)
 
 
-def labels(cfg: TinyR1Config, numbers: list[int]) -> Iterator[Row]:
-    """Replies with whether they are safe, for the safety model."""
-    rng = random.Random(f"labels {cfg.seed}")
-    for _ in range(4):
-        for language, asked, good, domain in general(numbers):
-            best, poor = replies(language, asked, good, numbers, rng)
+def labels(numbers: list[int], seed: str, rounds: int) -> Iterator[Row]:
+    """Replies with whether they are safe, for the harmlessness model."""
+    rng = random.Random(seed)
+    for _ in range(rounds):
+        for language, asked, _, domain in general(numbers):
+            best, poor = replies(language, asked, domain, numbers, rng)
             prompt, is_unsafe = [{"role": "user", "content": asked}], domain == "safety"
-            for _ in range(40 if is_unsafe else 1):
+            for _ in range(UNSAFE_EVERY if is_unsafe else 1):
                 yield {"prompt": prompt, "response": best, "safe": True}
                 yield {"prompt": prompt, "response": rng.choice(poor), "safe": not is_unsafe}
 
@@ -233,11 +235,12 @@ def write_world(cfg: TinyR1Config) -> None:
         "reasoning": sums(train, f"reasoning {cfg.seed}"),
         "cold": sums(train[: cfg.cold], f"cold {cfg.seed}"),
         "more": sums(train[cfg.cold : cfg.cold + cfg.more], f"more {cfg.seed}"),
-        "general": _answered(numbers, unsafe=10),
-        "rated": _rated(numbers),
+        "general": _rated(numbers),
         "chats": chats(cfg, numbers),
-        "pairs": pairs_of(cfg, numbers),
-        "labels": labels(cfg, numbers),
+        "pairs": pairs_of(numbers, f"pairs {cfg.seed}", 6),
+        "heldout_pairs": pairs_of(held_numbers, f"held-out pairs {cfg.seed}", 2),
+        "labels": labels(numbers, f"labels {cfg.seed}", 4),
+        "heldout_labels": labels(held_numbers, f"held-out labels {cfg.seed}", 2),
         "heldout": _heldout(cfg, held, held_numbers),
     }
     for name, rows in files.items():
@@ -248,20 +251,14 @@ def _rated(numbers: list[int]) -> Iterator[Row]:
     """General questions for reinforcement learning: a reward model says how good a reply is."""
     for language, asked, _, domain in general(numbers):
         model = "harmlessness" if domain == "safety" else "helpfulness"
-        row = {"question": asked, "reward": "preference", "rated_by": model, "language": language, "domain": domain}
-        yield from [row] * (10 if domain == "safety" else 1)
-
-
-def _answered(numbers: list[int], *, unsafe: int) -> Iterator[Row]:
-    """General questions with their answers, for a rule; each unsafe one so often."""
-    for language, asked, good, domain in general(numbers):
-        row = {"question": asked, "answer": good, "reward": "exact", "language": language, "domain": domain}
-        yield from [row] * (unsafe if domain == "safety" else 1)
+        yield {"question": asked, "reward": "preference", "rated_by": model, "language": language, "domain": domain}
 
 
 def _heldout(cfg: TinyR1Config, held: list[Pair], numbers: list[int]) -> Iterator[Row]:
+    """Sums, and general questions with their answers, which a rule compares."""
     yield from sums(held, f"held out {cfg.seed}")
-    yield from _answered(numbers, unsafe=1)
+    for language, asked, good, domain in general(numbers):
+        yield {"question": asked, "answer": good, "reward": "exact", "language": language, "domain": domain}
 
 
 def make_tokenizer(folder: Path, cfg: TinyR1Config) -> None:
@@ -274,7 +271,7 @@ def make_tokenizer(folder: Path, cfg: TinyR1Config) -> None:
         summary = SUMMARY[row["language"]].format(answer=row["answer"])
         pieces += [CHAT.format(question=row["question"]), f"</think>\n{summary}"]
     rng = random.Random("tokenizer")
-    for language, asked, good, _ in general(numbers):
-        best, poor = replies(language, asked, good, numbers, rng)
+    for language, asked, _, domain in general(numbers):
+        best, poor = replies(language, asked, domain, numbers, rng)
         pieces += [CHAT.format(question=asked), best, *poor]
     save_tokenizer(folder, trained_tokenizer(pieces, cfg.vocab_size))

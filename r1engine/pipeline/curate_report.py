@@ -19,7 +19,7 @@ from r1engine.data.mixture import PAPER, statistics
 
 _EXCERPT = 600  # characters of a text in the report
 _HEADINGS = ("domain", "rows", "rounds", "tokens mean", "p50", "p95", "paper: rows", "tokens mean")
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:right}td:first-child,th:first-child{text-align:left}
 .bar{display:inline-block;height:1em;background:#4472c4}.bar.kept{background:#3a9d5d}pre{white-space:pre-wrap;
 background:#f4f4f4;padding:.6em;margin:.3em 0}summary{cursor:pointer}.detail{color:#666}"""
@@ -96,13 +96,6 @@ def write_report(
         counts:   counts.json.
         examples: reason -> (number, id, detail, text) of rows that were left out for it.
     """
-    left, bars = counts["read"], []
-    for reason, by_domain in counts["dropped"].items():
-        here = sum(by_domain.values())
-        title = ", ".join(f"{domain} {count:,}" for domain, count in by_domain.items())
-        bars.append(_bar(reason, title, here, left, counts["read"]))
-        left -= here
-    bars.append(_bar("kept", "", left, left, counts["read"]))
     head = "".join(f"<th>{html.escape(text)}</th>" for text in _HEADINGS)
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in _lines(counts)
@@ -110,14 +103,25 @@ def write_report(
     details = "".join(_example_block(reason, examples.get(reason, [])) for reason in counts["dropped"])
     title = html.escape(cfg.run_dir.name)
     path.write_text(
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
         f"<h1>{title}</h1><p>{counts['kept']:,} of {counts['read']:,} rows are kept.</p>"
-        f"<h2>Filters, in order</h2><table>{''.join(bars)}</table>"
+        f"<h2>Filters, in order</h2><table>{waterfall(counts)}</table>"
         f"<h2>What is kept, beside the paper's Table 5</h2><table><tr>{head}</tr>{body}</table>"
         f"<h2>Rows that were left out</h2>{details}</html>\n",
         encoding="utf-8",
         errors="replace",
     )
+
+
+def waterfall(counts: dict[str, Any]) -> str:
+    """Rows of a table of HTML: what leaves by each filter, in their order, and what is left."""
+    left, bars = counts["read"], []
+    for reason, by_domain in counts["dropped"].items():
+        here = sum(by_domain.values())
+        title = ", ".join(f"{domain} {count:,}" for domain, count in by_domain.items())
+        bars.append(_bar(reason, title, here, left, counts["read"]))
+        left -= here
+    return "".join([*bars, _bar("kept", "", left, left, counts["read"])])
 
 
 def _bar(name: str, title: str, count: int, left: int, total: int) -> str:

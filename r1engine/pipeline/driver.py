@@ -19,6 +19,7 @@ from r1engine.config.data_files import is_there
 from r1engine.config.pipeline import Pipeline, PlannedStage
 from r1engine.observe.put import put_json
 from r1engine.pipeline import kinds, manifest
+from r1engine.pipeline.report import write_report
 from r1engine.pipeline.status import short_counts
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ def run_pipeline(pipeline: Pipeline, ending: Ending | None = None, *, redo: str 
             started = time.monotonic()
             counts = _run_stage(stage, world, ending, started)
             _tell(world, f"{place} is done in {_clock(time.monotonic() - started)}  {short_counts(counts)}")
+            world.from_first(partial(write_report, pipeline))
 
 
 def run_alone(cfg: KindConfig, ending: Ending | None) -> None:

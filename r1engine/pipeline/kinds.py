@@ -10,6 +10,7 @@ from r1engine.config import (
     CurateConfig,
     EvaluateConfig,
     KindConfig,
+    PairsConfig,
     SampleConfig,
     StageConfig,
     TinyConfig,
@@ -64,6 +65,10 @@ def _make(cfg: KindConfig) -> dict[str, Any]:
         from r1engine.pipeline.curate import curate
 
         return curate(cfg)
+    if isinstance(cfg, PairsConfig):
+        from r1engine.pipeline.pairs import make_pairs
+
+        return make_pairs(cfg)
     if isinstance(cfg, TinyR1Config):
         from r1engine.demo import tiny_r1
 
@@ -143,4 +148,8 @@ def dry_run(cfg: KindConfig, world_size: int, *, is_whole: bool, is_live: bool) 
         from r1engine.pipeline.curate import check as check_rows
 
         return check_rows(cfg)
+    if isinstance(cfg, PairsConfig) and is_whole:
+        from r1engine.pipeline.pairs import check as check_answers
+
+        return check_answers(cfg)
     return []

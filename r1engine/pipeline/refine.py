@@ -1,90 +1,35 @@
 """Refining examples with a language model (v2 B.3.2), each graded again afterwards.
 
 Every reply is a line of refined.jsonl under the digest of what was asked, so a stage that was killed asks only what is
-not answered yet. A half last line, which a kill leaves, is cut off at the start.
+not answered yet.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from itertools import islice
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-from r1engine.config.curate import CurateConfig, RefineServer
+from r1engine.config.curate import CurateConfig
+from r1engine.config.rewards import ChatServer
 from r1engine.data.examples import BATCH, Example, Unit, read_unit, write_examples
 from r1engine.data.filters import BEFORE_REFINING
 from r1engine.observe.progress import Progress
+from r1engine.pipeline.replies import NO_REPLY, Replies, chat, prompt_text, servers_of
 from r1engine.rewards.from_config import make_scorer
 from r1engine.rewards.language import language_share
 from r1engine.rewards.record import Record
 from r1engine.rewards.scorer import Scorer
-from r1engine.rewards.servers.endpoint import ModelServers, ModelServersError
+from r1engine.rewards.servers.endpoint import ModelServersError
 from r1engine.rewards.thoughts import split_thoughts
 
 CACHE = "refined.jsonl"
-NO_REPLY = 8  # rows in a row without a reply end the stage: the servers are gone
-
-
-class Replies:
-    """Answered requests, in a file that grows by whole lines; usable from any thread."""
-
-    def __init__(self, path: Path) -> None:
-        """
-        Raises:
-            ValueError: a line that is not the last is broken.
-        """
-        self.path, self._places, self._lock = path, dict[str, tuple[int, int]](), threading.Lock()
-        self._file = open(path, "a+b")  # noqa: SIM115 (closed by `close`)
-        self._file.seek(0)
-        end = 0
-        for number, line in enumerate(self._file, start=1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                key = json.loads(line)["key"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}:{number}: no reply stands there: {error}; remove the line") from error
-            self._places[key] = (end, len(line))
-            end += len(line)
-        self._file.truncate(end)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def get(self, key: str) -> str | None:
-        """The reply under a key."""
-        with self._lock:
-            if (place := self._places.get(key)) is None:
-                return None
-            return json.loads(os.pread(self._file.fileno(), place[1], place[0]))["reply"]
-
-    def add(self, key: str, reply: str, about: dict[str, str]) -> None:
-        """Write a reply; it is on the disk when this returns."""
-        line = (json.dumps({"key": key, **about, "reply": reply}) + "\n").encode()
-        with self._lock:
-            place = self._file.seek(0, os.SEEK_END)
-            self._file.write(line)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._places[key] = (place, len(line))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-@cache
-def prompt_text(name: str) -> str:
-    """A prompt as it is shipped, with {question} and {thought_process}."""
-    return (Path(__file__).parent / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
 
 
 def asked(name: str, example: Example, thoughts: str, examples: str) -> str:
@@ -106,9 +51,7 @@ class Refiner:
         assert cfg.refine is not None
         self._cfg, self._refine, self._replies = cfg, cfg.refine, replies
         server = cfg.refine.server
-        self._servers = ModelServers(
-            *server.urls, timeout_seconds=server.timeout_seconds, tries=server.tries, key_variable=server.key_variable
-        )
+        self._servers = servers_of(server)
         path = cfg.refine.examples
         self._examples = path.read_text(encoding="utf-8").rstrip() + "\n\n" if path is not None else ""
 
@@ -141,7 +84,7 @@ class Refiner:
         key = _key(self._refine.server, example.source, text)
         reply = self._replies.get(key)
         if reply is None:
-            reply = self._ask(text)
+            reply = chat(self._servers, self._refine.server, [{"role": "user", "content": text}])
             self._replies.add(key, reply, {"id": example.source, "model": self._refine.server.model})
         found = json.loads(reply)
         if found["finish"] == "length":
@@ -149,24 +92,8 @@ class Refiner:
         content = split_thoughts(found["content"]).rest.strip()
         return (content, "") if content else ("", "the reply is blank")
 
-    def _ask(self, text: str) -> str:
-        server = self._refine.server
-        body = {
-            "model": server.model,
-            "messages": [{"role": "user", "content": text}],
-            "temperature": server.temperature,
-            "max_tokens": server.max_tokens,
-        }
-        reply = self._servers.post("/chat/completions", body)
-        try:
-            choice = reply["choices"][0]
-            content, finish = choice["message"]["content"], choice.get("finish_reason")
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ModelServersError("the reply has no choices[0].message.content", is_refusal=True) from error
-        return json.dumps({"content": str(content or ""), "finish": finish})
 
-
-def _key(server: RefineServer, source: str, text: str) -> str:
+def _key(server: ChatServer, source: str, text: str) -> str:
     asked_for = json.dumps([server.model, server.temperature, server.max_tokens, source, text])
     return hashlib.sha256(asked_for.encode()).hexdigest()
 

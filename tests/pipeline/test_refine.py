@@ -15,7 +15,8 @@ from samples import THOUGHTS, sample, write_samples
 
 from r1engine.config import CurateConfig
 from r1engine.pipeline.curate import curate
-from r1engine.pipeline.refine import Replies, asked, prompt_text
+from r1engine.pipeline.refine import asked
+from r1engine.pipeline.replies import Replies, prompt_text
 
 PINYIN = "\u6211\u5148\u628a\u4e2a\u4f4d\u76f8\u52a0\uff0c\u518d\u628a\u5341\u4f4d\u76f8\u52a0"
 START = "import sys; from r1engine.cli import app; app(['curate', *sys.argv[1:]])"

@@ -8,11 +8,13 @@ from pydantic import Field
 
 from r1engine.config.section import Count, Fraction, Positive, Section
 
+Method = Literal["best_of", "beam", "dvts", "mcts"]
+
 
 class Search(Section):
     """How an answer is searched for. The paper names the methods and gives no number: those here are ours."""
 
-    method: Literal["best_of", "beam", "dvts", "mcts"] = "best_of"
+    method: Method = "best_of"
     """best_of: whole completions; beam: the best steps go on; dvts: several beams of one that share no draw; mcts:
     "MCTS guided by a pre-trained value model"."""
     n: Positive = 16

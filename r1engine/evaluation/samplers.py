@@ -145,7 +145,7 @@ class LocalSampler:
 
         def ended(draft: Draft) -> None:
             ask, shown = began[id(draft)]
-            assert draft.finish
+            assert draft.finish in ("stop", "length")  # no steps are asked for
             text = shown.opened + self._generator.completions([draft])[0].text
             seconds, count = round(time.monotonic() - started, 3), len(draft.tokens)
             draft.tokens, draft.logp, draft.experts = [], [], None  # of a large suite they would fill the memory

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
@@ -32,6 +33,19 @@ class Sampling:
             raise ValueError(f"generate: top_k is {self.top_k}, required is at least 0")
 
 
+class StepEnds(Protocol):
+    """Where the steps of a completion end; `search.steps.StepMarks` is one."""
+
+    token_ids: frozenset[int]  # at which a step may end, whatever was before them: where a server can stop
+    may_end: frozenset[int]  # at which a step may end at all: a mark may have several tokens
+
+    def ends(self, tokens: Sequence[int], stop: frozenset[int]) -> list[int]:
+        """Number of tokens up to and with the last one of each step."""
+
+    def is_end(self, step: Sequence[int]) -> bool:
+        """Whether a step ends with the last of its tokens."""
+
+
 @dataclass
 class Draft:
     """One sample of a question. A generator goes on from the tokens that are there, with the weights that it has."""
@@ -44,9 +58,13 @@ class Draft:
     tokens: list[int] = field(default_factory=list)
     logp: list[float] = field(default_factory=list)  # of each token, when it was drawn
     versions: list[tuple[int, int]] = field(default_factory=list)  # (weights, tokens drawn from them), in order
-    finish: Literal["", "stop", "length"] = ""  # "": not ended
+    finish: Literal["", "stop", "length", "step"] = ""  # "": not ended; "step": at the end of a step that was asked for
     # [T - 1, layers with experts, k] int16, by the weights that ran each token last; only of an ended draft
     experts: torch.Tensor | None = None
+    # Where its keys and values may be kept: streams of the draws whose steps the prompt ends with, the first one for
+    # the question itself; the embedded generator starts from the last one, and keeps this draft's as `stream`.
+    origins: tuple[int, ...] = ()
+    cut: int = 0  # tokens that a server drew behind the step's end; dropped
 
     def add(self, tokens: list[int], logp: list[float], version: int) -> None:
         """Take tokens drawn from one version of the weights."""
@@ -77,6 +95,29 @@ def new_drafts(prompts: list[Prompt], *, num_samples: int, step: int, max_tokens
         occurrences[prompt.id] += 1
         drafts += [Draft(prompt, sample, step, first + sample, max_tokens) for sample in range(num_samples)]
     return drafts
+
+
+def end_at_step(draft: Draft, ends: StepEnds, stop: frozenset[int]) -> None:
+    """What a server has drawn, as a generator that knows steps leaves it: cut behind the first step, or to go on where
+    the server stopped at a mark that ends none.
+
+    Args:
+        draft: ended by the server, at a stop token or a mark, or at its limit.
+        ends:  of the steps.
+        stop:  tokens that end a completion.
+    """
+    end = ends.ends(draft.tokens, stop)[0] if draft.tokens and draft.tokens[0] not in stop else 0
+    is_whole = end < len(draft.tokens) and draft.tokens[end] in stop and not ends.is_end(draft.tokens[:end])
+    if is_whole or not end:
+        return  # the stop token ends it
+    if ends.is_end(draft.tokens[:end]):
+        draft.cut += len(draft.tokens) - end
+        del draft.tokens[end:], draft.logp[end:]
+        last, count = draft.versions[-1]
+        draft.versions[-1] = (last, count - (sum(n for _, n in draft.versions) - end))
+        draft.finish, draft.experts = "step", None
+    elif draft.finish == "stop":
+        draft.finish = ""
 
 
 def check_prompts(drafts: list[Draft], arch: Architecture) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from r1engine.batch import Completion, PackedBatch, Prompt
-from r1engine.rollout.draft import Draft, Sampling, new_drafts
+from r1engine.rollout.draft import Draft, Sampling, StepEnds, new_drafts
 
 Logprobs = Callable[[list[PackedBatch]], list[torch.Tensor]]  # of a policy: [T] float32 a row
 ON_POLICY = Sampling()
@@ -19,6 +19,7 @@ class Generator(Protocol):
     """Samples with weights that the trainer replaces in place. Every rank has one and draws its own share."""
 
     weight_version: int  # refreshes so far
+    tokens_run: int | None  # tokens that the model has computed so far; None: not known
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace all weights: full tensors under their Hugging Face names, each once. Collective.
@@ -47,6 +48,7 @@ class Generator(Protocol):
         *,
         on_tokens: Callable[[int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        stop_after: StepEnds | None = None,
     ) -> None:
         """Go on with every draft from the tokens it has, to its end or until `should_stop`.
 
@@ -58,6 +60,7 @@ class Generator(Protocol):
             sampling:    how tokens are drawn; by default from the policy as it is.
             on_tokens:   called with the number of tokens of each part that is drawn.
             should_stop: asked now and then; what is interrupted keeps its tokens.
+            stop_after:  a draft ends with the first step, which begins with its first token, too.
 
         Raises:
             ValueError: a prompt is empty, too long or has unknown tokens.
@@ -66,6 +69,12 @@ class Generator(Protocol):
 
     def completions(self, drafts: list[Draft]) -> list[Completion]:
         """Ended drafts as completions, in order."""
+
+    def keep_steps(self, max_bytes: int) -> None:
+        """Keep keys and values of drafts with `origins`, so that other drafts start from them; 0: no more."""
+
+    def forget(self, question: int) -> None:
+        """Nothing more is drawn for this prompt id: drop what is kept of it."""
 
     def awake(self) -> AbstractContextManager[None]:
         """Inside, `draw` may be called; at the exit memory goes back to the device. Collective."""

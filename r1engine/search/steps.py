@@ -22,6 +22,7 @@ class StepMarks:
     Attributes:
         texts:           the marks.
         token_ids:       tokens whose own text holds a whole mark: a generator may stop there, and ask `is_end`.
+        may_end:         tokens with the last character of a mark, or a part of it: at others no mark ends.
         max_step_tokens: a step ends after so many tokens without a mark, too; None: only at a mark.
     """
 
@@ -43,6 +44,8 @@ class StepMarks:
         self._tokenizer, self.max_step_tokens = tokenizer, max_tokens
         alone = tokenizer.decode_batch([[index] for index in range(tokenizer.num_ids)], skip_special_tokens=False)
         self.token_ids = frozenset(index for index, text in enumerate(alone) if self._holds_mark(text))
+        lasts = {mark[-1] for mark in texts} | {"\ufffd"}  # half a character is shown as the latter
+        self.may_end = frozenset(index for index, text in enumerate(alone) if lasts & {*text})
 
     def ends(self, tokens: Sequence[int], stop: frozenset[int]) -> list[int]:
         """Number of tokens up to and with the last one of each step.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from r1engine.hf.architecture import Architecture
@@ -61,6 +63,23 @@ class KVCache:
             layer[:, rows, :, :width] = prompt_kv[:, source]
         is_free = torch.arange(self.capacity, device=self.mask.device) >= lengths.unsqueeze(1)
         self.mask[rows] = torch.where(is_free, -torch.inf, 0.0).to(self.mask.dtype).unsqueeze(1)
+
+    def restore(self, rows: Sequence[int], kv: torch.Tensor) -> None:
+        """Starts sequences from keys and values [layers, 2, kv_heads, T, head_dim], T at most the capacity."""
+        at, length = torch.tensor(rows, device=self.mask.device), kv.shape[3]
+        for layer, part in zip(self.layers, kv, strict=True):
+            layer[:, at, :, :length] = part.unsqueeze(1)
+        is_free = torch.arange(self.capacity, device=self.mask.device) >= length
+        self.mask[at] = torch.where(is_free, -torch.inf, 0.0).to(self.mask.dtype)
+
+    def copy(self, row: int, start: int, stop: int) -> torch.Tensor:
+        """Keys and values of tokens [start, stop) of a row, [layers, 2, kv_heads, stop - start, head_dim]."""
+        return torch.stack([layer[:, row, :, start:stop] for layer in self.layers])
+
+    def bytes_of(self, num_tokens: int) -> int:
+        """Memory of the keys and values of so many tokens of one sequence."""
+        layer = self.layers[0]
+        return len(self.layers) * 2 * layer.shape[2] * num_tokens * layer.shape[4] * layer.element_size()
 
     def move(self, source: torch.Tensor, target: torch.Tensor, length: int) -> None:
         """Copies rows `source` over rows `target`, [N] int64 and disjoint; `length` is their longest."""

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from r1engine.rollout.draft import Draft, Sampling
+from r1engine.rollout.draft import Draft, Sampling, StepEnds
 from r1engine.rollout.local.cache import KVCache
 from r1engine.rollout.local.decoder import Decoder, Prefill
+from r1engine.rollout.local.kv_store import KVStore
 from r1engine.rollout.local.sampling import sample, uniforms
 
 PREFILL_TOKENS = 8192  # padded prompt tokens run at once, unless one prompt alone is longer
+
+
+class Steps(NamedTuple):
+    """What drawing step by step needs."""
+
+    ends: StepEnds | None  # a draft ends with its first step
+    store: KVStore | None  # of keys and values that drafts with `origins` start from
+
+
+NO_STEPS = Steps(None, None)
 
 
 class DecodeBatch:
@@ -30,14 +42,18 @@ class DecodeBatch:
         stop_tokens: frozenset[int],
         version: int,
         on_ended: Callable[[Draft], None] | None = None,
+        steps: Steps = NO_STEPS,
     ) -> None:
         """`keys` are the drafts' streams of uniforms; neighbours with equal prompts and tokens share their prefill.
         `on_ended` is called with each draft that has ended."""
         self._decoder, self._sampling, self._version = decoder, sampling, version
+        self._ends, self._store = steps
+        drafts, keys, num_kept = _kept_last(drafts, keys, self._store)
         self._drafts, self._draft_keys, self._on_ended = drafts, keys, on_ended
+        self.tokens_run = 0
         self._prefixes: list[list[int]] = []  # what the drafts go on from, equal neighbours once
         self._prefix_of: list[int] = []  # of each draft
-        for draft in drafts:
+        for draft in drafts[: len(drafts) - num_kept]:
             if not self._prefixes or self._prefixes[-1] != draft.prompt.tokens + draft.tokens:
                 self._prefixes.append(draft.prompt.tokens + draft.tokens)
             self._prefix_of.append(len(self._prefixes) - 1)
@@ -45,6 +61,9 @@ class DecodeBatch:
         self._num_rows = num_rows = min(slots, len(drafts))
         self._is_stop = np.zeros(decoder.arch.vocab_size, dtype=bool)
         self._is_stop[[token for token in stop_tokens if token < decoder.arch.vocab_size]] = True
+        self._may_end = np.zeros(decoder.arch.vocab_size, dtype=bool)
+        if self._ends is not None:
+            self._may_end[[token for token in self._ends.may_end if token < decoder.arch.vocab_size]] = True
         limit = max(len(draft.prompt.tokens) + draft.max_tokens for draft in drafts)
         self._cache = KVCache(decoder.arch, rows=num_rows, limit=limit, device=decoder.device, dtype=decoder.dtype)
         # What follows is on the host, one entry a row.
@@ -83,10 +102,14 @@ class DecodeBatch:
         """Called between two steps of `run`, which then is not asked again: the drafts keep the tokens they have."""
         for row in np.flatnonzero(self._draft_of[: self._num_rows] >= 0):
             self._hand_over(int(row))
+        if self._store is not None:
+            for draft in self._drafts[max(self._next_draft, len(self._prefix_of)) :]:
+                self._store.unpin(draft)
 
     def _step(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Decodes one token of every row; returns as `Decoder.step`."""
         live = slice(0, self._num_rows)
+        self.tokens_run += self._num_rows
         length = int(self._positions[live].max()) + 1
         self._cache.reserve(length)
         inputs = torch.from_numpy(np.stack([self._input[live], self._positions[live]])).to(self._decoder.device)
@@ -98,13 +121,15 @@ class DecodeBatch:
         Returns:
             the number of drafts, and the rows that are holes still or again.
         """
+        if self._next_draft >= len(self._prefix_of):
+            return self._restore(holes)
         if self._prefix_of[self._next_draft] == self._last_prefix:
             self._prefill = None  # frees its keys and values before the next ones are made
             self._prefill = self._prefill_next()
         prefill = self._prefill
         assert prefill is not None
         most = self._next_draft + len(holes)
-        chosen = [i for i in range(self._next_draft, min(most, len(self._drafts))) if self._is_prefilled(i)]
+        chosen = [i for i in range(self._next_draft, min(most, len(self._prefix_of))) if self._is_prefilled(i)]
         self._next_draft += len(chosen)
         rows, holes = holes[: len(chosen)], holes[len(chosen) :]
         source = np.array([self._prefix_of[i] for i in chosen]) - self._first_prefix
@@ -120,7 +145,34 @@ class DecodeBatch:
         self._cache.reserve(prefill.kv[0].shape[3])
         upload = torch.from_numpy(np.stack([rows, source, lengths])).to(self._decoder.device)
         self._cache.fill(upload[0], prefill.kv, upload[1], upload[2])
+        if self._store is not None:
+            for row, i, length in zip(rows, chosen, lengths, strict=True):
+                if (draft := self._drafts[i]).origins:
+                    self._store.keep(draft, draft.origins[-1], self._cache, int(row), int(length) - 1)
         return len(chosen), np.concatenate([self._draw(rows, prefill.logits[upload[1]]), holes])
+
+    def _restore(self, holes: np.ndarray) -> tuple[int, np.ndarray]:
+        """Puts drafts that start from what is kept into `holes`; they draw nothing yet. Returns as `_admit`, but 0."""
+        store, first = self._store, self._next_draft
+        assert store is not None
+        self._next_draft = min(first + len(holes), len(self._drafts))
+        chosen = range(first, self._next_draft)
+        rows, holes = holes[: len(chosen)], holes[len(chosen) :]
+        self._cache.reserve(max(len(self._drafts[i].prompt.tokens) + len(self._drafts[i].tokens) for i in chosen) + 1)
+        alike: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for row, i in zip(rows.tolist(), chosen, strict=True):
+            draft = self._drafts[i]
+            last = draft.tokens[-1] if draft.tokens else draft.prompt.tokens[-1]
+            alike.setdefault((draft.prompt.id, *draft.origins), []).append((row, i))
+            self._draft_of[row], self._keys[row], self._input[row] = i, self._draft_keys[i], last
+            self._counts[row] = self._earlier[row] = len(draft.tokens)
+            self._experts[row] = []
+        for group in alike.values():
+            of_rows = [row for row, _ in group]
+            self._positions[of_rows] = store.restore(self._drafts[group[0][1]], self._cache, of_rows)
+            for _, i in group:
+                store.unpin(self._drafts[i])
+        return 0, holes
 
     def _is_prefilled(self, draft: int) -> bool:
         return self._prefix_of[draft] < self._last_prefix
@@ -128,7 +180,7 @@ class DecodeBatch:
     def _prefill_next(self) -> Prefill:
         """Runs the next prefixes: no more than the rows can take at once, within PREFILL_TOKENS."""
         first = self._last_prefix
-        last_draft = min(self._next_draft + self._num_rows, len(self._drafts)) - 1
+        last_draft = min(self._next_draft + self._num_rows, len(self._prefix_of)) - 1
         prefixes: list[list[int]] = []
         longest = 0
         for prefix in self._prefixes[first : self._prefix_of[last_draft] + 1]:
@@ -137,6 +189,7 @@ class DecodeBatch:
                 break
             prefixes.append(prefix)
         self._first_prefix, self._last_prefix = first, first + len(prefixes)
+        self.tokens_run += sum(map(len, prefixes))
         return self._decoder.prefill(prefixes)
 
     def _draw(self, rows: np.ndarray, logits: torch.Tensor) -> np.ndarray:
@@ -162,16 +215,29 @@ class DecodeBatch:
             self._tokens = np.concatenate([self._tokens, np.zeros_like(self._tokens)], axis=1)
             self._logp = np.concatenate([self._logp, np.zeros_like(self._logp)], axis=1)
         limits = np.array([self._drafts[i].max_tokens for i in self._draft_of[rows]])
-        is_ended = self._is_stop[tokens] | (self._counts[rows] == limits)
-        for row in rows[is_ended]:
+        is_step = self._are_steps(rows, tokens)
+        is_ended = self._is_stop[tokens] | (self._counts[rows] == limits) | is_step
+        for row, at_step in zip(rows[is_ended], is_step[is_ended], strict=True):
             draft = self._hand_over(row)
-            draft.finish = "stop" if self._is_stop[draft.tokens[-1]] else "length"
-            if self._experts[row]:
+            draft.finish = "stop" if self._is_stop[draft.tokens[-1]] else "step" if at_step else "length"
+            if self._store is not None and draft.origins and draft.finish != "stop":
+                self._store.keep(draft, draft.stream, self._cache, int(row), int(self._positions[row]))
+            if self._experts[row] and not draft.origins:
                 draft.experts = torch.from_numpy(np.concatenate(self._experts[row]))
             if self._on_ended is not None:
                 self._on_ended(draft)
         self._draft_of[rows[is_ended]] = -1
         return rows[is_ended]
+
+    def _are_steps(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Whether each row's step has ended with the token that it drew."""
+        found = self._may_end[tokens]
+        if self._ends is not None:
+            for at in np.flatnonzero(found):
+                row = rows[at]
+                drawn = self._tokens[row, : self._counts[row] - self._earlier[row]].tolist()
+                found[at] = self._ends.is_end(self._drafts[self._draft_of[row]].tokens + drawn)
+        return found
 
     def _hand_over(self, row: int) -> Draft:
         """Puts what a row sampled into its draft, and returns it."""
@@ -195,3 +261,17 @@ class DecodeBatch:
             self._experts[new] = self._experts[old]
         upload = torch.from_numpy(np.stack([source, target])).to(self._decoder.device)
         self._cache.move(upload[0], upload[1], int(self._positions[target].max()))
+
+
+def _kept_last(
+    drafts: list[Draft], keys: list[np.uint64], store: KVStore | None
+) -> tuple[list[Draft], list[np.uint64], int]:
+    """The drafts in the order in which they are admitted, those that start from what is kept last, and their number."""
+    if store is None:
+        return drafts, keys, 0
+    is_kept = [store.holds(draft) for draft in drafts]
+    order = sorted(range(len(drafts)), key=is_kept.__getitem__)  # stable
+    for draft, at in zip(drafts, is_kept, strict=True):
+        if at:
+            store.pin(draft)
+    return [drafts[i] for i in order], [keys[i] for i in order], sum(is_kept)

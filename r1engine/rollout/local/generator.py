@@ -11,10 +11,11 @@ import torch
 from r1engine.batch import Completion
 from r1engine.hf.architecture import read_architecture
 from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
-from r1engine.rollout.draft import Draft, Sampling, check_prompts, completions
+from r1engine.rollout.draft import Draft, Sampling, StepEnds, check_prompts, completions
 from r1engine.rollout.generator import Logprobs
-from r1engine.rollout.local.decode_batch import DecodeBatch
+from r1engine.rollout.local.decode_batch import DecodeBatch, Steps
 from r1engine.rollout.local.decoder import Decoder
+from r1engine.rollout.local.kv_store import KVStore
 from r1engine.rollout.local.sampling import stream_key
 
 
@@ -47,7 +48,9 @@ class LocalGenerator:
         self._seed = seed
         self._slots = slots
         self._decoder = Decoder(arch, device=device, dtype=dtype)
+        self._store: KVStore | None = None
         self.weight_version = 0
+        self.tokens_run: int | None = 0
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replaces every weight, in place.
@@ -59,6 +62,8 @@ class LocalGenerator:
             ValueError: a tensor is unknown, duplicate, misshaped or missing. `draw` then refuses to run until
                 a refresh succeeds.
         """
+        if self._store is not None:
+            self._store.clear()  # of other weights
         self._decoder.weights.load(weights)
         self.weight_version += 1
 
@@ -73,6 +78,7 @@ class LocalGenerator:
         *,
         on_tokens: Callable[[int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        stop_after: StepEnds | None = None,
         on_ended: Callable[[Draft], None] | None = None,
     ) -> None:
         """See `Generator.draw`. `on_tokens` and `should_stop` are called after each decode step, `on_ended` with each
@@ -95,13 +101,33 @@ class LocalGenerator:
             stop_tokens=self._stop_tokens,
             version=self.weight_version,
             on_ended=on_ended,
+            steps=Steps(stop_after, self._store),
         )
         for num_tokens in batch.run():
             if on_tokens is not None:
                 on_tokens(num_tokens)
             if should_stop is not None and should_stop():
                 batch.interrupt()
-                return
+                break
+        self.tokens_run = (self.tokens_run or 0) + batch.tokens_run
+
+    def keep_steps(self, max_bytes: int) -> None:
+        """See `Generator.keep_steps`; what is kept now is dropped, as by `load_weights` and when `awake` ends."""
+        self._store = KVStore(max_bytes) if max_bytes else None
+
+    def forget(self, question: int) -> None:
+        """See `Generator.forget`."""
+        if self._store is not None:
+            self._store.forget(question)
+
+    def bytes_of(self, num_tokens: int) -> int:
+        """Memory of the keys and values of so many tokens."""
+        arch, size = self._decoder.arch, torch.finfo(self._decoder.dtype).bits // 8
+        return 2 * arch.num_layers * arch.num_kv_heads * arch.head_dim * num_tokens * size
+
+    def kept_bytes(self) -> tuple[int, int]:
+        """Bytes of keys and values that are kept, and the most that there were."""
+        return (self._store.num_bytes, self._store.peak_bytes) if self._store is not None else (0, 0)
 
     def completions(self, drafts: list[Draft]) -> list[Completion]:
         """Ended drafts as completions, in order."""
@@ -124,5 +150,7 @@ class LocalGenerator:
         try:
             yield
         finally:
+            if self._store is not None:
+                self._store.clear()
             if self._decoder.device.type == "cuda":
                 torch.cuda.empty_cache()

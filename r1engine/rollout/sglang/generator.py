@@ -20,7 +20,7 @@ from r1engine.hf.architecture import DynamicScaling, is_fp8_folder, read_archite
 from r1engine.hf.formats import store
 from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
 from r1engine.ranks import World
-from r1engine.rollout.draft import Draft, Sampling, check_prompts, completions
+from r1engine.rollout.draft import Draft, Sampling, StepEnds, check_prompts, completions, end_at_step
 from r1engine.rollout.generator import Logprobs
 from r1engine.rollout.sglang.digest import CpuDigest, CudaDigest
 from r1engine.rollout.sglang.disk import WeightFolder
@@ -82,6 +82,8 @@ class SglangGenerator:
             digest=self._digest(),
         )
         self.weight_version = 0
+        self.tokens_run: int | None = None  # the servers' own radix cache decides
+        self._cut = [0, 0]  # tokens drawn step by step, and of them behind a step's end
         self.report: Report | None = None  # of the last refresh; first rank only
 
     def _digest(self) -> type[CpuDigest] | type[CudaDigest] | None:
@@ -215,25 +217,52 @@ class SglangGenerator:
         *,
         on_tokens: Callable[[int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        stop_after: StepEnds | None = None,
     ) -> None:
         """See `Generator.draw`. Not collective; `should_stop` is asked twenty times a second.
 
         SGLang has a random stream of its own: a draft's `step` does not choose the samples. What is interrupted keeps
-        the tokens that have arrived, and the servers are told to drop it.
+        the tokens that have arrived, and the servers are told to drop it. A server stops at tokens alone: what it draws
+        behind a mark of several tokens is cut off.
         """
         if self.weight_version == 0:
             raise RuntimeError("generate: the servers hold no weights of this run, required is a load_weights")
         check_prompts(drafts, self._arch)
-        incidents = self._dispatcher.run(
-            drafts,
-            self._request(sampling),
-            version=self.weight_version,
-            on_tokens=on_tokens,
-            should_stop=should_stop,
-        )
-        for incident in incidents:
-            self._note(incident)
-        self._fleet.restart_failed()
+        request = self._request(sampling)
+        if stop_after is not None:
+            request["stop_token_ids"] = sorted({*self._stop_tokens, *stop_after.token_ids})
+        open_ones = drafts
+        while open_ones:
+            incidents = self._dispatcher.run(
+                open_ones, request, version=self.weight_version, on_tokens=on_tokens, should_stop=should_stop
+            )
+            for incident in incidents:
+                self._note(incident)
+            self._fleet.restart_failed()
+            if stop_after is None or (should_stop is not None and should_stop()):
+                break
+            for draft in open_ones:
+                end_at_step(draft, stop_after, frozenset(self._stop_tokens))
+            open_ones = [draft for draft in open_ones if not draft.finish]  # stopped at a mark that ends no step
+        if stop_after is not None:
+            self._count_cut(drafts)
+
+    def _count_cut(self, drafts: list[Draft]) -> None:
+        """Tells once where marks of several tokens cost more than a hundredth of what is drawn."""
+        was_told = self._cut[1] * 100 > self._cut[0]
+        self._cut[0] += sum(len(draft.tokens) + draft.cut for draft in drafts)
+        self._cut[1] += sum(draft.cut for draft in drafts)
+        if not was_told and self._cut[1] * 100 > self._cut[0]:
+            self._note(
+                f"steps: {self._cut[1] / self._cut[0]:.0%} of the drawn tokens are behind the end of a step: servers "
+                "cannot stop at a mark of several tokens; a mark that is one token costs nothing"
+            )
+
+    def keep_steps(self, max_bytes: int) -> None:
+        """Nothing to do: the servers keep keys and values themselves (radix cache)."""
+
+    def forget(self, question: int) -> None:
+        """Nothing to do, see `keep_steps`."""
 
     def completions(self, drafts: list[Draft]) -> list[Completion]:
         """Ended drafts as completions, in order."""

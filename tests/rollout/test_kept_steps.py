@@ -1,0 +1,184 @@
+"""Steps of the embedded generator: where a draw ends, and that keys and values that were kept change no token."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from model_folders import save_model
+from tokenizers import Tokenizer, models
+
+from r1engine.batch import Prompt
+from r1engine.data.question import Question
+from r1engine.hf.folder import weights_of
+from r1engine.hf.tokenizer import PromptTokenizer, load_tokenizer
+from r1engine.rollout import Sampling
+from r1engine.rollout.draft import Draft, end_at_step
+from r1engine.rollout.local.cache import KVCache
+from r1engine.rollout.local.generator import LocalGenerator
+from r1engine.rollout.local.kv_store import KVStore
+from r1engine.search.steps import StepMarks
+
+QUESTIONS = [Prompt(0, [5, 6, 7, 8], "", Question("")), Prompt(3, [9, 10], "", Question(""))]
+MARKS = ["3"]  # of the words w3, w13, w23, ...
+
+
+def new_generator(folder: Path) -> LocalGenerator:
+    generator = LocalGenerator(folder, seed=3, slots=5, device=torch.device("cpu"), dtype=torch.float32)
+    generator.load_weights(weights_of(folder))
+    return generator
+
+
+def grow(generator: LocalGenerator, marks: StepMarks, *, keeps: bool) -> dict[tuple, Draft]:
+    """A tree of three levels: three draws of each question, then three from each of two of its steps, and again."""
+    live = [(prompt, (-1,)) for prompt in QUESTIONS]
+    found = {}
+    for level in range(3):
+        drafts = []
+        for number, (prompt, origins) in enumerate(live):
+            for child in range(3):
+                stream = 1000 * level + 10 * number + child
+                drafts.append(Draft(prompt, child, 0, stream, 12, origins=origins if keeps else ()))
+        with_origins = [origins for _, origins in live for _ in range(3)]
+        generator.draw(drafts, Sampling(), stop_after=marks)
+        found |= {(draft.prompt.id, draft.stream): draft for draft in drafts}
+        live = []
+        for question in QUESTIONS:
+            goes_on = [
+                (draft, origins)
+                for draft, origins in zip(drafts, with_origins, strict=True)
+                if draft.prompt.id == question.id and draft.finish != "stop"
+            ]
+            for draft, origins in goes_on[:2]:
+                prompt = replace(draft.prompt, tokens=draft.prompt.tokens + draft.tokens)
+                live.append((prompt, (*origins, draft.stream)))
+    return found
+
+
+def num_tokens(drafts: dict[tuple, Draft]) -> int:
+    return sum(len(draft.tokens) for draft in drafts.values())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["qwen2", *(pytest.param(name, marks=pytest.mark.rotating) for name in ("qwen3", "deepseek", "qwen3-moe"))],
+)
+def test_kept_steps_change_no_token_and_nothing_runs_twice(tmp_path, name):
+    save_model(tmp_path, name)
+    marks = StepMarks(load_tokenizer(tmp_path), MARKS)
+    plain = new_generator(tmp_path)
+    expected = grow(plain, marks, keeps=False)
+    assert {draft.finish for draft in expected.values()} >= {"step"}
+    generator = new_generator(tmp_path)
+    one_row = KVCache(
+        generator._decoder.arch, rows=1, limit=64, device=torch.device("cpu"), dtype=torch.float32
+    ).bytes_of(40)
+    budgets = {"all": 10**9, "few": one_row, "none": 1}
+    run = {}
+    for budget, size in budgets.items():
+        generator.keep_steps(size)
+        before = generator.tokens_run
+        found = grow(generator, marks, keeps=True)
+        run[budget] = generator.tokens_run - before
+        assert {key: draft.tokens for key, draft in found.items()} == {k: d.tokens for k, d in expected.items()}
+        for key, draft in found.items():
+            assert draft.logp == pytest.approx(expected[key].logp, abs=2e-5)
+        assert generator.kept_bytes()[1] <= size
+    prompts = sum(len(prompt.tokens) for prompt in QUESTIONS)
+    assert run["all"] <= prompts + num_tokens(expected) < plain.tokens_run
+    assert run["all"] < run["few"] <= run["none"]
+
+
+def test_what_is_kept_is_forgotten_with_its_question_its_weights_and_its_sleep(tmp_path):
+    save_model(tmp_path, "qwen2")
+    generator = new_generator(tmp_path)
+    marks = StepMarks(load_tokenizer(tmp_path), MARKS)
+    generator.keep_steps(10**9)
+    with generator.awake():
+        grow(generator, marks, keeps=True)
+        whole = generator.kept_bytes()[0]
+        generator.forget(0)
+        assert 0 < generator.kept_bytes()[0] < whole
+        generator.forget(3)
+        assert generator.kept_bytes()[0] == 0
+        grow(generator, marks, keeps=True)
+        generator.load_weights(weights_of(tmp_path))
+        assert generator.kept_bytes()[0] == 0
+        grow(generator, marks, keeps=True)
+    assert generator.kept_bytes()[0] == 0
+
+
+def test_a_step_ends_where_the_whole_completion_has_its_first_mark(tmp_path):
+    save_model(tmp_path, "qwen2")
+    generator, tokenizer = new_generator(tmp_path), load_tokenizer(tmp_path)
+    for texts in (MARKS, ["4 w"]):  # the second is never one token
+        marks = StepMarks(tokenizer, texts)
+        whole = [Draft(QUESTIONS[0], i, 0, i, 40) for i in range(8)]
+        steps = [Draft(QUESTIONS[0], i, 0, i, 40) for i in range(8)]
+        generator.draw(whole, Sampling())
+        generator.draw(steps, Sampling(), stop_after=marks)
+        assert "step" in {draft.finish for draft in steps}
+        for one, step in zip(whole, steps, strict=True):
+            end = marks.ends(one.tokens, frozenset({1}))[0] if one.tokens[0] != 1 else 0
+            expected = end if step.finish == "step" else len(one.tokens)
+            assert step.tokens == one.tokens[:expected]
+            assert (step.finish == "step") == marks.is_end(step.tokens)
+
+
+def test_an_interrupted_draw_lets_go_of_what_waits(tmp_path):
+    save_model(tmp_path, "qwen2")
+    generator, marks = new_generator(tmp_path), StepMarks(load_tokenizer(tmp_path), MARKS)
+    generator.keep_steps(10**9)
+    found = grow(generator, marks, keeps=True)
+    step = next(d for d in found.values() if d.finish == "step" and d.origins == (-1,))
+    prompt = replace(step.prompt, tokens=step.prompt.tokens + step.tokens)
+    drafts = [Draft(prompt, i, 0, 10**4 + i, 12, origins=(-1, step.stream)) for i in range(9)]
+    generator.draw(drafts, Sampling(), stop_after=marks, should_stop=lambda: True)
+    assert not generator._store._pinned
+    generator.draw(drafts, Sampling(), stop_after=marks)
+    assert all(draft.finish for draft in drafts)
+
+
+def test_the_oldest_steps_go_first_and_never_one_that_others_follow():
+    cache = KVCache.__new__(KVCache)
+    cache.layers = [torch.zeros(2, 1, 1, 64, 2)]
+    size = cache.bytes_of(1)
+    store = KVStore(4 * size)
+
+    def keep(stream: int, *origins: int) -> None:
+        prompt = Prompt(0, list(range(1 + len(origins))), "", Question(""))
+        stop = 1 if stream == -1 else len(origins) + 1
+        store.keep(Draft(prompt, 0, 0, 0, 9, origins=origins), stream, cache, 0, stop)
+
+    def kept() -> set[int]:
+        return {step for _, step in store._segments}
+
+    keep(-1, -1)
+    assert kept() == {-1} and store.num_bytes == size
+    for stream in (1, 2, 3):
+        keep(stream, -1, *([] if stream < 3 else [1]))
+    assert kept() == {-1, 1, 2, 3}
+    keep(4, -1, 1)  # room for one: 2 is the oldest that nothing follows
+    assert kept() == {-1, 1, 3, 4}
+    keep(5, -1, 1, 4)
+    assert kept() == {-1, 1, 4, 5}
+    assert store.peak_bytes == store.num_bytes == 4 * size
+
+
+def test_what_a_server_draws_is_cut_behind_the_first_step():
+    words = {f"w{i}": i for i in range(60)}
+    tokenizer = PromptTokenizer(Tokenizer(models.WordLevel(words, unk_token="w0")))
+
+    def ended(tokens: list[int], finish: str, texts: list[str]) -> tuple:
+        draft = Draft(QUESTIONS[0], 0, 0, 0, 9, list(tokens), [0.0] * len(tokens), [(1, len(tokens))], finish)
+        end_at_step(draft, StepMarks(tokenizer, texts), frozenset({1}))
+        assert len(draft.logp) == len(draft.tokens) == draft.versions[0][1]
+        return draft.tokens, draft.finish, draft.cut
+
+    assert ended([4, 13], "stop", ["13"]) == ([4, 13], "step", 0)
+    assert ended([4, 5, 1], "stop", ["13"]) == ([4, 5, 1], "stop", 0)
+    assert ended([4, 5], "length", ["13"]) == ([4, 5], "length", 0)
+    assert ended([1], "stop", ["13"]) == ([1], "stop", 0)
+    assert ended([4, 5, 6, 7, 1], "stop", ["5 w6"]) == ([4, 5, 6], "step", 2)
+    assert ended([4, 5, 6, 7], "length", ["5 w6"]) == ([4, 5, 6], "step", 1)
+    assert ended([4, 13], "stop", ["99"]) == ([4, 13], "", 0)  # the server's token ends no step: it goes on

@@ -2,7 +2,9 @@
 
 import pytest
 
+from r1engine.data.question import Question
 from r1engine.evaluation.consensus import consensus
+from r1engine.evaluation.own_questions import same_answer
 
 
 def numbers_agree(a: str, b: str) -> bool:
@@ -46,3 +48,10 @@ def test_one_text_may_join_two_classes():
     pairs = {("a", "b"), ("b", "c")}
     answers = ["a", "a", "c", "c", "d", "d", "d", "b"]
     assert consensus(answers, [a in "abc" for a in answers], lambda x, y: (x, y) in pairs) == 1.0
+
+
+def test_values_written_differently_vote_together():
+    answers = ["1/2", "0.5", "\\frac12", "3", "3"]
+    question = Question("", "0.5")
+    assert consensus(answers, [True] * 3 + [False] * 2, lambda x, y: same_answer(question, x, y)) == 1.0
+    assert consensus(answers, [True] * 3 + [False] * 2) == 0.0  # by texts 3 has most votes

@@ -84,7 +84,8 @@ def test_questions_of_simple_evals_files_with_three_examples(tmp_path):
     assert asked.count("\n---\n") == 4 and asked.count(" cows. ") == 3 and len(set(item.data["examples"])) == 3
     task = 'Think step by step, then write a line of the form "Answer: $ANSWER" at the end of your response.'
     assert asked.endswith(f"---\n{PASSAGE} \n\n{task}\n" + 20 * " ")
-    for reply, score in (("Answer: 12", 1.0), ("Answer: 12 mills", 1.0), ("Answer: 13", 0.0), ("12", 0.0)):
+    replies = {"Answer: 12": 1.0, "Answer: 12 mills": 1.0, "Answer: 12\n\nPassage: The 2011 census": 1.0}
+    for reply, score in (replies | {"Answer: 13": 0.0, "Answer: 12.25": 0.0, "12": 0.0}).items():
         mark = row.grade(item, 0, Reply(reply, "stop"))
         assert (mark.score, mark.verdict) == (score, "right" if score else "wrong")
     assert row.grade(item, 0, Reply("<think>Answer: 12", "length")).answer is None

@@ -64,6 +64,7 @@ def test_each_reply_is_asked_alone_with_its_seed_and_the_papers_sampling(serve, 
 
 THINKS = {"choices": [{"delta": {"reasoning_content": "is it \\boxed{9}? "}}]}
 NULL = {"choices": [{"delta": {"content": None}}]}
+BLANK = {"choices": [{"delta": {"content": ""}}]}
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,7 @@ NULL = {"choices": [{"delta": {"content": None}}]}
     [
         ([THINKS, "\\boxed{1}"], "stop", "<think>\nis it \\boxed{9}? \n</think>\n\n\\boxed{1}", "right"),
         ([THINKS, NULL], "length", "<think>\nis it \\boxed{9}? ", "wrong"),
+        ([THINKS, BLANK], "length", "<think>\nis it \\boxed{9}? ", "wrong"),  # the thoughts took all of the limit
         (["a draft</think>\\boxed{1}"], "stop", "a draft</think>\\boxed{1}", "right"),
         ([NULL], "stop", "", "undecided"),
     ],
@@ -79,6 +81,7 @@ def test_thoughts_that_the_server_takes_apart_stand_in_their_tags(parts, finish,
     found = run(serve(lambda number, body: parts, finish=finish), suite(tmp_path, 1, 1))
     assert [line.text for line in lines(tmp_path)] == [text]
     grade = next(iter(Store(tmp_path / "out").grades("sums").values()))
+    assert found["truncated"] == (finish == "length")
     assert grade.verdict == verdict and found["undecided"]["count"] == (verdict == "undecided")
     if verdict == "undecided":  # no reply of 0
         assert grade.reason == "the server's reply is empty" and found["score"] is None
@@ -100,6 +103,18 @@ def test_a_server_that_is_gone_leaves_what_it_gave_and_the_next_command_draws_th
     asked = len(server.seen)
     server.reply = right
     assert run(server, wanted)["score"]["mean"] == 1.0 and len(server.seen) == asked + 5
+
+
+def test_a_limit_and_then_the_whole_set_grade_each_reply_by_its_own_question(serve, tmp_path):
+    server, wanted = serve(right), suite(tmp_path)
+    first = wanted.benchmarks["sums"].model_copy(update={"questions": 2, "samples": 1})
+    assert run(server, wanted.model_copy(update={"benchmarks": {"sums": first}}))["score"]["mean"] == 1.0
+    file = wanted.benchmarks["sums"].file
+    found = run(server, wanted)
+    assert (found["score"]["mean"], found["replies"], len(server.seen)) == (1.0, 8, 8)
+    file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))  # another file, and told so
+    with pytest.raises(ConfigError, match=r"begun with benchmarks\.sums\.file "):
+        run(server, wanted)
 
 
 def test_a_request_that_is_refused_is_missing_at_the_end_and_the_others_are_there(serve, tmp_path):

@@ -11,13 +11,20 @@ from pathlib import Path
 
 import pytest
 import ranks
+import torch
 from model_folders import save_model
 from tokenizers import Tokenizer, pre_tokenizers
 
-from r1engine.config import ConfigError
+from r1engine.config import ConfigError, Data, Model, RlConfig, Rollout
 from r1engine.config.evaluation import Suite, load_suite
+from r1engine.data.chat import make_format
+from r1engine.evaluation.entries import load_entries
 from r1engine.evaluation.evaluate import evaluate, table_rows
+from r1engine.evaluation.in_training import RunningSampler
 from r1engine.evaluation.store import Store
+from r1engine.hf.folder import weights_of
+from r1engine.hf.tokenizer import load_tokenizer
+from r1engine.rollout.local.generator import LocalGenerator
 
 TRIALS = int(os.environ.get("R1_FAULT_TRIALS", "1"))
 
@@ -120,6 +127,28 @@ def test_two_ranks_draw_what_one_draws(model, questions, unbroken, tmp_path):
     assert first == second == json.loads((unbroken / "summary.json").read_text())["benchmarks"]
     assert len(list((tmp_path / "out" / "samples").iterdir())) == 2
     assert texts(wanted.out) == texts(unbroken)
+
+
+def test_another_seed_draws_other_replies_and_the_one_nobody_set_is_written_down(model, questions, unbroken, tmp_path):
+    run(model, suite(tmp_path / "out", questions, mine={"questions": 3}, seed=1))
+    found, of_seed_0 = texts(tmp_path / "out"), texts(unbroken)
+    assert len(found) == 12 and sum(text == of_seed_0[key] for key, text in found.items()) <= 1
+    assert [Store(out).manifest["same"]["seed"] for out in (unbroken, tmp_path / "out")] == [0, 1]
+
+
+def test_a_run_draws_its_benchmarks_at_the_temperature_of_evaluations_not_of_rollouts(model, questions, unbroken):
+    cfg = RlConfig(model=Model(path=model), rollout=Rollout(temperature=1.0, top_p=0.5))
+    form = make_format(model, load_tokenizer(model), Data(template="none"))
+    cpu = torch.device("cpu")
+    generator = LocalGenerator(model, seed=cfg.seed, slots=64, device=cpu, dtype=torch.float32)
+    generator.load_weights(weights_of(model))
+    asked = suite(unbroken, questions, mine={"questions": 5}).benchmarks
+    (entry,) = load_entries(asked, has_judge=False)
+    found: dict = {}
+    with generator.awake():
+        sampler = RunningSampler(generator, cfg, form, max_tokens=12)
+        sampler.draw(list(entry.asks(0)), lambda ask, line: found.update({ask.key: line.text}), lambda count: None)
+    assert len(found) == 20 and found == {key: text for key, text in texts(unbroken).items() if key in found}
 
 
 def test_limits_other_benchmarks_and_more_samples_change_no_reply(model, questions, unbroken, tmp_path):

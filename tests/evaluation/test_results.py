@@ -57,6 +57,10 @@ def test_questions_of_one_text_are_a_cluster():
     assert summary(["r", "r", "w", "w", "r", "w"])["score"]["standard_error"] == pytest.approx(0.223607, abs=1e-6)
 
 
+def test_every_question_of_a_passage_counts_not_the_last():
+    assert summary(["r", "w"], ["passage", "passage"])["score"]["mean"] == 0.5
+
+
 def test_what_more_samples_could_not_mend():
     # s = (.75, .25), k = 4: V = .0625, W = .25.
     score = summary(["rrrw", "rwww"])["score"]

@@ -44,6 +44,8 @@ def test_the_error_is_over_questions_not_samples():
     found = estimate([1.0, 0.5, 0.0])
     assert (found.mean, found.standard_error) == (0.5, pytest.approx(0.288675, abs=1e-6))
     assert (found.low, found.high) == (0.0, 1.0)  # 4.30 errors either way, cut
+    as_if_alone = [1.0] * 4 + [1.0, 1.0, 0.0, 0.0] + [0.0] * 4  # four samples of each, taken for questions
+    assert estimate(as_if_alone).standard_error == pytest.approx(0.150756, abs=1e-6)
 
 
 def test_questions_of_one_text_are_one_cluster():
@@ -76,6 +78,7 @@ def test_what_more_samples_would_give(samples, error):
         (5, 2, 4, 1.0),
         (64, 16, 1, 0.25),
         (64, 16, 4, 0.693756),
+        (64, 1, 16, 0.25),
         (16, 0, 4, 0.0),
     ],
 )
@@ -91,6 +94,9 @@ def test_more_than_all_samples_cannot_be_drawn():
 def test_paired_scores_are_compared_question_by_question():
     found = compare([1.0, 0.5, 0.75, 0.0], [0.5, 0.5, 0.25, 0.0])
     assert (found.mean, found.standard_error) == (0.25, pytest.approx(0.144338, abs=1e-6))
+    assert math.hypot(*(estimate(s).standard_error for s in ([1.0, 0.5, 0.75, 0.0], [0.5, 0.5, 0.25, 0.0]))) == (
+        pytest.approx(0.244736, abs=1e-6)  # as if the questions were not the same
+    )
     assert (found.t, found.p) == (pytest.approx(1.732051, abs=1e-6), pytest.approx(0.181690, abs=1e-6))
     assert (found.low, found.high) == (pytest.approx(-0.209347, abs=1e-6), pytest.approx(0.709347, abs=1e-6))
     assert compare([1.0, 1.0], [1.0, 1.0]).p == 1.0

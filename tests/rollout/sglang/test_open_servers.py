@@ -51,3 +51,8 @@ def test_what_serve_refuses(words, message, folders):
     words = [word.format(model=folders["qwen2"][0]) for word in words]
     done = CliRunner().invoke(app, ["serve", *words])
     assert done.exit_code == 2 and message in done.output
+
+
+def test_serve_says_which_servers_speak_openais_interface():
+    told = " ".join(CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"}).output.split())
+    assert "Servers of a training run take token ids alone and have no OpenAI interface; those of --eval have." in told

@@ -9,7 +9,7 @@ STAMP = .venv/.installed
 BUILD_INPUTS = CMakeLists.txt $(wildcard csrc/*.* csrc/cpu/*)
 
 .PHONY: demo demo-moe test test-all trl test-trl smoke lint docs format gpu clean sglang-cpu test-sglang test-sglang-faults demo-sglang
-.PHONY: smollm2 test-real demo-r1 pyright wheel
+.PHONY: smollm2 test-real demo-r1 test-demo-r1 pyright wheel
 SGLANG = .venv-sglang
 TRL = .venv-trl
 REAL = build/real
@@ -18,10 +18,13 @@ demo: $(STAMP)
 	rm -rf runs/demo
 	$(VENV)/r1engine pipeline configs/demo.yaml
 
-# The whole paper in miniature: cold start, rejection sampling, two supervised stages, distillation, and the table. Not yet run
-# to its end.
+# The whole paper in miniature: cold start, rejection sampling, reward models, distillation, and the table (docs/pipeline.md).
 demo-r1: $(STAMP)
 	$(VENV)/r1engine pipeline configs/tiny_r1.yaml
+
+# The same at a reduced size, killed three times: the same models and the same table.
+test-demo-r1: $(STAMP)
+	R1_DEMO_KILLS=3 OMP_NUM_THREADS=1 $(VENV)/python -m pytest tests/demo/test_tiny_r1.py
 
 # The demo on a tiny DeepSeek-V3 (latent attention, experts) dealt to two ranks.
 demo-moe: $(STAMP)

@@ -41,7 +41,7 @@ _MARKER = re.compile(r"<\|(User Prompt|The (Start|End) of Assistant [AB]'s Answe
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CandidateAnswer:
     """An answer."""
 
     source: str
@@ -52,11 +52,11 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedPair:
     """Two answers, and what the judge says of them."""
 
-    first: Candidate
-    second: Candidate
+    first: CandidateAnswer
+    second: CandidateAnswer
     order: list[bool]  # of each judgement: the first one is A
     judgements: list[int | None]  # -2 to 2, > 0: the first one is better; None: the reply has no verdict
     tokens: int = 0  # of all requests and replies, as the server counts
@@ -78,7 +78,7 @@ class Judged:
         return fmean(self.usable) if self.usable else 0.0
 
     @property
-    def sides(self) -> tuple[Candidate, Candidate]:
+    def sides(self) -> tuple[CandidateAnswer, CandidateAnswer]:
         """The chosen and the rejected answer."""
         return (self.first, self.second) if self.delta > 0 else (self.second, self.first)
 
@@ -97,18 +97,18 @@ class Judged:
         return all(by_order.values()) and sum(by_order[True]) * sum(by_order[False]) < 0
 
 
-def candidates_of(cfg: PairsConfig, dropped: list[DroppedRow]) -> dict[str, list[Candidate]]:
+def candidates_of(cfg: PairsConfig, dropped: list[DroppedRow]) -> dict[str, list[CandidateAnswer]]:
     """Prompt -> its different answers, in an order that depends on the seed and on each answer alone.
 
     Raises:
         ValueError: an input is damaged or holds no answers; it is named.
     """
-    found: dict[str, dict[str, Candidate]] = defaultdict(dict)
+    found: dict[str, dict[str, CandidateAnswer]] = defaultdict(dict)
     rows = (row for unit in units_of(cfg.candidates, None, 1) for row in read_unit(unit, {}))
     for row in sorted(rows, key=lambda row: (rank(cfg.seed, row.source), row.source)):
         answer = row.messages[-1]["content"]
         shown = summary(answer) if cfg.sees == "summary" else answer.strip()
-        candidate = Candidate(row.source, row.messages[:-1], answer, shown, row.domain)
+        candidate = CandidateAnswer(row.source, row.messages[:-1], answer, shown, row.domain)
         of_prompt = found[json.dumps(candidate.prompt)]
         if reason := _unfit(row, shown) or ("same answer" if shown in of_prompt else ""):
             dropped.append(DroppedRow(row.source, reason, "", row.domain))
@@ -132,27 +132,27 @@ def _asked(prompt: list[Message]) -> str:
     return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in prompt)
 
 
-def to_judge(cfg: PairsConfig, dropped: list[DroppedRow]) -> list[Judged]:
+def to_judge(cfg: PairsConfig, dropped: list[DroppedRow]) -> list[JudgedPair]:
     """The pairs, not judged yet.
 
     Raises:
         ValueError: an input is damaged, or no question has two different answers.
     """
-    pairs: list[Judged] = []
+    pairs: list[JudgedPair] = []
     for answers in candidates_of(cfg, dropped).values():
         taken = answers[: 2 * min(len(answers) // 2, cfg.pairs_per_question or len(answers))]
         dropped += [DroppedRow(alone.source, "no partner", "", alone.domain) for alone in answers[len(taken) :]]
         for first, second in zip(taken[::2], taken[1::2], strict=True):
             order = [True, False] * (cfg.judgements // 2)
             random.Random(f"{cfg.seed} {first.source} {second.source}").shuffle(order)
-            pairs.append(Judged(first, second, order, []))
+            pairs.append(JudgedPair(first, second, order, []))
     if not pairs:
         reasons = ", ".join(f"{reason} {n:,}" for reason, n in Counter(row.reason for row in dropped).items())
         raise ValueError(f"candidates: no question has two different answers ({reasons or 'no rows'})")
     return pairs
 
 
-def judged(pair: Judged, cfg: PairsConfig, servers: ModelServers, replies: Replies) -> Judged:
+def judged(pair: JudgedPair, cfg: PairsConfig, servers: ModelServers, replies: Replies) -> JudgedPair:
     """The pair with its judgements; `lost` if the servers do not reply."""
     assert cfg.judge is not None
     judgements: list[int | None] = []
@@ -202,7 +202,7 @@ def _key(cfg: PairsConfig, number: int, text: str) -> str:
     return hashlib.sha256(asked_for.encode()).hexdigest()
 
 
-def _all_judged(pairs: list[Judged], cfg: PairsConfig, progress: Progress) -> Iterator[Judged]:
+def _all_judged(pairs: list[JudgedPair], cfg: PairsConfig, progress: Progress) -> Iterator[JudgedPair]:
     """
     Raises:
         RuntimeError: the judge is gone; what it has said is kept.
@@ -225,7 +225,7 @@ def _all_judged(pairs: list[Judged], cfg: PairsConfig, progress: Progress) -> It
         replies.close()
 
 
-def left_out(pairs: list[Judged], cfg: PairsConfig) -> dict[str, tuple[str, str]]:
+def left_out(pairs: list[JudgedPair], cfg: PairsConfig) -> dict[str, tuple[str, str]]:
     """Name of a pair that leaves -> reason and detail."""
     found: dict[str, tuple[str, str]] = {}
     for pair in pairs:
@@ -241,7 +241,7 @@ def left_out(pairs: list[Judged], cfg: PairsConfig) -> dict[str, tuple[str, str]
     return found
 
 
-def unbalanced(pairs: list[Judged], bound: float) -> list[Judged]:
+def unbalanced(pairs: list[JudgedPair], bound: float) -> list[JudgedPair]:
     """The pairs that leave so that the chosen answers are at most `bound` longer, or shorter, than the rejected ones:
     of those that lean to the longer side the ones with the largest difference."""
     words = [pair.words for pair in pairs]
@@ -289,7 +289,7 @@ def _listed(reasons: dict[str, int]) -> str:
     return ", ".join(f"{reason} {number:,}" for reason, number in reasons.items())
 
 
-def _counts(done: list[Judged], kept: list[Judged], dropped: list[DroppedRow]) -> dict[str, Any]:
+def _counts(done: list[JudgedPair], kept: list[JudgedPair], dropped: list[DroppedRow]) -> dict[str, Any]:
     judgements = [points for pair in done for points in pair.judgements]
     words = [pair.words for pair in kept]
     as_a = [points if is_a else -points for pair in done for is_a, points in _with_order(pair)]
@@ -307,12 +307,12 @@ def _counts(done: list[Judged], kept: list[Judged], dropped: list[DroppedRow]) -
     }
 
 
-def _with_order(pair: Judged) -> list[tuple[bool, int]]:
+def _with_order(pair: JudgedPair) -> list[tuple[bool, int]]:
     both = zip(pair.order, pair.judgements, strict=False)  # a lost pair has none
     return [(is_a, points) for is_a, points in both if points is not None]
 
 
-def _write(pairs: list[Judged], path: Path) -> None:
+def _write(pairs: list[JudgedPair], path: Path) -> None:
     """A file that `stage: reward_model` reads; its judgements are of the chosen answer."""
     import pyarrow as pa
     import pyarrow.parquet as pq

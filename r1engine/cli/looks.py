@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from r1engine.cli.border import ConfigPath, Overrides, fail
-from r1engine.config import KINDS, ConfigError, RlConfig, SftConfig, StageConfig, check_files, load, to_yaml
+from r1engine.config import (
+    KINDS,
+    ConfigError,
+    RewardModelConfig,
+    RlConfig,
+    SftConfig,
+    StageConfig,
+    check_files,
+    load,
+    to_yaml,
+)
 from r1engine.config.pipeline import is_pipeline, load_pipeline
 
 
@@ -94,8 +104,8 @@ def plan(
                 raise typer.Exit(1)
             return
         cfg: StageConfig = load(config, overrides or [])
-        if not isinstance(cfg, RlConfig | SftConfig):
-            raise ConfigError(f"plan: found stage {cfg.stage}, required rl or sft")
+        if not isinstance(cfg, RlConfig | SftConfig | RewardModelConfig):
+            raise ConfigError(f"plan: found stage {cfg.stage}, required rl, sft or reward_model")
         from r1engine.plan.command import run_plan
 
         fits = run_plan(cfg, gpus, gpu, auto=auto, assume=assume or [], as_json=as_json, html=html)

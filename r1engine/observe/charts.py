@@ -111,13 +111,14 @@ RL_GROUPS: tuple[tuple[str, tuple[Figure, ...]], ...] = (
 )
 
 
-def chart_groups(rows: list[Row], lengths: Lengths | None = None) -> list[Group]:
+def chart_groups(rows: list[Row], lengths: Lengths | None = None, more: list[Chart] | None = None) -> list[Group]:
     """Every series of a run: the figures of its kind, then groups of further ones. Those without data are left out,
     but for the first.
 
     Args:
         rows:    of metrics.jsonl, one a step.
         lengths: of the texts of supervised training.
+        more:    of a reward model, what is not over the steps.
     """
     first = list(figures_of(rows))
     is_rl = any(key.startswith(("reward/", "groups/")) for row in rows for key in row)
@@ -126,6 +127,7 @@ def chart_groups(rows: list[Row], lengths: Lengths | None = None) -> list[Group]
     made: list[Group] = [("", [line_chart(rows, figure) for figure in first])]
     if lengths is not None:
         made[0][1].append(_lengths_chart(lengths))
+    made[0][1].extend(more or [])
     made[0][1].append(_phases_chart(rows))
     for title, figures in [*groups, *_others(rows, drawn)]:
         charts = [line_chart(rows, f) for f in figures if any(points(rows, s.key)[0] for s in f.series)]
@@ -165,7 +167,7 @@ def comparison(runs: dict[str, list[Row]]) -> list[Group]:
         for (name, rows), color in zip(runs.items(), cycle(COLORS), strict=False):
             traces += _traces(*points(rows, key), Series(key, name, color, key.startswith("eval/")))
         title = {"eval": "Evaluation", "reward": "Rewards", "groups": "Questions", "completion": "Completions"}
-        layout = _layout({"title": {"text": key}})
+        layout = chart_layout({"title": {"text": key}})
         groups.setdefault(title.get(heads[key], heads[key] or "Optimization"), []).append(
             {"title": key, "data": traces, "layout": layout}
         )
@@ -191,7 +193,7 @@ def line_chart(rows: list[Row], figure: Figure) -> Chart:
         y_axis |= {"type": "log", "exponentformat": "power", "dtick": 1}
     else:
         y_axis |= {"rangemode": "tozero"}
-    return {"title": figure.title, "data": traces, "layout": _layout(y_axis, x_label(figure))}
+    return {"title": figure.title, "data": traces, "layout": chart_layout(y_axis, x_label(figure))}
 
 
 def _traces(steps: list[float], values: list[float], series: Series) -> list[dict[str, Any]]:
@@ -231,7 +233,7 @@ def _lengths_chart(lengths: Lengths) -> Chart:
         "name": "texts",
         "marker": {"color": BLUE, "line": {"width": 0}},
     }
-    layout = _layout({"title": {"text": "texts"}}, "tokens of a text")
+    layout = chart_layout({"title": {"text": "texts"}}, "tokens of a text")
     row = lengths.row_tokens
     layout["shapes"] = [
         {
@@ -258,11 +260,11 @@ def _phases_chart(rows: list[Row]) -> Chart:
         if steps:
             marker = {"color": color, "line": {"width": 0}}
             bars.append({"type": "bar", "x": steps, "y": values, "name": phase, "marker": marker})
-    layout = _layout({"title": {"text": "seconds per iteration"}}) | {"barmode": "stack", "bargap": 0}
+    layout = chart_layout({"title": {"text": "seconds per iteration"}}) | {"barmode": "stack", "bargap": 0}
     return {"title": "Where the time goes", "data": bars, "layout": layout}
 
 
-def _layout(y_axis: dict[str, Any], x: str = "optimizer step") -> dict[str, Any]:
+def chart_layout(y_axis: dict[str, Any], x: str = "optimizer step") -> dict[str, Any]:
     """Without colours of text and background: the page sets those of its light or dark style."""
     font = 'system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif'
     return {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, cycle
 from pathlib import Path
+from typing import Any
 
 Row = dict[str, float]
 
@@ -104,7 +107,45 @@ SFT_FIGURES = (
     LEARNING_RATE,
     SPEED,
 )
-_DOMAIN = "eval/loss/"
+REWARD_MODEL_FIGURES = (
+    Figure(
+        "Loss of the reward model",
+        "nats per pair or label",
+        (Series("loss", "training rows", BLUE), Series("eval/loss", "held-out rows", ORANGE, is_rare=True)),
+    ),
+    Figure(
+        "Accuracy of the reward model",
+        "share of pairs or labels",
+        (
+            Series("accuracy", "training rows", BLUE),
+            Series("eval/accuracy", "held-out rows", ORANGE, is_rare=True),
+            Series("eval/auc", "held-out labels: area under the curve", GREEN, is_rare=True),
+        ),
+        is_fraction=True,
+    ),
+    Figure(
+        "Scores",
+        "score",
+        (
+            Series("chosen", "chosen texts", GREEN),
+            Series("rejected", "rejected texts", RED),
+            Series("difference", "difference", BLUE),
+            Series("score", "labelled texts", BLUE),
+        ),
+    ),
+    Figure(
+        "Length and sureness",
+        "held-out rows",
+        (
+            Series("eval/length_correlation", "correlation of score and length", RED, is_rare=True),
+            Series("eval/calibration_error", "calibration error", BLUE, is_rare=True),
+        ),
+    ),
+    GRADIENT_NORM,
+    LEARNING_RATE,
+    SPEED,
+)
+_DOMAIN = {"eval/loss/": ("cross-entropy", "nats per token"), "eval/accuracy/": ("accuracy", "share of rows")}
 COLORS = (BLUE, ORANGE, GREEN, RED, "#8e6bb8", GREY, "#b8860b", "#0f8b8d")
 PHASES = ("data", "generate", "score", "logprobs", "update", "refresh")
 PHASE_COLORS = (RED, BLUE, GREEN, "#8e6bb8", ORANGE, GREY)
@@ -143,45 +184,64 @@ def smoothed(values: list[float]) -> list[float]:
 
 
 def figures_of(rows: list[Row]) -> tuple[Figure, ...]:
-    """The figures of reinforcement learning, or of supervised training."""
+    """The figures of reinforcement learning, of supervised training, or of a reward model."""
     if any("tokens_generated" in row or "eval/pass_at_1" in row for row in rows):
         return RL_FIGURES
-    domains = dict.fromkeys(key for row in rows for key in row if key.startswith(_DOMAIN))
-    series = tuple(
-        Series(key, key.removeprefix(_DOMAIN), color, is_rare=True)
-        for key, color in zip(domains, cycle(COLORS), strict=False)
-    )
-    by_domain = Figure("Held-out cross-entropy by domain", "nats per token", series)
     used = Figure("Model FLOPs utilization", "share of the peak", (Series("mfu", "all GPUs", BLUE),))
     has_mfu = any("mfu" in row for row in rows)
-    return (*SFT_FIGURES, *([by_domain] if domains else []), *([used] if has_mfu else []))
+    rates = any("accuracy" in row or "eval/accuracy" in row for row in rows)
+    found = REWARD_MODEL_FIGURES if rates else SFT_FIGURES
+    return (*found, *_by_domain(rows), *([used] if has_mfu else []))
 
 
-def write_png(rows: list[Row], path: Path, lengths: Lengths | None = None) -> None:
-    """Draws the figures into one PNG, without a display; of supervised training also the lengths of its texts."""
+def _by_domain(rows: list[Row]) -> list[Figure]:
+    """A figure for each measure of evaluations that is known by domain."""
+    found = []
+    for head, (name, unit) in _DOMAIN.items():
+        domains = dict.fromkeys(key for row in rows for key in row if key.startswith(head))
+        colored = zip(domains, cycle(COLORS), strict=False)
+        series = tuple(Series(key, key.removeprefix(head), color, is_rare=True) for key, color in colored)
+        is_share = head == "eval/accuracy/"
+        found += [Figure(f"Held-out {name} by domain", unit, series, is_fraction=is_share)] if domains else []
+    return found
+
+
+def write_png(
+    rows: list[Row], path: Path, lengths: Lengths | None = None, more: list[Callable[[Any], None]] | None = None
+) -> None:
+    """Draws the figures into one PNG, without a display.
+
+    Args:
+        rows:    of metrics.jsonl, one a step.
+        path:    of the file.
+        lengths: of the texts of supervised training.
+        more:    what draws further figures, each on the axes that it is given.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     figures = figures_of(rows)
-    num_rows = -(-(len(figures) + (lengths is not None)) // 2)
+    further = [partial(_draw_lengths, lengths=lengths)] if lengths is not None else []
+    further += more or []
+    num_rows = -(-(len(figures) + len(further)) // 2)
     engine = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15)
     canvas = Canvas(figsize=(12.5, 4.0 * num_rows), dpi=150, layout=engine)
     FigureCanvasAgg(canvas)
     places = list(canvas.subplots(num_rows, 2).flat)
-    if lengths is not None:
-        _draw_lengths(places[len(figures)], lengths)
-    for axes in places[len(figures) + (lengths is not None) :]:
+    for draw, axes in zip(further, places[len(figures) :], strict=False):
+        draw(axes)
+    for axes in places[len(figures) + len(further) :]:
         axes.set_axis_off()
     for axes, figure in zip(places, figures, strict=False):
-        _dress(axes, figure.title, x_label(figure), figure.y_label)
+        dress(axes, figure.title, x_label(figure), figure.y_label)
         if _draw_lines(axes, rows, figure):
             axes.legend(fontsize=8.5, frameon=False, loc="best")
         else:
             axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", color=GREY)
         if figure.is_fraction:
             axes.set_ylim(-0.03, 1.03)
-        elif not figure.is_log:
+        elif not figure.is_log and axes.dataLim.y0 >= 0:
             axes.set_ylim(bottom=0)
     canvas.savefig(path, facecolor="white")
 
@@ -191,7 +251,8 @@ def x_label(figure: Figure) -> str:
     return "tokens" if figure.over_tokens else "optimizer step"
 
 
-def _dress(axes, title: str, x: str, y: str) -> None:
+def dress(axes: Any, title: str, x: str, y: str) -> None:
+    """Title, labels and grid of a figure in the report's style."""
     axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color="#1d2733", pad=8)
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
@@ -203,7 +264,7 @@ def _dress(axes, title: str, x: str, y: str) -> None:
 
 
 def _draw_lengths(axes, lengths: Lengths) -> None:
-    _dress(axes, LENGTHS_TITLE, "tokens of a text", "texts")
+    dress(axes, LENGTHS_TITLE, "tokens of a text", "texts")
     axes.stairs(lengths.texts, lengths.edges, fill=True, color=BLUE)
     axes.axvline(lengths.row_tokens, color=RED, linestyle="--", linewidth=1.4, label="a packed row")
     axes.set_xscale("log", base=2)
@@ -218,6 +279,8 @@ def _draw_lines(axes, rows: list[Row], figure: Figure) -> bool:
         if not steps:
             continue
         drawn = True
+        if (ends := band(rows, series.key))[0]:
+            axes.fill_between(*ends, color=series.color, alpha=0.15, linewidth=0)
         marker = "o" if series.is_rare or len(steps) < SMOOTH_FROM else None
         if series.is_rare or len(steps) < SMOOTH_FROM:
             axes.plot(steps, values, color=series.color, marker=marker, markersize=4, linewidth=1.8, label=series.name)

@@ -11,6 +11,7 @@ from r1engine.config.read import flat
 from r1engine.config.source import read_source
 from r1engine.observe import figures
 from r1engine.observe.charts import Group, chart_groups, comparison
+from r1engine.observe.rated import Ratings, rated_charts, rated_drawings
 from r1engine.observe.starts import read_starts
 
 _TEMPLATE = Path(__file__).with_name("report_template.html")
@@ -18,6 +19,8 @@ _SAMPLE_BYTES = 16_000_000  # completions put into the page; a browser opens tha
 # key of an evaluation -> (name, is a share)
 _HEADLINES = {
     "loss": ("Held-out loss", False),
+    "accuracy": ("Held-out accuracy", True),
+    "length_correlation": ("Correlation of score and length", False),
     "pass_at_1": ("Held-out pass@1", True),
     "format": ("Format followed", True),
     "length_mean": ("Mean response length", False),
@@ -28,9 +31,9 @@ _HEADLINES = {
 def write_report(run_dir: Path, *, refresh_seconds: int | None = None) -> tuple[Path, Path]:
     """Draws what the logs of a run hold: the paper's curves, every other series, phase times, sampled completions.
 
-    Reads metrics.jsonl and, if present, samples.jsonl, lengths.json, summary.json, provenance.json and config.yaml. The
-    headline numbers are the first and the last evaluation in metrics.jsonl; what else summary.json holds is shown as
-    facts under the title.
+    Reads metrics.jsonl and, if present, samples.jsonl, lengths.json, ratings.json, summary.json, provenance.json and
+    config.yaml. The headline numbers are the first and the last evaluation in metrics.jsonl; what else summary.json
+    holds is shown as facts under the title.
 
     Args:
         run_dir: folder of a run, finished or going on.
@@ -48,12 +51,13 @@ def write_report(run_dir: Path, *, refresh_seconds: int | None = None) -> tuple[
     summary = _read_object(run_dir / "summary.json") if (run_dir / "summary.json").exists() else {}
     png = run_dir / "curves.png"
     lengths = figures.Lengths(**_read_object(run_dir / "lengths.json")) if (run_dir / "lengths.json").exists() else None
+    ratings = Ratings(**_read_object(run_dir / "ratings.json")) if (run_dir / "ratings.json").exists() else None
     if refresh_seconds is None:
-        figures.write_png(rows, png, lengths)
+        figures.write_png(rows, png, lengths, rated_drawings(ratings) if ratings else None)
     note = "" if len(samples) == num_samples else f"Of {num_samples} logged completions, {len(samples)} are shown here."
     text = page(
         run_dir.resolve().name,
-        chart_groups(rows, lengths),
+        chart_groups(rows, lengths, rated_charts(ratings) if ratings else None),
         facts=_facts(rows, summary),
         headlines=_headlines(rows),
         details=_details(run_dir),

@@ -8,21 +8,31 @@ from pathlib import Path
 
 from rich.console import Console
 
-from r1engine.config import ConfigError, Parallel, RlConfig, SftConfig, check_world
+from r1engine.config import ConfigError, Parallel, RlConfig, check_world
 from r1engine.hf.architecture import Architecture, architecture_of
 from r1engine.hf.layout import check_limits, check_trained
 from r1engine.plan.hardware import Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import Job
 from r1engine.plan.planner import Plan, make_plan
-from r1engine.plan.request import TEXTS, assumptions, check_positions, gpu_named, job_of, layout_of, smallest_generator
+from r1engine.plan.request import (
+    Planned,
+    assumptions,
+    check_positions,
+    epochs_of,
+    gpu_named,
+    job_of,
+    layout_of,
+    smallest_generator,
+    trained_part,
+)
 from r1engine.plan.search import least_gpus, search
 from r1engine.plan.show import generators, print_plan, print_ranking, to_json, write_html
 from r1engine.plan.sizes import rank_parameters
 
 
 def run_plan(
-    cfg: RlConfig | SftConfig,
+    cfg: Planned,
     gpus: int,
     gpu_name: str,
     *,
@@ -40,7 +50,8 @@ def run_plan(
     if cfg.model.path is None:
         raise ConfigError("plan: model.path: found null, required a folder with config.json")
     try:
-        arch = architecture_of(cfg.model)
+        found = architecture_of(cfg.model)
+        arch = trained_part(found, cfg)
         if isinstance(cfg, RlConfig):
             check_limits(cfg.model.path, arch, cfg.rollout.limits(cfg.steps), 1, "the shortest prompt")
         else:
@@ -53,7 +64,7 @@ def run_plan(
         if auto and not plans:
             raise ConfigError(f"plan: no layout of {gpus} GPUs divides the model and the batch")
         plan = plans[0] if auto else make_plan(arch, layout_of(cfg, gpus), job, gpu, assumed)
-        check_trained(cfg.model.path, arch, cfg.model, _parallel(cfg, plan.layout))
+        check_trained(cfg.model.path, found, cfg.model, _parallel(cfg, plan.layout), arch.head)
         if not auto:
             check_world(cfg, gpus)
     except ValueError as error:
@@ -69,15 +80,16 @@ def run_plan(
     if auto:
         print_ranking(plans, console)
     print_plan(plan, console)
-    if isinstance(cfg, SftConfig):
-        hours = cfg.sft.epochs * TEXTS / cfg.sft.batch_size * plan.seconds / 3600
-        console.print(f"{cfg.sft.epochs} epochs of the paper's {TEXTS:,} texts: {hours:,.0f} h")
+    if not isinstance(cfg, RlConfig):
+        epochs, steps, rows = epochs_of(cfg)
+        hours = steps * plan.seconds / 3600
+        console.print(f"{epochs} epoch{'s' if epochs > 1 else ''} of the paper's {rows}: {hours:,.1f} h")
     if not plan.fits:
         _print_least(arch, job, gpu, assumed, console, optimizer_offload=offload)
     return plan.fits
 
 
-def _check_against_model(arch: Architecture, cfg: RlConfig | SftConfig, plan: Plan) -> None:
+def _check_against_model(arch: Architecture, cfg: Planned, plan: Plan) -> None:
     """Build the true Megatron model of every stage and hold the closed forms to it."""
     from r1engine.model.stage_sizes import stage_parameters
 
@@ -87,7 +99,7 @@ def _check_against_model(arch: Architecture, cfg: RlConfig | SftConfig, plan: Pl
         assert sum(names.values()) == expected, f"stage {stage}: Megatron builds {sum(names.values())}, not {expected}"
 
 
-def _parallel(cfg: RlConfig | SftConfig, layout: Layout) -> Parallel:
+def _parallel(cfg: Planned, layout: Layout) -> Parallel:
     return cfg.parallel.model_copy(
         update={
             "tensor": layout.tensor,

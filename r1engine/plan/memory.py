@@ -17,8 +17,8 @@ PHASE_TERMS = {"update": "training", "logprobs": "logprobs", "generate": "genera
 class Job:
     """What a run asks of the hardware, besides the layout of the trainer."""
 
-    questions: int
-    group_size: int
+    questions: int  # of a rollout; of a supervised step its texts, pairs or labels
+    group_size: int  # completions of a question; the two texts of a pair
     minibatches: int
     inner_epochs: int
     prompt_tokens: float  # mean
@@ -47,6 +47,11 @@ class Job:
     def tokens(self) -> float:
         """Of one rollout, prompts included."""
         return self.completions * (self.prompt_tokens + self.mean_tokens)
+
+    @property
+    def longest(self) -> float:
+        """Tokens that are never split: a prompt and its completion, a text, or the two texts of a pair."""
+        return self.max_tokens + self.prompt_tokens if self.generates else self.group_size * self.max_tokens
 
     def rows(self, data: int) -> int:
         """Micro-batches of one mini-batch on each data-parallel rank, packed to 90 %."""
@@ -179,8 +184,8 @@ def _activations(arch: Architecture, layout: Layout, job: Job, assumed: Assumed,
 
 
 def _logits(arch: Architecture, layout: Layout, job: Job, stage: int) -> float:
-    """bf16 logits and their gradient, of a chunk or of a whole row, on the last stage."""
-    if stage != layout.pipeline - 1:
+    """bf16 logits and their gradient, of a chunk or of a whole row, on the last stage; a score has none."""
+    if stage != layout.pipeline - 1 or arch.head == "score":
         return 0.0
     tokens = job.row_tokens / layout.context
     return 2 * WEIGHT * min(tokens, job.logits_chunk or tokens) * arch.vocab_size / layout.tensor

@@ -139,8 +139,8 @@ def knobs(plan: Plan) -> list[tuple[str, Plan]]:
             continue
         if new_job.generates and new_layout.gpus % new_job.generator_tensor:
             continue
-        if new_job.row_tokens < new_job.max_tokens + new_job.prompt_tokens:
-            continue  # a sequence is never split
+        if new_job.row_tokens < new_job.longest:
+            continue
         changed = make_plan(plan.arch, new_layout, new_job, plan.gpu, plan.assumed)
         if _training_peak(changed) < _training_peak(plan) - 0.05 or len(changed.limits()) < len(plan.limits()):
             found.append((name, changed))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from r1engine.config import ConfigError, RlConfig, SftConfig, StageConfig
+from r1engine.config import ConfigError, RewardModelConfig, RlConfig, SftConfig, StageConfig
 from r1engine.hf.architecture import Architecture, is_fp8_folder
 from r1engine.plan.hardware import GIB, GPUS, Assumed, Gpu
 from r1engine.plan.layout import Layout
@@ -12,6 +12,8 @@ from r1engine.plan.sizes import total_parameters
 
 PROMPT_TOKENS = 200  # mean prompt: the paper's template and a competition question
 TEXT_TOKENS, TEXTS = 5_355, 804_745  # mean length and number of the paper's texts (v2, Table 5)
+PAIRS, LABELS = 66_000, 106_000  # of the paper's two reward models (v2, section 3.1)
+Planned = RlConfig | SftConfig | RewardModelConfig
 
 
 def gpu_named(name: str) -> Gpu:
@@ -62,11 +64,21 @@ def layout_of(cfg: StageConfig, gpus: int) -> Layout:
     )
 
 
-def job_of(cfg: RlConfig | SftConfig, assumed: Assumed) -> Job:
+def trained_part(arch: Architecture, cfg: Planned) -> Architecture:
+    """What `cfg` makes of the architecture of its folder: a reward model ends in a score."""
+    return arch.scoring() if isinstance(cfg, RewardModelConfig) else arch
+
+
+def job_of(cfg: Planned, assumed: Assumed) -> Job:
     """The work of one rollout and its updates, at the start of the run, with generators as assumed or of one GPU; of a
-    supervised run that of one step, on texts of the paper's mean length or as assumed."""
+    supervised run that of one step, on texts of the paper's mean length (of what is rated none is known: of the assumed
+    share of the longest) or as assumed."""
     if isinstance(cfg, SftConfig):
-        return _step_of(cfg, assumed)
+        mean = assumed.mean_tokens or min(TEXT_TOKENS, cfg.data.max_tokens)
+        return _step_of(cfg, cfg.sft.batch_size, 1, mean, cfg.data.max_tokens)
+    if isinstance(cfg, RewardModelConfig):
+        mean, longest = assumed.mean_tokens or assumed.mean_length_share * cfg.data.max_tokens, cfg.data.max_tokens
+        return _step_of(cfg, cfg.reward_model.batch_size, cfg.texts_of_unit, mean, longest)
     longest = cfg.rollout.max_tokens_at(0)
     return Job(
         questions=cfg.grpo.questions,
@@ -87,15 +99,16 @@ def job_of(cfg: RlConfig | SftConfig, assumed: Assumed) -> Job:
     )
 
 
-def _step_of(cfg: SftConfig, assumed: Assumed) -> Job:
+def _step_of(cfg: StageConfig, batch_size: int, texts: int, mean_tokens: float, max_tokens: int) -> Job:
+    """`texts`: of one unit of the batch."""
     return Job(
-        questions=cfg.sft.batch_size,
-        group_size=1,
+        questions=batch_size,
+        group_size=texts,
         minibatches=1,
         inner_epochs=1,
         prompt_tokens=0,
-        mean_tokens=assumed.mean_tokens or min(TEXT_TOKENS, cfg.data.max_tokens),
-        max_tokens=cfg.data.max_tokens,
+        mean_tokens=mean_tokens,
+        max_tokens=max_tokens,
         row_tokens=cfg.row_tokens,
         has_reference=False,
         logits_chunk=None,
@@ -106,7 +119,17 @@ def _step_of(cfg: SftConfig, assumed: Assumed) -> Job:
     )
 
 
-def check_positions(cfg: SftConfig, arch: Architecture) -> None:
+def epochs_of(cfg: SftConfig | RewardModelConfig) -> tuple[int, int, str]:
+    """Epochs of a supervised run, the steps that they take on the paper's data, and the name of that data."""
+    if isinstance(cfg, SftConfig):
+        epochs, size, rows, name = cfg.sft.epochs, cfg.sft.batch_size, TEXTS, "texts"
+    else:
+        epochs, size = cfg.reward_model.epochs, cfg.reward_model.batch_size
+        rows, name = (PAIRS, "pairs") if cfg.texts_of_unit == 2 else (LABELS, "labels")
+    return epochs, -(-epochs * rows // size), f"{rows:,} {name}"
+
+
+def check_positions(cfg: SftConfig | RewardModelConfig, arch: Architecture) -> None:
     """Refuse texts that may be longer than the model's positions.
 
     Raises:

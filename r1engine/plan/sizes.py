@@ -93,7 +93,9 @@ def rank_parameters(arch: Architecture, layout: Layout, stage: int, *, with_mtp:
         add({"embedding": matrix})
     if is_last:
         add({"norms": arch.hidden_size})
-        if not (arch.is_tied and is_first):
+        if arch.head == "score":
+            add({"score": arch.hidden_size})
+        elif not (arch.is_tied and is_first):
             add({"output": matrix})
         if with_mtp:
             for _ in range(arch.num_mtp_layers):
@@ -119,7 +121,7 @@ def active_parameters(arch: Architecture) -> int:
 class Work:
     """Floating-point operations of one token's forward pass, whole model."""
 
-    dense: float  # projections, dense and shared MLPs, output matrix, router
+    dense: float  # projections, dense and shared MLPs, output matrix or score, router
     linears: float  # of these, what model.fp8 takes to FP8
     experts: float
     attention_per_position: float  # of scores and values, for each token that is looked back at
@@ -134,7 +136,7 @@ def forward_work(arch: Architecture) -> Work:
     linears = attention_parameters(arch, 1)["split"] * arch.num_layers
     dense_layers = arch.num_layers - (moe.num_layers if moe else 0)
     linears += dense_layers * mlp_parameters(arch, arch.intermediate_size)
-    others, experts = arch.vocab_size * hidden, 0
+    others, experts = (1 if arch.head == "score" else arch.vocab_size) * hidden, 0
     if moe is not None:
         linears += moe.num_layers * mlp_parameters(arch, moe.shared_size)
         others += moe.num_layers * hidden * moe.num_experts

@@ -4,10 +4,13 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
+from r1engine.evaluation.ratings import shown
 from r1engine.observe import figures, report
-from r1engine.observe.charts import line_chart
+from r1engine.observe.charts import chart_groups, line_chart
+from r1engine.observe.rated import Ratings, rated_charts
 from r1engine.observe.report import embedded_json, write_report
 
 ATTACK = "</script><script>alert(1)</script><!-- <b>%%@PLOTLY@%%\u2028"
@@ -180,6 +183,47 @@ def test_a_supervised_run_is_drawn_over_steps_tokens_and_domains(tmp_path, monke
     assert '"x":[100,200,300,400]' in text.replace(" ", "")
     merged = [{"step": 0, "eval/loss": 2.0}, supervised(1), supervised(2, **{"eval/loss": 1.0})]
     assert figures.points(merged, "eval/loss", over_tokens=True) == ([0, 200], [2.0, 1.0])
+
+
+def test_a_reward_model_is_drawn_with_its_interval_scores_and_calibration(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "plotly_script", lambda: "")
+    evaluated = {"eval/loss": 0.5, "eval/accuracy": 0.75, "eval/accuracy_low": 0.4, "eval/accuracy_high": 0.93}
+    evaluated |= {"eval/length_correlation": -0.25, "eval/calibration_error": 0.1, "eval/accuracy/writing": 0.5}
+    trained = {"accuracy": 0.5, "chosen": -1.0, "rejected": -2.0, "difference": 1.0}
+    rows = [{"step": 0, **evaluated}, *(supervised(step, **trained) for step in range(1, 4)), {"step": 3, **evaluated}]
+    write_lines(tmp_path / "metrics.jsonl", rows)
+    scores = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, -1.0], [3.0, -1.0]])
+    drawn = shown(scores, np.array([[20, 10], [10, 20], [15, 15], [30, 5]]), None)
+    (tmp_path / "ratings.json").write_text(json.dumps(drawn))
+    png, page = write_report(tmp_path)
+    assert png.stat().st_size > 10_000
+    assert re.findall(r"<h3>(.*?)</h3>", page.read_text()) == [
+        "Held-out loss",
+        "Held-out accuracy",
+        "Correlation of score and length",
+        "Loss of the reward model",
+        "Accuracy of the reward model",
+        "Scores",
+        "Length and sureness",
+        "Gradient norm before clipping",
+        "Learning rate",
+        "Speed",
+        "Held-out accuracy by domain",
+        "Held-out scores",
+        "Score against length",
+        "Calibration",
+        "Where the time goes",
+    ]
+    for number in ("75.0%", "-0.250"):
+        assert f'<span class="new">{number}</span>' in page.read_text()
+    (accuracy,) = (chart for _, group in chart_groups(rows) for chart in group if "Accuracy" in chart["title"])
+    assert [trace["y"] for trace in accuracy["data"]][1:4] == [[0.4, 0.4], [0.93, 0.93], [0.75, 0.75]]
+    bars, (dots,), (ideal, found) = (chart["data"] for chart in rated_charts(Ratings(**drawn)))
+    assert {bar["name"]: sum(bar["y"]) for bar in bars} == {"chosen": 4, "rejected": 4}
+    assert dots["y"] == scores.ravel().tolist() and dots["x"] == [20, 10, 10, 20, 15, 15, 30, 5]
+    assert sum(int(text.split()[0]) for text in found["text"]) == 4 and ideal["x"] == ideal["y"]
+    for x, y in zip(found["x"], found["y"], strict=True):
+        assert 0.5 <= x <= 1 and y in (0.0, 1.0)
 
 
 def test_a_row_that_is_being_written_is_left_out(tmp_path):

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from transformers import DeepseekV3Config
 
-from r1engine.config import SftConfig, load
+from r1engine.config import RewardModelConfig, SftConfig, load
 from r1engine.hf.architecture import architecture_of, read_architecture
 from r1engine.plan.hardware import GPUS, Assumed
 from r1engine.plan.planner import make_plan
-from r1engine.plan.request import job_of, layout_of, smallest_generator
+from r1engine.plan.request import job_of, layout_of, smallest_generator, trained_part
 from r1engine.plan.sizes import total_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +33,9 @@ CONFIGS = {
     "distill/qwen2.5_14b": ("h100", 16),
     "distill/qwen2.5_32b": ("h100", 32),
     "distill/llama_3.3_70b": ("h100", 64),
+    "reward_models/llama_3.1_8b": ("h100", 8),
+    "reward_models/helpfulness_671b": ("h800", 256),
+    "reward_models/safety_671b": ("h800", 256),
 }
 RATES = {  # v2, Table 6
     "Qwen2.5-Math-1.5B": 1e-4,
@@ -73,7 +76,7 @@ def test_every_configuration_of_a_real_model_is_here():
 def test_a_configuration_fits_its_gpus(monkeypatch, name):
     monkeypatch.chdir(ROOT)
     (gpu, gpus), cfg, assumed = CONFIGS[name], load(ROOT / "configs" / f"{name}.yaml", []), Assumed()
-    arch = architecture_of(cfg.model)
+    arch = trained_part(architecture_of(cfg.model), cfg)
     job = job_of(cfg, assumed)
     if job.generates:
         job = replace(job, generator_tensor=smallest_generator(arch, job, gpus, GPUS[gpu], assumed))
@@ -94,6 +97,19 @@ def test_distillation_has_the_papers_numbers(monkeypatch):
         assert architecture_of(cfg.model).max_positions == 131_072
         found[cfg.model.folder.name] = cfg.optimizer.lr
     assert found == RATES
+
+
+def test_reward_models_have_the_papers_numbers(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    losses = {}
+    for file in (ROOT / "configs" / "reward_models").glob("*.yaml"):
+        cfg = load(file, [])
+        assert isinstance(cfg, RewardModelConfig)
+        assert (cfg.reward_model.batch_size, cfg.reward_model.epochs, cfg.data.max_tokens) == (256, 1, 8_192)
+        assert (cfg.optimizer.lr, cfg.optimizer.schedule) == (6e-6, "constant")
+        losses[file.stem] = cfg.reward_model.loss, cfg.sees
+    pairs, labels = ("pairwise", "summary"), ("pointwise", "response")
+    assert losses == {"helpfulness_671b": pairs, "safety_671b": labels, "llama_3.1_8b": pairs}
 
 
 def test_table_6s_run_has_the_papers_numbers(monkeypatch):

@@ -1,4 +1,4 @@
-"""A plan of supervised training: the update of reinforcement learning, and nothing of generation."""
+"""A plan of supervised training and of reward models: the update of reinforcement learning, without generation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 from ranks import on_ranks
 
-from r1engine.config import ConfigError, RlConfig, SftConfig
+from r1engine.config import ConfigError, RewardModelConfig, RlConfig, SftConfig
 from r1engine.hf.architecture import read_architecture
 from r1engine.plan.command import run_plan
 from r1engine.plan.hardware import GPUS, Assumed
 from r1engine.plan.phases import model_flops
-from r1engine.plan.planner import make_plan
-from r1engine.plan.request import TEXT_TOKENS, job_of, layout_of
+from r1engine.plan.planner import knobs, make_plan
+from r1engine.plan.request import TEXT_TOKENS, job_of, layout_of, trained_part
 from r1engine.plan.search import search
+from r1engine.plan.sizes import total_parameters
 from r1engine.plan.utilization import training_flops
 
 MODEL = Path(__file__).resolve().parents[2] / "configs" / "models" / "Llama-3.1-8B"
@@ -51,6 +52,49 @@ def test_any_batch_fits_any_ranks_and_a_search_needs_no_generator():
     assert job.mean_tokens == 1000
     plans = search(arch, job, 8, GPUS["h100"], assumed)
     assert plans and all(plan.fits and plan.job.generator_tensor == 0 for plan in plans)
+
+
+def test_a_reward_model_has_a_score_in_place_of_the_output_matrix_and_whole_pairs():
+    cfg = RewardModelConfig(model={"path": MODEL, "recompute": True}, parallel={"tensor": 2})
+    language, assumed, gpu = read_architecture(MODEL), Assumed(), GPUS["h100"]
+    arch = trained_part(language, cfg)
+    matrix = language.vocab_size * language.hidden_size
+    assert total_parameters(arch) == total_parameters(language) - matrix + language.hidden_size
+    job = job_of(cfg, assumed)
+    assert (job.completions, job.mean_tokens, job.row_tokens) == (2 * 256, 2_048, 2 * 8_192)
+    plan = make_plan(arch, layout_of(cfg, 8), job, gpu, assumed)
+    assert plan.worst.training["logits"] == 0
+    assert model_flops(language, job) - model_flops(arch, job) == 6 * job.tokens * (matrix - language.hidden_size)
+    assert not [name for name, _ in knobs(plan) if name.startswith("max_row_tokens")]  # a pair is never split
+    labels = RewardModelConfig(model=cfg.model, reward_model={"loss": "pointwise"}, max_row_tokens=16_384)
+    job = job_of(labels, assumed)
+    assert job.completions == 256
+    assert "max_row_tokens=8192" in dict(knobs(make_plan(arch, layout_of(labels, 8), job, gpu, assumed)))
+
+
+def _printed_of_pairs() -> str:
+    cfg = RewardModelConfig(model={"path": MODEL, "recompute": True}, parallel={"tensor": 2, "pipeline": 2})
+    with redirect_stdout(StringIO()) as out:
+        assert run_plan(cfg, 8, "h100", auto=False, assume=["mean_tokens=1000"], as_json=False, html=None)
+    return out.getvalue()
+
+
+def test_the_command_plans_a_reward_model_as_megatron_builds_it():
+    text = " ".join(on_ranks(1, _printed_of_pairs)[0].split())
+    assert text.startswith("7.50 B parameters") and "one step: 512 texts of 1,000 tokens on average, 8,192" in text
+    assert "1 epoch of the paper's 66,000 pairs: " in text
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"path": MODEL, "mtp_loss_weight": 0.1}, "model.mtp_loss_weight: found 0.1, required 0: a reward model"),
+        ({"path": MODEL.parent / "Qwen2.5-Math-7B"}, r"4,096 positions, required 8,192 \(data.max_tokens\)"),
+    ],
+)
+def test_a_plan_refuses_what_training_a_reward_model_refuses(model, message):
+    with pytest.raises(ConfigError, match=message):
+        run_plan(RewardModelConfig(model=model), 8, "h100", auto=False, assume=[], as_json=False, html=None)
 
 
 def _printed(html: Path, as_json: bool) -> str:

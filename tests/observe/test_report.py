@@ -222,8 +222,8 @@ def test_a_reward_model_is_drawn_with_its_interval_scores_and_calibration(tmp_pa
     assert {bar["name"]: sum(bar["y"]) for bar in bars} == {"chosen": 4, "rejected": 4}
     assert dots["y"] == scores.ravel().tolist() and dots["x"] == [20, 10, 10, 20, 15, 15, 30, 5]
     assert sum(int(text.split()[0]) for text in found["text"]) == 4 and ideal["x"] == ideal["y"]
-    for x, y in zip(found["x"], found["y"], strict=True):
-        assert 0.5 <= x <= 1 and y in (0.0, 1.0)
+    assert found["y"] == [0.5, 1.0, 1.0]  # the two that differ by 1: one is right
+    assert found["x"] == pytest.approx([1 / (1 + np.exp(-size)) for size in (1, 2, 4)])
 
 
 def test_a_row_that_is_being_written_is_left_out(tmp_path):

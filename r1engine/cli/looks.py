@@ -81,7 +81,9 @@ def plan(
     config: ConfigPath,
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs of the run.")],
     overrides: Overrides = None,
-    gpu: Annotated[str, typer.Option("--gpu", help="h100, h800, h200 or h20.")] = "h100",
+    gpu: Annotated[
+        str, typer.Option("--gpu", help="h100, h800, h200, h20, b200, gb200, a100, l40s, rtx4090, ...")
+    ] = "h100",
     auto: Annotated[
         bool, typer.Option("--auto", help="Search the layouts and rank them; CONFIG's is ignored.")
     ] = False,

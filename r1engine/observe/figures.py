@@ -222,8 +222,9 @@ def write_png(
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     figures = figures_of(rows)
-    further = [partial(_draw_lengths, lengths=lengths)] if lengths is not None else []
-    further += more or []
+    further: list[Callable[[Any], None]] = [*(more or [])]
+    if lengths is not None:
+        further.append(partial(_draw_lengths, lengths=lengths))
     num_rows = -(-(len(figures) + len(further)) // 2)
     engine = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15)
     canvas = Canvas(figsize=(12.5, 4.0 * num_rows), dpi=150, layout=engine)

@@ -18,6 +18,7 @@ from r1engine.plan.planner import Plan, make_plan
 from r1engine.plan.request import (
     Planned,
     assumptions,
+    check_fp8,
     check_positions,
     epochs_of,
     gpu_named,
@@ -47,6 +48,7 @@ def run_plan(
         ConfigError: what `train` would refuse of the model and the layout, or an unknown GPU or assumption.
     """
     gpu, assumed = gpu_named(gpu_name), assumptions(assume)
+    check_fp8(cfg, gpu)
     if cfg.model.path is None:
         raise ConfigError("plan: model.path: found null, required a folder with config.json")
     try:

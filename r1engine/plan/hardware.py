@@ -16,19 +16,33 @@ class Gpu:
     bf16_tflops: float  # dense
     hbm_tb_s: float
     nvlink_gb_s: float
-    network_gb_s: float  # to other nodes: one 400 Gb/s adapter a GPU
+    network_gb_s: float  # to other nodes: one 400 Gb/s adapter a GPU, where nothing else is said
     host_gb_s: float = 55.0  # PCIe 5.0 x16
-    per_node: int = 8
-    host_memory_gib: float = 2048.0  # of a node
+    per_node: int = 8  # GPUs that NVLink joins
+    per_host: int = 8  # GPUs that share CPUs and host memory
+    host_memory_gib: float = 2048.0  # of a host
+    has_fp8: bool = True  # in blocks of 128, as `model.fp8` and the fused experts take it
 
 
-# NVIDIA's data sheets of H100 SXM, H200 SXM and H20. H800 is the H100 with NVLink cut to 400 GB/s in both directions
-# together (DeepSeek-V3 report, section 3.2).
+PCIE_4 = 27.0  # GB/s of 16 lanes, one direction
+# NVIDIA's data sheets of H100 SXM, H200 SXM, H20, A100 SXM (DGX A100: an adapter of 200 Gb/s a GPU), L40S, HGX B200 and
+# GB200 NVL72 (NVLink joins 72; a tray has four of them and two Grace of 480 GB, each NVLink-C2C is shared by two), and
+# the white papers of Ada and of the RTX Blackwell (tensor cores that add up in FP32). H800 is the H100 with NVLink cut
+# to 400 GB/s in both directions together (DeepSeek-V3 report, section 3.2). AMD's data sheet of the MI300X (seven links
+# of 64 GB/s). Without NVLink a GPU's neighbours are behind PCIe. The network and the host memory of the boards without
+# NVLink are assumptions: 200 and 100 Gb/s, 1 TiB and 256 GiB.
 GPUS = {
     "h100": Gpu("h100", 79.6, 989, 3.35, 450, 50),
     "h800": Gpu("h800", 79.6, 989, 3.35, 200, 50),
     "h200": Gpu("h200", 139.8, 989, 4.8, 450, 50),
     "h20": Gpu("h20", 95.6, 148, 4.0, 450, 50),
+    "b200": Gpu("b200", 179.1, 2250, 8.0, 900, 50),
+    "gb200": Gpu("gb200", 185.0, 2500, 8.0, 900, 50, 225.0, per_node=72, per_host=4, host_memory_gib=894),
+    "a100": Gpu("a100", 80.0, 312, 2.039, 300, 25, PCIE_4, has_fp8=False),
+    "l40s": Gpu("l40s", 45.0, 362, 0.864, PCIE_4, 25, PCIE_4, host_memory_gib=1024, has_fp8=False),
+    "rtx4090": Gpu("rtx4090", 24.0, 165.2, 1.008, PCIE_4, 12.5, PCIE_4, host_memory_gib=256, has_fp8=False),
+    "rtx5090": Gpu("rtx5090", 31.8, 209.5, 1.792, 55, 12.5, host_memory_gib=256, has_fp8=False),
+    "mi300x": Gpu("mi300x", 192.0, 1307, 5.3, 448, 50, has_fp8=False),
 }
 
 

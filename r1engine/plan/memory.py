@@ -119,7 +119,7 @@ def optimizer_bytes(parameters: dict[str, int], layout: Layout) -> float:
 
 def host_bytes(arch: Architecture, layout: Layout, job: Job, gpu: Gpu) -> dict[str, float]:
     """Host memory of the fullest node in GiB: what is parked there while the other half runs."""
-    per_node = min(gpu.per_node, layout.gpus)
+    per_node = min(gpu.per_host, layout.gpus)
     ranks = [rank_parameters(arch, layout, stage, with_mtp=job.with_mtp) for stage in range(layout.pipeline)]
     worst = max(ranks, key=lambda terms: sum(terms.values()))
     count = sum(worst.values())

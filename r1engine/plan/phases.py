@@ -232,7 +232,7 @@ def _optimizer(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed: 
     # The copies overlap with the CPUs' work; the sum is what it costs where they share the memory's bandwidth.
     moved = steps * (GRADIENT + WEIGHT) * state / OPTIMIZER / 1e9
     seconds = {
-        "Adam on the CPUs": steps * 2 * state / 1e9 / (assumed.cpu_adam_gb_s / min(gpu.per_node, layout.gpus)),
+        "Adam on the CPUs": steps * 2 * state / 1e9 / (assumed.cpu_adam_gb_s / min(gpu.per_host, layout.gpus)),
         "gradients down, weights up": moved / (gpu.host_gb_s * assumed.bandwidth_efficiency),
     }
     return Phase("optimizer", seconds, {"PCIe": moved})

@@ -64,6 +64,19 @@ def layout_of(cfg: StageConfig, gpus: int) -> Layout:
     )
 
 
+def check_fp8(cfg: StageConfig, gpu: Gpu) -> None:
+    """Refuse FP8 on a GPU that does not compute it in blocks.
+
+    Raises:
+        ConfigError: naming the key and the GPUs that do.
+    """
+    found = ["model.fp8: found true"] if cfg.model.fp8 else []
+    found += ["model.experts: found fused_fp8"] if cfg.model.experts == "fused_fp8" else []
+    if found and not gpu.has_fp8:
+        able = ", ".join(name for name, other in GPUS.items() if other.has_fp8)
+        raise ConfigError(f"plan: {'; '.join(found)} with --gpu {gpu.name}, required one of {able}")
+
+
 def trained_part(arch: Architecture, cfg: Planned) -> Architecture:
     """What `cfg` makes of the architecture of its folder: a reward model ends in a score."""
     return arch.scoring() if isinstance(cfg, RewardModelConfig) else arch

@@ -1,4 +1,4 @@
-"""`r1engine plan --auto`: every layout that divides, those that fit first, the fastest first."""
+"""`r1engine plan --auto`: every layout that divides, with the fastest row; those that fit first, the fastest first."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from r1engine.plan.planner import Plan, layout_problem, make_plan
 from r1engine.plan.sizes import total_parameters
 
 MOST_GPUS = 8192  # where the search for the least number stops
+ROWS = (1, 2, 4, 8)  # max_row_tokens that are tried, in those of the configuration
 
 
 def layouts(arch: Architecture, gpus: int, gpu: Gpu, *, optimizer_offload: bool = False) -> Iterator[Layout]:
@@ -72,17 +73,31 @@ def search(
     optimizer_offload: bool = False,
     keep: int = 8,
 ) -> list[Plan]:
-    """The fastest plans that fit, of layouts with the optimizer where it is said to be; without any, those nearest to
-    fitting."""
+    """The fastest plans that fit, of layouts with the optimizer where it is said to be, each with the row that makes it
+    fastest; without any, those nearest to fitting."""
     if job.generates:
         job = replace(job, generator_tensor=_best_generator(arch, job, gpus, gpu, assumed))
     found = layouts(arch, gpus, gpu, optimizer_offload=optimizer_offload)
     possible = [layout for layout in found if layout_problem(arch, layout, job) is None]
     plans = [make_plan(arch, layout, job, gpu, assumed) for layout in possible]
-    fitting = sorted((plan for plan in plans if plan.fits), key=lambda plan: plan.seconds)
+    fitting = sorted((_with_best_row(plan) for plan in plans if plan.fits), key=lambda plan: plan.seconds)
     if fitting:
         return fitting[:keep]
     return sorted(plans, key=lambda plan: (len(plan.limits()), plan.peak[1]))[:keep]
+
+
+def _with_best_row(plan: Plan) -> Plan:
+    """The plan with the longest of `ROWS` that still fits and that a rank can fill, if that is faster."""
+    job, best = plan.job, plan
+    for times in ROWS[1:]:
+        row_tokens = times * job.row_tokens
+        if row_tokens > job.tokens / job.minibatches / plan.layout.data:
+            break
+        longer = replace(plan, job=replace(job, row_tokens=row_tokens))
+        if not longer.fits:
+            break
+        best = min(best, longer, key=lambda found: found.seconds)
+    return best
 
 
 def _best_generator(arch: Architecture, job: Job, gpus: int, gpu: Gpu, assumed: Assumed) -> int:

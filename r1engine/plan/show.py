@@ -32,6 +32,7 @@ def to_json(plan: Plan) -> dict:
             "optimizer_offload": layout.optimizer_offload,
         },
         "generator_gpus": job.generator_tensor,
+        "row_tokens": job.row_tokens,
         "memory_gib": {phase: getattr(plan.worst, terms) for phase, terms in PHASE_TERMS.items()},
         "memory_gib_by_stage": [
             {phase: sum(getattr(stage, terms).values()) for phase, terms in PHASE_TERMS.items()}
@@ -62,7 +63,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"{model['parameters_active'] / 1e9:.2f} B active for a token; "
         f"{plan.layout.gpus} x {plan.gpu.name.upper()}, {plan.layout.describe()}{generators(plan)}"
     )
-    of = f"of {job.mean_tokens:,.0f} tokens on average, {job.max_tokens:,} at most"
+    of = f"of {job.mean_tokens:,.0f} tokens on average, {job.max_tokens:,} at most, in rows of {job.row_tokens:,}"
     if job.generates:
         console.print(
             f"one rollout: {job.completions:,} completions {of}; {job.minibatches * job.inner_epochs} updates"
@@ -88,13 +89,14 @@ def _unit(plan: Plan) -> str:
 def print_ranking(plans: list[Plan], console: Console) -> None:
     """The layouts of a search, one a line, the best first."""
     table = Table(title="Layouts", title_justify="left")
-    for name in ("layout", "recompute", "generators", "peak GiB", "in", "s", "tok/s/GPU", "fits"):
+    for name in ("layout", "recompute", "row", "generators", "peak GiB", "in", "s", "tok/s/GPU", "fits"):
         table.add_column(name, justify="left" if name in ("layout", "recompute", "in") else "right")
     for plan in plans:
         phase, gib = plan.peak
         table.add_row(
             plan.layout.describe(),
             plan.layout.recompute,
+            f"{plan.job.row_tokens:,}",
             f"{plan.job.generator_tensor} GPUs" if plan.job.generates else "-",
             f"{gib:.1f}",
             phase,

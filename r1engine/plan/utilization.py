@@ -15,6 +15,11 @@ DEVICES = {
     "NVIDIA H200": "h200",
     "NVIDIA H800": "h800",
     "NVIDIA H20": "h20",
+    "NVIDIA B200": "b200",
+    "NVIDIA GB200": "gb200",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA A100-SXM4-40GB": "a100",
+    "NVIDIA L40S": "l40s",
 }
 
 

@@ -13,7 +13,7 @@ from model_folders import save_model
 from policies import policy_of
 from safetensors.torch import load_file
 
-from r1engine.config import ConfigError, RlConfig
+from r1engine.config import ConfigError, RewardModelConfig, RlConfig, SftConfig
 from r1engine.hf.architecture import read_architecture
 from r1engine.hf.layout import fp8_problem
 from r1engine.model.layers import fp8
@@ -167,8 +167,9 @@ def test_without_transformer_engine_the_error_says_what_to_install(world, models
     message = r"model\.fp8: found no transformer_engine, required pip install .*'transformer-engine\[pytorch\]"
     with pytest.raises(ConfigError, match=message):
         policy_of(RlConfig(model={"path": models / "qwen2", "fp8": True}), world)
-    with pytest.raises(ConfigError, match=message):  # before servers start
-        train(RlConfig(run_dir=tmp_path / "run", model={"path": models / "qwen2", "fp8": True}))
+    for kind in (RlConfig, SftConfig, RewardModelConfig):  # before servers start, or data is read
+        with pytest.raises(ConfigError, match=message):
+            train(kind(run_dir=tmp_path / "run", model={"path": models / "qwen2", "fp8": True}))
     assert not (tmp_path / "run").exists()
 
 

@@ -220,6 +220,17 @@ def test_the_search_ranks_what_fits_by_time():
     assert [p.seconds for p in plans] == sorted(p.seconds for p in plans)
 
 
+def test_the_search_takes_longer_rows_where_they_fit_and_are_full():
+    small, assumed, gpu = read_architecture(ROOT / "configs" / "models" / "Qwen2.5-Math-1.5B"), Assumed(), GPUS["h100"]
+    job = dataclasses.replace(JOB, mean_tokens=768.0, max_tokens=3072, row_tokens=4096, generator_tensor=1)
+    best = search(small, job, 8, gpu, assumed)[0]
+    short = make_plan(small, best.layout, job, gpu, assumed)
+    assert best.fits and best.job.row_tokens == 32_768 and best.seconds < short.seconds / 2
+    few = search(small, dataclasses.replace(job, questions=64), 8, gpu, assumed)[0]
+    share = few.job.tokens / few.job.minibatches / few.layout.data
+    assert few.job.row_tokens <= share < 2 * few.job.row_tokens
+
+
 @pytest.fixture(scope="module")
 def least():
     return least_gpus(V3, JOB, GPUS["h800"], Assumed())
@@ -280,7 +291,14 @@ def test_the_command_prints_json_and_a_page(config, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gpu", "b300", "--gpus", "512"], "found --gpu b300, required one of h100, h800, h200, h20"),
+        (
+            ["--gpu", "b300", "--gpus", "512"],
+            "found --gpu b300, required one of h100, h800, h200, h20, b200, gb200, a100,",
+        ),
+        (
+            ["--gpu", "a100", "--gpus", "512", "model.fp8=true"],
+            "model.fp8: found true with --gpu a100, required one of",
+        ),
         (["--gpu", "h800", "--gpus", "500"], "does not divide 500"),
         (["--gpu", "h800", "--gpus", "512", "--assume", "speed=2"], "found --assume speed=2, required one of"),
         (["--gpus", "768", "parallel.expert=48"], "parallel.expert: 48 does not divide the model's 256 experts"),

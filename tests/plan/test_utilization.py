@@ -39,7 +39,8 @@ def test_a_utilization_is_over_the_peak_of_the_data_sheet():
     # 989 TFLOP/s: two GPUs that did 989e12 operations in two seconds were used to a quarter.
     for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA H800"):
         assert utilization(989e12, 2.0, 2, name) == pytest.approx(0.25)
-    assert utilization(148e12, 1.0, 1, "NVIDIA H20") == pytest.approx(1.0)
+    for name, tflops in {"NVIDIA H20": 148, "NVIDIA B200": 2250, "NVIDIA A100-SXM4-40GB": 312}.items():
+        assert utilization(tflops * 1e12, 1.0, 1, name) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("name", ["", "NVIDIA H200 MIG 1g.18gb", "NVIDIA H100 PCIe", "NVIDIA GeForce RTX 4090"])

@@ -83,9 +83,9 @@ def run_plan(
         print_ranking(plans, console)
     print_plan(plan, console)
     if not isinstance(cfg, RlConfig):
-        epochs, steps, rows = epochs_of(cfg)
-        hours = steps * plan.seconds / 3600
-        console.print(f"{epochs} epoch{'s' if epochs > 1 else ''} of the paper's {rows}: {hours:,.1f} h")
+        epochs, size, rows, name = epochs_of(cfg)
+        hours = epochs * rows / size * plan.seconds / 3600
+        console.print(f"{epochs} epoch{'s' if epochs > 1 else ''} of the paper's {rows:,} {name}: {hours:,.1f} h")
     if not plan.fits:
         _print_least(arch, job, gpu, assumed, console, optimizer_offload=offload)
     return plan.fits

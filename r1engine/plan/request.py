@@ -132,14 +132,12 @@ def _step_of(cfg: StageConfig, batch_size: int, texts: int, mean_tokens: float, 
     )
 
 
-def epochs_of(cfg: SftConfig | RewardModelConfig) -> tuple[int, int, str]:
-    """Epochs of a supervised run, the steps that they take on the paper's data, and the name of that data."""
+def epochs_of(cfg: SftConfig | RewardModelConfig) -> tuple[int, int, int, str]:
+    """Epochs and batch size of a supervised run, the number of the paper's rows for it, and what they are."""
     if isinstance(cfg, SftConfig):
-        epochs, size, rows, name = cfg.sft.epochs, cfg.sft.batch_size, TEXTS, "texts"
-    else:
-        epochs, size = cfg.reward_model.epochs, cfg.reward_model.batch_size
-        rows, name = (PAIRS, "pairs") if cfg.texts_of_unit == 2 else (LABELS, "labels")
-    return epochs, -(-epochs * rows // size), f"{rows:,} {name}"
+        return cfg.sft.epochs, cfg.sft.batch_size, TEXTS, "texts"
+    rows, name = (PAIRS, "pairs") if cfg.texts_of_unit == 2 else (LABELS, "labels")
+    return cfg.reward_model.epochs, cfg.reward_model.batch_size, rows, name
 
 
 def check_positions(cfg: SftConfig | RewardModelConfig, arch: Architecture) -> None:

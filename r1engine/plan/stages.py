@@ -16,6 +16,7 @@ from r1engine.config import (
     EvaluateConfig,
     Model,
     PairsConfig,
+    RewardModelConfig,
     RlConfig,
     SampleConfig,
     SftConfig,
@@ -25,10 +26,20 @@ from r1engine.config.pipeline import Pipeline, PlannedStage
 from r1engine.hf.architecture import architecture_of
 from r1engine.plan.hardware import Assumed, Gpu
 from r1engine.plan.planner import Plan, make_plan
-from r1engine.plan.request import TEXTS, assumptions, gpu_named, job_of, layout_of, smallest_generator
+from r1engine.plan.request import (
+    Planned,
+    assumptions,
+    check_fp8,
+    epochs_of,
+    gpu_named,
+    job_of,
+    layout_of,
+    smallest_generator,
+    trained_part,
+)
 
-SOME = 1_000  # questions or texts, where nobody knows yet how many there are
-Run = TypeVar("Run", RlConfig, SftConfig)
+SOME = 1_000  # questions, texts or pairs, where nobody knows yet how many there are
+Run = TypeVar("Run", RlConfig, SftConfig, RewardModelConfig)
 # v2, B.4.4: thousands of H800 hours. R1-Zero took 198 hours of 512 H800, R1 about 80.
 PAPER = {"R1-Zero": 101, "data for supervised training": 5, "R1": 41}
 
@@ -41,7 +52,7 @@ class StageCost:
     kind: str
     work: str = ""  # what the hours are of
     hours: float | None = None  # None: it is not planned
-    is_whole: bool = True  # False: the hours are of `SOME` questions or texts
+    is_whole: bool = True  # False: the hours are of `SOME` questions, texts or pairs
     plans: list[Plan] = field(default_factory=list)
     note: str = ""  # why it is not planned
 
@@ -88,7 +99,9 @@ def cost_of(stage: PlannedStage, pipeline: Pipeline, cluster: Cluster) -> StageC
         if isinstance(cfg, RlConfig):
             return _of_rl(cost, _rooted(cfg, stage, pipeline), cluster)
         if isinstance(cfg, SftConfig):
-            return _of_sft(cost, _rooted(cfg, stage, pipeline), _texts(stage, pipeline), cluster)
+            return _of_epochs(cost, _rooted(cfg, stage, pipeline), stage, pipeline, cluster)
+        if isinstance(cfg, RewardModelConfig):
+            return _of_epochs(cost, _rooted(cfg, stage, pipeline), stage, pipeline, cluster)
         if isinstance(cfg, SampleConfig):
             run = cfg.as_run().model_copy(update={"model": Model(path=_root(stage, "model.path", pipeline))})
             return _of_drawing(cost, [run], cfg.samples, cluster)
@@ -117,12 +130,12 @@ def _rooted(cfg: Run, stage: PlannedStage, pipeline: Pipeline) -> Run:
     return cfg.model_copy(update={"model": cfg.model.model_copy(update={"path": _root(stage, "model.path", pipeline)})})
 
 
-def _texts(stage: PlannedStage, pipeline: Pipeline) -> int | None:
-    """Texts that a supervised stage trains on: those of the mixture, or the paper's; None: a stage is to say."""
+def _rows(stage: PlannedStage, pipeline: Pipeline, paper: int) -> int | None:
+    """Texts, pairs or labels that a stage trains on: those of the mixture, or the paper's; None: a stage is to say."""
     made_by = stage.needs.get("data.train")
     source = next((other.cfg for other in pipeline.stages if other.name == made_by), None)
     if source is None:
-        return TEXTS
+        return paper
     return sum(source.counts.values()) if isinstance(source, CurateConfig) and source.counts else None
 
 
@@ -139,12 +152,15 @@ def _of_rl(cost: StageCost, cfg: RlConfig, cluster: Cluster) -> StageCost:
     return replace(cost, work=f"{cfg.steps:,} steps", hours=seconds / 3600, plans=plans)
 
 
-def _of_sft(cost: StageCost, cfg: SftConfig, texts: int | None, cluster: Cluster) -> StageCost:
+def _of_epochs(
+    cost: StageCost, cfg: SftConfig | RewardModelConfig, stage: PlannedStage, pipeline: Pipeline, cluster: Cluster
+) -> StageCost:
     check_world(cfg, cluster.gpus)
-    plan, count = _plan(cfg, cluster), SOME if texts is None else texts
-    hours = cfg.sft.epochs * count / cfg.sft.batch_size * plan.seconds / 3600
-    work = f"{cfg.sft.epochs} x {count:,} texts"
-    return replace(cost, work=work, hours=hours, is_whole=texts is not None, plans=[plan])
+    epochs, size, paper, name = epochs_of(cfg)
+    plan, rows = _plan(cfg, cluster), _rows(stage, pipeline, paper)
+    count = SOME if rows is None else rows
+    hours = epochs * count / size * plan.seconds / 3600
+    return replace(cost, work=f"{epochs} x {count:,} {name}", hours=hours, is_whole=rows is not None, plans=[plan])
 
 
 def _of_drawing(cost: StageCost, runs: list[RlConfig], samples: int, cluster: Cluster) -> StageCost:
@@ -164,8 +180,9 @@ def _of_drawing(cost: StageCost, runs: list[RlConfig], samples: int, cluster: Cl
     return replace(cost, work=work, hours=seconds / 3600, is_whole=False, plans=plans)
 
 
-def _plan(cfg: RlConfig | SftConfig, cluster: Cluster) -> Plan:
-    arch, job = architecture_of(cfg.model), job_of(cfg, cluster.assumed)
+def _plan(cfg: Planned, cluster: Cluster) -> Plan:
+    check_fp8(cfg, cluster.gpu)
+    arch, job = trained_part(architecture_of(cfg.model), cfg), job_of(cfg, cluster.assumed)
     if job.generates and not cluster.assumed.generator_gpus:
         ways = smallest_generator(arch, job, cluster.gpus, cluster.gpu, cluster.assumed)
         job = replace(job, generator_tensor=ways)

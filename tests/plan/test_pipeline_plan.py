@@ -39,10 +39,9 @@ def test_every_stage_of_the_paper_is_planned_or_says_why_not(stages):
     unplanned = {name: row["note"] for name, row in stages.items() if row["hours"] is None}
     assert unplanned == {
         "cold_data": "CPUs, and a server that rewrites", "sft_data": "CPUs", "pairs": "a server that judges",
-        "helpful": "no plan of stage reward_model", "harmless": "no plan of stage reward_model",
     }  # fmt: skip
     assert {name for name, row in stages.items() if not row["is_whole"]} == {
-        "cold_samples", "dev1", "samples", "general_answers", "table",
+        "cold_samples", "dev1", "samples", "general_answers", "helpful", "table",
     }  # fmt: skip
     assert stages["r1"]["gpu_hours"] == pytest.approx(512 * stages["r1"]["hours"])
     for name, paper in {"r1_zero": 101_000, "r1": 41_000}.items():  # the order of magnitude that the paper tells
@@ -66,6 +65,8 @@ def test_hours_are_those_of_the_stages_alone(stages):
     )
     assert stages["qwen_1.5b"]["hours"] == pytest.approx(2 * TEXTS / 64 * plan.seconds / 3600)
     assert stages["dev3"]["work"] == f"2 x {TEXTS:,} texts"  # the mixture's counts are Table 5's
+    works = [stages[name]["work"] for name in ("helpful", "harmless")]
+    assert works == ["1 x 1,000 pairs", "1 x 106,000 labels"]
     assert stages["dev1"]["work"] == "2 x 1,000 texts"  # how many the cold start leaves, nobody knows
 
 

@@ -18,19 +18,7 @@ def to_json(plan: Plan) -> dict:
         **describe_model(plan.arch),
         "gpu": plan.gpu.name,
         "ranks": layout.gpus,
-        "layout": {
-            "tensor": layout.tensor,
-            "pipeline": layout.pipeline,
-            "expert": layout.expert,
-            "expert_tensor": layout.expert_tensor,
-            "context": layout.context,
-            "data": layout.data,
-            "expert_data": layout.expert_data,
-            "stage_layers": [len(layers) for layers in layout.stage_layers(plan.arch.num_layers)],
-            "recompute": layout.recompute,
-            "distributed_optimizer": layout.distributed_optimizer,
-            "optimizer_offload": layout.optimizer_offload,
-        },
+        "layout": _layout_json(plan),
         "generator_gpus": job.generator_tensor,
         "row_tokens": job.row_tokens,
         "memory_gib": {phase: getattr(plan.worst, terms) for phase, terms in PHASE_TERMS.items()},
@@ -52,6 +40,23 @@ def to_json(plan: Plan) -> dict:
         "assumed": vars(plan.assumed),
         "fits": plan.fits,
         "limits": plan.limits(),
+    }
+
+
+def _layout_json(plan: Plan) -> dict[str, object]:
+    layout = plan.layout
+    return {
+        "tensor": layout.tensor,
+        "pipeline": layout.pipeline,
+        "expert": layout.expert,
+        "expert_tensor": layout.expert_tensor,
+        "context": layout.context,
+        "data": layout.data,
+        "expert_data": layout.expert_data,
+        "stage_layers": [len(layers) for layers in layout.stage_layers(plan.arch.num_layers)],
+        "recompute": layout.recompute,
+        "distributed_optimizer": layout.distributed_optimizer,
+        "optimizer_offload": layout.optimizer_offload,
     }
 
 

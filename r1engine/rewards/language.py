@@ -11,7 +11,7 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
@@ -140,6 +140,8 @@ def _sentences(text: str) -> list[str]:
 
 def _count(sentence: str) -> tuple[Counter[str], list[str]]:
     """(words, or characters, by script; the words in Latin script)."""
+    if sentence.isascii():
+        return Counter(), [word for word in _WORD.findall(sentence) if _has_language(word)]
     scripts, latin = Counter[str](), []
     for word in _WORD.findall(sentence):
         if word.isascii():  # the same as below, quicker
@@ -158,6 +160,7 @@ def _count(sentence: str) -> tuple[Counter[str], list[str]]:
     return scripts, latin
 
 
+@lru_cache(2**16)
 def _has_language(word: str) -> bool:
     """Whether a word in Latin script is of a language: it is no name of a variable, of a function or of an agency."""
     return not (len(word) < 2 or (word.isupper() and len(word) <= 4) or word.lower() in _MATH_NAMES)

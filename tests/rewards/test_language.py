@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from r1engine.rewards.language import check_language, language_of, language_share
+from r1engine.rewards.language import _count, check_language, language_of, language_share
 
 SAMPLES = json.loads((Path(__file__).parent / "language_texts.json").read_text(encoding="utf-8"))
 TEXTS = SAMPLES["texts"]
@@ -76,3 +76,14 @@ def test_lingua_agrees_where_it_is_installed():
 def test_unknown_language_is_refused():
     with pytest.raises(ValueError, match=r"here: found language 'xx', required one of ar, be, bg, bn, ca"):
         check_language("xx", "here")
+
+
+def test_plain_ascii_is_counted_as_beside_other_scripts():
+    for sentence in (
+        "I think that x1 and log of AB is it's well-known",
+        "\\frac a b",
+        "",
+        "USA NASA Paris sin COSINE 12 a_b",
+    ):
+        scripts, latin = _count(f"{sentence} \u4e2d\u6587")
+        assert _count(sentence) == ({}, latin) and scripts == {"Han": 2}

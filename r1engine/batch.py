@@ -48,7 +48,7 @@ class Sample:
     """A completion with what the objective needs of it."""
 
     completion: Completion
-    advantage: float
+    advantage: float | list[float]  # of the completion, or of each of its tokens
     is_masked: bool = False  # True: takes part in nothing (a truncated completion under `truncated: mask`)
 
 
@@ -59,10 +59,12 @@ class Sequence:
     tokens: list[int]
     num_prompt: int  # the tokens from here on carry `weight`
     weight: float  # loss weight of each of them
-    advantage: float = 1.0
+    advantage: float | list[float] = 1.0  # of all weighted tokens, or of each
     logp: list[float] | None = None  # under the generator, one a weighted token
     experts: torch.Tensor | None = None  # as in Completion
     num_stale: int = 0  # older weights than the policy's drew the first so many weighted tokens
+    # (index in tokens, target): these tokens alone carry `weight`, and their target as advantage; None: all carry it
+    targets: tuple[tuple[int, float], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def to_sequences(
             num_stale=0 if version is None else s.completion.num_older_than(version),
         )
         for s in used
-        if s.advantage or not skip_zero_advantage
+        if not skip_zero_advantage or (any(s.advantage) if isinstance(s.advantage, list) else s.advantage)
     ]
 
 
@@ -248,7 +250,10 @@ def _row(items: list[Sequence], multiple: int) -> PackedBatch:
     advantage, loss_weight, rollout_logp = torch.zeros(3, total).unbind()
     for start, s in zip(starts, items, strict=False):
         weighted = slice(start + s.num_prompt, start + len(s.tokens))
-        loss_weight[weighted], advantage[weighted] = s.weight, s.advantage
+        if s.targets is None:
+            loss_weight[weighted], advantage[weighted] = s.weight, torch.tensor(s.advantage)
+        for index, target in s.targets or ():
+            loss_weight[start + index], advantage[start + index] = s.weight, target
         if s.logp is not None:
             rollout_logp[weighted] = torch.tensor(s.logp)
     return PackedBatch(

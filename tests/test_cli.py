@@ -45,7 +45,8 @@ def config(tmp_path):
     return str(path)
 
 
-ALL_KINDS = "rl, sft, reward_model, sample, evaluate, tiny, tiny_r1, curate, pairs"
+ALL_KINDS = "rl, sft, reward_model, process_reward, sample, label, evaluate, tiny, tiny_r1, tiny_chain, "
+ALL_KINDS += "tiny_chain_truth, curate, pairs"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ ALL_KINDS = "rl, sft, reward_model, sample, evaluate, tiny, tiny_r1, curate, pai
         (
             ["config", "--defaults", "dpo"],
             2,
-            "found dpo, required one of rl, sft, reward_model, sample, evaluate, tiny, tiny_r1, curate, pairs",
+            f"found dpo, required one of {ALL_KINDS}",
         ),
         (["config"], 2, "required CONFIG, or --defaults and a kind of stage"),
         (["pipeline", "DEMO", "--dry-run"], 0, "r1_zero"),

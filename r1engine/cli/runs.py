@@ -19,7 +19,7 @@ from r1engine.cli.border import (
     tell,
     world_size,
 )
-from r1engine.config import ConfigError, CurateConfig, RlConfig, SampleConfig, StageConfig, load, to_yaml
+from r1engine.config import ConfigError, CurateConfig, LabelConfig, RlConfig, SampleConfig, StageConfig, load, to_yaml
 
 
 def train(
@@ -117,11 +117,22 @@ def pipeline(
 
 def sample(config: ConfigPath, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Draw answers to questions as CONFIG says, and grade them; what is there is not drawn again."""
+    _draw(config, overrides, dry_run, SampleConfig)
+
+
+def label(config: ConfigPath, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Draw solutions as CONFIG says, and label their steps by rollouts; what is there is not drawn again."""
+    _draw(config, overrides, dry_run, LabelConfig)
+
+
+def _draw(
+    config: Path, overrides: list[str] | None, dry_run: bool, kind: type[SampleConfig] | type[LabelConfig]
+) -> None:
     from r1engine.pipeline import kinds
     from r1engine.pipeline.driver import run_alone
 
     try:
-        cfg = load(config, overrides or [], SampleConfig)
+        cfg: SampleConfig | LabelConfig = load(config, overrides or [], kind)
         notes = kinds.dry_run(cfg, world_size(), is_whole=True, is_live=False)
         agree(None)
         if dry_run:

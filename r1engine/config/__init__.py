@@ -9,7 +9,9 @@ from __future__ import annotations
 from r1engine.config.curate import CurateConfig
 from r1engine.config.evaluate import EvaluateConfig
 from r1engine.config.kind import KindConfig
+from r1engine.config.label import LabelConfig, Labelling
 from r1engine.config.pairs import PairJudge, PairsConfig
+from r1engine.config.process import ProcessRewardConfig, ProcessTraining, StepData, StepMarking, StepScorerSection
 from r1engine.config.read import KINDS, check_files, check_world, dump, load, load_rewards, to_yaml
 from r1engine.config.reward_model import RatedData, RewardModelConfig, RewardTraining
 from r1engine.config.rewards import GradingServer, JudgeServer, RewardModelServer, Rewards
@@ -20,12 +22,15 @@ from r1engine.config.sft import Sft, SftConfig, TextData
 from r1engine.config.source import ConfigError
 from r1engine.config.stage import Checkpoint, Data, Evaluation, Log, Model, Optimizer, Parallel, StageConfig
 from r1engine.config.tiny import TinyConfig
+from r1engine.config.tiny_chain import TinyChainConfig, TinyChainTruthConfig
 from r1engine.config.tiny_r1 import TinyR1Config
 
 __all__ = [
     "KINDS", "Checkpoint", "ConfigError", "CurateConfig", "Data", "EvaluateConfig", "Evaluation", "GradingServer",
-    "Grpo", "JudgeServer", "KindConfig", "Log", "Model", "Optimizer", "PairJudge", "PairsConfig", "Parallel",
-    "QuestionData", "RatedData", "RewardModelConfig", "RewardModelServer", "RewardTraining", "Rewards", "RlConfig",
-    "Rollout", "SampleConfig", "SampledEvaluation", "Sft", "SftConfig", "Sglang", "StageConfig", "TextData",
-    "TinyConfig", "TinyR1Config", "check_files", "check_world", "dump", "load", "load_rewards", "to_yaml",
+    "Grpo", "JudgeServer", "KindConfig", "LabelConfig", "Labelling", "Log", "Model", "Optimizer", "PairJudge",
+    "PairsConfig", "Parallel", "ProcessRewardConfig", "ProcessTraining", "QuestionData", "RatedData",
+    "RewardModelConfig", "RewardModelServer", "RewardTraining", "Rewards", "RlConfig", "Rollout", "SampleConfig",
+    "SampledEvaluation", "Sft", "SftConfig", "Sglang", "StageConfig", "StepData", "StepMarking", "StepScorerSection",
+    "TextData", "TinyChainConfig", "TinyChainTruthConfig", "TinyConfig", "TinyR1Config", "check_files", "check_world",
+    "dump", "load", "load_rewards", "to_yaml",
 ]  # fmt: skip

@@ -11,7 +11,9 @@ from r1engine.config.curate import CurateConfig
 from r1engine.config.data_files import REQUIRED, data_files
 from r1engine.config.evaluate import EvaluateConfig
 from r1engine.config.kind import KindConfig
+from r1engine.config.label import LabelConfig
 from r1engine.config.pairs import PairsConfig
+from r1engine.config.process import ProcessRewardConfig
 from r1engine.config.reward_model import RewardModelConfig
 from r1engine.config.rewards import Rewards
 from r1engine.config.rl import RlConfig
@@ -20,16 +22,21 @@ from r1engine.config.sft import SftConfig
 from r1engine.config.source import ConfigError, Source, read_overrides, read_source, validate, write_yaml
 from r1engine.config.stage import StageConfig
 from r1engine.config.tiny import TinyConfig
+from r1engine.config.tiny_chain import TinyChainConfig, TinyChainTruthConfig
 from r1engine.config.tiny_r1 import TinyR1Config
 
 KINDS: dict[str, type[KindConfig]] = {
     "rl": RlConfig,
     "sft": SftConfig,
     "reward_model": RewardModelConfig,
+    "process_reward": ProcessRewardConfig,
     "sample": SampleConfig,
+    "label": LabelConfig,
     "evaluate": EvaluateConfig,
     "tiny": TinyConfig,
     "tiny_r1": TinyR1Config,
+    "tiny_chain": TinyChainConfig,
+    "tiny_chain_truth": TinyChainTruthConfig,
     "curate": CurateConfig,
     "pairs": PairsConfig,
 }

@@ -95,6 +95,14 @@ class Rewards(Section):
     optimizer steps on. v2 adds it "only in the final 400 training steps" of 1,700: {0: 0.0, 1300: 1.0}."""
     harmlessness: float | dict[int, float] = 0.0
     """The same of a reward model that sees the whole response."""
+    process: float = 0.0
+    """Weight of a process reward model's scores of the steps. The paper left it: "once a model-based PRM is introduced,
+    it inevitably leads to reward hacking" (section 4.2)."""
+    process_model: LocalPath | None = None
+    """Its folder, of the policy's architecture, as `stage: process_reward` makes it."""
+    process_credit: Literal["last", "min", "mean", "prod", "sum", "deepseekmath", "pure"] = "min"
+    """What the scores of a completion's steps become: one number, rewarded with what else is; or credit of each token,
+    added to the advantage: DeepSeekMath's (4.1.3) or PURE's. sum and deepseekmath pay for length."""
     judge: JudgeServer | None = None
     """For records of reward "judge"."""
     helpfulness_model: RewardModelServer | None = None
@@ -139,6 +147,8 @@ class Rewards(Section):
         given: dict[str, float | dict[int, float]] = {
             name: getattr(self, name) for name in (*PLAIN_REWARDS, *RATED_REWARDS)
         }
+        if self.process_model is not None:  # credit of tokens is no part of the total
+            given["process"] = 0.0 if self.process_credit in ("deepseekmath", "pure") else self.process
         given |= {name: self.function_weights.get(name, 1.0) for name in self.functions}
         weights = {}
         for name, weight in given.items():
@@ -172,7 +182,10 @@ class Rewards(Section):
                 problems.append(f"rewards.{name}: found 0 at every step, required another weight, as it has a model")
         problems += self.server_problems() + self.function_problems()
         weights = self.weights_at(0)
-        if not any(weights.values()) and not self.reward_models:
+        if (self.process != 0) != (self.process_model is not None):
+            found = f"found {self.process:g} and process_model {self.process_model or 'null'}"
+            problems.append(f"rewards.process: {found}, required a weight and a model, or neither")
+        if not any(weights.values()) and not self.reward_models and not self.process:
             problems.append(f"rewards: all of {', '.join(weights)} weigh 0, required one other than 0")
         return problems
 
@@ -183,7 +196,7 @@ class Rewards(Section):
             path, _, function = where.rpartition(":")
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
                 problems.append(f"rewards.functions: found the name {name!r:.40}, required small letters, digits and _")
-            if name in (*PLAIN_REWARDS, *RATED_REWARDS, *RESERVED):
+            if name in (*PLAIN_REWARDS, *RATED_REWARDS, *RESERVED, "process"):
                 problems.append(f"rewards.functions.{name}: found a name of the engine's own, required another")
             if not path.endswith(".py") or not function.isidentifier():
                 problems.append(f"rewards.functions.{name}: found {where!r:.80}, required PATH.py:FUNCTION")

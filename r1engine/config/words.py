@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import types
 from collections.abc import Iterator, Mapping
 from datetime import date
@@ -192,6 +193,10 @@ def show(value: Any) -> str:
     """A value as it would stand in YAML, cut to one short line."""
     if isinstance(value, dict):
         text = "{" + ", ".join(f"{key}: {show(item)}" for key, item in value.items()) + "}"
+    elif isinstance(value, list):
+        text = "[" + ", ".join(map(show, value)) + "]"
+    elif isinstance(value, str) and not value.isprintable():
+        text = json.dumps(value)  # in double quotes a line feed can be written
     else:
         text = (
             {None: "null", True: "true", False: "false"}[value]

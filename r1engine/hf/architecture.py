@@ -157,12 +157,27 @@ def read_architecture(folder: Path) -> Architecture:
     """
     path = folder / "config.json"
     config = read_config(path)
-    name = (config.get("architectures") or [None])[0]
+    name = architecture_name(config)
     family = f"{name}".removesuffix(SCORE) + TOKENS if f"{name}".endswith(SCORE) else name
     if family not in FAMILIES:
         raise ValueError(
             f"{path}: architecture {name!r}, required is one of {', '.join(FAMILIES)}, or as a reward model ...{SCORE}"
         )
+    arch = checked_architecture(config, family, path)
+    if family == name:
+        return arch
+    if (labels := _num_labels(config)) != 1:
+        raise ValueError(f"{path}: {name} has {labels} labels, required is 1, the score (num_labels 1)")
+    return arch.scoring()
+
+
+def architecture_name(config: dict[str, Any]) -> Any:
+    """What transformers calls the model, None if it is not said."""
+    return (config.get("architectures") or [None])[0]
+
+
+def checked_architecture(config: dict[str, Any], family: str, path: Path) -> Architecture:
+    """The architecture of one of `FAMILIES` with these settings; errors as of `read_architecture`."""
     _refuse_unsupported(config, path)
     try:
         arch = _architecture(config, family, path)
@@ -173,11 +188,7 @@ def read_architecture(folder: Path) -> Architecture:
         raise ValueError(f"{path}: {found}; heads must be a multiple of key/value heads, the dimensions even")
     if arch.moe is not None and arch.moe.top_k > arch.moe.num_experts:
         raise ValueError(f"{path}: num_experts_per_tok is {arch.moe.top_k}, required <= {arch.moe.num_experts} experts")
-    if family == name:
-        return arch
-    if (labels := _num_labels(config)) != 1:
-        raise ValueError(f"{path}: {name} has {labels} labels, required is 1, the score (num_labels 1)")
-    return arch.scoring()
+    return arch
 
 
 def _num_labels(config: dict[str, Any]) -> int:

@@ -24,6 +24,7 @@ CARRIED = (
     "config.json", "generation_config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.*", "merges.txt", "*.model", "*tiktoken*", "chat_template.*", "additional_chat_templates/*.jinja", "*.py",
     "rated_template.txt",
+    "step_scores.json",
 )  # fmt: skip
 NAMES = {
     torch.float32: "F32",

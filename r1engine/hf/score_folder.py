@@ -6,11 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from r1engine.hf.architecture import SCORE, TOKENS, Architecture, read_architecture
-from r1engine.hf.files import read_json
+from r1engine.hf.architecture import (
+    FAMILIES,
+    SCORE,
+    TOKENS,
+    Architecture,
+    architecture_name,
+    checked_architecture,
+    read_architecture,
+)
+from r1engine.hf.files import read_config, read_json
 from r1engine.hf.tokenizer import PromptTokenizer, load_tokenizer, stop_tokens
 
 SETTINGS = "tokenizer_config.json"
+OTHER_HEADS = (SCORE, "ForTokenClassification", "ForProcessRewardModel", "ForRewardModel")  # of models that score
 
 
 def score_files(source: Path, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -37,6 +46,25 @@ def score_files(source: Path, config: dict[str, Any]) -> dict[str, dict[str, Any
     if (text := tokenizer.id_to_token(pad)) is not None:
         settings = settings | {"pad_token": text}
     return {"config.json": config, **({SETTINGS: settings} if settings else {})}
+
+
+def read_trunk(folder: Path) -> Architecture:
+    """The architecture of a folder's decoder alone, with a score for its head, whatever head of `OTHER_HEADS` it has.
+
+    Raises:
+        ValueError: see `read_architecture`.
+    """
+    path = folder / "config.json"
+    config = read_config(path)
+    name = family = str(architecture_name(config))
+    for head in OTHER_HEADS:
+        family = family.removesuffix(head)
+    family = family.removesuffix(TOKENS) + TOKENS
+    if family not in FAMILIES:
+        raise ValueError(
+            f"{path}: architecture {name!r}, required is one of {', '.join(FAMILIES)}, or with another head"
+        )
+    return checked_architecture(config, family, path).scoring()
 
 
 def check_reward_model(folder: Path, policy: Architecture) -> None:

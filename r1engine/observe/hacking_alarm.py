@@ -6,6 +6,8 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 
+QUICK_WINDOW = 16
+
 
 class HackingAlarm:
     """Tells when a reward model's score rises while the verifiable reward falls: the policy learns the model's faults.
@@ -45,17 +47,30 @@ class HackingAlarm:
 
 
 class Alarms:
-    """A `HackingAlarm` for each reward model of a run, fed with the metrics of its rollouts."""
+    """Alarms for each reward model of a run, fed with the metrics of its rollouts."""
 
-    def __init__(self, names: Sequence[str], *, window: int) -> None:
-        self._alarms = {name: HackingAlarm(window=window) for name in names}
+    def __init__(self, names: Sequence[str], *, window: int, quick: Sequence[str] = ()) -> None:
+        """
+        Args:
+            names:  of the reward models.
+            window: steps looked at.
+            quick:  those of them that are looked at in a window of QUICK_WINDOW, too: a policy that is paid by the step
+                    collapses faster than a long window fills.
+        """
+        self._alarms = {
+            name: [HackingAlarm(window=size) for size in sorted({window, *([QUICK_WINDOW] if name in quick else [])})]
+            for name in names
+        }
 
     def update(self, metrics: Mapping[str, float]) -> dict[str, str]:
         """Takes a rollout's `reward/<name>` and `reward/accuracy`, if it has both; the warnings by name."""
         warnings = {}
-        for name, alarm in self._alarms.items():
+        for name, alarms in self._alarms.items():
             model, verifiable = metrics.get(f"reward/{name}"), metrics.get("reward/accuracy")
-            if model is not None and verifiable is not None and (warning := alarm.update(model, verifiable)):
+            if model is None or verifiable is None:
+                continue
+            found = [alarm.update(model, verifiable) for alarm in alarms]
+            if warning := next(filter(None, found), ""):
                 warnings[name] = warning
         return warnings
 

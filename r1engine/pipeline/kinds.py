@@ -10,9 +10,12 @@ from r1engine.config import (
     CurateConfig,
     EvaluateConfig,
     KindConfig,
+    LabelConfig,
     PairsConfig,
     SampleConfig,
     StageConfig,
+    TinyChainConfig,
+    TinyChainTruthConfig,
     TinyConfig,
     TinyR1Config,
     check_files,
@@ -74,6 +77,16 @@ def _make(cfg: KindConfig) -> dict[str, Any]:
 
         tiny_r1.write_world(cfg)
         return {}
+    if isinstance(cfg, TinyChainConfig):
+        from r1engine.demo import tiny_chain
+
+        tiny_chain.write_world(cfg)
+        return {}
+    if isinstance(cfg, TinyChainTruthConfig):
+        from r1engine.demo import tiny_chain
+
+        tiny_chain.write_truth(cfg)
+        return {}
     raise TypeError(f"run_kind: found a {type(cfg).__name__}, required a configuration with a line here")
 
 
@@ -87,6 +100,11 @@ def _draw(cfg: KindConfig, world: World) -> dict[str, Any]:
 
         set_up_torch(cfg.as_run())
         return sample(cfg, world, digests)
+    if isinstance(cfg, LabelConfig):
+        from r1engine.sampling.labelling import label
+
+        set_up_torch(cfg.as_run())
+        return label(cfg, world, digests)
     if isinstance(cfg, EvaluateConfig):
         from r1engine.sampling.evaluate import evaluate
 
@@ -140,7 +158,7 @@ def dry_run(cfg: KindConfig, world_size: int, *, is_whole: bool, is_live: bool) 
         from r1engine.stages import check
 
         return check.dry_run(cfg, world_size, is_live=is_live) if is_whole else check.check_rows(cfg)
-    if isinstance(cfg, SampleConfig) and is_whole:
+    if isinstance(cfg, SampleConfig | LabelConfig) and is_whole:
         from r1engine.stages import check
 
         return check.dry_run(cfg.as_run(), 1, is_live=is_live)

@@ -48,6 +48,8 @@ class Score:
     reason: str  # one line
     seconds: float = 0.0  # spent on it, with waiting for the servers that were asked
     unknown: dict[str, str] = field(default_factory=dict)  # function of the user that gave no value -> why
+    # (tokens of the completion up to its end, score in [0, 1]) of each step, where a process reward model scores them
+    steps: tuple[tuple[int, float], ...] = ()
 
     def is_undecided(self, weights: Mapping[str, float]) -> bool:
         """Whether the total reward is unknown: the verdict is, or a function whose value has a weight gave none."""

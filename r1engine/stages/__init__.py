@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from r1engine.config import RewardModelConfig, RlConfig, SftConfig, StageConfig
+from r1engine.config import ProcessRewardConfig, RewardModelConfig, RlConfig, SftConfig, StageConfig
 from r1engine.stages.stage import Advance, Evaluated, Stage
 
 if TYPE_CHECKING:
@@ -33,4 +33,8 @@ def make_stage(cfg: StageConfig, world: World, phases: Phases, progress: Progres
         from r1engine.stages.reward_model import RewardModelStage
 
         return RewardModelStage(cfg, world, phases, progress)
+    if isinstance(cfg, ProcessRewardConfig):
+        from r1engine.stages.process_reward import ProcessRewardStage
+
+        return ProcessRewardStage(cfg, world, phases, progress)
     raise TypeError(f"make_stage: found a {type(cfg).__name__}, required a configuration that trains")

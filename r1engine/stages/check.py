@@ -6,7 +6,16 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from r1engine.config import ConfigError, RewardModelConfig, RlConfig, SftConfig, StageConfig, check_files, check_world
+from r1engine.config import (
+    ConfigError,
+    ProcessRewardConfig,
+    RewardModelConfig,
+    RlConfig,
+    SftConfig,
+    StageConfig,
+    check_files,
+    check_world,
+)
 from r1engine.data.comparisons import read_comparisons
 from r1engine.data.conversations import read_conversations
 from r1engine.data.prompts import PromptTable
@@ -14,6 +23,8 @@ from r1engine.data.questions import read_questions
 from r1engine.data.rated import form_to_train
 from r1engine.data.rated_table import RatedTable
 from r1engine.data.rows import read_rows
+from r1engine.data.step_table import StepTable
+from r1engine.data.steps import read_steps
 from r1engine.data.texts import TextTable
 from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.rewards.from_config import check_named, check_sandbox, check_servers, make_scorer
@@ -83,6 +94,8 @@ def check_data(cfg: StageConfig) -> list[str]:
             return _check_texts(cfg)
         if isinstance(cfg, RewardModelConfig):
             return _check_ratings(cfg)
+        if isinstance(cfg, ProcessRewardConfig):
+            return _check_steps(cfg)
         return []
     except (ValueError, OSError) as error:
         raise ConfigError.of(error) from error
@@ -103,6 +116,9 @@ def check_rows(cfg: StageConfig) -> list[str]:
                     pass
             elif isinstance(cfg, RewardModelConfig):
                 for _ in read_comparisons(path, cfg.reward_model.loss):
+                    pass
+            elif isinstance(cfg, ProcessRewardConfig):
+                for _ in read_steps(path):
                     pass
     except (ValueError, OSError) as error:
         raise ConfigError.of(error) from error
@@ -165,6 +181,18 @@ def _check_ratings(cfg: RewardModelConfig) -> list[str]:
             table = RatedTable(inputs.write_ratings(cfg, path, Path(folder), "ratings", form, rated))
         if key == "data.train":
             inputs.rating_batches(cfg, len(table))
+        if table.left_out:
+            notes.append(f"left out: {table.left_out}")
+    return notes
+
+
+def _check_steps(cfg: ProcessRewardConfig) -> list[str]:
+    form, notes = inputs.format_of(cfg), []
+    for key, path in cfg.input_files().items():
+        with TemporaryDirectory(prefix="r1engine-") as folder:
+            table = StepTable(inputs.write_step_tokens(cfg, path, Path(folder), "steps", form))
+        if key == "data.train":
+            inputs.step_batches(cfg, len(table))
         if table.left_out:
             notes.append(f"left out: {table.left_out}")
     return notes

@@ -11,12 +11,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from r1engine.config import Model, RewardModelConfig, RewardTraining, RlConfig, Sft, SftConfig, StageConfig
+from r1engine.config import (
+    Model,
+    ProcessRewardConfig,
+    ProcessTraining,
+    RewardModelConfig,
+    RewardTraining,
+    RlConfig,
+    Sft,
+    SftConfig,
+    StageConfig,
+)
 from r1engine.data.chat import PromptFormat, make_format
 from r1engine.data.presets import reading_of
 from r1engine.data.prompts import PromptTable, Render, write_prompts
 from r1engine.data.rated import RatedForm, form_of_folder
 from r1engine.data.rated_table import RatedTable, cached_ratings
+from r1engine.data.step_table import StepTable, cached_steps
 from r1engine.data.stream import Batches
 from r1engine.data.texts import TextTable, cached_texts
 from r1engine.hf.architecture import DynamicScaling, architecture_of
@@ -25,6 +36,8 @@ from r1engine.hf.layout import check_limits, check_trained
 from r1engine.hf.score_folder import check_reward_model
 from r1engine.hf.tokenizer import end_token, load_tokenizer
 from r1engine.rewards import Record, Scorer
+from r1engine.search.scored_folder import NAME as STEP_SCORES
+from r1engine.search.scored_folder import read_scored_folder
 
 if TYPE_CHECKING:
     from r1engine.ranks import World
@@ -42,7 +55,13 @@ def check_model(cfg: StageConfig) -> None:
     folder = cfg.model.path
     assert folder is not None
     arch, tokenizer = architecture_of(cfg.model), load_tokenizer(folder)
-    check_trained(folder, arch, cfg.model, cfg.parallel, "score" if isinstance(cfg, RewardModelConfig) else "tokens")
+    check_trained(
+        folder,
+        arch,
+        cfg.model,
+        cfg.parallel,
+        "score" if isinstance(cfg, RewardModelConfig | ProcessRewardConfig) else "tokens",
+    )
     end = end_token(folder, tokenizer)
     if end >= arch.vocab_size:
         raise ValueError(
@@ -71,6 +90,13 @@ def check_reward_models(cfg: RlConfig) -> None:
     Raises:
         ValueError: one is no reward model of the policy's architecture, or does not say how it is to be asked.
     """
+    if cfg.rewards.process_model is not None:
+        try:
+            check_reward_model(cfg.rewards.process_model, architecture_of(cfg.model))
+            if read_scored_folder(cfg.rewards.process_model) is None:
+                raise ValueError(f"found no {STEP_SCORES}, required a folder of stage: process_reward")
+        except ValueError as error:
+            raise ValueError(f"rewards.process_model: {error}") from error
     for name, model in cfg.rewards.reward_models.items():
         if model.path is None:
             continue
@@ -100,7 +126,7 @@ def format_of(cfg: StageConfig) -> PromptFormat:
     Raises:
         ValueError: the model's folder has no tokenizer or no end token, or the template cannot be used with it.
     """
-    assert isinstance(cfg, RlConfig | SftConfig | RewardModelConfig)
+    assert isinstance(cfg, RlConfig | SftConfig | RewardModelConfig | ProcessRewardConfig)
     return make_format(cfg.model.folder, load_tokenizer(cfg.model.folder), cfg.data)
 
 
@@ -208,7 +234,23 @@ def write_ratings(
     return written
 
 
-def _check_fits(table: TextTable | RatedTable, path: Path, model: Model) -> None:
+def write_step_tokens(cfg: ProcessRewardConfig, path: Path, cache: Path, key: str, form: PromptFormat) -> Path:
+    """The solutions of one of the run's files as tokens, below `cache`; see `cached_steps`.
+
+    Raises:
+        ValueError: see there; or a solution holds a token that the model has not, or is longer than its context; or all
+            labels of the data to train on are alike.
+    """
+    written = cached_steps(path, cache, key, form, load_tokenizer(cfg.model.folder), cfg)
+    table = StepTable(written)
+    _check_fits(table, path, cfg.model)
+    known = np.unique(table.labels[~np.isnan(table.labels)])
+    if path == cfg.data.train and len(known) == 1:
+        raise ValueError(f"{path}: all labels of steps are {known[0]:g}, required right and wrong steps to train on")
+    return written
+
+
+def _check_fits(table: TextTable | RatedTable | StepTable, path: Path, model: Model) -> None:
     """That the model has the tokens of the texts, and room for the longest."""
     arch, folder = architecture_of(model), model.folder
     if table.largest_token >= arch.vocab_size:
@@ -237,7 +279,12 @@ def rating_batches(cfg: RewardModelConfig, count: int) -> Batches:
     return _batches(cfg, cfg.reward_model, "rows", count)
 
 
-def _batches(cfg: StageConfig, training: Sft | RewardTraining, what: str, count: int) -> Batches:
+def step_batches(cfg: ProcessRewardConfig, count: int) -> Batches:
+    """Which of `count` solutions each optimizer step takes; errors as of `text_batches`."""
+    return _batches(cfg, cfg.process, "solutions", count)
+
+
+def _batches(cfg: StageConfig, training: Sft | RewardTraining | ProcessTraining, what: str, count: int) -> Batches:
     batches = Batches(count, batch_size=training.batch_size, epochs=training.epochs, seed=cfg.seed)
     if cfg.optimizer.warmup_steps > batches.steps:
         raise ValueError(

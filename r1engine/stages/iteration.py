@@ -25,6 +25,7 @@ from r1engine.rewards.shaping import shape
 from r1engine.rollout import Generator
 from r1engine.rollout.rollouts import Rollouts
 from r1engine.stages.groups import group_metrics, num_missing, with_signal_first
+from r1engine.stages.process_rating import StepRater, process_metrics, step_rated, with_step_credit
 from r1engine.stages.rating import Rater, rated
 from r1engine.stages.rl_metrics import mismatch, rollout_metrics, update_metrics
 from r1engine.stages.rows import own_rows
@@ -46,6 +47,7 @@ class Parts:
     progress: Progress
     reference: dict[str, torch.Tensor] | None = None  # frozen weights; None when kl_coef is 0
     raters: list[Rater] = field(default_factory=list)  # reward models that the policy's modules run
+    step_rater: StepRater | None = None  # a process reward model that they run
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def iterate(parts: Parts, step: int) -> Iteration:
     weights = cfg.rewards.weights_at(step)
     rewards = total_rewards(graded, cfg.grpo, weights)
     samples = to_samples([completion for completion, _ in graded], rewards, cfg.grpo)
+    samples = with_step_credit(samples, graded, cfg.rewards, cfg.grpo.group_size)
     split = split_minibatches(samples, cfg.minibatches_at(step), seed=cfg.seed, step=step)
     minibatches = [pack_rows(parts, minibatch, step) for minibatch in split]
 
@@ -84,7 +87,7 @@ def iterate(parts: Parts, step: int) -> Iteration:
 
     rows = [row for minibatch in minibatches for row in minibatch]
     of_drawn = rewards if drawn is graded else total_rewards(drawn, cfg.grpo, weights)
-    metrics = rollout_metrics(drawn, of_drawn, weights)
+    metrics = rollout_metrics(drawn, of_drawn, weights) | process_metrics(drawn)
     metrics |= group_metrics(drawn, cfg, step) | update_metrics(stats) | mismatch(rows, parts.world)
     metrics |= parts.rollouts.metrics([completion for completion, _ in graded]) | parts.generator.metrics()
     return Iteration(metrics, graded, samples, rewards)
@@ -123,6 +126,9 @@ def draw(parts: Parts, step: int, *, questions: int | None = None, drawing: int 
     if parts.raters and cfg.rewards.is_rated_at(step):
         with parts.phases("score"), parts.policy.awake():
             graded = rated(graded, parts.raters, parts.policy, parts.world, cfg.row_tokens)
+    if parts.step_rater is not None:
+        with parts.phases("score"), parts.policy.awake():
+            graded = step_rated(graded, parts.step_rater, parts.policy, parts.world, cfg.row_tokens)
     return graded
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from r1engine.config import RewardModelConfig, RlConfig, SftConfig
+from r1engine.config import ProcessRewardConfig, RewardModelConfig, RlConfig, SftConfig
 from r1engine.data.chat import ChatFormat, PromptFormat
 from r1engine.data.rated import RatedForm, form_to_train
 from r1engine.hf.architecture import architecture_of
@@ -13,9 +13,11 @@ from r1engine.hf.prepared import prepare
 from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.ranks import World
 from r1engine.rewards.rated import NAME
+from r1engine.search import scored_folder
+from r1engine.search.scored_folder import ScoredFolder
 from r1engine.stages.inputs import format_of
 
-ConfigT = TypeVar("ConfigT", RlConfig, SftConfig, RewardModelConfig)
+ConfigT = TypeVar("ConfigT", RlConfig, SftConfig, RewardModelConfig, ProcessRewardConfig)
 
 
 def prepared(cfg: ConfigT, world: World) -> tuple[ConfigT, PromptFormat]:
@@ -45,6 +47,13 @@ def prepared_to_rate(cfg: RewardModelConfig, world: World) -> tuple[RewardModelC
     end = form.end if isinstance(form, ChatFormat) else tokenizer.id_to_token(form.end_token)
     assert end is not None  # form_to_train has looked
     return _from_start(cfg, world, form, (end, form.end_token), {NAME: rated.template}), form, rated
+
+
+def prepared_to_score(cfg: ProcessRewardConfig, world: World, about: ScoredFolder) -> ProcessRewardConfig:
+    """The same for a process reward model, whose folder also holds what its scores are of; errors as of `prepared`."""
+    form = format_of(cfg)
+    end = (form.end, form.end_token) if isinstance(form, ChatFormat) else None
+    return _from_start(cfg, world, form, end, {scored_folder.NAME: about.to_text()})
 
 
 def _from_start(

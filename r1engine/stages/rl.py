@@ -26,6 +26,7 @@ from r1engine.stages.identity import Identity, model_identity, setting
 from r1engine.stages.inputs import check_raters, load_questions, note_unusable
 from r1engine.stages.iteration import Iteration, Parts, iterate, refresh, verify
 from r1engine.stages.prepared import prepared
+from r1engine.stages.process_rating import make_step_rater, warning_of
 from r1engine.stages.rating import make_raters
 from r1engine.stages.rl_metrics import silent_functions
 from r1engine.stages.stage import Advance, Evaluated
@@ -76,9 +77,14 @@ class RlStage:
             rollouts = Rollouts(generator, self.prompts, cfg, world)
             self.parts = Parts(cfg, world, self.policy, generator, rollouts, scorer, phases, progress)
             self.parts.raters = make_raters(cfg.rewards, self.policy)
+            self.parts.step_rater = make_step_rater(cfg.rewards, self.policy)
+            if warning := warning_of(cfg.rewards):
+                progress.note(warning)
             if cfg.grpo.kl_coef > 0:
                 self._renew_reference()
-            self.alarms = Alarms(list(cfg.rewards.reward_models), window=cfg.rewards.alarm_window)
+            of_steps = ["process"] if cfg.rewards.process else []
+            self._judged = [*cfg.rewards.reward_models, *of_steps]
+            self.alarms = Alarms(self._judged, window=cfg.rewards.alarm_window, quick=of_steps)
         except BaseException:
             self.close()
             raise
@@ -134,7 +140,7 @@ class RlStage:
         if self.parts.reference is not None and every and step // every != (step + made) // every:
             self._renew_reference()
         warnings = self.alarms.update(done.metrics)
-        alarms = {f"alarm/{name}": float(name in warnings) for name in self.cfg.rewards.reward_models}
+        alarms = {f"alarm/{name}": float(name in warnings) for name in self._judged}
         weights = self.cfg.rewards.weights_at(step)
         undecided = [(record_of(c), score) for c, score in done.graded if score.is_undecided(weights)]
         return Advance(

@@ -153,14 +153,15 @@ def test_a_key_of_another_stage_says_whose_it_is(write):
     ]
     assert problems(write(SOURCES + "sft: {epochs: 3}")) == ["run.yaml:3: unknown key sft; it belongs to stage: sft"]
     assert problems(write(SOURCES), "data.max_tokens=3") == [
-        "override 'data.max_tokens=3': unknown key data.max_tokens; it belongs to stage: sft or reward_model"
+        "override 'data.max_tokens=3': unknown key data.max_tokens; it belongs to "
+        "stage: sft or reward_model or process_reward"
     ]
 
 
 def test_another_kind_of_stage_than_a_command_takes_is_refused(write):
     with pytest.raises(ConfigError, match=r"run.yaml:3: stage: found sft, required rl here"):
         load(write(SOURCES + "stage: sft"), [], RlConfig)
-    with pytest.raises(ConfigError, match="stage: found tiny, required rl, sft, reward_model here"):
+    with pytest.raises(ConfigError, match="stage: found tiny, required rl, sft, reward_model, process_reward here"):
         load(write("stage: tiny"), [])
 
 

@@ -10,14 +10,15 @@ import torch
 from model_folders import save_model
 from ranks import on_ranks
 from safetensors.torch import load_file
-from score_updates import ScoreCase, pairs, rows_of_pairs, train_scores
-from transformers import AutoModelForSequenceClassification
+from score_updates import ScoreCase, pairs, rows_of_pairs, rows_of_steps, steps, train_scores
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from r1engine.batch import RowShape, Sequence, pack
 from r1engine.config import Model, Optimizer, Parallel
 from r1engine.hf.architecture import read_architecture
 from r1engine.hf.folder import Folder
 from r1engine.model.policy import Policy
+from r1engine.stages.process_loss import cross_entropy_of_steps
 from r1engine.stages.reward_loss import pairwise
 
 FAMILIES = ["qwen2-tied", "qwen3", "llama", "qwen3-moe", "deepseek", "deepseek-mtp"]
@@ -135,6 +136,36 @@ def test_an_update_matches_transformers_with_adamw(world, folders, tmp_path):
     policy.export(tmp_path / "ours")
     for name, tensor in load_file(tmp_path / "ours" / "model.safetensors").items():
         torch.testing.assert_close(tensor, expected[name], atol=2e-6, rtol=1e-5)
+
+
+def test_scores_and_updates_of_steps_match_transformers_token_classification(world, folders, tmp_path):
+    policy = scored(world, folders["qwen3"][0])
+    policy.export(tmp_path / "start")
+    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "start", dtype=torch.float32, num_labels=1)
+    assert model.score.weight.shape == (1, 32) and not model.score.bias.any()
+    trained = [p for name, p in model.named_parameters() if name != "score.bias"]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.0)
+    ours = scores_of(policy, [text for text, _ in steps()])
+    for _ in range(2):
+        z = {tuple(text): model(torch.tensor([text])).logits[0, :, 0] for text, _ in steps()}
+        if ours:
+            for text, values in z.items():  # at every token
+                torch.testing.assert_close(ours[text], values, atol=1e-5, rtol=0)
+            ours = {}
+        at = [(z[tuple(text)][index], label) for text, targets in steps() for index, label in targets]
+        labels = torch.tensor([label for _, label in at])
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(torch.stack([value for value, _ in at]), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        stats = policy.update(rows_of_steps(policy)[0], cross_entropy_of_steps, 1e-2).metrics
+        assert stats["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert stats["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    expected = {name.removeprefix("model."): p for name, p in model.named_parameters()}
+    policy.export(tmp_path / "ours")
+    for name, tensor in load_file(tmp_path / "ours" / "model.safetensors").items():
+        torch.testing.assert_close(tensor, expected[name.removeprefix("model.")].detach(), atol=2e-6, rtol=1e-5)
 
 
 LAYOUTS = {

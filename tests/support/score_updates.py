@@ -13,10 +13,11 @@ warnings.filterwarnings("ignore")
 from layout_updates import by_sequence  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
 
-from r1engine.batch import PackedBatch, Sequence, pack_units  # noqa: E402
+from r1engine.batch import PackedBatch, Sequence, pack, pack_units  # noqa: E402
 from r1engine.config import Model, Optimizer, Parallel  # noqa: E402
 from r1engine.model.parallel import join, leave  # noqa: E402
 from r1engine.model.policy import Policy  # noqa: E402
+from r1engine.stages.process_loss import cross_entropy_of_steps  # noqa: E402
 from r1engine.stages.reward_loss import pairwise  # noqa: E402
 
 
@@ -30,9 +31,9 @@ class ScoreCase:
 
 @dataclass(frozen=True)
 class Scored:
-    """The score of each text before the first update, the statistics of each update, and what was exported then."""
+    """The scores of each text's tokens before the first update, the statistics of each, and what was exported then."""
 
-    scores: dict[str, float]
+    scores: dict[str, list[float]]
     stats: list[dict[str, float]]
     exported: Path
 
@@ -54,14 +55,29 @@ def rows_of_pairs(policy: Policy) -> list[list[PackedBatch]]:
     return pack_units(units, policy.row_shape(72))
 
 
+def steps() -> list[tuple[list[int], tuple[tuple[int, float], ...]]]:
+    """Solutions, and (index, label) of the last tokens of their steps."""
+    rng = random.Random(7)
+    texts = [text for pair in pairs() for text in pair]
+    return [(text, tuple((i, rng.choice([0.0, 0.25, 1.0])) for i in range(1, len(text), 3))) for text in texts]
+
+
+def rows_of_steps(policy: Policy) -> list[list[PackedBatch]]:
+    """Of each data-parallel rank."""
+    weight = 1 / sum(len(targets) for _, targets in steps())
+    sequences = [Sequence(text, 0, weight, targets=targets) for text, targets in steps()]
+    return pack(sequences, policy.row_shape(72))
+
+
 def train_case(folder: Path, layout: dict, out: Path) -> Scored:
     parallel = Parallel(distributed_optimizer=True, **layout)
     world = join(parallel)
     # A small eps would turn rounding into whole steps.
     policy = Policy(Model(path=folder), parallel, Optimizer(eps=1e-3, clip_grad=0.1), world, head="score")
     rows = rows_of_pairs(policy)[world.dp_rank]
-    found = {text: values[-1] for text, values in by_sequence(rows, policy.scores(rows)).items()}
+    found = by_sequence(rows, policy.scores(rows))
     stats = [policy.update(rows, pairwise, 2e-3).metrics for _ in range(3)]
+    stats.append(policy.update(rows_of_steps(policy)[world.dp_rank], cross_entropy_of_steps, 2e-3).metrics)
     gathered: list = [None] * world.size
     dist.all_gather_object(gathered, found)
     policy.export(out)

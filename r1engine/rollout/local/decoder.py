@@ -24,6 +24,14 @@ class Prefill:
     experts: torch.Tensor | None  # [prompts, longest prompt, layers with experts, k] int64; None: there are none
 
 
+@dataclass(frozen=True)
+class Extended:
+    """What sequences that went on leave behind."""
+
+    hidden: list[torch.Tensor]  # of each sequence [T, D], behind the last norm, of its new tokens
+    kv: list[torch.Tensor]  # of each [layers, 2, kv_heads, T, head_dim]: keys, then values, of its new tokens
+
+
 class Decoder:
     """The transformer. Activations of a decode step are [rows, D]: one token of every sequence."""
 
@@ -57,6 +65,45 @@ class Decoder:
         if chosen is not None:
             chosen = chosen.unflatten(0, (batch, longest))
         return Prefill(kv, lengths, self._logits(x[last]), chosen)
+
+    def extend(self, tokens: list[list[int]], past: list[torch.Tensor]) -> Extended:
+        """Runs new tokens of sequences behind what is kept of them; nothing of it is run again.
+
+        Args:
+            tokens: of each sequence, none empty.
+            past:   of each [layers, 2, kv_heads, P, head_dim], keys and values of all tokens before; P may be 0.
+        """
+        arch, lengths, before = self.arch, [len(ids) for ids in tokens], [kv.shape[3] for kv in past]
+        batch, longest, reach = len(tokens), max(lengths), max(before)
+        padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in tokens], device=self.device)
+        starts = torch.tensor(before, device=self.device).unsqueeze(1)
+        places = starts + torch.arange(longest, device=self.device)
+        rotations = rotary_table(arch, reach + longest, self.device)[places.view(-1)].unsqueeze(1)
+        # What a token sees: all that is kept of its own sequence, and the new tokens up to itself.
+        kept = (torch.arange(reach, device=self.device) < starts).unsqueeze(1).expand(batch, longest, reach)
+        fresh = torch.ones(longest, longest, dtype=torch.bool, device=self.device).tril().expand(batch, -1, -1)
+        mask = torch.cat([kept, fresh], dim=2).unsqueeze(1)
+        x = F.embedding(padded.view(-1), self.weights.embedding)  # [batch * longest, D]
+        out, experts = [], Chosen()
+        for index, layer in enumerate(self.weights.layers):
+            query, key_value = self._project(layer, x, rotations)
+            query = query.unflatten(0, (batch, longest)).transpose(1, 2)
+            kv = key_value.view(batch, longest, 2, arch.num_kv_heads, arch.head_dim).permute(2, 0, 3, 1, 4)
+            old = kv.new_zeros(2, batch, arch.num_kv_heads, reach, arch.head_dim)
+            for i, one in enumerate(past):
+                old[:, i, :, : before[i]] = one[index]
+            keys, values = torch.cat([old, kv], dim=3)
+            mixed = F.scaled_dot_product_attention(
+                query, keys, values, attn_mask=mask, scale=arch.softmax_scale, enable_gqa=True
+            )
+            self._finish_layer(layer, x, mixed.transpose(1, 2).reshape(batch * longest, -1), experts)
+            out.append(kv)
+        hidden = F.rms_norm(x, (arch.hidden_size,), self.weights.final_norm, arch.norm_eps).view(batch, longest, -1)
+        whole = torch.stack(out)
+        return Extended(
+            [hidden[i, :n] for i, n in enumerate(lengths)],
+            [whole[:, :, i, :, :n].clone() for i, n in enumerate(lengths)],
+        )
 
     def step(
         self, tokens: torch.Tensor, positions: torch.Tensor, cache: KVCache, *, length: int

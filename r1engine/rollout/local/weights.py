@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from r1engine.hf.architecture import Architecture
-from r1engine.hf.tensors import EXPERT_BIAS, hf_shapes, is_float32
+from r1engine.hf.tensors import EXPERT_BIAS, SCORE, hf_shapes, is_float32
 
 # Elements: rows of 64 bytes in float32. Products with 683 columns are 6 to 20% slower than with 688 (AMD EPYC).
 ALIGNMENT = 16
@@ -83,7 +83,7 @@ class Weights:
         self.is_complete = False
         self.embedding = self._place("model.embed_tokens.weight")
         self.final_norm = self._place("model.norm.weight")
-        self.head = self.embedding if arch.is_tied else self._place("lm_head.weight")
+        self.head = self.embedding if arch.is_tied else self._place(SCORE if arch.head == "score" else "lm_head.weight")
         self.layers = [self._layer(index, f"model.layers.{index}.") for index in range(arch.num_layers)]
         assert self._targets.keys() == self._shapes.keys(), "every tensor has its place"
 

@@ -1,0 +1,223 @@
+"""Scores of steps in this process: a model of prefixes that runs every token of a tree of steps once."""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from r1engine.config.process import StepScorerSection
+from r1engine.hf.score_folder import read_trunk
+from r1engine.hf.tokenizer import PromptTokenizer
+from r1engine.rollout.local.decoder import Decoder
+from r1engine.rollout.local.heads import read_scored
+from r1engine.search.formats import FormatName, format_of_folder, known_means, make_writer
+from r1engine.search.tree import StepPath
+
+if TYPE_CHECKING:
+    from r1engine.search.lockstep import StepScorer
+
+
+class _Part(NamedTuple):
+    """What a path has more than the part before it: the question, or a step."""
+
+    key: bytes  # of all tokens up to its end
+    tokens: tuple[int, ...]
+    read: int  # index of the token at which the score is read
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A part that has been run."""
+
+    before: bytes | None
+    kv: torch.Tensor  # [layers, 2, kv_heads, own tokens, head_dim]
+    score: float
+
+
+class _Run(NamedTuple):
+    """Parts of a path that are to be run, behind what is kept of it."""
+
+    past: torch.Tensor  # [layers, 2, kv_heads, P, head_dim]
+    before: bytes | None
+    parts: list[_Part]
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for part in self.parts for token in part.tokens]
+
+
+class LocalScorer:
+    """A process reward model of a folder: its decoder and its head.
+
+    Keys and values of every prefix are kept within a bound: those used longest ago go first, later steps before
+    earlier ones, and are run again when they are wanted.
+
+    Attributes:
+        labels:     what its scores estimate: "correctness" of a step, "value" of a prefix, "": it does not say.
+        tokens_run: tokens that the model has computed so far.
+        num_bytes:  of what is kept.
+    """
+
+    def __init__(
+        self, folder: Path, name: FormatName, policy: PromptTokenizer, cfg: StepScorerSection, device: torch.device
+    ) -> None:
+        """
+        Args:
+            folder: of the model.
+            name:   how it is asked.
+            policy: what the steps are tokens of.
+            cfg:    bounds of memory.
+            device: float32 on CPUs, bfloat16 on GPUs.
+
+        Raises:
+            ValueError: the folder is not a model that is computed here, or has no score of a step.
+        """
+        self._arch, self._folder = read_trunk(folder), folder
+        self._writer = make_writer(name, folder, policy)
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        self._decoder = Decoder(self._arch, device=device, dtype=dtype)
+        tensors, self._head = read_scored(folder, self._arch, self._writer.pair, device)
+        self._decoder.weights.load(tensors)
+        self.labels = known_means(name, folder)
+        self.tokens_run, self.num_bytes = 0, 0
+        self._batch_tokens, self._max_bytes = cfg.batch_tokens, int(cfg.cache_gib * 2**30)
+        # The oldest first. A part is always moved before those that it stands behind, so the first has none behind it.
+        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        shape = (self._arch.num_layers, 2, self._arch.num_kv_heads, 0, self._arch.head_dim)
+        self._nothing = torch.zeros(shape, device=device, dtype=dtype)
+
+    @torch.no_grad()
+    def score(self, paths: Sequence[StepPath]) -> list[list[float]]:
+        """Probabilities of `steps[scored:]` of each path. A step without tokens of its own is worth what is before it.
+
+        Raises:
+            ValueError: a path is longer than the model's context, or has tokens that the model has not.
+        """
+        written = [self._parts(path) for path in paths]
+        scores: dict[bytes, float] = {}
+        # The questions first: what many paths begin with is run once.
+        self._run({parts[0].key: run for parts in written if (run := self._plan(parts[:1], scores))}, scores)
+        self._run({parts[-1].key: run for parts in written if (run := self._plan(parts, scores))}, scores)
+        return [
+            [scores[part.key] for part in parts[len(parts) - len(path.steps) + path.scored :]]
+            for path, parts in zip(paths, written, strict=True)
+        ]
+
+    def _parts(self, path: StepPath) -> list[_Part]:
+        """Question and steps, each with the key of all that is up to its end."""
+        head, chunks = self._writer.head(path), self._writer.chunks(path)
+        found = [_Part(_key(b"", head), head, len(head) - 1)] if head else []
+        for chunk in chunks:
+            # The key of a step without tokens is that of what is before it, and so is its score.
+            before = found[-1].key if found else b""
+            key = _key(before, chunk.tokens) if chunk.tokens else before
+            found.append(_Part(key, chunk.tokens, chunk.read))
+        tokens = [token for part in found for token in part.tokens]
+        if len(tokens) > self._arch.max_positions:
+            found_tokens = f"found a solution of {len(tokens)} tokens"
+            raise ValueError(
+                f"scorer: {found_tokens}, required at most the {self._arch.max_positions} positions of the model"
+            )
+        if tokens and max(tokens) >= self._arch.vocab_size:
+            raise ValueError(
+                f"scorer: found token {max(tokens)}, required below {self._arch.vocab_size}: {self._folder}"
+            )
+        return found
+
+    def _plan(self, parts: list[_Part], scores: dict[bytes, float]) -> _Run | None:
+        """What is to be run of a path, None for nothing; what is kept goes to `scores`."""
+        chain: list[bytes] = []
+        for part in parts:
+            if part.key not in self._kept:
+                break
+            chain.append(part.key)
+            scores[part.key] = self._kept[part.key].score
+        self._touch(chain)
+        rest = [part for part in parts[len(chain) :] if part.tokens]
+        if not rest:
+            return None
+        kept = [self._kept[key].kv for key in dict.fromkeys(chain)]
+        past = torch.cat(kept, dim=3) if kept else self._nothing
+        return _Run(past, chain[-1] if chain else None, rest)
+
+    def _run(self, runs: dict[bytes, _Run], scores: dict[bytes, float]) -> None:
+        """Run new tokens, many paths at once, and keep what they leave."""
+        for batch in _batches(list(runs.values()), self._batch_tokens):
+            done = self._decoder.extend([run.tokens for run in batch], [run.past for run in batch])
+            for run, hidden, kv in zip(batch, done.hidden, done.kv, strict=True):
+                self.tokens_run += len(hidden)
+                probability = self._head.probabilities(hidden).tolist()
+                start, before = 0, run.before
+                for part in run.parts:
+                    stop = start + len(part.tokens)
+                    scores[part.key] = probability[start + part.read]
+                    self._keep(part.key, _Kept(before, kv[:, :, :, start:stop].clone(), scores[part.key]))
+                    start, before = stop, part.key
+
+    def _keep(self, key: bytes, part: _Kept) -> None:
+        """Keep a part, if there is room for it when all that it does not stand behind is dropped."""
+        if part.before is not None and part.before not in self._kept:
+            return
+        chain = []
+        name = part.before
+        while name is not None:
+            chain.append(name)
+            name = self._kept[name].before
+        size = _bytes(part)
+        while self.num_bytes + size > self._max_bytes:
+            oldest = next(iter(self._kept), None)
+            if oldest is None or oldest in chain:
+                return
+            self.num_bytes -= _bytes(self._kept.pop(oldest))
+        if key not in self._kept:
+            self._kept[key] = part
+            self.num_bytes += size
+        self._touch([*chain[::-1], key])
+
+    def _touch(self, chain: list[bytes]) -> None:
+        for key in reversed(chain):
+            self._kept.move_to_end(key)
+
+
+def open_scorer(cfg: StepScorerSection, device: torch.device, policy: PromptTokenizer) -> StepScorer:
+    """What scores steps.
+
+    Args:
+        cfg:    which folder, and its memory.
+        device: where its model is to run.
+        policy: what the steps are tokens of.
+
+    Raises:
+        ValueError: the model is not computed here, or does not say how it is asked.
+    """
+    name: FormatName = format_of_folder(cfg.path) if cfg.format == "auto" else cfg.format
+    return LocalScorer(cfg.path, name, policy, cfg, device)
+
+
+def _batches(runs: list[_Run], most: int) -> Iterator[list[_Run]]:
+    """Runs of about the same size, of which all tokens, with those before and with padding, are at most so many."""
+    batch: list[_Run] = []
+    new = old = 0
+    for run in sorted(runs, key=lambda run: (len(run.tokens), run.past.shape[3])):
+        new, old = max(new, len(run.tokens)), max(old, run.past.shape[3])
+        if batch and (len(batch) + 1) * (new + old) > most:
+            yield batch
+            batch, new, old = [], len(run.tokens), run.past.shape[3]
+        batch.append(run)
+    if batch:
+        yield batch
+
+
+def _key(before: bytes, tokens: tuple[int, ...]) -> bytes:
+    return blake2b(before + array("i", tokens).tobytes(), digest_size=16).digest()
+
+
+def _bytes(part: _Kept) -> int:
+    return part.kv.numel() * part.kv.element_size()

@@ -31,6 +31,7 @@ class Job:
     generator_bytes: int  # of a weight in the generator: 2 for bf16, 1 for fp8
     has_servers: bool = False  # SGLang on the trainer's GPUs: a copy of its weights waits in host memory
     refresh_bucket_gib: float = 0.5
+    raters: int = 0  # reward models that the trainer runs itself; their weights wait in host memory
     with_mtp: bool = False
     fp8: bool = False  # linears of attention, dense MLPs and shared experts
 
@@ -90,7 +91,8 @@ def stage_memory(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed
         "MoE buffers": _dispatch(arch, layout, job, assumed) / GIB,
     }
     activations = _activations(arch, layout, job, assumed, stage) / GIB
-    reference = {"reference": WEIGHT * count / GIB} if job.has_reference else {}
+    lent = "reference" if job.has_reference else "reward model"  # one at a time
+    reference = {lent: WEIGHT * count / GIB} if job.has_reference or job.raters else {}
     return StageMemory(
         stage=stage,
         parameters=parameters,
@@ -134,6 +136,8 @@ def host_bytes(arch: Architecture, layout: Layout, job: Job, gpu: Gpu) -> dict[s
         terms["servers, while training"] = per_node * weights / job.generator_tensor
     if job.has_reference:
         terms["reference"] = per_node * WEIGHT * count / GIB
+    if job.raters:
+        terms["reward models"] = job.raters * per_node * WEIGHT * count / GIB
     return terms
 
 

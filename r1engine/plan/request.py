@@ -107,6 +107,7 @@ def job_of(cfg: Planned, assumed: Assumed) -> Job:
         generator_tensor=int(assumed.generator_gpus) or 1,
         generator_bytes=1 if is_fp8_folder(cfg.model.folder) else 2,
         has_servers=cfg.rollout.engine == "sglang" and cfg.rollout.sglang.mode == "colocated",
+        raters=sum(model.path is not None for model in cfg.rewards.reward_models.values()),
         with_mtp=cfg.model.mtp_loss_weight > 0,
         fp8=cfg.model.fp8,
     )

@@ -109,6 +109,16 @@ def test_the_copy_of_colocated_servers_by_hand():
     assert plans[0].host_gib["servers, while training"] == pytest.approx(more)
 
 
+def test_reward_models_of_the_trainer_by_hand():
+    plain, rating = dataclasses.replace(JOB, has_reference=False), dataclasses.replace(JOB, raters=2)
+    alone, both = (make_plan(V3, R1, job, GPUS["h800"], Assumed()) for job in (plain, rating))
+    each = 2 * max(sum(stage.parameters.values()) for stage in alone.stages) / GIB  # bf16
+    assert both.host_gib["reward models"] == pytest.approx(8 * 2 * each)  # two of them, eight GPUs a node
+    assert "reward models" not in alone.host_gib and "reward model" not in alone.worst.logprobs
+    lone = make_plan(V3, R1, dataclasses.replace(plain, raters=1), GPUS["h800"], Assumed())
+    assert lone.worst.logprobs["reward model"] == both.worst.logprobs["reference"]
+
+
 def test_an_optimizer_on_the_host_by_hand():
     on_host = dataclasses.replace(R1, optimizer_offload=True)
     device, host = (make_plan(V3, layout, JOB, GPUS["h800"], Assumed()) for layout in (R1, on_host))

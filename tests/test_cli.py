@@ -45,7 +45,7 @@ def config(tmp_path):
     return str(path)
 
 
-ALL_KINDS = "rl, sft, reward_model, process_reward, sample, label, evaluate, tiny, tiny_r1, tiny_chain, "
+ALL_KINDS = "rl, sft, reward_model, process_reward, sample, search, label, evaluate, tiny, tiny_r1, tiny_chain, "
 ALL_KINDS += "tiny_chain_truth, curate, pairs"
 
 

@@ -19,7 +19,17 @@ from r1engine.cli.border import (
     tell,
     world_size,
 )
-from r1engine.config import ConfigError, CurateConfig, LabelConfig, RlConfig, SampleConfig, StageConfig, load, to_yaml
+from r1engine.config import (
+    ConfigError,
+    CurateConfig,
+    LabelConfig,
+    RlConfig,
+    SampleConfig,
+    SearchConfig,
+    StageConfig,
+    load,
+    to_yaml,
+)
 
 
 def train(
@@ -133,6 +143,42 @@ def _draw(
 
     try:
         cfg: SampleConfig | LabelConfig = load(config, overrides or [], kind)
+        notes = kinds.dry_run(cfg, world_size(), is_whole=True, is_live=False)
+        agree(None)
+        if dry_run:
+            tell(notes)
+            typer.echo(to_yaml(cfg), nl=False)
+            return
+        with ranks_of_a_run(30) as ending:
+            run_alone(cfg, ending)
+    except ConfigError as error:
+        fail(error)
+
+
+def search(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    compare: Annotated[
+        str | None,
+        typer.Option("--compare", metavar="METHODS", help="best_of,beam,dvts,mcts: each at the sizes of search.curve."),
+    ] = None,
+    question: Annotated[
+        int | None, typer.Option("--question", metavar="N", help="Print the tree of a question that was searched.")
+    ] = None,
+) -> None:
+    """Search for answers as CONFIG says, step by step, valued by a process reward model; what is there is kept."""
+    from r1engine.pipeline import kinds
+    from r1engine.pipeline.driver import run_alone
+
+    try:
+        wanted = [f"compare=[{compare}]"] if compare is not None else []
+        cfg = load(config, [*(overrides or []), *wanted], SearchConfig)
+        if question is not None:
+            from r1engine.sampling.search_rows import print_tree
+
+            print_tree(cfg.run_dir, question, typer.echo)
+            return
         notes = kinds.dry_run(cfg, world_size(), is_whole=True, is_live=False)
         agree(None)
         if dry_run:

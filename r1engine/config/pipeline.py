@@ -36,6 +36,8 @@ REFERENCES = {
     "candidates.*": "data",
     "decontaminate.*": "data",
     "questions": "data",
+    "steps": "data",  # of what labels anew; a mapping elsewhere
+    "scorer.path": "model",
 }
 NAME = re.compile(r"[a-z][a-z0-9_.-]*")
 

@@ -18,6 +18,7 @@ from r1engine.config.reward_model import RewardModelConfig
 from r1engine.config.rewards import Rewards
 from r1engine.config.rl import RlConfig
 from r1engine.config.sample import SampleConfig
+from r1engine.config.searching import SearchConfig
 from r1engine.config.sft import SftConfig
 from r1engine.config.source import ConfigError, Source, read_overrides, read_source, validate, write_yaml
 from r1engine.config.stage import StageConfig
@@ -31,6 +32,7 @@ KINDS: dict[str, type[KindConfig]] = {
     "reward_model": RewardModelConfig,
     "process_reward": ProcessRewardConfig,
     "sample": SampleConfig,
+    "search": SearchConfig,
     "label": LabelConfig,
     "evaluate": EvaluateConfig,
     "tiny": TinyConfig,

@@ -13,6 +13,7 @@ from r1engine.config import (
     LabelConfig,
     PairsConfig,
     SampleConfig,
+    SearchConfig,
     StageConfig,
     TinyChainConfig,
     TinyChainTruthConfig,
@@ -105,6 +106,11 @@ def _draw(cfg: KindConfig, world: World) -> dict[str, Any]:
 
         set_up_torch(cfg.as_run())
         return label(cfg, world, digests)
+    if isinstance(cfg, SearchConfig):
+        from r1engine.sampling.searching import search
+
+        set_up_torch(cfg.as_run())
+        return search(cfg, world, digests)
     if isinstance(cfg, EvaluateConfig):
         from r1engine.sampling.evaluate import evaluate
 
@@ -158,7 +164,7 @@ def dry_run(cfg: KindConfig, world_size: int, *, is_whole: bool, is_live: bool) 
         from r1engine.stages import check
 
         return check.dry_run(cfg, world_size, is_live=is_live) if is_whole else check.check_rows(cfg)
-    if isinstance(cfg, SampleConfig | LabelConfig) and is_whole:
+    if isinstance(cfg, SampleConfig | LabelConfig | SearchConfig) and is_whole:
         from r1engine.stages import check
 
         return check.dry_run(cfg.as_run(), 1, is_live=is_live)

@@ -40,6 +40,9 @@ class StepScorer(Protocol):
             RuntimeError: a server does not answer.
         """
 
+    def clear(self) -> None:
+        """Forget what is kept of all prefixes, so that each of several searches pays for its own."""
+
 
 @dataclass(frozen=True)
 class Crew:
@@ -53,7 +56,7 @@ class Crew:
 
 
 @dataclass(frozen=True)
-class Limits:
+class DrawLimits:
     """How completions are drawn, and how long they may become."""
 
     sampling: Sampling
@@ -74,7 +77,7 @@ class _Live:
 class Lockstep:
     """Searches for the answers to questions, `questions_at_once` at a time."""
 
-    def __init__(self, crew: Crew, cfg: Search, limits: Limits, how: Aggregate, seed: int) -> None:
+    def __init__(self, crew: Crew, cfg: Search, limits: DrawLimits, how: Aggregate, seed: int) -> None:
         """
         Args:
             crew:   who draws, scores and grades.

@@ -110,6 +110,11 @@ class LocalScorer:
             for path, parts in zip(paths, written, strict=True)
         ]
 
+    def clear(self) -> None:
+        """Forget what is kept of all prefixes."""
+        self._kept.clear()
+        self.num_bytes = 0
+
     def _parts(self, path: StepPath) -> list[_Part]:
         """Question and steps, each with the key of all that is up to its end."""
         head, chunks = self._writer.head(path), self._writer.chunks(path)

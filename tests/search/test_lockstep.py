@@ -14,7 +14,7 @@ from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.rewards import Scorer, ScorerSettings
 from r1engine.rollout import Sampling
 from r1engine.rollout.local.generator import LocalGenerator
-from r1engine.search.lockstep import Crew, Limits, Lockstep
+from r1engine.search.lockstep import Crew, DrawLimits, Lockstep
 from r1engine.search.steps import StepMarks
 from r1engine.search.tree import StepPath, Tree
 
@@ -29,6 +29,9 @@ class LastDigits:
 
     def score(self, paths: list[StepPath]) -> list[list[float]]:
         return [[self.of(step) for step in path.steps[path.scored :]] for path in paths]
+
+    def clear(self) -> None:
+        pass
 
     @staticmethod
     def of(step: tuple[int, ...]) -> float:
@@ -49,7 +52,7 @@ def crew(tmp_path_factory):
 def run(crew: Crew, prompts: list[Prompt], *, cache: int = 0, **keys) -> dict[int, Tree]:
     crew.generator.keep_steps(cache)
     cfg = Search.model_validate({"max_steps": 4} | keys)
-    lockstep = Lockstep(crew, cfg, Limits(Sampling(), max_tokens=30), "last", seed=0)
+    lockstep = Lockstep(crew, cfg, DrawLimits(Sampling(), max_tokens=30), "last", seed=0)
     return {tree.prompt.id: tree for tree in lockstep.run(prompts)}
 
 

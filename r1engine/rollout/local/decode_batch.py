@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,14 +17,13 @@ from r1engine.rollout.local.sampling import sample, uniforms
 PREFILL_TOKENS = 8192  # padded prompt tokens run at once, unless one prompt alone is longer
 
 
-class Steps(NamedTuple):
-    """What drawing step by step needs."""
+class DraftEnds(NamedTuple):
+    """Where a draft ends, and what becomes of it there."""
 
-    ends: StepEnds | None  # a draft ends with its first step
-    store: KVStore | None  # of keys and values that drafts with `origins` start from
-
-
-NO_STEPS = Steps(None, None)
+    stop_tokens: frozenset[int]
+    steps: StepEnds | None = None  # a draft ends with its first step, too
+    store: KVStore | None = None  # of keys and values that drafts with `origins` start from, and leave
+    on_ended: Callable[[Draft], None] | None = None  # called with each draft that has ended
 
 
 class DecodeBatch:
@@ -39,17 +38,14 @@ class DecodeBatch:
         keys: list[np.uint64],
         slots: int,
         sampling: Sampling,
-        stop_tokens: frozenset[int],
         version: int,
-        on_ended: Callable[[Draft], None] | None = None,
-        steps: Steps = NO_STEPS,
+        ends: DraftEnds,
     ) -> None:
-        """`keys` are the drafts' streams of uniforms; neighbours with equal prompts and tokens share their prefill.
-        `on_ended` is called with each draft that has ended."""
+        """`keys` are the drafts' streams of uniforms; neighbours with equal prompts and tokens share their prefill."""
         self._decoder, self._sampling, self._version = decoder, sampling, version
-        self._ends, self._store = steps
+        self._ends, self._store, self._on_ended = ends.steps, ends.store, ends.on_ended
         drafts, keys, num_kept = _kept_last(drafts, keys, self._store)
-        self._drafts, self._draft_keys, self._on_ended = drafts, keys, on_ended
+        self._drafts, self._draft_keys = drafts, keys
         self.tokens_run = 0
         self._prefixes: list[list[int]] = []  # what the drafts go on from, equal neighbours once
         self._prefix_of: list[int] = []  # of each draft
@@ -59,11 +55,8 @@ class DecodeBatch:
             self._prefix_of.append(len(self._prefixes) - 1)
         self._next_draft = 0
         self._num_rows = num_rows = min(slots, len(drafts))
-        self._is_stop = np.zeros(decoder.arch.vocab_size, dtype=bool)
-        self._is_stop[[token for token in stop_tokens if token < decoder.arch.vocab_size]] = True
-        self._may_end = np.zeros(decoder.arch.vocab_size, dtype=bool)
-        if self._ends is not None:
-            self._may_end[[token for token in self._ends.may_end if token < decoder.arch.vocab_size]] = True
+        self._is_stop = _chosen(ends.stop_tokens, decoder.arch.vocab_size)
+        self._may_end = _chosen(ends.steps.may_end if ends.steps is not None else (), decoder.arch.vocab_size)
         limit = max(len(draft.prompt.tokens) + draft.max_tokens for draft in drafts)
         self._cache = KVCache(decoder.arch, rows=num_rows, limit=limit, device=decoder.device, dtype=decoder.dtype)
         # What follows is on the host, one entry a row.
@@ -261,6 +254,13 @@ class DecodeBatch:
             self._experts[new] = self._experts[old]
         upload = torch.from_numpy(np.stack([source, target])).to(self._decoder.device)
         self._cache.move(upload[0], upload[1], int(self._positions[target].max()))
+
+
+def _chosen(tokens: Iterable[int], vocab_size: int) -> np.ndarray:
+    """[V] bool: which tokens are among these."""
+    found = np.zeros(vocab_size, dtype=bool)
+    found[[token for token in tokens if token < vocab_size]] = True
+    return found
 
 
 def _kept_last(

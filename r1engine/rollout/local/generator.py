@@ -13,7 +13,7 @@ from r1engine.hf.architecture import read_architecture
 from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
 from r1engine.rollout.draft import Draft, Sampling, StepEnds, check_prompts, completions
 from r1engine.rollout.generator import Logprobs
-from r1engine.rollout.local.decode_batch import DecodeBatch, Steps
+from r1engine.rollout.local.decode_batch import DecodeBatch, DraftEnds
 from r1engine.rollout.local.decoder import Decoder
 from r1engine.rollout.local.kv_store import KVStore
 from r1engine.rollout.local.sampling import stream_key
@@ -98,10 +98,8 @@ class LocalGenerator:
             keys=[stream_key(self._seed, draft.step, draft.prompt.id, draft.stream) for draft in drafts],
             slots=self._slots,
             sampling=sampling,
-            stop_tokens=self._stop_tokens,
             version=self.weight_version,
-            on_ended=on_ended,
-            steps=Steps(stop_after, self._store),
+            ends=DraftEnds(self._stop_tokens, stop_after, self._store, on_ended),
         )
         for num_tokens in batch.run():
             if on_tokens is not None:

@@ -1,0 +1,149 @@
+"""The stage `search`: what it writes, that it goes on after a kill, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from r1engine.config import ConfigError, SearchConfig, TinyConfig
+from r1engine.demo.tiny import write_world
+from r1engine.pipeline.manifest import digest
+from r1engine.ranks import World
+from r1engine.sampling import searching
+from r1engine.sampling.search_rows import markdown, print_tree, table_of
+from r1engine.sampling.searching import search
+from r1engine.search.scored_folder import NAME, ScoredFolder
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A random model, four questions, and a scorer of steps that is as random."""
+    folder = tmp_path_factory.mktemp("world")
+    write_world(TinyConfig(run_dir=folder, hidden_size=32, layers=1, intermediate_size=64, texts=96, heldout=4))
+    for name, about in (("scorer", ScoredFolder(tuple("0123456789aeiost"), None, "value").to_text()), ("silent", None)):
+        prm = folder / name
+        shutil.copytree(folder / "model", prm)
+        weights = {k: v for k, v in load_file(prm / "model.safetensors").items() if k != "lm_head.weight"}
+        weights["score.weight"] = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+        save_file(weights, prm / "model.safetensors", {"format": "pt"})
+        config = json.loads((prm / "config.json").read_text())
+        config |= {"architectures": ["Qwen2ForSequenceClassification"], "num_labels": 1, "tie_word_embeddings": False}
+        (prm / "config.json").write_text(json.dumps(config))
+        if about is not None:
+            (prm / NAME).write_text(about)
+    return folder
+
+
+def settings(world: Path, run_dir: Path, **keys) -> SearchConfig:
+    values = {
+        "model": {"path": world / "model"},
+        "questions": world / "heldout.jsonl",
+        "template": "r1_zero",
+        "rollout": {"max_tokens": 12},
+        "rewards": {"workers": 1},
+        "steps": {"marks": list("0123456789aeiost")},
+        "scorer": {"path": world / "scorer"},
+    }
+    return SearchConfig.model_validate({"run_dir": run_dir, **values, **keys})
+
+
+def run(cfg: SearchConfig) -> dict:
+    return search(cfg, ALONE, {key: digest(path) for key, path in cfg.inputs().items()})
+
+
+BOTH = {"compare": ["beam", "mcts"], "search": {"width": 2, "curve": [2]}}
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory) -> tuple[SearchConfig, dict]:
+    cfg = settings(world, tmp_path_factory.mktemp("finished") / "run", **BOTH)
+    return cfg, run(cfg)
+
+
+def test_what_is_searched_is_written_and_told(finished):
+    cfg, told = finished
+    rows = [json.loads(line) for line in (cfg.run_dir / "search.jsonl").read_text().splitlines()]
+    assert [(row["search"], row["id"]) for row in rows] == [(s, q) for s in ("beam_2", "mcts_2") for q in range(4)]
+    summary = json.loads((cfg.run_dir / "summary.json").read_text())["searches"]
+    for name, found in summary.items():
+        own = [row for row in rows if row["search"] == name]
+        tokens = sum(len(step) for row in own for node in row["nodes"] for step in node["tokens"])
+        assert told[f"drawn {name}"] == found["drawn"] == sum(row["drawn"] for row in own) / 4 >= tokens / 4
+        assert found["accuracy"] == told[f"accuracy {name}"] == sum(row["verdict"] == "right" for row in own) / 4
+        assert found["low"] <= found["accuracy"] <= found["high"]
+        assert 0 < found["policy_run"] <= found["drawn"] + 60 and found["scorer_run"] > 0
+    page = (cfg.run_dir / "report.html").read_text()
+    assert "Accuracy at counted tokens" in page and "visits" in page and "beam_2: What is" in page
+    lines: list[str] = []
+    print_tree(cfg.run_dir, 2, lines.append)
+    assert len(lines) == 2 and lines[1].startswith("mcts_2: What is")
+
+
+def test_a_killed_search_goes_on_and_ends_with_the_same_file(finished, tmp_path):
+    cfg, _ = finished
+    again = cfg.model_copy(update={"run_dir": tmp_path / "run"})
+    shutil.copytree(cfg.run_dir, again.run_dir)
+    whole = (again.run_dir / "search.jsonl").read_bytes()
+    (again.run_dir / "search.jsonl").unlink()
+    part = again.run_dir / "parts" / "mcts_2.0.jsonl"
+    lines = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(b"".join(lines[:2]) + lines[2][:40])  # one question is there, the next was being written
+    run(again)
+    assert (again.run_dir / "search.jsonl").read_bytes() == whole
+    other = again.model_copy(update={"seed": 5})
+    with pytest.raises(ConfigError, match="was searched with seed 0, now it is 5; choose another run_dir"):
+        run(other)
+
+
+def test_a_majority_needs_no_scorer(world, tmp_path):
+    cfg = settings(world, tmp_path / "run", scorer=None, search={"n": 2, "choose": "majority"})
+    assert run(cfg)["drawn best_of"] > 0
+    assert json.loads((cfg.run_dir / "summary.json").read_text())["searches"]["best_of"]["scorer_run"] == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"scorer": None}, "search.choose: found vote without a scorer, required majority"),
+        ({"scorer": None, "search": {"method": "mcts"}}, "scorer: found null, required one: only best_of"),
+        ({"search": {"method": "dvts", "n": 6, "width": 4}}, "search.n: found 6, required a multiple of search.width"),
+        ({"compare": ["mcts"], "search": {"method": "mcts", "use_rule": True}}, "a test must not know its answers"),
+    ],
+)
+def test_settings_that_cannot_be_searched_are_named(world, tmp_path, keys, message):
+    with pytest.raises(ValueError, match=message):
+        if problems := settings(world, tmp_path, **keys).source_problems():
+            raise ValueError(problems)
+
+
+def test_a_scorer_that_says_not_what_it_means_a_mark_that_never_comes_and_too_little_room_are_refused(
+    world, tmp_path, monkeypatch
+):
+    silent = {"path": world / "silent", "format": "own"}
+    with pytest.raises(ValueError, match="does not say what its labels mean"):
+        run(settings(world, tmp_path / "a", scorer=silent))
+    with pytest.raises(ValueError, match="one path of 2,060 tokens needs"):
+        run(settings(world, tmp_path / "b", search={"cache_gib": 1e-9}))
+    monkeypatch.setattr(searching, "LOOKED_AT", 3)
+    with pytest.raises(ValueError, match=r"found '</step>', required a mark that occurs in completions \(0 of 3"):
+        run(settings(world, tmp_path / "c", steps={"marks": ["</step>"]}))
+
+
+def test_the_table_by_hand():
+    def row(verdict: str, drawn: int, answer: str | None = "1", right: int = 0) -> dict:
+        return {
+            "search": "beam", "verdict": verdict, "verdicts": dict.fromkeys(("vote", "best", "majority"), verdict),
+            "answer": answer, "cut": False, "drawn": drawn, "right": right,
+        }  # fmt: skip
+
+    rows = [row("right", 10, right=1), row("wrong", 20, None, 1), row("undecided", 30), row("right", 40, right=2)]
+    table = table_of(rows, {"beam": {"policy": 120, "scorer": 60, "seconds": 2.0}}, ["beam"])
+    found = table["searches"]["beam"]
+    assert (found["accuracy"], found["undecided"], found["without_answer"]) == (2 / 3, 1, 1)
+    assert (found["drawn"], found["policy_run"], found["scorer_run"], found["any_right"]) == (25, 30, 15, 0.75)
+    assert "| beam | 0.667 (" in markdown(table) and "| 25 | 30 | 15 | 2.0 |" in markdown(table)

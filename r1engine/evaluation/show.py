@@ -95,7 +95,7 @@ def result_table(summaries: dict[str, Summary]) -> Table:
     table = Table(box=None, pad_edge=False)
     kept = [i for i in range(len(RESULT_COLUMNS)) if any(row[i] not in ("", "-") for row in rows)]
     for i in kept:
-        table.add_column(RESULT_COLUMNS[i], no_wrap=i < len(RESULT_COLUMNS) - 1, overflow="fold")
+        table.add_column(RESULT_COLUMNS[i], no_wrap=not i, overflow="fold")  # rich cuts digits off what may not wrap
     for row in rows:
         table.add_row(*(row[i] for i in kept))
     return table

@@ -66,6 +66,16 @@ def test_a_table_of_one(outs):
     assert "10 x 2" in row and "80.0 \u00b1 22.7" in row and row.count("80.0 \u00b1") == 2
 
 
+def test_no_digit_is_cut_off_on_a_narrow_terminal(outs):
+    words = ["evaluate", "show", str(outs[0])]
+    wide, narrow = (
+        set(CliRunner().invoke(app, words, env={"COLUMNS": str(width), "TERM": "dumb"}).output.split())
+        for width in (200, 56)
+    )
+    numbers = {word for word in wide if word[0].isdigit()}
+    assert len(numbers) > 4 and numbers <= narrow
+
+
 def test_side_by_side_with_the_paired_difference(outs):
     (found,) = paired(*outs)
     assert (found.questions, found.difference.mean, found.p) == (10, -0.5, 0.0625)  # McNemar 5:0

@@ -70,7 +70,9 @@ __all__ = [
 
 def _register() -> None:
     """With torch.library, so that graphs that were exported before find their nodes."""
-    for op in ("fp8_cast", "group_advantage", "linear_grpo_loss", "logits_grpo_loss"):
+    ops = ("fp8_cast", "group_advantage", "linear_grpo_loss", "logits_grpo_loss")
+    of_experts = ("moe_combine", "moe_experts", "moe_gate_topk", "moe_grouped_gemm", "moe_swiglu_quant")
+    for op in (*ops, *of_experts):
         importlib.import_module(f"r1kernels.{op}.torch_op")
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 
-from r1kernels.dispatch import choose_on
+from r1kernels.dispatch import Impl, choose_on
 
 
 def is_traced(tensor: torch.Tensor) -> bool:
@@ -23,6 +24,11 @@ def is_traced(tensor: torch.Tensor) -> bool:
     return tensor.is_meta or type(tensor).__name__ == "FakeTensor"
 
 
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether the values can be looked at without waiting: on the CPU, and no stand-in of a graph's."""
+    return tensor.device.type == "cpu" and not is_traced(tensor)
+
+
 def traced_choice(op: str, impl: str | None, device: str, have: tuple[str, ...]) -> str:
     """`dispatch.choose` for a graph: the same for as long as the process lives."""
     return choose_on(op, impl, device, have)
@@ -30,6 +36,11 @@ def traced_choice(op: str, impl: str | None, device: str, have: tuple[str, ...])
 
 # What torch.compiler.assume_constant_result sets, which imports the compiler: as long again as PyTorch itself takes.
 setattr(traced_choice, "_dynamo_marked_constant", True)  # noqa: B010  # no attribute that a function declares
+
+
+def wish(impl: str | None) -> Impl | None:
+    """The caller's wish again, which an op of PyTorch takes as any string; the function that it is for checks it."""
+    return cast("Impl | None", impl)
 
 
 @contextmanager

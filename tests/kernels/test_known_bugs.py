@@ -115,6 +115,17 @@ def test_no_length_asks_for_another_compilation():
     assert set(keys.values()) == {1}, keys
 
 
+def test_triton_specializes_the_numbers_in_a_tuple_whatever_it_is_told():
+    # Why the kernels take lengths one by one: in a NamedTuple each of 1 and the multiples of 16 would be a kernel more.
+    from triton._C.libtriton import native_specialize_impl
+    from triton.backends.compiler import BaseBackend
+
+    alone, together = ([native_specialize_impl(BaseBackend, x, False, False, False)[1] for x in values]
+                       for values in ((1, 16, 17), ((1,), (16,), (17,))))  # fmt: skip
+    assert set(alone) == {None}
+    assert len(set(together)) == 3
+
+
 def test_five_floats_a_row_cross_the_wire_at_once(world):
     calls: list[int] = []
 

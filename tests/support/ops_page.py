@@ -14,11 +14,11 @@ Made from the docstrings by `make docs`. Everything is imported from `r1kernels`
 or later). The examples are run by the tests. On a CPU the ops are PyTorch, a block of rows at a time; on a GPU Triton
 and CUDA C++.
 
-All of them take plain tensors; DTensors, torch.vmap and torch.func are refused with what to do instead.
-`logprob_entropy`, `linear_logprob`, `grpo_loss`, `logits_grpo_loss`, `linear_grpo_loss`, `group_advantage`,
-`fp8_quantize` and `fp8_dequantize` are registered with `torch.library` (`torch.ops.r1kernels`), with gradients and
-shapes: `torch.compile(fullgraph=True)`, `torch.export`, fake and meta tensors work, and one graph serves all lengths.
-In eager mode they are called directly. The others run in eager mode only.
+All of them take plain tensors; DTensors, torch.vmap and torch.func are refused with what to do instead. All of them are
+registered with `torch.library` (`torch.ops.r1kernels`), with gradients where they have any, and shapes:
+`torch.compile(fullgraph=True)`, `torch.export`, fake and meta tensors work, and one graph serves all lengths. Arguments
+are checked when the graph runs. In eager mode the ops are called directly. `moe_balance_loss` and `moe_update_bias` are
+plain PyTorch, which graphs take as it is; a `RowPlan` passes as its five tensors.
 """
 
 

@@ -9,6 +9,7 @@ import torch
 from r1kernels.dispatch import Impl, check_float, choose
 from r1kernels.moe_permute_quant import Fp8Rows, check_fp8_rows, implementations
 from r1kernels.moe_plan import RowPlan, check_plan, check_weights
+from r1kernels.tracing import is_traced
 
 
 def moe_combine(
@@ -59,6 +60,11 @@ def moe_combine(
             f"{op}: residual must be contiguous {rows.dtype} {(plan.num_tokens, rows.shape[1])}, "
             f"got {residual.dtype} {tuple(residual.shape)}"
         )
+    if is_traced(rows):
+        from r1kernels.moe_combine import torch_op
+        from r1kernels.moe_plan.torch_op import tensors_of
+
+        return torch_op.combine(rows, weights, residual, tensors_of(plan), plan.align, impl)
     return _Combine.apply(rows, weights, residual, plan, choose(op, impl, rows, have=implementations(rows, columns=8)))
 
 
@@ -113,6 +119,10 @@ def moe_combine_backward_quant(
             raise ValueError(
                 f"{op}: rows must be {grad.dtype} [R, {grad.shape[1]}] as grad, got {rows.dtype} {tuple(rows.shape)}"
             )
+    if is_traced(grad):
+        from r1kernels.moe_combine.torch_op import traced_quant
+
+        return traced_quant(grad, rows, plan, weights, dual, impl)
     if choose(op, impl, grad, have=implementations(grad)) == "cuda":
         from r1kernels.moe_combine.cuda_impl import combine_backward_quant
     else:
@@ -145,12 +155,23 @@ class _Combine(torch.autograd.Function):
         ctx: Any, grad: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, None, None]:
         rows, weights = ctx.saved_tensors
-        if ctx.impl == "cuda":
-            from r1kernels.moe_combine.cuda_impl import combine_backward
-        else:
-            from r1kernels.moe_combine.reference import combine_backward
-        grad_rows, grad_weights = combine_backward(grad.contiguous(), rows, ctx.plan, weights)
+        grad_rows, grad_weights = combine_backward(grad.contiguous(), rows, ctx.plan, weights, ctx.impl)
         return grad_rows, grad_weights, grad if ctx.needs_input_grad[2] else None, None, None
+
+
+def combine_backward(
+    grad: torch.Tensor,
+    rows: torch.Tensor | None,
+    plan: RowPlan,
+    weights: torch.Tensor | None,
+    impl: Impl | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(d(rows) [R, H], d(weights) [T, K] or None without rows) of `moe_combine` from grad [T, H]."""
+    if choose("moe_combine", impl, grad, have=implementations(grad, columns=8)) == "cuda":
+        from r1kernels.moe_combine.cuda_impl import combine_backward as backward
+    else:
+        from r1kernels.moe_combine.reference import combine_backward as backward
+    return backward(grad, rows, plan, weights)
 
 
 def _check_rows(op: str, rows: torch.Tensor, plan: RowPlan) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from r1kernels.dispatch import check_float
 from r1kernels.moe_experts.layer import PRECISIONS, Precision, experts_backward, experts_forward
+from r1kernels.tracing import is_traced
 
 
 def moe_experts(
@@ -58,7 +59,11 @@ def moe_experts(
         tensor([[2.9242, 2.9242, 2.9242, 2.9242],
                 [1.4621, 1.4621, 1.4621, 1.4621]])
     """
-    _check(x, ids, gate_up, down, precision)
+    check_experts(x, ids, gate_up, down, precision)
+    if is_traced(x):
+        from r1kernels.moe_experts import torch_op
+
+        return torch_op.experts(x, ids, weights, gate_up, down, residual, precision)[0]
     return _Experts.apply(x, ids, weights, gate_up, down, residual, precision)
 
 
@@ -90,7 +95,14 @@ class _Experts(torch.autograd.Function):
         return grad_x, None, grad_weights, grad_gate_up, grad_down, grad if ctx.needs_input_grad[5] else None, None
 
 
-def _check(x: torch.Tensor, ids: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, precision: str) -> None:
+def check_experts(
+    x: torch.Tensor, ids: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, precision: str
+) -> None:
+    """Require what `moe_experts` says of its arguments.
+
+    Raises:
+        ValueError: naming the op, what was found and what is required.
+    """
     op = "moe_experts"
     if precision not in PRECISIONS:
         raise ValueError(f"{op}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")

@@ -38,14 +38,19 @@ def experts_forward(
     """(out [T, H], h [R, 2I] for the backward, the plan). Arguments as in `moe_experts`."""
     if precision == "same":
         assert not isinstance(x, Fp8)  # tokens in FP8 come with a precision of FP8 only
-        plan = moe_plan(ids, len(gate_up), align=16)  # 16 rows: what PyTorch's grouped matmul wants at most
+        plan = moe_plan(ids, len(gate_up), align=alignment(precision))
         h = moe_grouped_gemm(moe_permute(x, plan), gate_up, plan)
         rows = moe_grouped_gemm(moe_swiglu(h, plan, weights), down, plan)
     else:
-        plan = moe_plan(ids, len(gate_up), align=128)
+        plan = moe_plan(ids, len(gate_up), align=alignment(precision))
         h = moe_grouped_gemm_fp8(_permute_fp8(x, plan), _quantized(gate_up), plan)
         rows = moe_grouped_gemm_fp8(moe_swiglu_quant(h, plan, weights=weights), _quantized(down), plan)
     return moe_combine(rows.to(gate_up.dtype), plan, residual=residual), h, plan
+
+
+def alignment(precision: str) -> int:
+    """Of an expert's first row: 16 is what PyTorch's grouped matmul wants at most, 128 a block of FP8."""
+    return 16 if precision == "same" else 128
 
 
 def experts_backward(

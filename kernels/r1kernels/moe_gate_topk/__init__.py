@@ -9,6 +9,7 @@ import torch
 
 from r1kernels.dispatch import Impl, check_float, choose
 from r1kernels.moe_plan import MAX_CHOICES, MAX_EXPERTS
+from r1kernels.tracing import has_values, is_traced
 
 
 class Gate(NamedTuple):
@@ -81,6 +82,11 @@ def moe_gate_topk(
     _check_logits(op, logits, bias, score)
     _check_sizes(op, logits.shape[1], topk, n_group, topk_group, scale)
     _check_replay(op, logits, topk, replay_ids, cu_seqlens)
+    if is_traced(logits):
+        from r1kernels.moe_gate_topk.torch_op import traced
+
+        scale = float(scale)
+        return traced(logits, bias, topk, n_group, topk_group, score, norm, scale, replay_ids, cu_seqlens, impl)
     has_kernel = logits.dtype in (torch.float32, torch.bfloat16)
     if choose(op, impl, logits, have=("cuda", "reference") if has_kernel else ("reference",)) == "cuda":
         from r1kernels.moe_gate_topk.cuda_impl import gate
@@ -177,7 +183,7 @@ def _check_logits(op: str, logits: torch.Tensor, bias: torch.Tensor | None, scor
         )
     if bias.device != logits.device:
         raise ValueError(f"{op}: bias is on {bias.device}, but logits are on {logits.device}")
-    if bias.device.type == "cpu" and not bias.isfinite().all():
+    if has_values(bias) and not bias.isfinite().all():
         raise ValueError(f"{op}: bias must be finite, got {float(bias[~bias.isfinite()][0])}")
 
 
@@ -208,14 +214,14 @@ def _check_replay(
                 f"{op}: replay_ids must be contiguous int32 {(num_tokens, topk)}, "
                 f"got {replay_ids.dtype} {tuple(replay_ids.shape)}"
             )
-        given = replay_ids[replay_ids[:, 0] >= 0] if replay_ids.device.type == "cpu" else replay_ids[:0]
+        given = replay_ids[replay_ids[:, 0] >= 0] if has_values(replay_ids) else replay_ids[:0]
         if given.numel() and not 0 <= int(given.min()) <= int(given.max()) < num_experts:
             raise ValueError(
                 f"{op}: replay_ids must be in [0, {num_experts}), got {int(given.min())} .. {int(given.max())}"
             )
     if cu_seqlens is not None and (cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype != torch.int32):
         raise ValueError(f"{op}: cu_seqlens must be int32 [S + 1], got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}")
-    if cu_seqlens is not None and cu_seqlens.device.type == "cpu":
+    if cu_seqlens is not None and has_values(cu_seqlens):
         borders = [0, *cu_seqlens.tolist(), num_tokens]
         if borders != sorted(borders):
             raise ValueError(f"{op}: cu_seqlens must rise from 0 or more to at most {num_tokens}, got {borders[1:-1]}")

@@ -8,14 +8,17 @@ from r1kernels.dispatch import Impl, check_float, choose
 from r1kernels.fp8_cast import Fp8
 from r1kernels.moe_permute_quant import Fp8Rows
 from r1kernels.moe_plan import RowPlan, check_plan
+from r1kernels.tracing import is_traced
 
 TransposedRows = tuple[torch.Tensor, torch.Tensor]  # Fp8Rows.values_t [R * N], Fp8Rows.scale_t [R / 128, N]
 
 
 def moe_grouped_gemm(rows: torch.Tensor, weight: torch.Tensor, plan: RowPlan) -> torch.Tensor:
-    """out[r] = weight[expert of r] @ rows[r], by PyTorch's grouped matmul; not differentiable.
+    """out[r] = weight[expert of r] @ rows[r], by PyTorch's grouped matmul.
 
-    On a GPU that is bfloat16 only: other dtypes are looped over, expert by expert, and wait for the device.
+    Differentiable in both; that of weight is right where rows and the gradient are zero in the padding between experts,
+    as `moe_permute`, `moe_swiglu` and the backward of `moe_combine` make them. On a GPU PyTorch's product takes
+    bfloat16 only: other dtypes are looped over, expert by expert, and wait for the device.
 
     Args:
         rows:   [R, K] floating point, contiguous, in expert order.
@@ -42,6 +45,11 @@ def moe_grouped_gemm(rows: torch.Tensor, weight: torch.Tensor, plan: RowPlan) ->
     _check_operands(op, rows, weight, plan)
     if weight.dtype != rows.dtype:
         raise ValueError(f"{op}: weight must be {rows.dtype} as rows, got {weight.dtype}")
+    if is_traced(rows):
+        from r1kernels.moe_grouped_gemm import torch_op
+        from r1kernels.moe_plan.torch_op import tensors_of
+
+        return torch_op.gemm(rows, weight, tensors_of(plan), plan.align)
     if not _has_grouped_mm(rows):
         from r1kernels.moe_grouped_gemm.reference import grouped_gemm
 
@@ -77,6 +85,11 @@ def moe_grouped_wgrad(grad: torch.Tensor, rows: torch.Tensor, plan: RowPlan) -> 
         if tensor.dim() != 2 or not tensor.is_contiguous() or tensor.dtype != grad.dtype:
             raise ValueError(f"{op}: {name} must be contiguous {grad.dtype} [R, .], got {tensor.dtype} {tensor.shape}")
         check_plan(op, plan, num_rows=tensor.shape[0])
+    if is_traced(grad):
+        from r1kernels.moe_grouped_gemm import torch_op
+        from r1kernels.moe_plan.torch_op import tensors_of
+
+        return torch_op.wgrad(grad.detach(), rows.detach(), tensors_of(plan), plan.align)
     if not _has_grouped_mm(grad):
         from r1kernels.moe_grouped_gemm.reference import grouped_wgrad
 
@@ -115,6 +128,11 @@ def moe_grouped_gemm_fp8(rows: Fp8Rows, weight: Fp8, plan: RowPlan, *, impl: Imp
     op = "moe_grouped_gemm_fp8"
     _check_operands(op, rows.values, weight.values, plan)
     _check_fp8(op, rows, weight, plan)
+    if is_traced(rows.values):
+        from r1kernels.moe_grouped_gemm import torch_op
+        from r1kernels.moe_plan.torch_op import tensors_of
+
+        return torch_op.gemm_fp8(*rows[:2], *weight, tensors_of(plan), plan.align, impl)
     if choose(op, impl, rows.values, have=("deep_gemm", "reference")) == "deep_gemm":
         from r1kernels.moe_grouped_gemm.deep_gemm_impl import gemm_fp8
     else:
@@ -167,10 +185,14 @@ def moe_grouped_wgrad_fp8(
             )
     _check_align(op, plan)
     shape = (plan.num_experts, grad_t[1].shape[1], rows_t[1].shape[1])
+    if out is not None and (out.shape != shape or out.dtype != torch.float32 or not out.is_contiguous()):
+        raise ValueError(f"{op}: out must be contiguous float32 {shape}, got {out.dtype} {tuple(out.shape)}")
+    if is_traced(grad_t[0]):
+        from r1kernels.moe_grouped_gemm.torch_op import traced_wgrad_fp8
+
+        return traced_wgrad_fp8(grad_t, rows_t, plan, out, rows_per_expert, impl)
     if out is None:
         out = torch.zeros(shape, dtype=torch.float32, device=grad_t[0].device)
-    elif out.shape != shape or out.dtype != torch.float32 or not out.is_contiguous():
-        raise ValueError(f"{op}: out must be contiguous float32 {shape}, got {out.dtype} {tuple(out.shape)}")
     if choose(op, impl, grad_t[0], have=("deep_gemm", "reference")) == "deep_gemm":
         from r1kernels.moe_grouped_gemm import deep_gemm_impl
 

@@ -8,6 +8,7 @@ import torch
 
 from r1kernels.dispatch import Impl, check_float, choose
 from r1kernels.moe_plan import RowPlan, check_plan, check_weights
+from r1kernels.tracing import is_traced
 
 
 class Fp8Rows(NamedTuple):
@@ -74,6 +75,10 @@ def moe_permute_quant(
     _check_tokens(op, x, plan)
     check_weights(op, plan, weights)
     check_fp8_rows(op, "x", x, plan, dual)
+    if is_traced(x):
+        from r1kernels.moe_permute_quant.torch_op import traced_quant
+
+        return traced_quant(x, weights, plan, dual, impl)
     if choose(op, impl, x, have=implementations(x)) == "reference":
         from r1kernels.moe_permute_quant.reference import permute_quant
     else:
@@ -116,6 +121,11 @@ def moe_permute_fp8(values: torch.Tensor, scale: torch.Tensor, plan: RowPlan, *,
     wanted = (values.shape[0], values.shape[1] // 128)
     if scale.shape != wanted or scale.dtype != torch.float32 or not scale.is_contiguous():
         raise ValueError(f"{op}: scale must be contiguous float32 {wanted}, got {scale.dtype} {tuple(scale.shape)}")
+    if is_traced(values):
+        from r1kernels.moe_permute_quant import torch_op
+        from r1kernels.moe_plan.torch_op import tensors_of
+
+        return Fp8Rows(*torch_op.permute_fp8(values, scale, tensors_of(plan), plan.align, impl), None, None)
     if choose(op, impl, values, have=("cuda", "reference")) == "cuda":
         from r1kernels.moe_permute_quant.cuda_impl import permute_fp8
     else:
@@ -149,6 +159,11 @@ def moe_permute(x: torch.Tensor, plan: RowPlan, *, impl: Impl | None = None) -> 
     op = "moe_permute"
     check_float(op, "x", x)
     _check_tokens(op, x, plan)
+    if is_traced(x):
+        from r1kernels.moe_permute_quant import torch_op
+        from r1kernels.moe_plan.torch_op import tensors_of
+
+        return torch_op.permute(x, tensors_of(plan), plan.align, impl)
     return _Permute.apply(x, plan, choose(op, impl, x, have=implementations(x, columns=8)))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from r1kernels.dispatch import Impl, choose
+from r1kernels.tracing import has_values, is_traced
 
 MAX_EXPERTS = 1024
 MAX_CHOICES = 32
@@ -89,8 +90,12 @@ def moe_plan(ids: torch.Tensor, num_experts: int, *, align: int = 128, impl: Imp
         raise ValueError(f"{op}: align must be >= 1, got {align}")
     if max_rows(ids.numel(), num_experts, align) >= 1 << 31:
         raise ValueError(f"{op}: {ids.numel()} choices are too many: padded rows must be fewer than 2^31")
-    if ids.device.type == "cpu" and ids.numel() and not -1 <= int(ids.min()) <= int(ids.max()) < num_experts:
+    if has_values(ids) and ids.numel() and not -1 <= int(ids.min()) <= int(ids.max()) < num_experts:
         raise ValueError(f"{op}: ids must be in [0, {num_experts}) or -1, got {int(ids.min())} .. {int(ids.max())}")
+    if is_traced(ids):
+        from r1kernels.moe_plan.torch_op import traced
+
+        return traced(ids, num_experts, align, impl)
     if choose(op, impl, ids, have=("cuda", "reference")) == "cuda":
         from r1kernels.moe_plan.cuda_impl import plan
     else:
@@ -104,7 +109,7 @@ def moe_plan(ids: torch.Tensor, num_experts: int, *, align: int = 128, impl: Imp
 def max_rows(num_choices: int, num_experts: int, align: int) -> int:
     """Rows that the worst routing of so many choices needs, a multiple of `align`."""
     # Every expert with a choice wastes at most align - 1 rows.
-    worst = num_choices + min(num_experts, num_choices) * (align - 1)
+    worst: int = num_choices + torch.sym_min(num_experts, num_choices) * (align - 1)
     return worst // align * align
 
 

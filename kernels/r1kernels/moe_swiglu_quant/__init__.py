@@ -9,6 +9,7 @@ import torch
 from r1kernels.dispatch import Impl, check_float, choose
 from r1kernels.moe_permute_quant import Fp8Rows
 from r1kernels.moe_plan import RowPlan, check_plan, check_weights
+from r1kernels.tracing import is_traced
 
 BLOCK = 128
 
@@ -57,6 +58,11 @@ def moe_swiglu(
     op = "moe_swiglu"
     _check_rows(op, "h", h, plan)
     check_weights(op, plan, weights)
+    if is_traced(h):
+        from r1kernels.moe_plan.torch_op import tensors_of
+        from r1kernels.moe_swiglu_quant import torch_op
+
+        return torch_op.swiglu(h, weights, tensors_of(plan), plan.align, impl)
     return _Swiglu.apply(h, weights, plan, choose(op, impl, h, have=_implementations(h)))
 
 
@@ -98,6 +104,10 @@ def moe_swiglu_quant(
     op = "moe_swiglu_quant"
     _check_quantizable(op, h, plan, dual)
     check_weights(op, plan, weights)
+    if is_traced(h):
+        from r1kernels.moe_swiglu_quant.torch_op import traced_quant
+
+        return traced_quant(h, plan, weights, dual, impl)
     if choose(op, impl, h, have=_implementations(h)) == "triton":
         from r1kernels.moe_swiglu_quant.triton_impl import swiglu_quant
     else:
@@ -153,6 +163,10 @@ def moe_swiglu_quant_backward(
     _check_quantizable(op, h, plan, dual)
     _check_grad(op, grad, h)
     check_weights(op, plan, weights)
+    if is_traced(h):
+        from r1kernels.moe_swiglu_quant.torch_op import traced_quant_backward
+
+        return traced_quant_backward(grad, h, plan, weights, dual, impl)
     if choose(op, impl, h, have=_implementations(h)) == "triton":
         from r1kernels.moe_swiglu_quant.triton_impl import swiglu_quant_backward
     else:

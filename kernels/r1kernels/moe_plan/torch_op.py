@@ -1,0 +1,68 @@
+"""torch.ops.r1kernels.moe_plan, and how a RowPlan and FP8 rows pass through the ops of the experts in a graph."""
+
+from __future__ import annotations
+
+import torch
+
+from r1kernels.moe_plan import RowPlan, max_rows, moe_plan
+from r1kernels.tracing import wish
+
+
+@torch.library.custom_op("r1kernels::moe_plan", mutates_args=())
+def plan_tensors(
+    ids: torch.Tensor, num_experts: int, align: int, impl: str | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The tensors of a RowPlan."""
+    row_of, slot_of, expert_of, offsets, counts = tensors_of(moe_plan(ids, num_experts, align=align, impl=wish(impl)))
+    return row_of, slot_of, expert_of, offsets, counts
+
+
+@plan_tensors.register_fake
+def _(ids, num_experts, align, impl):
+    return tuple(empty_plan(ids, num_experts, align))
+
+
+def traced(ids: torch.Tensor, num_experts: int, align: int, impl: str | None) -> RowPlan:
+    """`moe_plan` as one node of a graph."""
+    return plan_of(list(plan_tensors(ids, num_experts, align, impl)), align)
+
+
+def tensors_of(plan: RowPlan) -> list[torch.Tensor]:
+    """What an op can be told of a plan, beside its `align`."""
+    return [plan.row_of, plan.slot_of, plan.expert_of, plan.offsets, plan.counts]
+
+
+def plan_of(tensors: list[torch.Tensor], align: int) -> RowPlan:
+    """The plan of `tensors_of` again."""
+    row_of, slot_of, expert_of, offsets, counts = tensors
+    return RowPlan(row_of=row_of, slot_of=slot_of, expert_of=expert_of, offsets=offsets, counts=counts, align=align)
+
+
+def empty_plan(ids: torch.Tensor, num_experts: int, align: int) -> list[torch.Tensor]:
+    """`tensors_of` the plan of these ids, without values."""
+    rows = max_rows(ids.numel(), num_experts, align)
+    return [ids.new_empty(shape) for shape in (ids.shape, (rows,), (rows,), (num_experts + 1,), (num_experts,))]
+
+
+Fp8Fields = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def fp8_fields(rows: tuple[torch.Tensor | None, ...]) -> Fp8Fields:
+    """What an op can return of Fp8Rows: without `dual` the last two are empty."""
+    values, scale, values_t, scale_t = rows
+    assert values is not None and scale is not None  # only the transposed form may be absent
+    return values, scale, filled(values_t, values), filled(scale_t, scale)
+
+
+def empty_fp8_rows(x: torch.Tensor, rows: int, columns: int, dual: bool) -> Fp8Fields:
+    """`fp8_fields` of [rows, columns] beside x, without values."""
+    values = x.new_empty(rows, columns, dtype=torch.float8_e4m3fn)
+    scale = x.new_empty(columns // 128, rows, dtype=torch.float32).t()
+    if not dual:
+        return values, scale, values.new_empty(0), scale.new_empty(0)
+    return values, scale, values.new_empty(rows * columns), scale.new_empty(rows // 128, columns)
+
+
+def filled(tensor: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    """An op returns no None: an empty tensor of like's dtype stands for it."""
+    return like.new_empty(0) if tensor is None else tensor

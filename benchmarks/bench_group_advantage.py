@@ -1,4 +1,4 @@
-"""group_advantage: time and launches against verl's loop, verl's vectorized form and TRL's view of equal groups.
+"""group_advantage: time, memory, launches against verl's loop, its vectorized form and TRL's view of equal groups.
 
 python benchmarks/bench_group_advantage.py --device cuda
 """
@@ -12,6 +12,8 @@ import timing
 import torch
 
 from r1kernels import group_advantage
+
+BYTES = 4 + 8 + 3 * 4 + 1  # a sample's, that nobody can do without: reward and group read, four results written
 
 
 def verl_loop(rewards: torch.Tensor, ids: list[int]) -> torch.Tensor:
@@ -55,10 +57,13 @@ def measure(samples: int, device: torch.device, rounds: int) -> None:
     }
     if samples <= 8192:
         calls["verl loop"] = partial(verl_loop, rewards, listed)
+    rate = timing.copy_rate(device, samples * BYTES // 2)
     taken = timing.compared(calls, device, rounds=rounds)
     for name, call in calls.items():
         row = timing.summary(taken[name]) | {"samples": samples, "group_size": size}
         row["launches"] = timing.launches(call, device)
+        row["extra_mb"] = timing.extra_bytes(call, device) / 2**20
+        row["of_copy_rate"] = samples * BYTES / rate / row["median"]
         timing.emit("group_advantage", name, device, row)
 
 

@@ -1,4 +1,4 @@
-"""grpo_loss: time and kernel launches against the formula in eager PyTorch, as TRL and verl have it, and compiled.
+"""grpo_loss: time, memory and kernel launches against TRL's and verl's formulas in eager PyTorch, and compiled.
 
 python benchmarks/bench_grpo_loss.py --device cuda
 """
@@ -13,6 +13,7 @@ import torch
 
 from r1kernels import GrpoObjective, grpo_loss
 
+BYTES = 7 * 4  # a token's, that nobody can do without: six numbers read, the gradient written
 OBJECTIVE = GrpoObjective(clip_eps=0.2, clip_eps_high=0.28, dual_clip=3.0, kl_coef=0.04, tis="truncate")
 
 
@@ -31,6 +32,17 @@ def verl_formula(logp, old, advantage, weight, ref, rollout):
     return loss, [(weight * x.detach()).sum() for x in metrics]
 
 
+def trl_formula(logp, old, advantage, weight, ref, rollout):
+    """TRL's loss of tokens: an upper bound of the ratio (its delta), truncated importance sampling, KL, its metrics."""
+    ratio = (logp - old).exp()
+    policy = -torch.minimum(ratio.clamp(max=3.0) * advantage, ratio.clamp(0.8, 1.28) * advantage)
+    d = ref - logp
+    kl = d.exp() - d - 1
+    loss = ((policy * (old - rollout).exp().clamp(max=2.0) + 0.04 * kl) * weight).sum()
+    low, high = (ratio < 0.8) & (advantage < 0), (ratio > 1.28) & (advantage > 0)
+    return loss, [(weight * x.detach()).sum() for x in (kl, low.float(), high.float(), (low | high).float())]
+
+
 def ours(logp, old, advantage, weight, ref, rollout, impl=None):
     return grpo_loss(logp, old, advantage, weight, OBJECTIVE, ref_logp=ref, rollout_logp=rollout, impl=impl)
 
@@ -39,9 +51,10 @@ def measure(tokens: int, device: torch.device, rounds: int) -> None:
     logp, advantage = -torch.rand(tokens, device=device), torch.randn(tokens, device=device)
     old, ref, rollout = (logp + 0.1 * torch.randn(tokens, device=device) for _ in range(3))
     weight = torch.full((tokens,), 1 / tokens, device=device)
-    runs = {"ours": ours, "verl formula": verl_formula}
+    runs = {"ours": ours, "verl formula": verl_formula, "TRL formula": trl_formula}
     if device.type == "cuda":
         runs["torch.compile"] = torch.compile(verl_formula)
+    rate = timing.copy_rate(device, tokens * BYTES // 2)
 
     def step(run: Callable) -> None:
         x = logp.detach().requires_grad_()
@@ -51,6 +64,8 @@ def measure(tokens: int, device: torch.device, rounds: int) -> None:
     taken = timing.compared(calls, device, rounds=rounds)
     for name, call in calls.items():
         row = timing.summary(taken[name]) | {"tokens": tokens, "launches": timing.launches(call, device)}
+        row["extra_mb"] = timing.extra_bytes(call, device) / 2**20
+        row["of_copy_rate"] = tokens * BYTES / rate / row["median"]
         timing.emit("grpo_loss", f"forward + backward: {name}", device, row)
 
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 ABOUT = {"device": "A x 2", "threads": 1, "versions": {"torch": "2.13.0"}, "date": "2026-11-29 08:00"}
 
@@ -50,6 +52,24 @@ def test_two_files_are_compared_by_what_is_no_measurement(tmp_path):
         "only in the first: op gone",
         "only in the second: op new",
     ]
+
+
+def test_shares_of_the_floor_are_drawn_by_size(tmp_path):
+    rows = [row("ours", 1.0, 0.1, tokens=n, of_copy=0.5 + n / 100, backward=True) for n in (16, 8)]
+    file, picture = tmp_path / "rows.json", tmp_path / "share.svg"
+    file.write_text("".join(json.dumps(line) + "\n" for line in [*rows, row("no floor", 1.0, 0.1, tokens=8)]))
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import plot
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    found = plot.lines([file])
+    assert found == {"op": {"ours + backward": [(8, 0.58), (16, 0.66)]}}
+    plot.draw(found, picture)
+    assert picture.read_text().count("<svg") == 1
+    file.write_text(json.dumps(row("no floor", 1.0, 0.1, tokens=8)) + "\n")
+    with pytest.raises(ValueError, match=r"found no row with a share, required of_copy or of_copy_rate and a size"):
+        plot.lines([file])
 
 
 def test_other_machines_and_files_of_something_else_are_named(tmp_path):

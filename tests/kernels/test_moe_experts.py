@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 
 import pytest
 import torch
@@ -239,7 +240,8 @@ def test_nothing_waits_for_the_device(precision, monkeypatch):
 
     monkeypatch.setattr(dispatch, "why_not", lambda impl, device: None if impl == "reference" else "not in this test")
     for op in ("combine", "gate_topk", "grouped_gemm", "permute_quant", "plan", "swiglu_quant"):
-        monkeypatch.setattr(f"r1kernels.moe_{op}.is_traced", lambda tensor: False)  # or it would be a graph's shapes
+        module = sys.modules[f"r1kernels.moe_{op}"]  # the package's attribute of this name is the op
+        monkeypatch.setattr(module, "is_traced", lambda tensor: False)  # or it would be a graph's shapes
 
     def step() -> None:
         shapes = (300, 128), (8, 128), (8, 256, 128), (8, 128, 128)

@@ -125,7 +125,8 @@ def moe_permute_fp8(values: torch.Tensor, scale: torch.Tensor, plan: RowPlan, *,
         from r1kernels.moe_permute_quant import torch_op
         from r1kernels.moe_plan.torch_op import tensors_of
 
-        return Fp8Rows(*torch_op.permute_fp8(values, scale, tensors_of(plan), plan.align, impl), None, None)
+        values, scale = torch_op.permute_fp8(values, scale, tensors_of(plan), plan.align, impl)
+        return Fp8Rows(values, scale, None, None)
     if choose(op, impl, values, have=("cuda", "reference")) == "cuda":
         from r1kernels.moe_permute_quant.cuda_impl import permute_fp8
     else:

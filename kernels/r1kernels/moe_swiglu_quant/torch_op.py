@@ -97,8 +97,8 @@ def gradients_quant(
 
 @gradients_quant.register_fake
 def _(grad, h, weights, plan, align, dual, impl):
-    quantized = empty_fp8_rows(h, *h.shape, dual)
-    of_act = empty_fp8_rows(h, *grad.shape, dual)[2:]
+    quantized = empty_fp8_rows(h, h.shape[0], h.shape[1], dual)
+    of_act = empty_fp8_rows(h, grad.shape[0], grad.shape[1], dual)[2:]
     wide = [h.new_empty(0 if dual else x.shape, dtype=torch.bfloat16) for x in (h, grad)]
     return [*quantized, *wide, *of_act, quantized[1].new_empty(0) if weights is None else torch.empty_like(weights)]
 

@@ -9,9 +9,10 @@ STAMP = .venv/.installed
 BUILD_INPUTS = CMakeLists.txt $(wildcard csrc/*.* csrc/cpu/*)
 
 .PHONY: demo demo-moe test test-all trl test-trl smoke lint docs format gpu clean sglang-cpu test-sglang test-sglang-faults demo-sglang
-.PHONY: smollm2 test-real demo-r1 test-demo-r1 pyright wheel
+.PHONY: smollm2 test-real demo-r1 test-demo-r1 pyright wheel lm-eval test-lm-eval
 SGLANG = .venv-sglang
 TRL = .venv-trl
+LM_EVAL = .venv-lm-eval
 REAL = build/real
 
 demo: $(STAMP)
@@ -126,6 +127,17 @@ pyright: $(STAMP)
 	test -x .venv-pyright/bin/pyright || $(PYTHON) -m venv .venv-pyright
 	.venv-pyright/bin/python -m pip install --quiet 'pyright[nodejs]==1.1.414'
 	PYTHONPATH=kernels .venv-pyright/bin/pyright --pythonpath $(VENV)/python tests/kernels/typed_ops.py
+
+# lm-evaluation-harness on the same server and questions as `r1engine evaluate`, in an environment of its own.
+lm-eval: $(LM_EVAL)/.installed
+
+$(LM_EVAL)/.installed: constraints.txt
+	test -x $(LM_EVAL)/bin/python || $(PYTHON) -m venv $(LM_EVAL)
+	$(LM_EVAL)/bin/python -m pip install --quiet 'lm-eval[api,hf]==0.4.13' torch==2.13.0 --constraint constraints.txt
+	touch $@
+
+test-lm-eval: $(STAMP) lm-eval
+	OMP_NUM_THREADS=1 R1_LM_EVAL_PYTHON=$(CURDIR)/$(LM_EVAL)/bin/python $(VENV)/python -m pytest -m lm_eval tests/evaluation
 
 # On a GPU machine: build csrc/, run the GPU tests, run every benchmark, also after a test has failed. Uses the Python it
 # is given and what is installed there (`make gpu PYTHON=python3`); needs no network and makes no environment. What needs

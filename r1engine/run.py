@@ -70,7 +70,7 @@ def train(cfg: StageConfig, ending: Ending | None = None) -> None:
 
 def _run_and_report(cfg: StageConfig, world: World, ending: Ending | None, started: float) -> Ended | None:
     """What `train` does in the layout. The stage is let go of on return, before the layout's memory is."""
-    with Progress(cfg.run_dir.name, enabled=world.is_first, heartbeat=Heartbeat(cfg.run_dir)) as progress:
+    with Progress(cfg.run_dir.name, enabled=world.is_first) as progress:
         run = Run(cfg, world, progress, ending)
         try:
             stage, ended = run.to_the_end()
@@ -271,6 +271,7 @@ class Run:
         for follower in open_followers(self.cfg, is_resumed=folder is not None, note=self.progress.note):
             self.log.follow(follower)
         (self.cfg.run_dir / FAILURE).unlink(missing_ok=True)
+        self.progress.heartbeat = Heartbeat(self.cfg.run_dir)  # a refused start changes nothing in the folder
         changed = record_start(self.cfg, step=self.step, ranks=self.world.size)
         if folder is not None:
             self.progress.note(f"resumed from {folder.name}" + (f"; changed: {', '.join(changed)}" if changed else ""))

@@ -60,7 +60,7 @@ def undisturbed(case) -> Path:
 
 
 def test_run_writes_what_it_promises(case, undisturbed):
-    for name in ("config.yaml", "metrics.jsonl", "summary.json", "curves.png", "report.html"):
+    for name in ("config.yaml", "metrics.jsonl", "summary.json", "curves.png", "report.html", "heartbeat.json"):
         assert (undisturbed / name).stat().st_size > 0, name
     summary = json.loads((undisturbed / "summary.json").read_text())
     rows, samples = logged(undisturbed)

@@ -44,7 +44,6 @@ class Progress:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
         time_of_day: Callable[[], str] = lambda: time.strftime("%H:%M:%S"),
-        heartbeat: Heartbeat | None = None,
     ) -> None:
         """
         Args:
@@ -53,11 +52,11 @@ class Progress:
             console: where to write; None: stdout.
             clock:   seconds, monotonic.
             time_of_day: stands in front of a line that does not go to a terminal.
-            heartbeat: told of every movement, too.
         """
         self._total, self._title, self._enabled = 0, title, enabled
         self.current = ""  # phase, on every rank
-        self._time_of_day, self._heartbeat = time_of_day, heartbeat
+        self._time_of_day = time_of_day
+        self.heartbeat: Heartbeat | None = None  # told of every movement, too, once there is one
         self._console = console or Console()
         self._clock = clock
         self._step, self._stepped_at = 0, clock()
@@ -158,8 +157,8 @@ class Progress:
         return f"{hours}:{minutes:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}"
 
     def _beat(self) -> None:
-        if self._heartbeat is not None:
-            self._heartbeat.beat(self._phase, self._phase_done, self._step, self._total)
+        if self.heartbeat is not None:
+            self.heartbeat.beat(self._phase, self._phase_done, self._step, self._total)
 
     def _line(self, text: str) -> None:
         if self._bars is None:

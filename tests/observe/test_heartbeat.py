@@ -10,7 +10,8 @@ def test_it_moves_with_the_run_at_most_once_a_second(tmp_path):
     times = iter([0.0, 0.0, 0.5, 2.0, 2.0, 9.0, 9.0])
     beating = Heartbeat(tmp_path, lambda: next(times))
     found = []
-    with Progress("demo", enabled=True, heartbeat=beating) as progress:
+    with Progress("demo", enabled=True) as progress:
+        progress.heartbeat = beating
         progress.start(4, 10)
         progress.phase("generate", total=100)  # 0.0
         found.append(json.loads((tmp_path / "heartbeat.json").read_text()))

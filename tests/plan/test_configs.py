@@ -68,6 +68,7 @@ def test_every_configuration_of_a_real_model_is_here():
         "eval_r1",
         "r1",
         "tiny_r1",
+        "tiny_search",
     }
     assert {folder.name for folder in (ROOT / "configs" / "models").iterdir()} == PUBLISHED.keys()
 

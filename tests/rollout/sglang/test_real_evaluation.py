@@ -16,9 +16,9 @@ from r1engine.evaluation.evaluate import evaluate
 from r1engine.evaluation.store import Store
 from r1engine.rollout.sglang.open_servers import OpenServers
 
-pytestmark = pytest.mark.sglang
+pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 
-TEMPLATE = "{% for m in messages %}{{ m.content + ' ' }}{% endfor %}"
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def asked(url: str, body: dict) -> dict:
 
 
 def test_servers_for_a_folder_draw_its_replies_and_answer_openais_interface(model, tiny_base, tmp_path):
-    sums = {"kind": "questions", "file": tiny_base / "tiny" / "heldout.jsonl", "samples": 2, "questions": 8}
+    sums = {"kind": "questions", "file": tiny_base / "tiny" / "heldout.jsonl", "samples": 2, "questions": 4}
     # Only the likeliest token is left, so that two programs with other random numbers draw the same.
     common = {"max_tokens": 16, "top_p": 1e-6, "rewards": {"workers": 1}, "benchmarks": {"sums": sums}}
     told, outs = [], {"sglang": tmp_path / "served", "local": tmp_path / "here"}
@@ -49,10 +49,10 @@ def test_servers_for_a_folder_draw_its_replies_and_answer_openais_interface(mode
     for generator, out in outs.items():
         suite = Suite.model_validate(common | {"out": out, "generator": generator, "sglang": servers})
         found = evaluate(model, suite, note=told.append)["sums"]
-        assert (found["replies"], found["missing"]) == (16, 0)
+        assert (found["replies"], found["missing"]) == (8, 0)
     lines = {name: Store(out).replies("sums") for name, out in outs.items()}
     drawn = {name: {key: (line.text, line.finish) for key, line in found.items()} for name, found in lines.items()}
-    assert drawn["sglang"] == drawn["local"] and len(set(drawn["local"].values())) > 2
+    assert drawn["sglang"] == drawn["local"] and len(set(drawn["local"].values())) > 1
     assert {line.prompt_tokens for line in lines["sglang"].values()} == {
         line.prompt_tokens for line in lines["local"].values()
     }
@@ -63,7 +63,7 @@ def test_servers_for_a_folder_draw_its_replies_and_answer_openais_interface(mode
             f"{server.client.url}/v1/chat/completions",
             {"model": "tiny", "messages": [{"role": "user", "content": "What is 12+34?"}], "max_tokens": 4},
         )
-        assert said["choices"][0]["message"]["content"] and said["usage"]["completion_tokens"] <= 4
+        assert said["choices"][0]["message"]["role"] == "assistant" and 1 <= said["usage"]["completion_tokens"] <= 4
         suite = tmp_path / "suite.yaml"
         suite.write_text(
             f"max_tokens: 16\nrewards: {{workers: 1}}\nendpoint: {{model: tiny}}\n"

@@ -1,4 +1,4 @@
-# make demo | demo-r1 | test | test-all | test-trl | smoke | lint | gpu | clean. demo, test and lint set up .venv when it is missing or out of date.
+# make demo | demo-r1 | demo-search | test | test-all | test-trl | smoke | lint | gpu | clean. demo, test and lint set up .venv when it is missing or out of date.
 
 # The first Python that r1engine supports; a pyenv shim exists for versions that do not run, so each is tried.
 PYTHON = $(shell for p in python3.11 python3.12 python3; do \
@@ -9,7 +9,7 @@ STAMP = .venv/.installed
 BUILD_INPUTS = CMakeLists.txt $(wildcard csrc/*.* csrc/cpu/*)
 
 .PHONY: demo demo-moe test test-all trl test-trl smoke lint docs format gpu clean sglang-cpu test-sglang test-sglang-faults demo-sglang
-.PHONY: smollm2 test-real demo-r1 test-demo-r1 pyright wheel lm-eval test-lm-eval
+.PHONY: demo-search smollm2 test-real demo-r1 test-demo-r1 pyright wheel lm-eval test-lm-eval
 SGLANG = .venv-sglang
 TRL = .venv-trl
 LM_EVAL = .venv-lm-eval
@@ -26,6 +26,10 @@ demo-r1: $(STAMP)
 # The same at a reduced size, killed three times: the same models and the same table.
 test-demo-r1: $(STAMP)
 	R1_DEMO_KILLS=3 OMP_NUM_THREADS=1 $(VENV)/python -m pytest tests/demo/test_tiny_r1.py
+
+# Process reward models and search on chains of sums, whose truth is known: docs/search.md has its table.
+demo-search: $(STAMP)
+	$(VENV)/r1engine pipeline configs/tiny_search.yaml
 
 # The demo on a tiny DeepSeek-V3 (latent attention, experts) dealt to two ranks.
 demo-moe: $(STAMP)

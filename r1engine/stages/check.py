@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -162,37 +164,51 @@ def _check_generators(cfg: RlConfig) -> None:
 
 
 def _check_texts(cfg: SftConfig) -> list[str]:
-    form, notes = inputs.format_of(cfg), []
-    for key, path in cfg.input_files().items():
-        with TemporaryDirectory(prefix="r1engine-") as folder:
-            table = TextTable(inputs.write_texts(cfg, path, Path(folder), "texts", form))
-        if key == "data.train":
-            inputs.text_batches(cfg, len(table))
-        if table.left_out:
-            notes.append(f"left out: {table.left_out}")
-    return notes
+    form = inputs.format_of(cfg)
+
+    def table(path: Path, folder: Path) -> TextTable:
+        return TextTable(inputs.write_texts(cfg, path, folder, "texts", form))
+
+    return _check_tables(cfg, table, partial(inputs.text_batches, cfg))
 
 
 def _check_ratings(cfg: RewardModelConfig) -> list[str]:
-    form, notes = inputs.format_of(cfg), []
+    form = inputs.format_of(cfg)
     rated = form_to_train(form, load_tokenizer(cfg.model.folder))
-    for key, path in cfg.input_files().items():
-        with TemporaryDirectory(prefix="r1engine-") as folder:
-            table = RatedTable(inputs.write_ratings(cfg, path, Path(folder), "ratings", form, rated))
-        if key == "data.train":
-            inputs.rating_batches(cfg, len(table))
-        if table.left_out:
-            notes.append(f"left out: {table.left_out}")
-    return notes
+
+    def table(path: Path, folder: Path) -> RatedTable:
+        return RatedTable(inputs.write_ratings(cfg, path, folder, "ratings", form, rated))
+
+    return _check_tables(cfg, table, partial(inputs.rating_batches, cfg))
 
 
 def _check_steps(cfg: ProcessRewardConfig) -> list[str]:
-    form, notes = inputs.format_of(cfg), []
+    form = inputs.format_of(cfg)
+
+    def table(path: Path, folder: Path) -> StepTable:
+        return StepTable(inputs.write_step_tokens(cfg, path, folder, "steps", form))
+
+    return _check_tables(cfg, table, partial(inputs.step_batches, cfg))
+
+
+def _check_tables(
+    cfg: StageConfig,
+    table_of: Callable[[Path, Path], TextTable | RatedTable | StepTable],
+    batches: Callable[[int], object],
+) -> list[str]:
+    """Tokenize every data file; returns what is left out of them.
+
+    Args:
+        cfg:      of the stage.
+        table_of: (data file, folder to write to) -> its rows.
+        batches:  refuses a number of rows that makes no batch.
+    """
+    notes = []
     for key, path in cfg.input_files().items():
         with TemporaryDirectory(prefix="r1engine-") as folder:
-            table = StepTable(inputs.write_step_tokens(cfg, path, Path(folder), "steps", form))
+            table = table_of(path, Path(folder))
         if key == "data.train":
-            inputs.step_batches(cfg, len(table))
+            batches(len(table))
         if table.left_out:
             notes.append(f"left out: {table.left_out}")
     return notes

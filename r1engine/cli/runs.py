@@ -1,4 +1,4 @@
-"""The commands that run something until it is done: train, curate, pipeline, sample, serve."""
+"""The commands that run something until it is done: train, curate, pipeline, sample, label, search, serve."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from r1engine.cli.border import (
 from r1engine.config import (
     ConfigError,
     CurateConfig,
+    DrawingConfig,
     LabelConfig,
     RlConfig,
     SampleConfig,
@@ -135,14 +136,12 @@ def label(config: ConfigPath, overrides: Overrides = None, dry_run: DryRun = Fal
     _draw(config, overrides, dry_run, LabelConfig)
 
 
-def _draw(
-    config: Path, overrides: list[str] | None, dry_run: bool, kind: type[SampleConfig] | type[LabelConfig]
-) -> None:
+def _draw(config: Path, overrides: list[str] | None, dry_run: bool, kind: type[DrawingConfig]) -> None:
     from r1engine.pipeline import kinds
     from r1engine.pipeline.driver import run_alone
 
     try:
-        cfg: SampleConfig | LabelConfig = load(config, overrides or [], kind)
+        cfg = load(config, overrides or [], kind)
         notes = kinds.dry_run(cfg, world_size(), is_whole=True, is_live=False)
         agree(None)
         if dry_run:
@@ -168,25 +167,14 @@ def search(
     ] = None,
 ) -> None:
     """Search for answers as CONFIG says, step by step, valued by a process reward model; what is there is kept."""
-    from r1engine.pipeline import kinds
-    from r1engine.pipeline.driver import run_alone
+    settings = [*(overrides or []), *([f"compare=[{compare}]"] if compare is not None else [])]
+    if question is None:
+        _draw(config, settings, dry_run, SearchConfig)
+        return
+    from r1engine.sampling.search_rows import print_tree
 
     try:
-        wanted = [f"compare=[{compare}]"] if compare is not None else []
-        cfg = load(config, [*(overrides or []), *wanted], SearchConfig)
-        if question is not None:
-            from r1engine.sampling.search_rows import print_tree
-
-            print_tree(cfg.run_dir, question, typer.echo)
-            return
-        notes = kinds.dry_run(cfg, world_size(), is_whole=True, is_live=False)
-        agree(None)
-        if dry_run:
-            tell(notes)
-            typer.echo(to_yaml(cfg), nl=False)
-            return
-        with ranks_of_a_run(30) as ending:
-            run_alone(cfg, ending)
+        print_tree(load(config, settings, SearchConfig).run_dir, question, typer.echo)
     except ConfigError as error:
         fail(error)
 

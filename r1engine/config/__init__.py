@@ -7,6 +7,7 @@ meaning.
 from __future__ import annotations
 
 from r1engine.config.curate import CurateConfig
+from r1engine.config.drawing import DrawingConfig
 from r1engine.config.evaluate import EvaluateConfig
 from r1engine.config.kind import KindConfig
 from r1engine.config.label import LabelConfig, Labelling
@@ -28,9 +29,9 @@ from r1engine.config.tiny_chain import TinyChainConfig, TinyChainTruthConfig
 from r1engine.config.tiny_r1 import TinyR1Config
 
 __all__ = [
-    "KINDS", "Checkpoint", "ConfigError", "CurateConfig", "Data", "EvaluateConfig", "Evaluation", "GradingServer",
-    "Grpo", "JudgeServer", "KindConfig", "LabelConfig", "Labelling", "Log", "Model", "Optimizer", "PairJudge",
-    "PairsConfig", "Parallel", "ProcessRewardConfig", "ProcessTraining", "QuestionData", "RatedData",
+    "KINDS", "Checkpoint", "ConfigError", "CurateConfig", "Data", "DrawingConfig", "EvaluateConfig", "Evaluation",
+    "GradingServer", "Grpo", "JudgeServer", "KindConfig", "LabelConfig", "Labelling", "Log", "Model", "Optimizer",
+    "PairJudge", "PairsConfig", "Parallel", "ProcessRewardConfig", "ProcessTraining", "QuestionData", "RatedData",
     "RewardModelConfig", "RewardModelServer", "RewardTraining", "Rewards", "RlConfig", "Rollout", "SampleConfig",
     "SampledEvaluation", "Search", "SearchConfig", "Sft", "SftConfig", "Sglang", "StageConfig", "StepData",
     "StepMarking", "StepScorerSection", "TextData", "TinyChainConfig", "TinyChainTruthConfig", "TinyConfig",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from r1engine.config import (
     ConfigError,
     CurateConfig,
+    DrawingConfig,
     EvaluateConfig,
     KindConfig,
     LabelConfig,
@@ -96,20 +97,19 @@ def _draw(cfg: KindConfig, world: World) -> dict[str, Any]:
     from r1engine.run import set_up_torch
 
     digests = world.from_first(lambda: {key: digest(path) for key, path in cfg.inputs().items()})
+    if isinstance(cfg, DrawingConfig):
+        set_up_torch(cfg.as_run())
     if isinstance(cfg, SampleConfig):
         from r1engine.sampling.sample import sample
 
-        set_up_torch(cfg.as_run())
         return sample(cfg, world, digests)
     if isinstance(cfg, LabelConfig):
         from r1engine.sampling.labelling import label
 
-        set_up_torch(cfg.as_run())
         return label(cfg, world, digests)
     if isinstance(cfg, SearchConfig):
         from r1engine.sampling.searching import search
 
-        set_up_torch(cfg.as_run())
         return search(cfg, world, digests)
     if isinstance(cfg, EvaluateConfig):
         from r1engine.sampling.evaluate import evaluate
@@ -164,7 +164,7 @@ def dry_run(cfg: KindConfig, world_size: int, *, is_whole: bool, is_live: bool) 
         from r1engine.stages import check
 
         return check.dry_run(cfg, world_size, is_live=is_live) if is_whole else check.check_rows(cfg)
-    if isinstance(cfg, SampleConfig | LabelConfig | SearchConfig) and is_whole:
+    if isinstance(cfg, DrawingConfig) and is_whole:
         from r1engine.stages import check
 
         return check.dry_run(cfg.as_run(), 1, is_live=is_live)

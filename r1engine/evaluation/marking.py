@@ -12,8 +12,9 @@ from r1engine.evaluation.benchmark import Graded, Judged, Marked, Reply
 from r1engine.evaluation.entries import Ask
 from r1engine.evaluation.lines import GradeLine, SampleLine
 from r1engine.rewards import Score, Scorer
+from r1engine.rewards.from_config import servers_of
 from r1engine.rewards.rules import rule_of
-from r1engine.rewards.servers.endpoint import ModelServers, ModelServersError
+from r1engine.rewards.servers.endpoint import ModelServersError
 
 OnGrade = Callable[[Ask, GradeLine], None]
 
@@ -28,9 +29,7 @@ class Judge:
         """
         self.parallel = server.parallel
         self._server = server
-        self._servers = ModelServers(
-            *server.urls, timeout_seconds=server.timeout_seconds, tries=server.tries, key_variable=server.key_variable
-        )
+        self._servers = servers_of(server)
 
     def ask(self, prompt: str) -> str:
         """The reply's text.

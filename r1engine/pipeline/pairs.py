@@ -29,7 +29,8 @@ from r1engine.data.examples import Example, read_unit, units_of
 from r1engine.observe.progress import Progress
 from r1engine.observe.put import put_json
 from r1engine.pipeline.curate_output import DroppedRow, write_dropped
-from r1engine.pipeline.replies import NO_REPLY, Replies, chat, prompt_text, servers_of
+from r1engine.pipeline.replies import NO_REPLY, Replies, chat, prompt_text
+from r1engine.rewards.from_config import servers_of
 from r1engine.rewards.servers.endpoint import ModelServers, ModelServersError
 from r1engine.rewards.servers.preference import summary
 from r1engine.rewards.thoughts import split_thoughts

@@ -21,8 +21,8 @@ from r1engine.config.rewards import ChatServer
 from r1engine.data.examples import BATCH, Example, Unit, read_unit, write_examples
 from r1engine.data.filters import BEFORE_REFINING
 from r1engine.observe.progress import Progress
-from r1engine.pipeline.replies import NO_REPLY, Replies, chat, prompt_text, servers_of
-from r1engine.rewards.from_config import make_scorer
+from r1engine.pipeline.replies import NO_REPLY, Replies, chat, prompt_text
+from r1engine.rewards.from_config import make_scorer, servers_of
 from r1engine.rewards.language import language_share
 from r1engine.rewards.record import Record
 from r1engine.rewards.scorer import Scorer

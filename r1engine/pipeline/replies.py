@@ -11,7 +11,7 @@ import threading
 from functools import cache
 from pathlib import Path
 
-from r1engine.config.rewards import ChatServer, GradingServer
+from r1engine.config.rewards import ChatServer
 from r1engine.rewards.servers.endpoint import ModelServers, ModelServersError
 
 NO_REPLY = 8  # rows in a row without a reply end a stage: the servers are gone
@@ -69,16 +69,6 @@ class Replies:
 def prompt_text(name: str) -> str:
     """A prompt as it is shipped, with the places that are to be filled in."""
     return (Path(__file__).parent / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
-
-
-def servers_of(server: GradingServer) -> ModelServers:
-    """
-    Raises:
-        ValueError: a URL is none, or an API key is not set.
-    """
-    return ModelServers(
-        *server.urls, timeout_seconds=server.timeout_seconds, tries=server.tries, key_variable=server.key_variable
-    )
 
 
 def chat(servers: ModelServers, server: ChatServer, messages: list[dict[str, str]]) -> str:

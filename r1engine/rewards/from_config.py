@@ -27,14 +27,14 @@ def make_scorer(rewards: Rewards, *, workers: int | None = None) -> Scorer:
     judge: GenerativeJudge | None = None
     if (server := rewards.judge) is not None:
         judge = GenerativeJudge(
-            _endpoint(server),
+            servers_of(server),
             server.model,
             parallel=server.parallel,
             canaries=server.canaries,
             max_tokens=server.max_tokens,
         )
     models = {
-        name: RewardModel(_endpoint(s), s.model, s.template, batch_size=s.batch_size, parallel=s.parallel)
+        name: RewardModel(servers_of(s), s.model, s.template, batch_size=s.batch_size, parallel=s.parallel)
         for name, s in rewards.reward_models.items()
         if s.path is None
     }
@@ -117,7 +117,11 @@ def check_servers(rewards: Rewards) -> None:
         raise ConfigError(f"rewards: {error}") from error
 
 
-def _endpoint(server: GradingServer) -> ModelServers:
+def servers_of(server: GradingServer) -> ModelServers:
+    """
+    Raises:
+        ValueError: a URL is none, or the variable of the key is not set.
+    """
     return ModelServers(
         *server.urls, timeout_seconds=server.timeout_seconds, tries=server.tries, key_variable=server.key_variable
     )

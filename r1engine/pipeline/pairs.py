@@ -6,7 +6,6 @@ for the others. The texts of all answers are in memory.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -29,9 +28,8 @@ from r1engine.data.examples import Example, read_unit, units_of
 from r1engine.observe.progress import Progress
 from r1engine.observe.put import put_json
 from r1engine.pipeline.curate_output import DroppedRow, write_dropped
-from r1engine.pipeline.replies import NO_REPLY, Replies, chat, prompt_text
-from r1engine.rewards.from_config import servers_of
-from r1engine.rewards.servers.endpoint import ModelServers, ModelServersError
+from r1engine.pipeline.replies import NO_REPLY, KeptChat, Replies, prompt_text
+from r1engine.rewards.servers.endpoint import ModelServersError
 from r1engine.rewards.servers.preference import summary
 from r1engine.rewards.thoughts import split_thoughts
 
@@ -153,30 +151,24 @@ def to_judge(cfg: PairsConfig, dropped: list[DroppedRow]) -> list[JudgedPair]:
     return pairs
 
 
-def judged(pair: JudgedPair, cfg: PairsConfig, servers: ModelServers, replies: Replies) -> JudgedPair:
+def judged(pair: JudgedPair, cfg: PairsConfig, judge: KeptChat) -> JudgedPair:
     """The pair with its judgements; `lost` if the servers do not reply."""
-    assert cfg.judge is not None
     judgements: list[int | None] = []
     tokens = 0
     for number, is_a in enumerate(pair.order):
         a, b = (pair.first, pair.second) if is_a else (pair.second, pair.first)
         text = _shown(_asked(a.prompt), a.shown, b.shown)
-        key = _key(cfg, number, text)
-        reply = replies.get(key)
-        if reply is None:
-            messages = [
-                {"role": "system", "content": prompt_text("arena_hard").rstrip()},
-                {"role": "user", "content": text},
-            ]
-            try:
-                reply = chat(servers, cfg.judge, messages)
-            except ModelServersError as error:
-                if not error.is_refusal:
-                    return replace(pair, lost=str(error))
-                judgements.append(None)
-                continue
-            replies.add(key, reply, {"pair": pair.name, "model": cfg.judge.model})
-        found = json.loads(reply)
+        messages = [
+            {"role": "system", "content": prompt_text("arena_hard").rstrip()},
+            {"role": "user", "content": text},
+        ]
+        try:
+            found = judge.ask(messages, [cfg.seed, number, text], {"pair": pair.name})
+        except ModelServersError as error:
+            if not error.is_refusal:
+                return replace(pair, lost=str(error))
+            judgements.append(None)
+            continue
         tokens += found["tokens"] or 0
         points = points_of(found["content"]) if found["finish"] != "length" else None
         judgements.append(points if is_a or points is None else -points)
@@ -197,12 +189,6 @@ def points_of(reply: str) -> int | None:
     return POINTS[verdicts[-1]] if verdicts else None
 
 
-def _key(cfg: PairsConfig, number: int, text: str) -> str:
-    assert cfg.judge is not None
-    asked_for = json.dumps([cfg.judge.model, cfg.judge.temperature, cfg.judge.max_tokens, cfg.seed, number, text])
-    return hashlib.sha256(asked_for.encode()).hexdigest()
-
-
 def _all_judged(pairs: list[JudgedPair], cfg: PairsConfig, progress: Progress) -> Iterator[JudgedPair]:
     """
     Raises:
@@ -213,7 +199,7 @@ def _all_judged(pairs: list[JudgedPair], cfg: PairsConfig, progress: Progress) -
     replies, silent = Replies(cfg.run_dir / CACHE), 0
     try:
         with ThreadPool(cfg.judge.parallel) as threads:
-            one = partial(judged, cfg=cfg, servers=servers_of(cfg.judge), replies=replies)
+            one = partial(judged, cfg=cfg, judge=KeptChat(cfg.judge, replies))
             for pair in threads.imap(one, pairs):
                 progress.advance()
                 silent = silent + 1 if pair.lost else 0

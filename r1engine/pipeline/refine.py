@@ -6,8 +6,6 @@ not answered yet.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -17,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from r1engine.config.curate import CurateConfig
-from r1engine.config.rewards import ChatServer
 from r1engine.data.examples import BATCH, Example, Unit, read_unit, write_examples
 from r1engine.data.filters import BEFORE_REFINING
 from r1engine.observe.progress import Progress
-from r1engine.pipeline.replies import NO_REPLY, Replies, chat, prompt_text
-from r1engine.rewards.from_config import make_scorer, servers_of
+from r1engine.pipeline.replies import NO_REPLY, KeptChat, Replies, prompt_text
+from r1engine.rewards.from_config import make_scorer
 from r1engine.rewards.language import language_share
 from r1engine.rewards.record import Record
 from r1engine.rewards.scorer import Scorer
@@ -49,9 +46,7 @@ class Refiner:
             ValueError: a URL is none, or an API key is not set.
         """
         assert cfg.refine is not None
-        self._cfg, self._refine, self._replies = cfg, cfg.refine, replies
-        server = cfg.refine.server
-        self._servers = servers_of(server)
+        self._cfg, self._refine, self._chat = cfg, cfg.refine, KeptChat(cfg.refine.server, replies)
         path = cfg.refine.examples
         self._examples = path.read_text(encoding="utf-8").rstrip() + "\n\n" if path is not None else ""
 
@@ -81,21 +76,12 @@ class Refiner:
 
     def _reply(self, example: Example, text: str) -> tuple[str, str]:
         """(what the model replies, "") or ("", why that cannot be used)."""
-        key = _key(self._refine.server, example.source, text)
-        reply = self._replies.get(key)
-        if reply is None:
-            reply = chat(self._servers, self._refine.server, [{"role": "user", "content": text}])
-            self._replies.add(key, reply, {"id": example.source, "model": self._refine.server.model})
-        found = json.loads(reply)
+        messages = [{"role": "user", "content": text}]
+        found = self._chat.ask(messages, [example.source, text], {"id": example.source})
         if found["finish"] == "length":
             return "", f"the reply is cut off at {self._refine.server.max_tokens} tokens"
         content = split_thoughts(found["content"]).rest.strip()
         return (content, "") if content else ("", "the reply is blank")
-
-
-def _key(server: ChatServer, source: str, text: str) -> str:
-    asked_for = json.dumps([server.model, server.temperature, server.max_tokens, source, text])
-    return hashlib.sha256(asked_for.encode()).hexdigest()
 
 
 def refined(cfg: CurateConfig, units: list[Unit], work: Path, progress: Progress) -> list[Unit]:

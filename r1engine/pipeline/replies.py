@@ -5,14 +5,17 @@ A half last line, which a kill leaves, is cut off at the start.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from r1engine.config.rewards import ChatServer
-from r1engine.rewards.servers.endpoint import ModelServers, ModelServersError
+from r1engine.rewards.from_config import servers_of
+from r1engine.rewards.servers.endpoint import ModelServersError
 
 NO_REPLY = 8  # rows in a row without a reply end a stage: the servers are gone
 
@@ -65,29 +68,55 @@ class Replies:
         self._file.close()
 
 
+class KeptChat:
+    """A language model that is asked once: what it has replied is read from the file; usable from any thread."""
+
+    def __init__(self, server: ChatServer, replies: Replies) -> None:
+        """
+        Raises:
+            ValueError: a URL is none, or an API key is not set.
+        """
+        self._server, self._servers, self._replies = server, servers_of(server), replies
+
+    def ask(self, messages: list[dict[str, str]], asked: list[Any], about: dict[str, str]) -> dict[str, Any]:
+        """What the model replies: content, finish, and the tokens that the server counts.
+
+        Args:
+            messages: of the request.
+            asked:    what, beside the model and its settings, tells this request from every other.
+            about:    what the line in the file says of it.
+
+        Raises:
+            ModelServersError: there is no reply, or one without content.
+        """
+        server = self._server
+        told = json.dumps([server.model, server.temperature, server.max_tokens, *asked])
+        key = hashlib.sha256(told.encode()).hexdigest()
+        reply = self._replies.get(key)
+        if reply is None:
+            reply = self._post(messages)
+            self._replies.add(key, reply, about | {"model": server.model})
+        found: dict[str, Any] = json.loads(reply)
+        return found
+
+    def _post(self, messages: list[dict[str, str]]) -> str:
+        body = {
+            "model": self._server.model,
+            "messages": messages,
+            "temperature": self._server.temperature,
+            "max_tokens": self._server.max_tokens,
+        }
+        reply = self._servers.post("/chat/completions", body)
+        try:
+            choice = reply["choices"][0]
+            content, finish = choice["message"]["content"], choice.get("finish_reason")
+            tokens = (reply.get("usage") or {}).get("total_tokens")
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ModelServersError("the reply has no choices[0].message.content", is_refusal=True) from error
+        return json.dumps({"content": str(content or ""), "finish": finish, "tokens": tokens})
+
+
 @cache
 def prompt_text(name: str) -> str:
     """A prompt as it is shipped, with the places that are to be filled in."""
     return (Path(__file__).parent / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
-
-
-def chat(servers: ModelServers, server: ChatServer, messages: list[dict[str, str]]) -> str:
-    """What the model replies: JSON with content, finish, and the tokens that the server counts.
-
-    Raises:
-        ModelServersError: there is no reply, or one without content.
-    """
-    body = {
-        "model": server.model,
-        "messages": messages,
-        "temperature": server.temperature,
-        "max_tokens": server.max_tokens,
-    }
-    reply = servers.post("/chat/completions", body)
-    try:
-        choice = reply["choices"][0]
-        content, finish = choice["message"]["content"], choice.get("finish_reason")
-        tokens = (reply.get("usage") or {}).get("total_tokens")
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ModelServersError("the reply has no choices[0].message.content", is_refusal=True) from error
-    return json.dumps({"content": str(content or ""), "finish": finish, "tokens": tokens})

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
 
 from r1engine.config import CurateConfig, EvaluateConfig
 from r1engine.config.pipeline import Pipeline
+from r1engine.observe.put import put_text
 from r1engine.pipeline import manifest
 from r1engine.pipeline.curate_report import STYLE, waterfall
 from r1engine.pipeline.status import short_counts
@@ -43,9 +43,7 @@ def write_report(pipeline: Pipeline) -> None:
         if isinstance(stage.cfg, CurateConfig):
             counts = json.loads((stage.cfg.run_dir / stage.cfg.MAKES["counts"]).read_text(encoding="utf-8"))
             parts.append(f"<h2>{html.escape(stage.name)}: what left, and why</h2><table>{waterfall(counts)}</table>")
-    path = pipeline.run_dir / f".{NAME}"
-    path.write_text("".join(parts) + "</html>\n", encoding="utf-8")
-    os.replace(path, pipeline.run_dir / NAME)
+    put_text(pipeline.run_dir / NAME, "".join(parts) + "</html>\n")
 
 
 def _graph(pipeline: Pipeline, done: dict[str, manifest.Manifest | None]) -> str:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from r1engine.config.tiny_r1 import TinyR1Config
 from r1engine.data.chat import render
@@ -225,8 +226,9 @@ def write_world(cfg: TinyR1Config) -> None:
     folder = cfg.run_dir
     train, held = split_pairs(cfg)
     numbers, held_numbers = split_numbers(cfg)
+    tokenizer = make_tokenizer(cfg)
     for name, hidden_size in (("model", cfg.hidden_size), ("student", cfg.student_hidden_size)):
-        make_tokenizer(folder / name, cfg)
+        save_tokenizer(folder / name, tokenizer)
         write_weights(folder / name, cfg.model_of(hidden_size))
     for name, count in (("texts", cfg.texts), ("student_texts", cfg.student_texts)):
         texts = (base_text(cfg, index, train, numbers) for index in range(count))
@@ -261,7 +263,7 @@ def _heldout(cfg: TinyR1Config, held: list[Pair], numbers: list[int]) -> Iterato
         yield {"question": asked, "answer": good, "reward": "exact", "language": language, "domain": domain}
 
 
-def make_tokenizer(folder: Path, cfg: TinyR1Config) -> None:
+def make_tokenizer(cfg: TinyR1Config) -> Tokenizer:
     """Train a byte-level BPE, in the form of Qwen2's (demo/tiny.py), on base texts, chats and summaries."""
     train, _ = split_pairs(cfg)
     numbers, _ = split_numbers(cfg)
@@ -274,4 +276,4 @@ def make_tokenizer(folder: Path, cfg: TinyR1Config) -> None:
     for language, asked, _, domain in general(numbers):
         best, poor = replies(language, asked, domain, numbers, rng)
         pieces += [CHAT.format(question=asked), best, *poor]
-    save_tokenizer(folder, trained_tokenizer(pieces, cfg.vocab_size))
+    return trained_tokenizer(pieces, cfg.vocab_size)

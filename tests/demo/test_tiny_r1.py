@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from pages import rows_of, section
 from ranks import forked
 
 from r1engine.config import TinyR1Config
@@ -95,10 +96,8 @@ def test_kills_anywhere_in_the_miniature_leave_the_same_table(tmp_path, monkeypa
 
 def measured() -> list[dict[str, dict[str, float]]]:
     """Of each seed: model -> column -> percent, as the page on pipelines has them."""
-    text = (ROOT / "docs" / "pipeline.md").read_text().partition("## The miniature\n")[2].partition("\n## ")[0]
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    columns = [name.strip() for name in rows[0]]
-    cells = {row[0]: dict(zip(columns, [cell.split(" / ") for cell in row[1:]], strict=True)) for row in rows[1:]}
+    (_, *columns), *rows = rows_of(section((ROOT / "docs" / "pipeline.md").read_text(), "The miniature"))
+    cells = {row[0]: dict(zip(columns, [cell.split(" / ") for cell in row[1:]], strict=True)) for row in rows}
     seeds = len(cells["R1"]["general"])
     return [
         {model: {c: float(of[c][i]) for c in columns} for model, of in cells.items() if "-" not in of["general"][i]}

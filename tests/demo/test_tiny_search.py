@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pages import rows_of
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "search.md"
 Rates = dict[str, tuple[float, ...]]
 
@@ -9,8 +11,7 @@ Rates = dict[str, tuple[float, ...]]
 def measured() -> tuple[Rates, dict[str, int]]:
     """Search -> (vote, best, majority) of 100 questions, and the tokens that it drew a question."""
     rates, drawn = {}, {}
-    for line in PAGE.read_text().splitlines():
-        cells = [cell.strip() for cell in line.strip("| ").split("|")]
+    for cells in rows_of(PAGE.read_text()):
         if len(cells) == 6 and cells[0].rpartition("_")[2].isdigit():
             rates[cells[0]] = tuple(float(part) for part in cells[2].split("/"))
             drawn[cells[0]] = int(cells[3].replace(",", ""))

@@ -6,14 +6,15 @@ import ast
 import re
 from pathlib import Path
 
+from pages import rows_of, section
+
 TESTS = Path(__file__).resolve().parents[1]
 TEXT = (TESTS.parent / "docs" / "evaluation-cases.md").read_text()
 
 
-def rows(section: str) -> list[list[str]]:
+def rows(title: str) -> list[list[str]]:
     """The cells of a section's table."""
-    lines = TEXT.partition(f"\n## {section}\n")[2].partition("\n## ")[0].splitlines()
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("| ")][1:]
+    return rows_of(section(TEXT, title))[1:]
 
 
 def functions_of(path: Path) -> set[str]:
@@ -27,8 +28,8 @@ def test_every_reported_fault_has_its_row():
 
 def test_every_row_names_tests_that_exist():
     named = 0
-    for section in ("Reports", "By hand", "Refused, told, survived"):
-        for cells in rows(section):
+    for title in ("Reports", "By hand", "Refused, told, survived"):
+        for cells in rows(title):
             tests = re.findall(r"`([\w/]+\.py)::(test_\w+)`", cells[-1])
             assert tests and cells[-1].count("`") == 2 * len(tests), cells
             for file, name in tests:

@@ -6,20 +6,20 @@ import re
 from pathlib import Path
 
 import pytest
+from pages import rows_of, section
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(("name", "least"), [("sft.md", 25), ("reward-models.md", 12)])
 def test_every_test_that_the_page_names_is_there(name, least):
-    page = (ROOT / "docs" / name).read_text()
-    _, _, section = page.partition("## What goes wrong elsewhere")
-    files = dict(re.findall(r"`(tests/[\w/]+\.py)` \((\w)\)", section))
+    text = section((ROOT / "docs" / name).read_text(), "What goes wrong elsewhere")
+    files = dict(re.findall(r"`(tests/[\w/]+\.py)` \((\w)\)", text))
     tests = {
         letter: re.findall(r"^def test_(\w+)", (ROOT / file).read_text(), re.MULTILINE)
         for file, letter in files.items()
     }
-    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")][1:]
+    rows = rows_of(text)[1:]
     assert len(rows) > least
     for fault, _, cell in rows:
         named, letter = 0, ""
@@ -29,5 +29,5 @@ def test_every_test_that_the_page_names_is_there(name, least):
                 named += 1
                 start, is_cut = part[2].removesuffix("..."), part[2].endswith("...")
                 found = [name for name in tests[letter] if name == start or (is_cut and name.startswith(start))]
-                assert found, f"{fault.strip()}: {letter} {part[2]}"
+                assert found, f"{fault}: {letter} {part[2]}"
         assert named, fault

@@ -1,6 +1,6 @@
 """Beam search and MCTS against search-and-learn's way on transformers: python benchmarks/bench_search.py [--smoke]
 
-One JSON line a case. Both sides have the same random policy and the same random process reward model, on the same
+One row a case. Both sides have the same random policy and the same random process reward model, on the same
 threads; times are CPU seconds of this process, interleaved. The other side is written after search-and-learn's beam
 search: one question at a time, and in every step the policy and the PRM read the whole text of every beam.
 One token of 8 is a mark, one of 40 an end: a step has some 8 tokens, a completion some 5 steps.
@@ -24,6 +24,7 @@ import transformers
 from tokenizers import Tokenizer, models
 
 from r1engine.batch import Prompt
+from r1engine.config import StepScorerSection
 from r1engine.config.search import Search
 from r1engine.data.question import Question
 from r1engine.hf.tokenizer import load_tokenizer
@@ -31,6 +32,8 @@ from r1engine.rewards import Scorer, ScorerSettings
 from r1engine.rollout import Sampling
 from r1engine.rollout.local.generator import LocalGenerator
 from r1engine.search.lockstep import Crew, DrawLimits, Lockstep
+from r1engine.search.scored_folder import NAME, ScoredFolder
+from r1engine.search.scorer import open_scorer
 from r1engine.search.steps import StepMarks
 from r1engine.search.tree import Tree
 
@@ -82,10 +85,6 @@ def main() -> None:
 
 def new_world(folder: Path, questions: int, grader: Scorer, device: torch.device) -> World:
     """Random models; the PRM is the policy's trunk with another seed and a score."""
-    from r1engine.config import StepScorerSection
-    from r1engine.search.scored_folder import NAME, ScoredFolder
-    from r1engine.search.scorer import open_scorer
-
     words = {f"w{i}" if i not in MARKS else f"m{i}": i for i in range(VOCAB)}
     torch.manual_seed(0)
     config = transformers.Qwen2Config(**SIZES, eos_token_id=list(ENDS), pad_token_id=0)
@@ -181,29 +180,27 @@ def _values(prm: Any, prompt: list[int], beams: Sequence[list[int]], found: Coun
     return [min(scores[row, len(prompt) + i].item() for i in at) for row, at in enumerate(places)]
 
 
-def cpu_seconds(run: Callable[[], Count]) -> tuple[float, Count]:
-    """CPU time of this process."""
-    begun = time.process_time()
-    found = run()
-    return time.process_time() - begun, found
-
-
 def beam_row(world: World, n: int, rounds: int) -> dict[str, object]:
     """Questions a CPU second on both sides, and what the models run for each drawn token."""
     cfg = Search.model_validate({"method": "beam", "n": n, "width": 4, "questions_at_once": 64})
-    pairs = []
-    for number in range(rounds + 1):  # the first warms up
-        sides = [lambda: cpu_seconds(lambda: ours(world, cfg)), lambda: cpu_seconds(lambda: theirs(world, n, 4))]
-        results = [sides[0](), sides[1]()] if number % 2 else [sides[1](), sides[0]()][::-1]
-        pairs.append(results)
-    pairs = pairs[1:]
-    count, mine, other = len(world.prompts), pairs[0][0][1], pairs[0][1][1]
+    found: dict[str, Count] = {}  # the same in every round
+
+    def timed(name: str, run: Callable[[], Count]) -> Callable[[], float]:
+        def work() -> None:
+            found[name] = run()
+
+        return lambda: timing.seconds(work, world.policy.device, time.process_time)
+
+    sides = {"ours": timed("ours", lambda: ours(world, cfg)), "theirs": timed("theirs", lambda: theirs(world, n, 4))}
+    taken = timing.interleaved(sides, rounds=rounds, warmup=1)
+    count, mine, other = len(world.prompts), found["ours"], found["theirs"]
     # A token drawn on either side costs its own work: random models do not draw equally many.
-    ratios = [(b[0] / b[1]["drawn"]) / (a[0] / a[1]["drawn"]) for a, b in pairs]
+    drawn = other["drawn"] / mine["drawn"]
+    ratios = [b / a / drawn for a, b in zip(taken["ours"], taken["theirs"], strict=True)]
     needed = mine["drawn"] + sum(len(prompt.tokens) for prompt in world.prompts)
     return {
-        "questions_per_cpu_s": round(count / statistics.median(a[0] for a, _ in pairs), 2),
-        "transformers_questions_per_cpu_s": round(count / statistics.median(b[0] for _, b in pairs), 2),
+        "questions_per_cpu_s": round(count / statistics.median(taken["ours"]), 2),
+        "transformers_questions_per_cpu_s": round(count / statistics.median(taken["theirs"]), 2),
         "ratio_of_cpu_s_per_drawn_token": round(statistics.median(ratios), 2),
         "ratios": [round(ratio, 2) for ratio in ratios],
         "drawn": round(mine["drawn"] / count),
@@ -234,7 +231,9 @@ def mcts_row(world: World) -> dict[str, object]:
 
     world.generator.draw, world.scorer.score = timed(draw), timed(score)  # type: ignore[method-assign]  # timed
     try:
-        total, found = cpu_seconds(lambda: ours(world, cfg))
+        begun = time.process_time()
+        found = ours(world, cfg)
+        total = time.process_time() - begun
     finally:
         world.generator.draw, world.scorer.score = draw, score  # type: ignore[method-assign]  # as they were
     return {

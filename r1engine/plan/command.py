@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -22,10 +21,11 @@ from r1engine.plan.request import (
     check_positions,
     epochs_of,
     gpu_named,
+    hours_of,
     job_of,
     layout_of,
-    smallest_generator,
     trained_part,
+    with_generator,
 )
 from r1engine.plan.search import least_gpus, search
 from r1engine.plan.show import generators, print_plan, print_ranking, to_json, write_html
@@ -58,9 +58,7 @@ def run_plan(
             check_limits(cfg.model.path, arch, cfg.rollout.limits(cfg.steps), 1, "the shortest prompt")
         else:
             check_positions(cfg, arch)
-        job = job_of(cfg, assumed)
-        if job.generates and not assumed.generator_gpus:
-            job = replace(job, generator_tensor=smallest_generator(arch, job, gpus, gpu, assumed))
+        job = with_generator(job_of(cfg, assumed), arch, gpus, gpu, assumed)
         offload = cfg.optimizer.offload
         plans = search(arch, job, gpus, gpu, assumed, optimizer_offload=offload) if auto else []
         if auto and not plans:
@@ -83,8 +81,8 @@ def run_plan(
         print_ranking(plans, console)
     print_plan(plan, console)
     if not isinstance(cfg, RlConfig):
-        epochs, size, rows, name = epochs_of(cfg)
-        hours = epochs * rows / size * plan.seconds / 3600
+        epochs, _, rows, name = epochs_of(cfg)
+        hours = hours_of(cfg, rows, plan.seconds)
         console.print(f"{epochs} epoch{'s' if epochs > 1 else ''} of the paper's {rows:,} {name}: {hours:,.1f} h")
     if not plan.fits:
         _print_least(arch, job, gpu, assumed, console, optimizer_offload=offload)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from r1engine.config import ConfigError, RewardModelConfig, RlConfig, SftConfig, StageConfig
 from r1engine.hf.architecture import Architecture, is_fp8_folder
 from r1engine.plan.hardware import GIB, GPUS, Assumed, Gpu
@@ -141,6 +143,12 @@ def epochs_of(cfg: SftConfig | RewardModelConfig) -> tuple[int, int, int, str]:
     return cfg.reward_model.epochs, cfg.reward_model.batch_size, rows, name
 
 
+def hours_of(cfg: SftConfig | RewardModelConfig, rows: int, step_seconds: float) -> float:
+    """All epochs over so many rows."""
+    epochs, size, _, _ = epochs_of(cfg)
+    return epochs * rows / size * step_seconds / 3600
+
+
 def check_positions(cfg: SftConfig | RewardModelConfig, arch: Architecture) -> None:
     """Refuse texts that may be longer than the model's positions.
 
@@ -154,8 +162,12 @@ def check_positions(cfg: SftConfig | RewardModelConfig, arch: Architecture) -> N
         )
 
 
-def smallest_generator(arch: Architecture, job: Job, gpus: int, gpu: Gpu, assumed: Assumed) -> int:
-    """GPUs of the smallest generator that keeps half of its memory for keys and values, or the largest there is."""
+def with_generator(job: Job, arch: Architecture, gpus: int, gpu: Gpu, assumed: Assumed) -> Job:
+    """The job with generators as assumed, else with the smallest that keeps half of its memory for keys and values, or
+    the largest there is; as it is if it draws nothing."""
+    if not job.generates or assumed.generator_gpus:
+        return job
     weights = job.generator_bytes * total_parameters(arch) / GIB
     sizes = generator_sizes(gpus)
-    return next((size for size in sizes if weights / size <= 0.5 * assumed.kv_pool_share * gpu.memory_gib), sizes[-1])
+    room = 0.5 * assumed.kv_pool_share * gpu.memory_gib
+    return replace(job, generator_tensor=next((size for size in sizes if weights / size <= room), sizes[-1]))

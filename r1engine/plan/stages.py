@@ -23,8 +23,9 @@ from r1engine.config import (
     check_world,
 )
 from r1engine.config.pipeline import Pipeline, PlannedStage
-from r1engine.hf.architecture import architecture_of
+from r1engine.hf.architecture import Architecture, architecture_of
 from r1engine.plan.hardware import Assumed, Gpu
+from r1engine.plan.memory import Job
 from r1engine.plan.planner import Plan, make_plan
 from r1engine.plan.request import (
     Planned,
@@ -32,10 +33,11 @@ from r1engine.plan.request import (
     check_fp8,
     epochs_of,
     gpu_named,
+    hours_of,
     job_of,
     layout_of,
-    smallest_generator,
     trained_part,
+    with_generator,
 )
 
 SOME = 1_000  # questions, texts or pairs, where nobody knows yet how many there are
@@ -156,37 +158,34 @@ def _of_epochs(
     cost: StageCost, cfg: SftConfig | RewardModelConfig, stage: PlannedStage, pipeline: Pipeline, cluster: Cluster
 ) -> StageCost:
     check_world(cfg, cluster.gpus)
-    epochs, size, paper, name = epochs_of(cfg)
+    epochs, _, paper, name = epochs_of(cfg)
     plan, rows = _plan(cfg, cluster), _rows(stage, pipeline, paper)
     count = SOME if rows is None else rows
-    hours = epochs * count / size * plan.seconds / 3600
+    hours = hours_of(cfg, count, plan.seconds)
     return replace(cost, work=f"{epochs} x {count:,} {name}", hours=hours, is_whole=rows is not None, plans=[plan])
 
 
 def _of_drawing(cost: StageCost, runs: list[RlConfig], samples: int, cluster: Cluster) -> StageCost:
     """Generation alone, of `SOME` questions: how many there are is in a file that nobody has read."""
-    seconds, plans = 0.0, list[Plan]()
+    seconds = 0.0
     for run in runs:
         arch = architecture_of(run.model)
-        job = replace(job_of(run, cluster.assumed), questions=SOME, group_size=samples)
-        ways = int(cluster.assumed.generator_gpus) or smallest_generator(
-            arch, job, cluster.gpus, cluster.gpu, cluster.assumed
-        )
-        job = replace(job, generator_tensor=ways)
+        job = replace(_job(run, arch, cluster), questions=SOME, group_size=samples)
         plan = Plan(arch, layout_of(run, cluster.gpus), job, cluster.gpu, cluster.assumed)
         seconds += next(phase.total for phase in plan.phases if phase.name == "generate")
     models = f"{len(runs)} models x " if len(runs) > 1 else ""
     work = f"{models}{SOME:,} questions x {samples}"
-    return replace(cost, work=work, hours=seconds / 3600, is_whole=False, plans=plans)
+    return replace(cost, work=work, hours=seconds / 3600, is_whole=False)
 
 
 def _plan(cfg: Planned, cluster: Cluster) -> Plan:
     check_fp8(cfg, cluster.gpu)
-    arch, job = trained_part(architecture_of(cfg.model), cfg), job_of(cfg, cluster.assumed)
-    if job.generates and not cluster.assumed.generator_gpus:
-        ways = smallest_generator(arch, job, cluster.gpus, cluster.gpu, cluster.assumed)
-        job = replace(job, generator_tensor=ways)
-    return make_plan(arch, layout_of(cfg, cluster.gpus), job, cluster.gpu, cluster.assumed)
+    arch = trained_part(architecture_of(cfg.model), cfg)
+    return make_plan(arch, layout_of(cfg, cluster.gpus), _job(cfg, arch, cluster), cluster.gpu, cluster.assumed)
+
+
+def _job(cfg: Planned, arch: Architecture, cluster: Cluster) -> Job:
+    return with_generator(job_of(cfg, cluster.assumed), arch, cluster.gpus, cluster.gpu, cluster.assumed)
 
 
 def _as_json(cost: StageCost, gpus: int) -> dict[str, object]:

@@ -11,7 +11,7 @@ from r1engine.config import RewardModelConfig, SftConfig, load
 from r1engine.hf.architecture import architecture_of, read_architecture
 from r1engine.plan.hardware import GPUS, Assumed
 from r1engine.plan.planner import make_plan
-from r1engine.plan.request import job_of, layout_of, smallest_generator, trained_part
+from r1engine.plan.request import job_of, layout_of, trained_part, with_generator
 from r1engine.plan.sizes import total_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,9 +78,7 @@ def test_a_configuration_fits_its_gpus(monkeypatch, name):
     monkeypatch.chdir(ROOT)
     (gpu, gpus), cfg, assumed = CONFIGS[name], load(ROOT / "configs" / f"{name}.yaml", []), Assumed()
     arch = trained_part(architecture_of(cfg.model), cfg)
-    job = job_of(cfg, assumed)
-    if job.generates:
-        job = replace(job, generator_tensor=smallest_generator(arch, job, gpus, GPUS[gpu], assumed))
+    job = with_generator(job_of(cfg, assumed), arch, gpus, GPUS[gpu], assumed)
     plan = make_plan(arch, layout_of(cfg, gpus), job, GPUS[gpu], assumed)
     assert plan.limits() == []
     longest = cfg.longest_sequence

@@ -19,15 +19,12 @@ def run_key(run_dir: Path) -> Path:
     """The file with the key of a run's servers; made if there is none, whoever else makes it at the same time."""
     path = run_dir / "sglang" / NAME
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        own = path.with_name(f".{NAME}.{os.getpid()}.{secrets.token_hex(4)}")
+        own = private_file(path.with_name(f".{NAME}.{secrets.token_hex(8)}"), secrets.token_hex(32))
         try:
-            with os.fdopen(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(f"{_FIELD}{secrets.token_hex(32)}\n")
             with suppress(FileExistsError):  # another rank was first
                 os.link(own, path)
         finally:
-            own.unlink(missing_ok=True)
+            own.unlink()
     return path
 
 
@@ -64,7 +61,7 @@ def key_in(variable: str) -> str:
 
 
 def private_file(path: Path, key: str) -> Path:
-    """Writes a key as `run_key` does, over what is there."""
+    """Writes a key, over what is there, so that its owner alone can read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

@@ -67,14 +67,15 @@ class JudgedPair:
         return f"{self.first.source} | {self.second.source}"
 
     @property
-    def usable(self) -> list[int]:
-        """The judgements that are verdicts."""
-        return [points for points in self.judgements if points is not None]
+    def verdicts(self) -> list[tuple[bool, int]]:
+        """(the first one is A, points) of the judgements that are verdicts; none of a lost pair."""
+        both = zip(self.order, self.judgements, strict=not self.lost)
+        return [(is_a, points) for is_a, points in both if points is not None]
 
     @property
     def delta(self) -> float:
         """Mean of the judgements: how much better the first one is."""
-        return fmean(self.usable) if self.usable else 0.0
+        return fmean(points for _, points in self.verdicts) if self.verdicts else 0.0
 
     @property
     def sides(self) -> tuple[CandidateAnswer, CandidateAnswer]:
@@ -91,8 +92,8 @@ class JudgedPair:
     def is_turned_by_order(self) -> bool:
         """Whether the answer that is shown first wins in both orders, or the one that is shown second."""
         by_order: dict[bool, list[int]] = {True: [], False: []}
-        for is_a, points in zip(self.order, self.judgements, strict=True):
-            by_order[is_a] += [points] if points is not None else []
+        for is_a, points in self.verdicts:
+            by_order[is_a].append(points)
         return all(by_order.values()) and sum(by_order[True]) * sum(by_order[False]) < 0
 
 
@@ -218,8 +219,8 @@ def left_out(pairs: list[JudgedPair], cfg: PairsConfig) -> dict[str, tuple[str, 
     for pair in pairs:
         if pair.lost:
             found[pair.name] = "no reply", pair.lost
-        elif len(pair.usable) < cfg.min_judgements:
-            found[pair.name] = "too few judgements", f"{len(pair.usable)} of {cfg.judgements}"
+        elif len(pair.verdicts) < cfg.min_judgements:
+            found[pair.name] = "too few judgements", f"{len(pair.verdicts)} of {cfg.judgements}"
         elif abs(pair.delta) <= cfg.min_delta:
             found[pair.name] = "not clearly better", f"delta {pair.delta:+.2f}"
     left = sorted((pair for pair in pairs if pair.name not in found), key=lambda pair: rank(cfg.seed, pair.name))
@@ -279,7 +280,7 @@ def _listed(reasons: dict[str, int]) -> str:
 def _counts(done: list[JudgedPair], kept: list[JudgedPair], dropped: list[DroppedRow]) -> dict[str, Any]:
     judgements = [points for pair in done for points in pair.judgements]
     words = [pair.words for pair in kept]
-    as_a = [points if is_a else -points for pair in done for is_a, points in _with_order(pair)]
+    as_a = [points if is_a else -points for pair in done for is_a, points in pair.verdicts]
     return {
         "kept": len(kept),
         "pairs": len(done),
@@ -294,11 +295,6 @@ def _counts(done: list[JudgedPair], kept: list[JudgedPair], dropped: list[Droppe
     }
 
 
-def _with_order(pair: JudgedPair) -> list[tuple[bool, int]]:
-    both = zip(pair.order, pair.judgements, strict=False)  # a lost pair has none
-    return [(is_a, points) for is_a, points in both if points is not None]
-
-
 def _write(pairs: list[JudgedPair], path: Path) -> None:
     """A file that `stage: reward_model` reads; its judgements are of the chosen answer."""
     import pyarrow as pa
@@ -307,15 +303,15 @@ def _write(pairs: list[JudgedPair], path: Path) -> None:
     rows = []
     for pair in pairs:
         chosen, rejected = pair.sides
-        sign, usable = (1 if pair.delta > 0 else -1), _with_order(pair)
+        sign = 1 if pair.delta > 0 else -1
         rows.append(
             {
                 "prompt": chosen.prompt,
                 "chosen": chosen.answer,
                 "rejected": rejected.answer,
                 "delta": abs(pair.delta),
-                "judgements": [sign * points for _, points in usable],
-                "chosen_is_a": [is_a == (sign > 0) for is_a, _ in usable],
+                "judgements": [sign * points for _, points in pair.verdicts],
+                "chosen_is_a": [is_a == (sign > 0) for is_a, _ in pair.verdicts],
                 "chosen_words": pair.words[0],
                 "rejected_words": pair.words[1],
                 "domain": chosen.domain,

@@ -157,6 +157,15 @@ def test_a_judge_that_is_gone_stops_the_stage_and_what_it_said_is_not_asked_agai
     assert len(whole.shown) == 40 and len(judge.shown) == 40
 
 
+def test_a_judge_that_is_gone_at_the_end_loses_the_last_pair_alone(tmp_path, serve):
+    rows = [[(f"Q{i}", told) for i in range(3) for told in ("good **", "poor")]]
+    judge = Judge(lambda number, a, b: setattr(judge, "is_down", number == 8) or None)
+    kept, dropped, counts = outcome(config(tmp_path, serve(judge), rows))
+    assert len(kept) == 2 and counts["dropped"] == {"no reply": 1}
+    assert [reason for reason, _ in dropped.values()] == ["no reply"]
+    assert (counts["judgements"], counts["turned_by_order"], counts["mean_for_a"]) == (8, 0.0, 0.0)
+
+
 def test_what_cannot_be_judged_is_refused(tmp_path, serve):
     server = serve(Judge())
     with pytest.raises(ValueError, match="judgements: found 3, required an even number"):

@@ -1,4 +1,4 @@
-"""torch.ops.r1kernels.moe_permute, moe_permute_quant and moe_permute_fp8: what graphs and fake tensors see of them."""
+"""torch.ops.r1kernels.moe_permute, moe_permute_quant and moe_permute_fp8, and how FP8 rows pass through an op."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import torch
 
 from r1kernels.moe_permute_quant import Fp8Rows, moe_permute, moe_permute_fp8, moe_permute_quant
 from r1kernels.moe_plan import RowPlan
-from r1kernels.moe_plan.torch_op import Fp8Fields, empty_fp8_rows, fp8_fields, plan_of, tensors_of
+from r1kernels.moe_plan.torch_op import filled, plan_of, tensors_of
 from r1kernels.tracing import wish
+
+Fp8Fields = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @torch.library.custom_op("r1kernels::moe_permute", mutates_args=())
@@ -70,6 +72,21 @@ def traced_quant(x: torch.Tensor, weights: torch.Tensor | None, plan: RowPlan, d
     """`moe_permute_quant` as one node of a graph."""
     weights = None if weights is None else weights.detach()
     return rows_of(permute_quant(x.detach(), weights, tensors_of(plan), plan.align, dual, impl), dual)
+
+
+def fp8_fields(rows: Fp8Rows) -> Fp8Fields:
+    """What an op can return of FP8 rows: without `dual` the last two are empty."""
+    values, scale, values_t, scale_t = rows
+    return values, scale, filled(values_t, values), filled(scale_t, scale)
+
+
+def empty_fp8_rows(x: torch.Tensor, rows: int, columns: int, dual: bool) -> Fp8Fields:
+    """`fp8_fields` of [rows, columns] beside x, without values."""
+    values = x.new_empty(rows, columns, dtype=torch.float8_e4m3fn)
+    scale = x.new_empty(columns // 128, rows, dtype=torch.float32).t()
+    if not dual:
+        return values, scale, values.new_empty(0), scale.new_empty(0)
+    return values, scale, values.new_empty(rows * columns), scale.new_empty(rows // 128, columns)
 
 
 def rows_of(fields: Fp8Fields, dual: bool) -> Fp8Rows:

@@ -1,4 +1,4 @@
-"""torch.ops.r1kernels.moe_plan, and how a RowPlan and FP8 rows pass through the ops of the experts in a graph."""
+"""torch.ops.r1kernels.moe_plan, and how a RowPlan passes through the ops of the experts in a graph."""
 
 from __future__ import annotations
 
@@ -42,25 +42,6 @@ def empty_plan(ids: torch.Tensor, num_experts: int, align: int) -> list[torch.Te
     """`tensors_of` the plan of these ids, without values."""
     rows = max_rows(ids.numel(), num_experts, align)
     return [ids.new_empty(shape) for shape in (ids.shape, (rows,), (rows,), (num_experts + 1,), (num_experts,))]
-
-
-Fp8Fields = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def fp8_fields(rows: tuple[torch.Tensor | None, ...]) -> Fp8Fields:
-    """What an op can return of Fp8Rows: without `dual` the last two are empty."""
-    values, scale, values_t, scale_t = rows
-    assert values is not None and scale is not None  # only the transposed form may be absent
-    return values, scale, filled(values_t, values), filled(scale_t, scale)
-
-
-def empty_fp8_rows(x: torch.Tensor, rows: int, columns: int, dual: bool) -> Fp8Fields:
-    """`fp8_fields` of [rows, columns] beside x, without values."""
-    values = x.new_empty(rows, columns, dtype=torch.float8_e4m3fn)
-    scale = x.new_empty(columns // 128, rows, dtype=torch.float32).t()
-    if not dual:
-        return values, scale, values.new_empty(0), scale.new_empty(0)
-    return values, scale, values.new_empty(rows * columns), scale.new_empty(rows // 128, columns)
 
 
 def filled(tensor: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:

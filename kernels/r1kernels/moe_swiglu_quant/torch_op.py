@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from r1kernels.moe_permute_quant import Fp8Rows
-from r1kernels.moe_permute_quant.torch_op import rows_of
+from r1kernels.moe_permute_quant.torch_op import empty_fp8_rows, fp8_fields, rows_of
 from r1kernels.moe_plan import RowPlan
-from r1kernels.moe_plan.torch_op import empty_fp8_rows, filled, fp8_fields, plan_of, tensors_of
+from r1kernels.moe_plan.torch_op import filled, plan_of, tensors_of
 from r1kernels.moe_swiglu_quant import (
     SwigluGrad,
     moe_swiglu,

@@ -58,11 +58,10 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, grad):
     rows, weights, *plan = ctx.saved_tensors
     _, needs_weights, needs_residual, *_ = ctx.needs_input_grad
-    found = gradients(grad.contiguous(), rows if needs_weights else None, weights, plan, ctx.align, ctx.impl)
-    return (
-        *(found[0], found[1] if needs_weights else None, grad if needs_residual else None),
-        *([None] * 5, None, None),
-    )
+    given = rows if needs_weights else None
+    to_rows, to_weights = gradients(grad.contiguous(), given, weights, plan, ctx.align, ctx.impl)
+    to_weights, to_residual = to_weights if needs_weights else None, grad if needs_residual else None
+    return to_rows, to_weights, to_residual, [None] * 5, None, None
 
 
 combine.register_autograd(_backward, setup_context=_setup)

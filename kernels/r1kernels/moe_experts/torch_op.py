@@ -66,12 +66,12 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, grads):
     grad = grads[0].contiguous()
-    *inputs, h, row_of, slot_of, expert_of, offsets, counts = ctx.saved_tensors
-    plan = [row_of, slot_of, expert_of, offsets, counts]
+    x, weights, gate_up, down, h, *plan = ctx.saved_tensors
     needs = ctx.needs_input_grad
     wants_wgrad = needs[3] or needs[4]
-    to_x, to_weights, to_gate_up, to_down = gradients(grad, *inputs, h, plan, ctx.precision, wants_wgrad)
-    of_weights = (to_gate_up, to_down) if wants_wgrad else (None, None)
+    given = grad, x, weights, gate_up, down, h, plan
+    to_x, to_weights, *of_weights = gradients(*given, ctx.precision, wants_wgrad)
+    of_weights = of_weights if wants_wgrad else [None, None]
     return to_x, None, to_weights, *of_weights, grad if needs[5] else None, None
 
 

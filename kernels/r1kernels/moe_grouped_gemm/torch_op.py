@@ -49,11 +49,9 @@ def _backward(ctx, grad):
     rows, weight, *plan = ctx.saved_tensors
     needs_rows, needs_weight, *_ = ctx.needs_input_grad
     grad = grad.contiguous()
-    return (
-        gemm(grad, weight.mT, plan, ctx.align) if needs_rows else None,
-        wgrad(grad, rows, plan, ctx.align) if needs_weight else None,
-        *([None] * 5, None),
-    )
+    to_rows = gemm(grad, weight.mT, plan, ctx.align) if needs_rows else None
+    to_weight = wgrad(grad, rows, plan, ctx.align) if needs_weight else None
+    return to_rows, to_weight, [None] * 5, None
 
 
 gemm.register_autograd(_backward, setup_context=_setup)

@@ -117,6 +117,7 @@ def traced_quant_backward(
     found = gradients_quant(*given, tensors_of(plan), plan.align, dual, impl)
     values, scale, values_t, scale_t, wide_grad, wide_act, act_t, act_scale_t, to_weights = found
     to_weights = None if weights is None else to_weights
+    quantized = rows_of((values, scale, values_t, scale_t), dual)
     if dual:
-        return SwigluGrad(Fp8Rows(values, scale, values_t, scale_t), None, None, act_t, act_scale_t, to_weights)
-    return SwigluGrad(Fp8Rows(values, scale, None, None), wide_grad, wide_act, None, None, to_weights)
+        return SwigluGrad(quantized, None, None, act_t, act_scale_t, to_weights)
+    return SwigluGrad(quantized, wide_grad, wide_act, None, None, to_weights)

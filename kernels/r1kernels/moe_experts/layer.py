@@ -36,13 +36,12 @@ def experts_forward(
     precision: Precision,
 ) -> tuple[torch.Tensor, torch.Tensor, RowPlan]:
     """(out [T, H], h [R, 2I] for the backward, the plan). Arguments as in `moe_experts`."""
+    plan = moe_plan(ids, len(gate_up), align=alignment(precision))
     if precision == "same":
         assert not isinstance(x, Fp8)  # tokens in FP8 come with a precision of FP8 only
-        plan = moe_plan(ids, len(gate_up), align=alignment(precision))
         h = moe_grouped_gemm(moe_permute(x, plan), gate_up, plan)
         rows = moe_grouped_gemm(moe_swiglu(h, plan, weights), down, plan)
     else:
-        plan = moe_plan(ids, len(gate_up), align=alignment(precision))
         h = moe_grouped_gemm_fp8(_permute_fp8(x, plan), _quantized(gate_up), plan)
         rows = moe_grouped_gemm_fp8(moe_swiglu_quant(h, plan, weights=weights), _quantized(down), plan)
     return moe_combine(rows.to(gate_up.dtype), plan, residual=residual), h, plan

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from r1kernels.fp8_cast import fp8_dequantize, fp8_quantize, scale_shape
+from r1kernels.tracing import wish
 
 
 @torch.library.custom_op("r1kernels::fp8_quantize", mutates_args=())
 def quantize(x: torch.Tensor, rows: int, columns: int, impl: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The fields of Fp8."""
-    given: dict[str, Any] = {"block": (rows, columns), "impl": impl}
-    values, scale = fp8_quantize(x, **given)
+    values, scale = fp8_quantize(x, block=(rows, columns), impl=wish(impl))
     return values, scale
 
 
@@ -28,8 +26,7 @@ def dequantize(
     values: torch.Tensor, scale: torch.Tensor, rows: int, columns: int, dtype: torch.dtype, impl: str
 ) -> torch.Tensor:
     """As fp8_dequantize."""
-    given: dict[str, Any] = {"block": (rows, columns), "dtype": dtype, "impl": impl}
-    return fp8_dequantize(values, scale, **given)
+    return fp8_dequantize(values, scale, block=(rows, columns), dtype=dtype, impl=wish(impl))
 
 
 @dequantize.register_fake

@@ -33,7 +33,7 @@ def lines(files: list[Path]) -> dict[str, dict[str, Line]]:
         size = next((row[name] for name in SIZES if name in row), None)
         if share is None or size is None:
             continue
-        about = {True: " + backward", False: ""}[bool(row.get("backward", False))]
+        about = " + backward" if row.get("backward") else ""
         found[row.get("benchmark", "")][row["row"] + about].append((size, share))
     if not found:
         names = ", ".join(map(str, files))

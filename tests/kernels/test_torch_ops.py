@@ -8,6 +8,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from graph_steps import CountingCompiler, Tensors, value_and_grads
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
@@ -27,7 +28,6 @@ from r1kernels.grpo_loss.torch_op import decode, encode
 H, V = 8, 19
 OBJECTIVE = GrpoObjective(clip_eps=0.2, kl_coef=0.1, entropy_coef=0.01)
 KINDS, BOUNDS = encode(OBJECTIVE)
-Tensors = dict[str, torch.Tensor]
 
 
 def tensors(length: int, seed: int = 0) -> Tensors:
@@ -86,27 +86,10 @@ STEPS: dict[str, tuple[Callable[[Tensors], torch.Tensor], tuple[str, ...]]] = {
 }
 
 
-def value_and_grads(step: Callable[[Tensors], torch.Tensor], x: Tensors, names: tuple[str, ...]) -> list[torch.Tensor]:
-    inputs = {name: x[name].clone().requires_grad_() for name in names}
-    loss = step(x | inputs)
-    return [loss.detach(), *torch.autograd.grad(loss, list(inputs.values()))]
-
-
 @pytest.fixture
 def compiled():
     """Compiles without a break; `compiled.graphs` counts."""
-    from torch._dynamo.backends.debugging import aot_eager
-
-    def compile_(step: Callable, **options: object) -> Callable:
-        def backend(graph: torch.fx.GraphModule, example: list) -> Callable:
-            compile_.graphs += 1
-            return aot_eager(graph, example)
-
-        return torch.compile(step, fullgraph=True, backend=backend, **options)
-
-    torch._dynamo.reset()
-    compile_.graphs = 0
-    return compile_
+    return CountingCompiler()
 
 
 @pytest.mark.parametrize("name", STEPS)

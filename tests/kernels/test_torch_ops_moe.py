@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from graph_steps import CountingCompiler, Tensors, value_and_grads
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from r1kernels import (
@@ -32,7 +33,6 @@ from r1kernels.moe_plan.torch_op import plan_of, tensors_of
 
 EXPERTS, TOPK = 4, 2
 NAMES = ("x", "router", "gate_up", "down")
-Tensors = dict[str, torch.Tensor]
 
 
 def tensors(length: int, hidden: int = 16, dtype: torch.dtype = torch.float32) -> Tensors:
@@ -106,35 +106,21 @@ LAYERS: dict[str, tuple[Callable[[Tensors], torch.Tensor], int, tuple[str, ...]]
 }
 
 
-def value_and_grads(step: Callable[[Tensors], torch.Tensor], x: Tensors, names: tuple[str, ...]) -> list[torch.Tensor]:
-    inputs = {name: x[name].clone().requires_grad_() for name in names}
-    loss = step(x | inputs)
-    return [loss.detach(), *torch.autograd.grad(loss, list(inputs.values()))]
-
-
 QUICK = "op by op"
 ALL = [name if name == QUICK else pytest.param(name, marks=pytest.mark.rotating) for name in LAYERS]
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_compiled_layer_is_the_eager_one_for_every_length(name):
-    from torch._dynamo.backends.debugging import aot_eager
-
     step, hidden, names = LAYERS[name]
-    made = []
-    torch._dynamo.reset()
-
-    def backend(graph: torch.fx.GraphModule, example: list) -> Callable:
-        made.append(graph)
-        return aot_eager(graph, example)
-
-    compiled = torch.compile(step, fullgraph=True, backend=backend, dynamic=True)
+    compiler = CountingCompiler()
+    compiled = compiler(step, dynamic=True)
     for length in (9, 22):
         x = tensors(length, hidden)
         found, wanted = (value_and_grads(run, x, names) for run in (compiled, step))
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)), length
         assert wanted[0] != 0
-    assert len(made) == 1
+    assert compiler.graphs == 1
 
 
 def test_the_ops_of_a_layer_differentiate_to_the_gradients_of_every_expert_in_turn():

@@ -16,6 +16,7 @@ from r1engine.rewards.language import language_of, language_share
 from r1engine.rewards.thoughts import split_thoughts
 from r1engine.sampling.drawing import Graded, open_sampler
 from r1engine.sampling.table import markdown, table_of
+from r1engine.sampling.whole_lines import lines_of, whole_lines
 
 Row = dict[str, Any]
 
@@ -106,10 +107,10 @@ def _read(path: Path, identity: Row) -> list[Row] | None:
     """The answers of an earlier start, if they are of the same model and settings."""
     if not path.is_file():
         return None
-    head, *rows = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # a completion may hold other ends of lines
-    return [json.loads(row) for row in rows] if json.loads(head) == json.loads(json.dumps(identity)) else None
+    head, *rows = whole_lines(path)
+    return rows if head == json.loads(json.dumps(identity)) else None
 
 
 def _write(path: Path, identity: Row, rows: list[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    put_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in (identity, *rows)))
+    put_text(path, lines_of([identity, *rows]))

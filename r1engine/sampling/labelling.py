@@ -5,10 +5,9 @@ What is written is kept: a killed stage labels the questions that lack. A questi
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,9 +21,11 @@ from r1engine.grpo import record_of
 from r1engine.hf.tokenizer import PromptTokenizer, load_tokenizer, stop_tokens
 from r1engine.observe.failure import RunFailed
 from r1engine.observe.progress import Progress
+from r1engine.observe.put import put_text
 from r1engine.ranks import World, interleaved, is_first_to
 from r1engine.rollout.draft import Draft, Sampling
 from r1engine.sampling.drawing import NO_REPLY, AnswerSampler, open_sampler
+from r1engine.sampling.whole_lines import lines_of, whole_lines
 from r1engine.search.label import Answers, Labelled, Labeller, RolledOut, RolloutAsk, Steps, make_labellers
 from r1engine.search.steps import StepMarks
 
@@ -253,7 +254,7 @@ class StepFile:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         header = {HEADER: 1, **identity}
-        lines = list(self._lines())
+        lines = whole_lines(self.path)
         if lines and lines[0] != header:
             changed = [key for key in header if lines[0].get(key) != header[key]] or ["its header"]
             raise ValueError(f"{self.path}: made with other {', '.join(changed)}; choose another run_dir, or remove it")
@@ -261,16 +262,13 @@ class StepFile:
         for row in lines[1:]:
             by_question.setdefault(row["id"].partition("/")[0], []).append(row)
         whole = {question: rows for question, rows in by_question.items() if len(rows) == rows[0]["of"]}
-        temporary = self.path.with_name(f".{FILE}.tmp")
-        kept = [row for rows in whole.values() for row in rows]
-        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [header, *kept]))
-        os.replace(temporary, self.path)
+        put_text(self.path, lines_of([header, *(row for rows in whole.values() for row in rows)]))
         return {int(question) for question in whole}
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Add the lines of whole questions."""
         with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.write(lines_of(rows))
             file.flush()
             os.fsync(file.fileno())
 
@@ -278,7 +276,7 @@ class StepFile:
         """What is in the file."""
         counts: Counter[str] = Counter()
         rollouts: dict[str, int] = {}
-        for row in list(self._lines())[1:]:
+        for row in whole_lines(self.path)[1:]:
             counts["solutions"] += 1
             counts["steps"] += len(row["steps"])
             known = [label for label in row["labels"] if label is not None]
@@ -287,14 +285,6 @@ class StepFile:
             rollouts[row["id"].partition("/")[0]] = row["rollouts"]
         names = ("solutions", "steps", "labelled", "wrong")
         return {name: counts[name] for name in names} | {"rollouts": sum(rollouts.values())}
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        """Whole lines; what a kill cut short is left out."""
-        if not self.path.is_file():
-            return
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield json.loads(line)
 
 
 def _identity(cfg: LabelConfig, digests: dict[str, str]) -> dict[str, Any]:

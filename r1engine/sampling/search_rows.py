@@ -13,6 +13,7 @@ from r1engine.config import ConfigError
 from r1engine.evaluation.statistics import estimate
 from r1engine.hf.tokenizer import PromptTokenizer, load_tokenizer
 from r1engine.observe.put import put_text
+from r1engine.sampling.whole_lines import lines_of, whole_lines
 
 Row = dict[str, Any]
 FILE = "search.jsonl"
@@ -36,7 +37,7 @@ class SearchFiles:
         """
         self._parts.mkdir(parents=True, exist_ok=True)
         for path in sorted(self._parts.glob("*.jsonl")):
-            lines = _lines(path)
+            lines = whole_lines(path)
             if not lines or lines[0] == self._identity:
                 continue
             key = next((k for k in self._identity if lines[0].get(k) != self._identity[k]), "keys")
@@ -53,8 +54,8 @@ class SearchFiles:
     def part(self, name: str, rank: int) -> Iterator[RowFile]:
         """Where a rank appends its rows. A line that a kill has cut off is removed."""
         path = self._parts / f"{name}.{rank}.jsonl"
-        whole = _lines(path) or [self._identity]
-        put_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in whole))
+        whole = whole_lines(path) or [self._identity]
+        put_text(path, lines_of(whole))
         with open(path, "a", encoding="utf-8") as file:
             yield RowFile(file)
 
@@ -70,7 +71,7 @@ class SearchFiles:
         """
         found: dict[str, Row] = {}
         for path in sorted(self._parts.glob("*.spent")):
-            lines, name = _lines(path), path.name.rsplit(".", 2)[0]
+            lines, name = whole_lines(path), path.name.rsplit(".", 2)[0]
             total = found.setdefault(name, {"policy": 0, "scorer": 0, "seconds": 0.0})
             policy = [line["policy"] for line in lines]
             is_known = total["policy"] is not None and None not in policy
@@ -82,11 +83,11 @@ class SearchFiles:
     def merge(self, names: list[str]) -> list[Row]:
         """Write all rows as one file, search after search, and return them."""
         rows = [row for name in names for row in sorted(self._rows(name), key=lambda row: row["id"])]
-        put_text(self._run_dir / FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        put_text(self._run_dir / FILE, lines_of(rows))
         return rows
 
     def _rows(self, name: str) -> list[Row]:
-        return [row for path in sorted(self._parts.glob(f"{name}.*.jsonl")) for row in _lines(path)[1:]]
+        return [row for path in sorted(self._parts.glob(f"{name}.*.jsonl")) for row in whole_lines(path)[1:]]
 
 
 class RowFile:
@@ -97,16 +98,8 @@ class RowFile:
 
     def write(self, row: Row) -> None:
         """One question, at once on the disk."""
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.write(lines_of([row]))
         self._file.flush()
-
-
-def _lines(path: Path) -> list[Row]:
-    """The whole lines of a file; none if it is not there."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].split("\n") if line]
 
 
 def table_of(rows: list[Row], totals: dict[str, Row], names: list[str]) -> Row:
@@ -172,7 +165,7 @@ def print_tree(run_dir: Path, question: int, echo: Callable[[str], None]) -> Non
     from r1engine.config import load
     from r1engine.config.searching import SearchConfig
 
-    rows = [row for row in _lines(run_dir / FILE) if row["id"] == question]
+    rows = [row for row in whole_lines(run_dir / FILE) if row["id"] == question]
     if not rows:
         raise ConfigError(f"{run_dir / FILE}: found no question {question}, required one that was searched")
     cfg = load(run_dir / "config.yaml", [], SearchConfig)

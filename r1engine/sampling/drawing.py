@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from r1engine.batch import Completion, Prompt
 from r1engine.config import Rewards, RlConfig
@@ -14,8 +15,9 @@ from r1engine.data.prompts import PromptTable
 from r1engine.grpo import record_of
 from r1engine.hf.folder import weights_of
 from r1engine.hf.formats import model_dtype
+from r1engine.observe.failure import RunFailed
 from r1engine.observe.progress import Progress
-from r1engine.ranks import World
+from r1engine.ranks import World, is_first_to
 from r1engine.rewards import Score, Scorer
 from r1engine.rewards.from_config import check_named, check_sandbox, make_scorer
 from r1engine.rollout import Generator, make_generator
@@ -78,6 +80,27 @@ class AnswerSampler:
                 is_over.set()
         handing.result()
         return [(completion, score.result()) for completion, score in (found[i] for i in range(len(drafts)))]
+
+
+def check_judges(problems: Sequence[str], run_dir: Path, kept: str) -> None:
+    """End a stage whose judge does not reply.
+
+    Args:
+        problems: reasons that begin with NO_REPLY, of all ranks; none: nothing is wrong.
+        run_dir:  of the stage.
+        kept:     what is not lost, for the message.
+
+    Raises:
+        RunFailed: a judge is away; the first rank to come says so.
+    """
+    if not problems:
+        return
+    if not is_first_to("tell the failure"):
+        raise RunFailed()
+    raise RunFailed(
+        f"{run_dir}: the judge is away ({problems[0].removeprefix(NO_REPLY)}); {kept}, and the same command goes on "
+        "when it is back"
+    )
 
 
 @contextmanager

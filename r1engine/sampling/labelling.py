@@ -19,12 +19,11 @@ from r1engine.config.label import LabelConfig
 from r1engine.data.steps import HEADER
 from r1engine.grpo import record_of
 from r1engine.hf.tokenizer import PromptTokenizer, load_tokenizer, stop_tokens
-from r1engine.observe.failure import RunFailed
 from r1engine.observe.progress import Progress
 from r1engine.observe.put import put_text
-from r1engine.ranks import World, interleaved, is_first_to
+from r1engine.ranks import World, interleaved
 from r1engine.rollout.draft import Draft, Sampling
-from r1engine.sampling.drawing import NO_REPLY, AnswerSampler, open_sampler
+from r1engine.sampling.drawing import NO_REPLY, AnswerSampler, check_judges, open_sampler
 from r1engine.sampling.whole_lines import lines_of, whole_lines
 from r1engine.search.label import Answers, Labelled, Labeller, RolledOut, RolloutAsk, Steps, make_labellers
 from r1engine.search.steps import StepMarks
@@ -65,24 +64,20 @@ def label(cfg: LabelConfig, world: World, digests: dict[str, str]) -> dict[str, 
         progress.start(len(sampler.prompts) - len(missing), len(sampler.prompts))
         for start in range(0, len(missing), cfg.questions_at_once):
             asked = missing[start : start + cfg.questions_at_once]
-            rows = _labelled(crew, world, asked, progress)
+            rows = _labelled(crew, cfg.run_dir, world, asked, progress)
             world.from_first(partial(file.append, rows))
             progress.step(len(sampler.prompts) - len(missing) + start + len(asked), {"solutions": len(rows)})
     return world.from_first(file.summary)
 
 
-def _labelled(crew: LabelCrew, world: World, prompts: list[Prompt], progress: Progress) -> list[dict[str, Any]]:
+def _labelled(
+    crew: LabelCrew, run_dir: Path, world: World, prompts: list[Prompt], progress: Progress
+) -> list[dict[str, Any]]:
     """Rows of these questions, from all ranks."""
     progress.phase("draw")
     own = crew.label(prompts[world.rank :: world.size])
     everyones = world.everyones((crew.away, own))
-    if problems := [problem for found, _ in everyones for problem in found]:
-        if not is_first_to("tell the failure"):
-            raise RunFailed()
-        raise RunFailed(
-            f"the judge is away ({problems[0].removeprefix(NO_REPLY)}); what is labelled so far is kept, and the same "
-            "command goes on when it is back"
-        )
+    check_judges([problem for found, _ in everyones for problem in found], run_dir, "what is labelled so far is kept")
     rows = [row for group in interleaved([found for _, found in everyones]) for row in group]
     blind = [row["id"].partition("/")[0] for row in rows if all(label is None for label in row["labels"])]
     if blind:

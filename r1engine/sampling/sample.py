@@ -10,11 +10,10 @@ from typing import Any
 from r1engine import config
 from r1engine.batch import Prompt
 from r1engine.config.sample import SampleConfig
-from r1engine.observe.failure import RunFailed
 from r1engine.observe.progress import Progress
-from r1engine.ranks import World, interleaved, is_first_to
+from r1engine.ranks import World, interleaved
 from r1engine.sampling.chunks import Chunks, Counts, row_of
-from r1engine.sampling.drawing import NO_REPLY, AnswerSampler, Graded, open_sampler
+from r1engine.sampling.drawing import NO_REPLY, AnswerSampler, Graded, check_judges, open_sampler
 
 
 def sample(cfg: SampleConfig, world: World, digests: dict[str, str]) -> dict[str, Any]:
@@ -86,13 +85,9 @@ def _chunk(
     rows = [[row_of(*graded) for graded in group] for group in groups]
     away = [score.reason for group in groups for _, score in group if score.reason.startswith(NO_REPLY)]
     everyones = world.everyones((away, rows))
-    if problems := [reason for reasons, _ in everyones for reason in reasons]:
-        if not is_first_to("tell the failure"):
-            raise RunFailed()
-        raise RunFailed(
-            f"{cfg.run_dir}: the judge is away ({problems[0].removeprefix(NO_REPLY)}); {len(chunks)} chunks are kept, "
-            "and the same command goes on when it is back"
-        )
+    check_judges(
+        [reason for reasons, _ in everyones for reason in reasons], cfg.run_dir, f"{len(chunks)} chunks are kept"
+    )
     whole = [row for group in interleaved([rows for _, rows in everyones]) for row in group]
 
     counts = world.from_first(lambda: chunks.write(number, whole))

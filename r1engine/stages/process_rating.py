@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
-from r1engine.batch import Completion, Sample, pack
-from r1engine.batch import Sequence as TrainingSequence
+from r1engine.batch import Completion, Sample
 from r1engine.config import ConfigError, Rewards
 from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
 from r1engine.model.policy import Policy
@@ -21,7 +19,7 @@ from r1engine.rewards import Score
 from r1engine.search.credit import PER_TOKEN, of_completion, of_tokens, step_advantages
 from r1engine.search.scored_folder import NAME, read_scored_folder
 from r1engine.search.steps import StepMarks
-from r1engine.stages.rows import own_rows
+from r1engine.stages.rows import probabilities_at
 
 Graded = tuple[Completion, Score]
 PAYS_FOR_LENGTH = ("sum", "deepseekmath")
@@ -80,24 +78,12 @@ def step_rated(graded: list[Graded], rater: StepRater, policy: Policy, world: Wo
     ends = [rater.marks.ends(completion.tokens, rater.stop) for completion, _ in graded]
     texts = [completion.prompt.tokens + completion.tokens for completion, _ in graded]
     fits = [bool(end) and len(text) <= policy.shape.max_positions for end, text in zip(ends, texts, strict=True)]
-    # A sequence tells its number where the target of its first token would stand.
-    used = [
-        TrainingSequence(text, 0, 1.0, targets=((0, float(i)),))
-        for i, (text, is_fit) in enumerate(zip(texts, fits, strict=True))
-        if is_fit
-    ]
+    used = [i for i, is_fit in enumerate(fits) if is_fit]
     own: dict[int, list[float]] = {}
     if used:
-        longest = max(len(sequence.tokens) for sequence in used)
-        size = max(row_tokens, longest + -longest % policy.row_multiple)
-        rows = own_rows(pack(used, policy.row_shape(size)), world)
-        for row, values in zip(rows, policy.scores(rows, rater.weights), strict=True):
-            probability = values.sigmoid().tolist()
-            for a, _ in pairwise(row.cu_seqlens.tolist()):
-                if row.loss_weight[a] > 0:
-                    i = round(float(row.advantage[a]))
-                    first = a + len(graded[i][0].prompt.tokens)
-                    own[i] = [probability[first + end - 1] for end in ends[i]]
+        last = [[len(graded[i][0].prompt.tokens) + end - 1 for end in ends[i]] for i in used]
+        scores = probabilities_at([texts[i] for i in used], last, policy, world, row_tokens, rater.weights)
+        own = {used[number]: found for number, found in scores.items()}
     found = {i: scores for part in world.everyones(own) for i, scores in part.items()}
     return [
         (completion, _with_steps(score, ends[i], found.get(i, []), rater.credit))

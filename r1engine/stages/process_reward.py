@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from r1engine.batch import PackedBatch, Sequence, pack
+from r1engine.batch import Sequence, pack
 from r1engine.config import ProcessRewardConfig
 from r1engine.data.chat import PromptFormat
 from r1engine.data.step_table import LabelledSteps, StepTable, learned, steps_key
@@ -25,7 +24,7 @@ from r1engine.stages.identity import Identity, model_identity, setting
 from r1engine.stages.inputs import format_of, step_batches, write_step_tokens
 from r1engine.stages.prepared import prepared_to_score
 from r1engine.stages.process_loss import cross_entropy_of_steps, squared_error_of_steps
-from r1engine.stages.rows import batch_metrics, own_rows
+from r1engine.stages.rows import batch_metrics, own_rows, probabilities_at
 from r1engine.stages.stage import Advance, Evaluated
 
 FEW_WRONG = 0.01  # share of wrong steps below which a note is due
@@ -134,13 +133,11 @@ class ProcessRewardStage:
         own: dict[int, list[float]] = {}
         size = self.cfg.process.batch_size
         for start in range(0, len(table), size):  # not all in memory at once
-            indices = range(start, min(start + size, len(table)))
-            solutions = {index: table.at(index) for index in indices}
-            items = [Sequence(s.tokens, 0, 1.0, targets=((0, float(i - start)),)) for i, s in solutions.items()]
-            rows = own_rows(pack(items, self.policy.row_shape(self.cfg.row_tokens)), self.world)
-            for row, values in zip(rows, self.policy.scores(rows), strict=True):
-                own |= _probabilities(row, values.sigmoid().tolist(), solutions, start)
-        together = {index: found for part in self.world.everyones(own) for index, found in part.items()}
+            some = [table.at(index) for index in range(start, min(start + size, len(table)))]
+            texts, last = [solution.tokens for solution in some], [solution.last for solution in some]
+            found = probabilities_at(texts, last, self.policy, self.world, self.cfg.row_tokens)
+            own |= {start + number: values for number, values in found.items()}
+        together = {index: values for part in self.world.everyones(own) for index, values in part.items()}
         return [together[index] for index in range(len(table))]
 
     # ------------------------------------------------------------------ checkpoints and the end
@@ -180,15 +177,3 @@ def _of_kinds(metrics: dict[str, float]) -> dict[str, float]:
         if weight > 1e-6:
             metrics[f"score_{kind}"] = summed / weight
     return metrics | {"share_right": total["right"]}
-
-
-def _probabilities(
-    row: PackedBatch, values: list[float], solutions: dict[int, LabelledSteps], start: int
-) -> dict[int, list[float]]:
-    """Index of a solution in the row -> the value at the last token of each of its steps."""
-    found = {}
-    for a, _ in pairwise(row.cu_seqlens.tolist()):
-        if row.loss_weight[a] > 0:  # padding has none
-            index = start + round(float(row.advantage[a]))
-            found[index] = [values[a + last] for last in solutions[index].last]
-    return found

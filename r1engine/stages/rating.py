@@ -18,7 +18,7 @@ from r1engine.rewards.rated import forgery
 from r1engine.rewards.servers.preference import is_rated_by, rated_text
 from r1engine.rewards.servers.reward_model import Rating
 from r1engine.stages.reward_loss import of_texts
-from r1engine.stages.rows import own_rows
+from r1engine.stages.rows import own_rows, shape_for
 
 Graded = tuple[Completion, Score]
 
@@ -87,9 +87,8 @@ def _ratings(
     used = [Sequence(texts[i], 0, 1.0, advantage=float(i)) for i, problem in enumerate(problems) if not problem]
     if not used:
         return [(None, problem) for problem in problems]
-    longest = max(len(sequence.tokens) for sequence in used)
-    multiple = policy.row_multiple
-    rows = own_rows(pack(used, policy.row_shape(max(row_tokens, longest + -longest % multiple))), world)
+    shape = shape_for([sequence.tokens for sequence in used], policy, row_tokens)
+    rows = own_rows(pack(used, shape), world)
     own: dict[int, float] = {}
     for row, values in zip(rows, policy.scores(rows, rater.weights), strict=True):
         score, place, weight = (of_texts(x, row).tolist() for x in (values, row.advantage, row.loss_weight))

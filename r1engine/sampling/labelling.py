@@ -136,15 +136,15 @@ class LabelCrew:
             one.asks, one.found = [[] for _ in one.labellers], [[] for _ in one.labellers]
             for number, labeller in enumerate(one.labellers):
                 self._advance(one, number, labeller, None)
-        while asked := [(one, n, ask) for one in live for n, asks in enumerate(one.asks) for ask in asks]:
-            self._answer(asked)
+        while any(asks for one in live for asks in one.asks):
+            self._answer(live)
         return [self._rows(one) for one in live]
 
-    def _answer(self, asked: list[tuple[_Labelling, int, RolloutAsk]]) -> None:
+    def _answer(self, live: list[_Labelling]) -> None:
         """Draw the rollouts of all asks at once, and go on with those who asked."""
         limit = self._sampler.cfg.rollout.max_tokens_at(0)
         drafts, prompts, prefixes = [], [], []
-        for one, _, ask in asked:
+        for one, ask in [(asker, ask) for asker in live for asks in asker.asks for ask in asks]:
             tokens = [token for step in ask.prefix for token in step]
             number = one.prefixes.setdefault(ask.prefix, len(one.prefixes))
             prompt = replace(one.prompt, tokens=one.prompt.tokens + tokens)
@@ -155,14 +155,11 @@ class LabelCrew:
             prompts += [one.prompt] * ask.rollouts
             prefixes += [ask.prefix] * ask.rollouts
         rolled = iter(self._rolled(drafts, prompts, prefixes))
-        answers: dict[tuple[int, int], Answers] = {}
-        labellers = {}
-        for one, number, ask in asked:
-            answers.setdefault((id(one), number), []).append([next(rolled) for _ in range(ask.rollouts)])
-            labellers[id(one), number] = one
-        for (key, number), found in answers.items():
-            one = labellers[key, number]
-            self._advance(one, number, one.labellers[number], found)
+        for one in live:
+            for number, asks in enumerate(one.asks):
+                if asks:
+                    answers = [[next(rolled) for _ in range(ask.rollouts)] for ask in asks]
+                    self._advance(one, number, one.labellers[number], answers)
 
     @staticmethod
     def _advance(one: _Labelling, number: int, labeller: Labeller, answers: Answers | None) -> None:

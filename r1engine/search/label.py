@@ -55,6 +55,11 @@ def label_of(right: int, decided: int, cfg: Labelling) -> float | None:
     return share if cfg.kind == "soft" else float(share > cfg.above)
 
 
+def counts_of(rolled: Sequence[RolledOut]) -> tuple[int, int]:
+    """How many are right, and how many are decided."""
+    return sum(one.verdict == "right" for one in rolled), sum(one.verdict != "undecided" for one in rolled)
+
+
 def label_each(solution: RolledOut, cfg: Labelling) -> Labeller:
     """Rollouts from the end of every step but the last, whose label is the solution's own verdict."""
     count = len(solution.steps)
@@ -65,8 +70,9 @@ def label_each(solution: RolledOut, cfg: Labelling) -> Labeller:
         more = min(max(1, done), cfg.rollouts - done) if doubles else cfg.rollouts
         answers = yield [RolloutAsk(solution.steps[: index + 1], more) for index in open_ones]
         for index, rolled in zip(open_ones, answers, strict=True):
-            right[index] += sum(one.verdict == "right" for one in rolled)
-            decided[index] += sum(one.verdict != "undecided" for one in rolled)
+            more_right, more_decided = counts_of(rolled)
+            right[index] += more_right
+            decided[index] += more_decided
         done += more
         open_ones = [index for index in open_ones if not (doubles and right[index])]
     labels = [label_of(r, d, cfg) for r, d in zip(right, decided, strict=True)]
@@ -91,9 +97,8 @@ def label_by_bisection(solution: RolledOut, cfg: Labelling) -> Labeller:
     while low < high and is_known:
         middle = (low + high) // 2
         [rolled] = yield [RolloutAsk(solution.steps[: middle + 1], cfg.rollouts)]
-        right[middle] = sum(one.verdict == "right" for one in rolled)
-        decided[middle] = sum(one.verdict != "undecided" for one in rolled)
-        label = label_of(right[middle] or 0, decided[middle] or 0, cfg)
+        counts = right[middle], decided[middle] = counts_of(rolled)
+        label = label_of(*counts, cfg)
         is_known = label is not None
         low, high = (middle + 1, high) if label else (low, middle if is_known else high)
     labels: list[float | None] = [1.0] * low + [None] * (count - low)
@@ -137,9 +142,7 @@ def label_by_tree(solutions: Sequence[RolledOut], cfg: Labelling) -> Labeller:
         Of each bisected rollout the path to its first error, and the solutions; a prefix is labelled where it comes
         first. The label of a prefix is that of its rollouts, 0 at a first error.
     """
-    right = sum(one.verdict == "right" for one in solutions)
-    decided = sum(one.verdict != "undecided" for one in solutions)
-    states: dict[Steps, _State] = {(): _State(right, decided, pool=_wrong(solutions))}
+    states: dict[Steps, _State] = {(): _State(*counts_of(solutions), pool=_wrong(solutions))}
     for one in solutions:  # whole ones say it themselves
         if one.verdict != "undecided" and one.steps:
             states[one.steps] = _State(int(one.verdict == "right"), 1)
@@ -172,8 +175,7 @@ def _wrong(rolled: Sequence[RolledOut]) -> list[RolledOut]:
 
 
 def _state_of(rolled: list[RolledOut]) -> _State:
-    right = sum(one.verdict == "right" for one in rolled)
-    decided = sum(one.verdict != "undecided" for one in rolled)
+    right, decided = counts_of(rolled)
     return _State(right, decided, pool=_wrong(rolled) if 0 < right < decided else [])
 
 
@@ -202,7 +204,8 @@ def _paths(
         decided: list[int | None] = []
         for count in range(1, len(path) + 1):
             state = states.get(path[:count]) if path[:count] not in told else None
-            told.add(path[:count]) if state is not None else None
+            if state is not None:
+                told.add(path[:count])
             labels.append(label_of(state.right, state.decided, cfg) if state is not None else None)
             right.append(state.right if state is not None else None)
             decided.append(state.decided if state is not None else None)

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple, TextIO
 import numpy as np
 
 from r1engine.config.process import ProcessRewardConfig
-from r1engine.data.chat import PromptFormat
+from r1engine.data.chat import Message, PromptFormat
 from r1engine.data.steps import StepRow, read_steps
 from r1engine.data.stream import file_digest
 from r1engine.data.token_files import DROPPED, TokenFiles, TokenWriter, cached, of_length, of_marker
@@ -122,24 +122,21 @@ class _WrittenSteps(TokenWriter):
         """Render and tokenize solutions, and write those that can be trained on."""
         kept = []
         for row in rows:
-            asked = {"role": "user", "content": row.question}
-            marker = self._form.marker([asked, {"role": "assistant", "content": "".join(row.steps)}])
-            if marker and not (row.tokens and not self._form.marker([asked])):  # drawn tokens are what they are
+            own = self._own(row)
+            messages: list[Message] = [{"role": "user", "content": row.question}]
+            if own is None:  # drawn tokens are what they are
+                messages.append({"role": "assistant", "content": "".join(row.steps)})
+            if marker := self._form.marker(messages):
                 self.drop(row.place, *of_marker(marker))
             elif all(label is None for label in row.labels):
                 self.drop(row.place, "have no labelled step", "has no labelled step")
             else:
-                kept.append(row)
-        prompts = self._form.encode_prompts([self._form.prompt(row.question, row.place) for row in kept])
-        for row, prompt, steps in zip(kept, prompts, self._steps(kept), strict=True):
-            self._take(row, prompt, steps)
-
-    def _steps(self, rows: list[StepRow]) -> list[list[list[int]]]:
-        """Tokens of each step of each row."""
-        texts = [marked(row.steps, self._cfg.steps.marks) for row in rows]
-        found = iter(self._form.encode_completions(list(chain(*texts))))
-        encoded = [[next(found) for _ in steps] for steps in texts]
-        return [self._own(row) or steps for row, steps in zip(rows, encoded, strict=True)]
+                kept.append((row, own))
+        prompts = self._form.encode_prompts([self._form.prompt(row.question, row.place) for row, _ in kept])
+        texts = [[] if own else marked(row.steps, self._cfg.steps.marks) for row, own in kept]
+        encoded = iter(self._form.encode_completions(list(chain(*texts))))
+        for (row, own), prompt, steps in zip(kept, prompts, texts, strict=True):
+            self._take(row, prompt, own or [next(encoded) for _ in steps])
 
     def _own(self, row: StepRow) -> list[list[int]] | None:
         """The tokens that a row has, if they are of this tokenizer."""

@@ -149,6 +149,14 @@ def test_drawn_tokens_are_kept_if_they_are_of_this_tokenizer(model, tmp_path):
     assert second.last[2] - second.last[1] < len(letters[2]) and table.of_rollouts == 0.5
 
 
+def test_a_marker_in_steps_is_left_out_where_the_drawn_tokens_are_not_of_this_tokenizer(model, tmp_path):
+    special = KINDS[model.name].special[-1]
+    forged = ROW | {"steps": [f"one{special};", "and one", "are two"], "tokens": [[5], [6], [7]]}
+    path = write(tmp_path / "s.jsonl", ROW, ROW | {"labels": [0] * 3}, forged)
+    table = table_of(settings(model, path, max_dropped=0.4), tmp_path / "t")
+    assert len(table) == 2 and f"1 hold {special}, a token of" in table.left_out
+
+
 def test_what_cannot_be_trained_on_is_left_out_or_refused(model, tmp_path):
     special = KINDS[model.name].special[-1]
     bad = [ROW | {"labels": [None] * 3}, ROW | {"steps": ["x" * 200, "b", "c"]}, ROW | {"question": f"a{special}"}]

@@ -49,9 +49,10 @@ def prepared_to_rate(cfg: RewardModelConfig, world: World) -> tuple[RewardModelC
     return _from_start(cfg, world, form, (end, form.end_token), {NAME: rated.template}), form, rated
 
 
-def prepared_to_score(cfg: ProcessRewardConfig, world: World, about: ScoredFolder) -> ProcessRewardConfig:
-    """The same for a process reward model, whose folder also holds what its scores are of; errors as of `prepared`."""
-    form = format_of(cfg)
+def prepared_to_score(
+    cfg: ProcessRewardConfig, form: PromptFormat, world: World, about: ScoredFolder
+) -> ProcessRewardConfig:
+    """The same for a process reward model, whose folder also holds what its scores are of; `form` is of `format_of`."""
     end = (form.end, form.end_token) if isinstance(form, ChatFormat) else None
     return _from_start(cfg, world, form, end, {scored_folder.NAME: about.to_text()})
 

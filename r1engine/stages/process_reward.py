@@ -47,7 +47,7 @@ class ProcessRewardStage:
         self.batches = step_batches(cfg, len(self.train))
         self.steps = self.batches.steps
         means = cfg.process.means or ("value" if self.train.of_rollouts >= 0.5 else "correctness")
-        self.cfg = cfg = prepared_to_score(cfg, world, ScoredFolder.of(cfg.steps, means))
+        self.cfg = cfg = prepared_to_score(cfg, form, world, ScoredFolder.of(cfg.steps, means))
         layout = cfg.parallel.model_copy(update={"offload": False})  # nothing else wants the device's memory
         self.policy = Policy(cfg.model, layout, cfg.optimizer, world, seed=cfg.seed, head="score")
         is_squared = cfg.process.loss == "squared"

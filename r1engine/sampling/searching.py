@@ -13,6 +13,7 @@ from typing import Any
 from r1engine import config
 from r1engine.config.search import Search
 from r1engine.config.searching import SearchConfig
+from r1engine.data.prompts import PromptTable
 from r1engine.evaluation.own_questions import same_answer
 from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
 from r1engine.observe.failure import RunFailed
@@ -60,13 +61,15 @@ def search(cfg: SearchConfig, world: World, digests: dict[str, str]) -> Row:
     ):
         tokenizer = load_tokenizer(sampler.cfg.model.folder)
         scorer = open_scorer(cfg.scorer, world.device, tokenizer) if cfg.scorer is not None else None
-        how = aggregate_of(cfg, scorer)
+        how, marks = aggregate_of(cfg, scorer), StepMarks(tokenizer, cfg.steps.marks, cfg.steps.max_step_tokens)
+        stop = stop_tokens(sampler.cfg.model.folder, tokenizer)
+        crew = Crew(sampler.generator, scorer, sampler.scorer, marks, stop)
         with sampler.generator.awake():
             if cfg.rollout.engine == "local":
                 _check_room(cfg, sampler)
                 sampler.generator.keep_steps(int(cfg.search.cache_gib * 2**30))
             for name, one in cfg.searches().items():
-                _search_all(cfg, world, files, sampler, scorer, (name, one, how), progress)
+                _search_all(cfg, world, files, crew, sampler.prompts, (name, one, how), progress)
                 world.wait()
         found = world.from_first(partial(_conclude, cfg, files))
         for note in found.pop("notes"):
@@ -113,30 +116,26 @@ def _search_all(
     cfg: SearchConfig,
     world: World,
     files: SearchFiles,
-    sampler: AnswerSampler,
-    scorer: StepScorer | None,
+    crew: Crew,
+    questions: PromptTable,
     what: tuple[str, Search, Aggregate],
     progress: Progress,
 ) -> None:
     """One search of every question that lacks it."""
     name, settings, how = what
     done = world.from_first(lambda: files.done(name))
-    prompts = [prompt for prompt in sampler.prompts if prompt.id not in done]
-    folder = sampler.cfg.model.folder
-    tokenizer = load_tokenizer(folder)
-    marks = StepMarks(tokenizer, cfg.steps.marks, cfg.steps.max_step_tokens)
-    crew = Crew(sampler.generator, scorer, sampler.scorer, marks, stop_tokens(folder, tokenizer))
+    prompts = [prompt for prompt in questions if prompt.id not in done]
     lockstep = Lockstep(crew, settings, _limits(cfg), how, cfg.seed)
     progress.phase(name)
     progress.start(len(done), len(done) + len(prompts))
-    if scorer is not None:
-        scorer.clear()
-    begun, marked, last = time.monotonic(), 0, _Counters(sampler, scorer)
+    if crew.scorer is not None:
+        crew.scorer.clear()
+    begun, marked, counters = time.monotonic(), 0, _Counters(crew)
     with files.part(name, world.rank) as part:
         try:
             for number, tree in enumerate(lockstep.run(prompts[world.rank :: world.size], progress.advance), start=1):
                 part.write(row_of(name, settings, tree))
-                last = last.note(files, name, world.rank)
+                counters.note(files, name, world.rank)
                 marked += any(len(node.steps) > 1 or node.depth > 1 for node in tree.nodes)
                 if number == LOOKED_AT and not marked:
                     raise ValueError(
@@ -157,20 +156,20 @@ def _limits(cfg: SearchConfig) -> DrawLimits:
 class _Counters:
     """What the models have run since the last note of it."""
 
-    def __init__(self, sampler: AnswerSampler, scorer: StepScorer | None) -> None:
-        self._sampler, self._scorer = sampler, scorer
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
         self._run, self._scored, self._time = self._now()
 
     def _now(self) -> tuple[int | None, int, float]:
-        scored = self._scorer.tokens_run if self._scorer is not None else 0
-        return self._sampler.generator.tokens_run, scored, time.monotonic()
+        scored = self._crew.scorer.tokens_run if self._crew.scorer is not None else 0
+        return self._crew.generator.tokens_run, scored, time.monotonic()
 
-    def note(self, files: SearchFiles, name: str, rank: int) -> _Counters:
-        """Write it down; returns counters from now on."""
+    def note(self, files: SearchFiles, name: str, rank: int) -> None:
+        """Write it down, and count from now on."""
         run, scored, at = self._now()
         policy = run - self._run if run is not None and self._run is not None else None
         files.spent(name, rank, {"policy": policy, "scorer": scored - self._scored, "seconds": at - self._time})
-        return _Counters(self._sampler, self._scorer)
+        self._run, self._scored, self._time = run, scored, at
 
 
 def row_of(name: str, settings: Search, tree: Tree) -> Row:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -246,12 +247,12 @@ class StepFile:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         header = {HEADER: 1, **identity}
-        lines = whole_lines(self.path)
-        if lines and lines[0] != header:
-            changed = [key for key in header if lines[0].get(key) != header[key]] or ["its header"]
+        found, *lines = [*whole_lines(self.path)] or [header]
+        if found != header:
+            changed = [key for key in header if found.get(key) != header[key]] or ["its header"]
             raise ValueError(f"{self.path}: made with other {', '.join(changed)}; choose another run_dir, or remove it")
         by_question: dict[str, list[dict[str, Any]]] = {}
-        for row in lines[1:]:
+        for row in lines:
             by_question.setdefault(row["id"].partition("/")[0], []).append(row)
         whole = {question: rows for question, rows in by_question.items() if len(rows) == rows[0]["of"]}
         put_text(self.path, lines_of([header, *(row for rows in whole.values() for row in rows)]))
@@ -268,7 +269,7 @@ class StepFile:
         """What is in the file."""
         counts: Counter[str] = Counter()
         rollouts: dict[str, int] = {}
-        for row in whole_lines(self.path)[1:]:
+        for row in islice(whole_lines(self.path), 1, None):
             counts["solutions"] += 1
             counts["steps"] += len(row["steps"])
             known = [label for label in row["labels"] if label is not None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TextIO
@@ -37,11 +38,11 @@ class SearchFiles:
         """
         self._parts.mkdir(parents=True, exist_ok=True)
         for path in sorted(self._parts.glob("*.jsonl")):
-            lines = whole_lines(path)
-            if not lines or lines[0] == self._identity:
+            header = next(whole_lines(path), self._identity)
+            if header == self._identity:
                 continue
-            key = next((k for k in self._identity if lines[0].get(k) != self._identity[k]), "keys")
-            found, required = lines[0].get(key), self._identity.get(key)
+            key = next((k for k in self._identity if header.get(k) != self._identity[k]), "keys")
+            found, required = header.get(key), self._identity.get(key)
             raise ConfigError(
                 f"{self._run_dir} was searched with {key} {found}, now it is {required}; choose another run_dir"
             )
@@ -54,7 +55,7 @@ class SearchFiles:
     def part(self, name: str, rank: int) -> Iterator[RowFile]:
         """Where a rank appends its rows. A line that a kill has cut off is removed."""
         path = self._parts / f"{name}.{rank}.jsonl"
-        whole = whole_lines(path) or [self._identity]
+        whole = [*whole_lines(path)] or [self._identity]
         put_text(path, lines_of(whole))
         with open(path, "a", encoding="utf-8") as file:
             yield RowFile(file)
@@ -71,7 +72,7 @@ class SearchFiles:
         """
         found: dict[str, Row] = {}
         for path in sorted(self._parts.glob("*.spent")):
-            lines, name = whole_lines(path), path.name.rsplit(".", 2)[0]
+            lines, name = [*whole_lines(path)], path.name.rsplit(".", 2)[0]
             total = found.setdefault(name, {"policy": 0, "scorer": 0, "seconds": 0.0})
             policy = [line["policy"] for line in lines]
             is_known = total["policy"] is not None and None not in policy
@@ -86,8 +87,9 @@ class SearchFiles:
         put_text(self._run_dir / FILE, lines_of(rows))
         return rows
 
-    def _rows(self, name: str) -> list[Row]:
-        return [row for path in sorted(self._parts.glob(f"{name}.*.jsonl")) for row in whole_lines(path)[1:]]
+    def _rows(self, name: str) -> Iterator[Row]:
+        for path in sorted(self._parts.glob(f"{name}.*.jsonl")):
+            yield from islice(whole_lines(path), 1, None)
 
 
 class RowFile:

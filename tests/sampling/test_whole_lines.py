@@ -8,13 +8,15 @@ ROWS = [{"text": "a\u2028b\x85c\x1cd\r\ne"}, {"text": "\n"}]
 
 def test_rows_come_back_as_they_were_and_a_last_one_without_its_end_is_none(tmp_path):
     path = tmp_path / "a.jsonl"
-    assert whole_lines(path) == []
+    assert list(whole_lines(path)) == []
     path.write_text(lines_of(ROWS))
-    assert whole_lines(path) == ROWS
+    assert list(whole_lines(path)) == ROWS
     path.write_text(lines_of(ROWS)[:-1])
-    assert whole_lines(path) == ROWS[:1]
+    assert list(whole_lines(path)) == ROWS[:1]
+    path.write_bytes(lines_of(ROWS).encode() + '{"text": "é'.encode()[:-1])  # a kill inside a character
+    assert list(whole_lines(path)) == ROWS
     path.write_text("{")
-    assert whole_lines(path) == []
+    assert list(whole_lines(path)) == []
 
 
 def test_labelled_solutions_with_other_ends_of_lines_are_kept(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -17,6 +16,7 @@ from r1engine.hf.score_folder import read_trunk
 from r1engine.hf.tokenizer import PromptTokenizer
 from r1engine.rollout.local.decoder import Decoder
 from r1engine.rollout.local.heads import read_scored
+from r1engine.rollout.local.kept import KeptSegments, Segment
 from r1engine.search.formats import FormatName, format_of_folder, known_means, make_writer
 from r1engine.search.tree import StepPath
 
@@ -33,11 +33,9 @@ class _Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _Kept(Segment[bytes]):
     """A part that has been run."""
 
-    before: bytes | None
-    kv: torch.Tensor  # [layers, 2, kv_heads, own tokens, head_dim]
     score: float
 
 
@@ -56,13 +54,11 @@ class _Run(NamedTuple):
 class LocalScorer:
     """A process reward model of a folder: its decoder and its head.
 
-    Keys and values of every prefix are kept within a bound: those used longest ago go first, later steps before
-    earlier ones, and are run again when they are wanted.
+    Keys and values of every prefix are kept within a bound; those that went are run again when they are wanted.
 
     Attributes:
         labels:     what its scores estimate: "correctness" of a step, "value" of a prefix, "": it does not say.
         tokens_run: tokens that the model has computed so far.
-        num_bytes:  of what is kept.
     """
 
     def __init__(
@@ -86,12 +82,16 @@ class LocalScorer:
         tensors, self._head = read_scored(folder, self._arch, self._writer.pair, device)
         self._decoder.weights.load(tensors)
         self.labels = known_means(name, folder)
-        self.tokens_run, self.num_bytes = 0, 0
-        self._batch_tokens, self._max_bytes = cfg.batch_tokens, int(cfg.cache_gib * 2**30)
-        # The oldest first. A part is always moved before those that it stands behind, so the first has none behind it.
-        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        self.tokens_run = 0
+        self._batch_tokens = cfg.batch_tokens
+        self._kept = KeptSegments[bytes, _Kept](int(cfg.cache_gib * 2**30))
         shape = (self._arch.num_layers, 2, self._arch.num_kv_heads, 0, self._arch.head_dim)
         self._nothing = torch.zeros(shape, device=device, dtype=dtype)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of what is kept."""
+        return self._kept.num_bytes
 
     @torch.no_grad()
     def score(self, paths: Sequence[StepPath]) -> list[list[float]]:
@@ -113,7 +113,6 @@ class LocalScorer:
     def clear(self) -> None:
         """Forget what is kept of all prefixes."""
         self._kept.clear()
-        self.num_bytes = 0
 
     def _parts(self, path: StepPath) -> list[_Part]:
         """Question and steps, each with the key of all that is up to its end."""
@@ -138,19 +137,18 @@ class LocalScorer:
 
     def _plan(self, parts: list[_Part], scores: dict[bytes, float]) -> _Run | None:
         """What is to be run of a path, None for nothing; what is kept goes to `scores`."""
-        chain: list[bytes] = []
+        kept: dict[bytes, _Kept] = {}
+        rest: list[_Part] = []
         for part in parts:
-            if part.key not in self._kept:
-                break
-            chain.append(part.key)
-            scores[part.key] = self._kept[part.key].score
-        self._touch(chain)
-        rest = [part for part in parts[len(chain) :] if part.tokens]
+            if not rest and (found := self._kept.get(part.key)) is not None:
+                kept[part.key], scores[part.key] = found, found.score
+            elif part.tokens:
+                rest.append(part)
+        self._kept.touch([*reversed(kept)])
         if not rest:
             return None
-        kept = [self._kept[key].kv for key in dict.fromkeys(chain)]
-        past = torch.cat(kept, dim=3) if kept else self._nothing
-        return _Run(past, chain[-1] if chain else None, rest)
+        past = torch.cat([one.kv for one in kept.values()], dim=3) if kept else self._nothing
+        return _Run(past, next(reversed(kept), None), rest)
 
     def _run(self, runs: dict[bytes, _Run], scores: dict[bytes, float]) -> None:
         """Run new tokens, many paths at once, and keep what they leave."""
@@ -167,28 +165,14 @@ class LocalScorer:
                     start, before = stop, part.key
 
     def _keep(self, key: bytes, part: _Kept) -> None:
-        """Keep a part, if there is room for it when all that it does not stand behind is dropped."""
-        if part.before is not None and part.before not in self._kept:
+        """Keep a part, if that before it is kept and there is room."""
+        chain = self._kept.chain(part.parent)
+        if part.parent is not None and not chain:
             return
-        chain = []
-        name = part.before
-        while name is not None:
-            chain.append(name)
-            name = self._kept[name].before
-        size = _bytes(part)
-        while self.num_bytes + size > self._max_bytes:
-            oldest = next(iter(self._kept), None)
-            if oldest is None or oldest in chain:
-                return
-            self.num_bytes -= _bytes(self._kept.pop(oldest))
-        if key not in self._kept:
-            self._kept[key] = part
-            self.num_bytes += size
-        self._touch([*chain[::-1], key])
-
-    def _touch(self, chain: list[bytes]) -> None:
-        for key in reversed(chain):
-            self._kept.move_to_end(key)
+        if self._kept.get(key) is not None:
+            self._kept.touch([key, *chain])
+        elif self._kept.make_room(part.num_bytes, {*chain}):
+            self._kept.put(key, part)
 
 
 def open_scorer(cfg: StepScorerSection, device: torch.device, policy: PromptTokenizer) -> StepScorer:
@@ -222,7 +206,3 @@ def _batches(runs: list[_Run], most: int) -> Iterator[list[_Run]]:
 
 def _key(before: bytes, tokens: tuple[int, ...]) -> bytes:
     return blake2b(before + array("i", tokens).tobytes(), digest_size=16).digest()
-
-
-def _bytes(part: _Kept) -> int:
-    return part.kv.numel() * part.kv.element_size()

@@ -84,7 +84,8 @@ def read_scored(
     trunk = [name for name in hf_shapes(arch) if name != SCORE]
     if lost := [name for name in trunk if name not in files]:
         raise ValueError(f"{folder}: found {len(files)} tensors, without {len(lost)} of the decoder such as {lost[0]}")
-    of_head = (OUTPUT, EMBEDDING) if pair is not None else (*LINEAR, *TWO_LAYERS, *VALUE)
+    output = OUTPUT if OUTPUT in files else EMBEDDING
+    of_head = (output,) if pair is not None else (*LINEAR, *TWO_LAYERS, *VALUE)
     found = {name: _read(files[name], name).float().to(device) for name in of_head if name in files}
     try:
         head = ScoreTensors(found, pair)

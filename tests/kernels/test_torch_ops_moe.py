@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -147,6 +149,25 @@ def test_meta_and_fake_tensors_have_the_shapes_of_real_ones(name):
     with FakeTensorMode() as mode:
         found = value_and_grads(step, {key: mode.from_tensor(value) for key, value in x.items()}, names)
     assert [(y.shape, y.dtype, y.stride()) for y in found] == [(y.shape, y.dtype, y.stride()) for y in wanted]
+
+
+@pytest.mark.rotating
+def test_a_saved_program_runs_in_a_process_that_has_only_imported_the_package(tmp_path):
+    class Layer(torch.nn.Module):
+        def forward(self, x: Tensors) -> torch.Tensor:
+            return op_by_op(x) + one_op(x)
+
+    x = tensors(12)
+    torch.export.save(torch.export.export(Layer(), (x,)), tmp_path / "layer.pt2")
+    torch.save((x, Layer()(x)), tmp_path / "x.pt")
+    code = (
+        "import sys, torch, r1kernels\n"
+        "x, wanted = torch.load(sys.argv[2])\n"
+        "assert torch.equal(torch.export.load(sys.argv[1]).module()(x), wanted)\n"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "layer.pt2", tmp_path / "x.pt"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_values_are_checked_when_the_graph_runs():

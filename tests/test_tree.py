@@ -148,7 +148,7 @@ def test_nothing_imports_sglang():
 
 # Rooms from the bottom up; a room may import those above it in this list, and what LAZY adds.
 ROOMS = (
-    "cores", "config", "ending", "ranks", "run_lock", "checkpoint", "observe", "data", "rewards", "hf", "batch",
+    "cores", "config", "web", "ending", "ranks", "run_lock", "checkpoint", "observe", "data", "rewards", "hf", "batch",
     "convert", "grpo", "model", "rollout", "evaluation", "search", "demo", "plan", "stages", "sampling", "run",
     "pipeline", "doctor", "verbs", "cli", "train", "__main__",
 )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from r1engine.config.addresses import address_problem
 from r1engine.config.section import LocalPath, Positive, Section
 
 PLAIN_REWARDS = ("accuracy", "format", "language", "length", "overlong", "repetition")  # whose weight is a number
@@ -214,8 +215,8 @@ class Rewards(Section):
         servers = self.reward_models | ({"judge": self.judge} if self.judge is not None else {})
         for name, server in servers.items():
             key = "rewards.judge" if name == "judge" else f"rewards.{name}_model"
-            bad = [url for url in server.urls if not url.startswith(("http://", "https://"))]
-            problems += [f"{key}.urls: found {url}, required http://host:port or https://..." for url in bad]
+            wrong = [(url, problem) for url in server.urls if (problem := address_problem(url))]
+            problems += [f"{key}.urls: found {url}, required {problem}" for url, problem in wrong]
             template = getattr(server, "template", "") or "{prompt}{response}"
             if any(template.count(part) != 1 for part in ("{prompt}", "{response}")):
                 problems.append(f"{key}.template: found {template!r:.60}, required one {{prompt}}, one {{response}}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from r1engine.config.addresses import address_problem
 from r1engine.config.section import Count, LocalPath, Positive, Section
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -21,7 +21,7 @@ class Sglang(Section):
     python: LocalPath | None = None
     """Interpreter of the environment that sglang is installed in."""
     urls: list[str] = Field(default=[])
-    """remote: http://host:port of each server."""
+    """remote: http://host:port (or https://...) of each server."""
     key_variable: str = ""
     """remote: environment variable that holds the servers' key; "": they ask for none. Servers that a run starts have a
     key of their own, in a file of the run folder that only its owner can read."""
@@ -59,8 +59,8 @@ class Sglang(Section):
                 "rollout.sglang.python: found null, required the Python of an environment with sglang "
                 f"(mode {self.mode}): python3.12 -m venv sglang-env && sglang-env/bin/pip install sglang==0.5.23"
             ]
-        bad = [url for url in self.urls if not re.fullmatch(r"http://[^/:]+:\d+/?", url)]
-        return [f"rollout.sglang.urls: found {url}, required http://host:port" for url in bad]
+        wrong = [(url, problem) for url in self.urls if (problem := address_problem(url))]
+        return [f"rollout.sglang.urls: found {url}, required {problem}" for url, problem in wrong]
 
 
 class Rollout(Section):

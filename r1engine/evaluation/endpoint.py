@@ -1,38 +1,31 @@
-"""Draws replies from an OpenAI-compatible server: streamed, bounded, tried again. Standard library only.
+"""Draws replies from an OpenAI-compatible server: streamed, bounded, tried again.
 
 A reply is read in parts as it is written, so that a server that hangs is noticed, and one that never ends is cut.
 """
 
 from __future__ import annotations
 
-import http.client
+import asyncio
+import contextlib
 import json
 import os
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+
+import aiohttp
 
 from r1engine.config.evaluation import EndpointSettings, Suite
 from r1engine.evaluation.entries import Ask
 from r1engine.evaluation.lines import SampleLine
 from r1engine.evaluation.samplers import OnReply, Shown, Shows, too_long
+from r1engine.web import NoReply, all_of, lines, opened, parsed, request
 
 BYTES_PER_TOKEN = 2048  # of a stream, with the JSON around the text
 ROOM_BYTES = 2**20
 FAILURES = 3  # replies in a row that fail after all tries: nobody is there
 PAUSE_SECONDS = 0.5  # before the second try; doubles with each
-
-
-class ReplyFailed(Exception):
-    """No usable reply; the message says why in a line."""
-
-    def __init__(self, message: str, *, is_refusal: bool = False) -> None:
-        super().__init__(message)
-        self.is_refusal = is_refusal  # it is about this request: another one may be answered
 
 
 @dataclass
@@ -53,7 +46,7 @@ class Streamed:
         if isinstance(usage := part.get("usage"), dict):
             self.tokens, self.prompt_tokens = usage.get("completion_tokens"), usage.get("prompt_tokens")
         if part.get("error"):
-            raise ReplyFailed(f"the server says {json.dumps(part['error'])[:200]}")
+            raise NoReply(f"the server says {json.dumps(part['error'])[:200]}")
         count = 0
         for choice in part.get("choices") or []:
             said = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
@@ -89,7 +82,8 @@ class EndpointSampler:
         self._settings: EndpointSettings = suite.endpoint
         if self._settings.key_variable and not os.environ.get(self._settings.key_variable):
             raise ValueError(f"endpoint: the environment variable {self._settings.key_variable} is not set")
-        self._lock, self._failed_in_row, self._models = threading.Lock(), 0, set[str]()
+        self._key = os.environ[self._settings.key_variable] if self._settings.key_variable else ""
+        self._failed_in_row, self._models = 0, set[str]()
         self._problem: Exception | None = None
 
     def models(self) -> list[str]:
@@ -99,8 +93,8 @@ class EndpointSampler:
             RuntimeError: nobody answers.
         """
         try:
-            found = next(iter(self._parts("GET", "/models", None, 2**20, 30.0)))
-        except ReplyFailed as error:
+            found = _object(request("GET", self.url + "/models", key=self._key, seconds=30.0))
+        except NoReply as error:
             if error.is_refusal:
                 return []
             raise RuntimeError(f"{self.url}: {error}") from error
@@ -108,38 +102,36 @@ class EndpointSampler:
 
     def draw(self, asks: Sequence[Ask], on_reply: OnReply, on_tokens: Callable[[int], None]) -> None:
         """See `Sampler.draw`. A reply that the server refuses is handed over with its error."""
-        waiting: queue.SimpleQueue[tuple[Ask, Shown | None]] = queue.SimpleQueue()
-        for ask, shown in zip(asks, self._shows.all(asks) if self._shows else [None] * len(asks), strict=True):
-            waiting.put((ask, shown))
-
-        def work() -> None:
-            while self._problem is None:
-                try:
-                    ask, shown = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                try:
-                    line = self._reply(ask, shown, on_tokens)
-                    with self._lock:
-                        on_reply(ask, line)
-                except Exception as error:  # the caller gets the first
-                    with self._lock:
-                        self._problem = self._problem or error
-
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(self._settings.parallel, len(asks)))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        shown = self._shows.all(asks) if self._shows else [None] * len(asks)
+        asyncio.run(self._draw(list(zip(asks, shown, strict=True)), on_reply, on_tokens))
         if self._problem is not None:
             raise self._problem
+
+    async def _draw(
+        self, asks: list[tuple[Ask, Shown | None]], on_reply: OnReply, on_tokens: Callable[[int], None]
+    ) -> None:
+        waiting = iter(asks)
+
+        async def work(session: aiohttp.ClientSession) -> None:
+            for ask, shown in waiting:  # of all workers
+                try:
+                    on_reply(ask, await self._reply(session, ask, shown, on_tokens))
+                except Exception as error:  # the caller gets the first, after the replies that are under way
+                    self._problem = self._problem or error
+                if self._problem is not None:
+                    return
+
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
+            await asyncio.gather(*(work(session) for _ in range(min(self._settings.parallel, len(asks)))))
 
     def close(self) -> None:
         """Nothing to stop."""
 
     # ------------------------------------------------------------------ one reply
 
-    def _reply(self, ask: Ask, shown: Shown | None, on_tokens: Callable[[int], None]) -> SampleLine:
+    async def _reply(
+        self, session: aiohttp.ClientSession, ask: Ask, shown: Shown | None, on_tokens: Callable[[int], None]
+    ) -> SampleLine:
         started, problem = time.monotonic(), ""
         body, limit = self._body(ask, shown)
         if limit < 1:
@@ -147,10 +139,10 @@ class EndpointSampler:
             return too_long(ask, shown)
         for attempt in range(self._settings.tries):
             if attempt:
-                time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
+                await asyncio.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
             try:
-                found = self._streamed(body, limit, on_tokens)
-            except ReplyFailed as error:
+                found = await self._streamed(session, body, limit, on_tokens)
+            except NoReply as error:
                 problem = str(error)
                 if error.is_refusal:
                     break
@@ -181,15 +173,22 @@ class EndpointSampler:
         system = [{"role": "system", "content": suite.system}] if suite.system else []
         return body | {"messages": [*system, {"role": "user", "content": ask.text}]}, limit
 
-    def _streamed(self, body: dict[str, Any], limit: int, on_tokens: Callable[[int], None]) -> Streamed:
+    async def _streamed(
+        self, session: aiohttp.ClientSession, body: dict[str, Any], limit: int, on_tokens: Callable[[int], None]
+    ) -> Streamed:
         path = "/completions" if "prompt" in body else "/chat/completions"
-        found = Streamed()
+        stall, found = self._settings.stall_seconds, Streamed()
         most = ROOM_BYTES + BYTES_PER_TOKEN * limit
-        for part in self._parts("POST", path, body, most, self._settings.timeout_seconds):
-            on_tokens(found.add(part))
+        timeout = aiohttp.ClientTimeout(total=self._settings.timeout_seconds, sock_connect=stall, sock_read=stall)
+        async with (
+            opened(session, "POST", self.url + path, body, key=self._key, timeout=timeout) as response,
+            contextlib.aclosing(_events(response, most)) as events,
+        ):
+            async for event in events:
+                on_tokens(found.add(event))
         if found.finish not in ("stop", "length"):
             why = f"it ends by {found.finish!r}" if found.finish else "it breaks off"
-            raise ReplyFailed(f"the reply is of no use: {why}", is_refusal=bool(found.finish))
+            raise NoReply(f"the reply is of no use: {why}", status=200 if found.finish else None)
         return found
 
     def _line(self, ask: Ask, shown: Shown | None, found: Streamed, seconds: float) -> SampleLine:
@@ -209,71 +208,38 @@ class EndpointSampler:
         )
 
     def _check_model(self, models: set[str]) -> None:
-        with self._lock:
-            self._models |= models
-            if len(self._models) > 1:
-                names = " and ".join(sorted(self._models))
-                raise RuntimeError(f"{self.url}: the server's model has changed: replies are of {names}, required one")
+        self._models |= models
+        if len(self._models) > 1:
+            names = " and ".join(sorted(self._models))
+            raise RuntimeError(f"{self.url}: the server's model has changed: replies are of {names}, required one")
 
     def _note_failure(self, problem: str) -> None:
-        with self._lock:
-            self._failed_in_row += 1
-            if self._failed_in_row >= FAILURES and self._problem is None:
-                self._problem = RuntimeError(f"{self.url}: no answer after {self._settings.tries} tries ({problem})")
-
-    # ------------------------------------------------------------------ HTTP
-
-    def _parts(self, method: str, path: str, body: dict[str, Any] | None, most: int, seconds: float) -> Iterator[Any]:
-        """The JSON objects of a reply: of a stream each event, else the one."""
-        url = urlsplit(self.url)
-        kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-        connection = kind(url.hostname or "", url.port, timeout=min(self._settings.stall_seconds, seconds))
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream, application/json"}
-        if self._settings.key_variable:
-            headers["Authorization"] = f"Bearer {os.environ[self._settings.key_variable]}"
-        try:
-            data = None if body is None else json.dumps(body).encode()
-            connection.request(method, url.path + path, data, headers)
-            reply = connection.getresponse()
-            if reply.status != 200:
-                said = reply.read(300).decode("utf-8", "replace").replace("\n", " ")
-                is_refusal = 400 <= reply.status < 500 and reply.status not in (408, 429)
-                raise ReplyFailed(f"HTTP {reply.status} {said}".strip(), is_refusal=is_refusal)
-            yield from _objects(reply, most, time.monotonic() + seconds)
-        except (OSError, http.client.HTTPException) as error:
-            raise ReplyFailed(str(error) or type(error).__name__) from None
-        finally:
-            connection.close()
+        self._failed_in_row += 1
+        if self._failed_in_row >= FAILURES and self._problem is None:
+            self._problem = RuntimeError(f"{self.url}: no answer after {self._settings.tries} tries ({problem})")
 
 
-def _objects(reply: http.client.HTTPResponse, most: int, deadline: float) -> Iterator[Any]:
-    """What a reply holds, event by event; ReplyFailed where it is too long, too slow or no JSON."""
-    is_stream = "event-stream" in reply.headers.get("Content-Type", "")
-    pending, total = b"", 0
-    while block := reply.read1(65_536):
-        total += len(block)
-        if total > most:
-            raise ReplyFailed(f"the reply has more than {most:,} bytes")
-        if time.monotonic() > deadline:
-            raise ReplyFailed("the reply takes longer than endpoint.timeout_seconds")
-        pending += block
-        while is_stream and b"\n" in pending:
-            line, _, pending = pending.partition(b"\n")
-            if not line.startswith(b"data:"):
+async def _events(response: aiohttp.ClientResponse, most_bytes: int) -> AsyncGenerator[dict[str, Any], None]:
+    """The JSON objects of a reply: of a stream each event, else the one; NoReply where it is too long or none."""
+    if response.content_type != "text/event-stream":
+        yield _object(await all_of(response.content, most_bytes))
+        return
+    total = 0
+    async with contextlib.aclosing(lines(response.content, most_bytes, asyncio.Lock())) as found:
+        async for line in found:
+            total += len(line or b"")
+            if total > most_bytes:
+                raise NoReply(f"the reply has more than {most_bytes:,} bytes")
+            if line is None or not line.startswith(b"data:"):
                 continue
             event = line.removeprefix(b"data:").strip()
             if event == b"[DONE]":
                 return
-            yield _parsed(event)
-    if not is_stream:
-        yield _parsed(pending)
+            yield _object(event)
 
 
-def _parsed(text: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ReplyFailed(f"found {text[:40]!r}, required JSON") from None
+def _object(text: bytes | bytearray) -> dict[str, Any]:
+    found = parsed(text)
     if not isinstance(found, dict):
-        raise ReplyFailed(f"found {text[:40]!r}, required a JSON object")
+        raise NoReply(f"found {bytes(text[:40])!r}, required a JSON object")
     return found

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from r1engine import checkpoint
 from r1engine.config import ConfigError, StageConfig, load
+from r1engine.config.addresses import address_problem
 from r1engine.config.stage import Template
 from r1engine.evaluation.entries import file_sha256
 
@@ -43,6 +44,8 @@ def find_target(given: str) -> EvaluationTarget:
         ConfigError: it is none of these, or a run that has no model yet.
     """
     if given.startswith(("http://", "https://")):
+        if problem := address_problem(given):
+            raise ConfigError(f"evaluate: found {given}, required {problem}")
         return EvaluationTarget(given.rstrip("/"), url=given.rstrip("/"))
     path, _, step = given.partition("@")
     folder = Path(path).expanduser()

@@ -146,6 +146,11 @@ def test_nobody_there(tmp_path):
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_an_address_that_is_none(tmp_path):
+    with pytest.raises(ConfigError, match=r"evaluate: found http://a:port/v1, required http://host:port or https"):
+        evaluate("http://a:port/v1", suite(tmp_path), note=lambda text: None)
+
+
 def test_a_key_that_is_not_set_is_named(serve, tmp_path):
     with pytest.raises(ConfigError, match="the environment variable NO_SUCH_KEY is not set"):
         run(serve(right), suite(tmp_path, endpoint={"key_variable": "NO_SUCH_KEY"}))

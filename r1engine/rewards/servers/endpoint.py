@@ -1,19 +1,14 @@
-"""JSON over HTTP to servers of a model: time-outs, retries, rest, and errors in one line. Standard library only."""
+"""Servers of a model that grades or writes: time-outs, retries, rest, and errors in one line."""
 
 from __future__ import annotations
 
-import http.client
 import itertools
-import json
 import os
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
-MAX_REPLY_BYTES = 16 * 2**20
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # servers of the cluster, not of the web
+from r1engine.config.addresses import address_problem
 
 
 class ModelServersError(Exception):
@@ -65,8 +60,8 @@ class ModelServers:
         if not urls:
             raise ValueError("endpoint: found no url, required at least one")
         for url in urls:
-            if not url.startswith(("http://", "https://")):
-                raise ValueError(f"endpoint: found url {url!r}, required http://... or https://...")
+            if problem := address_problem(url):
+                raise ValueError(f"endpoint: found url {url!r}, required {problem}")
         if key_variable and not os.environ.get(key_variable):
             raise ValueError(f"endpoint: the environment variable {key_variable} is not set")
         self._servers = [_Server(url.rstrip("/")) for url in urls]
@@ -87,7 +82,6 @@ class ModelServers:
         Raises:
             ModelServersError: no reply after all tries, all servers rest, or another status.
         """
-        data = json.dumps(body).encode()  # a completion can hold half a surrogate pair; JSON escapes it
         first, problem = next(self._turn), ""
         for attempt in range(self._tries):
             if attempt:
@@ -98,7 +92,7 @@ class ModelServers:
                 break
             server = awake[(first + attempt) % len(awake)]
             try:
-                reply = self._post_once(server.url + path, data)
+                reply = self._post_once(server.url + path, body)
             except ModelServersError as error:
                 if error.is_refusal:
                     server.failures = 0
@@ -120,25 +114,11 @@ class ModelServers:
         if server.failures >= self._tries and clock - server.failing_since >= patience:
             server.rests_until = clock + self._rest
 
-    def _post_once(self, url: str, data: bytes) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if self._key_variable:
-            headers["Authorization"] = f"Bearer {os.environ[self._key_variable]}"
+    def _post_once(self, url: str, body: dict[str, Any]) -> Any:
+        from r1engine.web import NoReply, parsed, request  # aiohttp is slow to import, and few runs ask servers
+
+        key = os.environ[self._key_variable] if self._key_variable else ""
         try:
-            request = urllib.request.Request(url, data, headers)
-            with _DIRECT.open(request, timeout=self._timeout) as reply:
-                return json.loads(reply.read(MAX_REPLY_BYTES))
-        except urllib.error.HTTPError as error:
-            problem = f"{url}: HTTP {error.code} {_start(error)}".strip()
-            raise ModelServersError(problem, is_refusal=error.code != 429 and error.code < 500) from None
-        except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
-            raise ModelServersError(f"{url}: {getattr(error, 'reason', error) or type(error).__name__}") from None
-        except (ValueError, RecursionError):
-            raise ModelServersError(f"{url}: the reply is no JSON") from None
-
-
-def _start(error: urllib.error.HTTPError) -> str:
-    try:
-        return error.read(150).decode("utf-8", "replace").replace("\n", " ")
-    except (OSError, http.client.HTTPException):
-        return ""
+            return parsed(request("POST", url, body, key=key, seconds=self._timeout))
+        except NoReply as error:
+            raise ModelServersError(f"{url}: {error}", is_refusal=error.is_refusal) from None

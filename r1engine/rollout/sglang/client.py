@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import aiohttp
 
-LONG_LINE = 2**20  # bytes; only the last part of a sample with its experts is longer
+from r1engine.web import NoReply, lines, opened, parsed, whole
+
+MOST_CONTROL_BYTES = 2**30  # checksums of every tensor are long
 
 
 class ServerError(RuntimeError):
@@ -35,13 +36,13 @@ class Client:
     def __init__(self, url: str, *, stall_seconds: float, key: str = "") -> None:
         """
         Args:
-            url:           http://host:port.
+            url:           http://host:port, or https, perhaps with a path.
             stall_seconds: an answer to a control call may take this long.
             key:           that the server asks for; "": it asks for none.
         """
         self.url = url.rstrip("/")
         self.stall_seconds = stall_seconds
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._key = key
 
     def post(self, path: str, body: dict[str, Any] | None = None, *, seconds: float | None = None) -> dict[str, Any]:
         """The JSON answer of a control call.
@@ -63,21 +64,22 @@ class Client:
         self, session: aiohttp.ClientSession, method: str, path: str, body: dict | None, seconds: float | None = None
     ) -> dict[str, Any]:
         """One call in a running loop; raises as `post`."""
-        timeout = aiohttp.ClientTimeout(total=seconds or self.stall_seconds)
         try:
-            async with session.request(
-                method, self.url + path, json=body, timeout=timeout, headers=self._headers
-            ) as response:
-                text = await response.text(errors="replace")
-        except Exception as error:  # whatever it is, it comes from this server
-            raise ServerError(f"{self.url}{path}: no answer ({type(error).__name__}: {error})") from error
-        if response.status != 200:
-            hint = " (rollout.sglang.key_variable names the variable with its key)" if response.status == 401 else ""
-            raise ServerError(f"{self.url}{path}: status {response.status}{hint}: {text[:300]}")
-        try:
-            answer = json.loads(text) if text.strip().startswith(("{", "[")) else {}
-        except (ValueError, RecursionError) as error:
-            raise ServerError(f"{self.url}{path}: not JSON: {text[:300]}") from error
+            text = await whole(
+                session,
+                method,
+                self.url + path,
+                body,
+                key=self._key,
+                seconds=seconds or self.stall_seconds,
+                most_bytes=MOST_CONTROL_BYTES,
+            )
+            answer = parsed(text) if text.strip().startswith((b"{", b"[")) else {}
+        except NoReply as error:
+            said = str(error) if error.status else f"no answer ({error})"
+            if error.status == 401:
+                said = "HTTP 401 (rollout.sglang.key_variable names the variable with its key)"
+            raise ServerError(f"{self.url}{path}: {said}") from error
         if isinstance(answer, dict) and answer.get("success") is False:
             raise ServerError(f"{self.url}{path}: {answer.get('message') or answer.get('error_message')}"[:500])
         return answer
@@ -98,7 +100,7 @@ class Client:
             body:       of the request.
             drawn:      filled in place.
             most_bytes: of one part; more is no answer.
-            long_lines: see `_lines`.
+            long_lines: of this server, see `lines`; only the last part of a sample with its experts is long.
 
         Yields:
             The number of tokens of each part; 0 while a long part is on its way.
@@ -110,24 +112,22 @@ class Client:
         # stands still is the router's to see.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.stall_seconds, sock_read=None)
         try:
-            async with session.post(
-                self.url + "/generate", json=body, timeout=timeout, headers=self._headers
-            ) as response:
-                if response.status != 200:
-                    text = (await response.content.read(300)).decode(errors="replace")
-                    raise ServerError(f"{self.url}/generate: status {response.status}: {text}")
-                async with contextlib.aclosing(_lines(response.content, most_bytes, long_lines)) as lines:
-                    async for line in lines:
-                        if line is None:
-                            yield 0
-                        elif line.strip() == b"data: [DONE]":
-                            break
-                        elif line.startswith(b"data:"):
-                            yield self._take(json.loads(line[5:]), drawn)
+            async with (
+                opened(session, "POST", self.url + "/generate", body, key=self._key, timeout=timeout) as response,
+                contextlib.aclosing(lines(response.content, most_bytes, long_lines)) as found,
+            ):
+                async for line in found:
+                    if line is None:
+                        yield 0
+                    elif line.strip() == b"data: [DONE]":
+                        break
+                    elif line.startswith(b"data:"):
+                        yield self._take(parsed(line[5:]), drawn)
         except ServerError:
             raise
         except Exception as error:  # whatever it is, it comes from this server's answer
-            raise ServerError(f"{self.url}/generate: {type(error).__name__}: {error}") from error
+            kind = "" if isinstance(error, NoReply) else f"{type(error).__name__}: "
+            raise ServerError(f"{self.url}/generate: {kind}{error}") from error
         if drawn.finish is None:
             raise ServerError(f"{self.url}/generate: the stream ended before the sample did")
 
@@ -154,35 +154,3 @@ class Client:
                 raise ServerError(f"{self.url}/generate: ended by {reason['type']!r:.20}: {reason.get('message')}")
             drawn.finish = reason["type"]
         return len(tokens)
-
-
-async def _lines(
-    content: aiohttp.StreamReader, most_bytes: int, long_lines: asyncio.Lock
-) -> AsyncGenerator[bytearray | None, None]:
-    """Lines of a stream, of up to `most_bytes` each; None for a piece of a long one.
-
-    aiohttp's own lines end at 512 KiB. A server's long lines come one after the other: who has the lock reads on, the
-    others stop reading and so stop their sender. The lock is held until the next line is asked for.
-    """
-    begun, is_long = bytearray(), False  # the line whose end has not come; whether it has the lock
-    try:
-        while chunk := await content.readany():
-            *ends, rest = chunk.split(b"\n")
-            for end in ends:
-                begun += end
-                yield begun
-                begun = bytearray()
-                if is_long:
-                    long_lines.release()
-                    is_long = False
-            begun += rest
-            if len(begun) > most_bytes:
-                raise ValueError(f"a line of more than {most_bytes} bytes")
-            if is_long:
-                yield None
-            elif len(begun) > LONG_LINE:
-                await long_lines.acquire()
-                is_long = True
-    finally:
-        if is_long:
-            long_lines.release()

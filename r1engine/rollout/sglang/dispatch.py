@@ -37,7 +37,7 @@ class Endpoint:
     strikes: int = 0
     last_part: float = 0.0  # when a part of any of its samples came (monotonic seconds)
     tasks: set[asyncio.Task] = field(default_factory=set)
-    long_lines: asyncio.Lock = field(default_factory=asyncio.Lock)  # whose long line is read, see client.py
+    long_lines: asyncio.Lock = field(default_factory=asyncio.Lock)  # whose long line is read, see web.py
 
     def fail(self, problem: str) -> None:
         """Leave the server out and break off its open samples."""

@@ -65,7 +65,7 @@ def test_a_server_of_a_run_answers_nobody_without_the_key(folders, tmp_path, mon
         ).read_text(errors="replace")
         assert key not in words and "--api-key" not in words
         for wrong in ("", "another"):
-            with pytest.raises(ServerError, match=r"status 401 \(rollout.sglang.key_variable names the variable"):
+            with pytest.raises(ServerError, match=r"HTTP 401 \(rollout.sglang.key_variable names the variable"):
                 Client(server.client.url, stall_seconds=30, key=wrong).get("/server_info")
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(f"{server.client.url}/release_memory_occupation", data=b"{}", timeout=30)

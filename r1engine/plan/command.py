@@ -10,6 +10,7 @@ from rich.console import Console
 from r1engine.config import ConfigError, Parallel, RlConfig, check_world
 from r1engine.hf.architecture import Architecture, architecture_of
 from r1engine.hf.layout import check_limits, check_trained
+from r1engine.plan.cost import describe_parts, parts_of, total
 from r1engine.plan.hardware import Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import Job
@@ -18,17 +19,16 @@ from r1engine.plan.request import (
     Planned,
     assumptions,
     check_fp8,
+    check_generators,
     check_positions,
-    epochs_of,
     gpu_named,
-    hours_of,
     job_of,
     layout_of,
     trained_part,
-    with_generator,
 )
 from r1engine.plan.search import least_gpus, search
-from r1engine.plan.show import generators, print_plan, print_ranking, to_json, write_html
+from r1engine.plan.settings import alternatives, settings
+from r1engine.plan.show import generators, print_plan, print_ranking, print_settings, to_json, write_html
 from r1engine.plan.sizes import rank_parameters
 
 
@@ -38,6 +38,7 @@ def run_plan(
     gpu_name: str,
     *,
     auto: bool,
+    price: float | None = None,
     assume: list[str],
     as_json: bool,
     html: Path | None,
@@ -58,7 +59,8 @@ def run_plan(
             check_limits(cfg.model.path, arch, cfg.rollout.limits(cfg.steps), 1, "the shortest prompt")
         else:
             check_positions(cfg, arch)
-        job = with_generator(job_of(cfg, assumed), arch, gpus, gpu, assumed)
+        job = job_of(cfg, assumed)
+        check_generators(cfg, gpus, gpu)
         offload = cfg.optimizer.offload
         plans = search(arch, job, gpus, gpu, assumed, optimizer_offload=offload) if auto else []
         if auto and not plans:
@@ -72,21 +74,36 @@ def run_plan(
     _check_against_model(arch, cfg, plan)
     if html is not None:
         write_html(plan, html)
+    parts = parts_of(cfg, plan)
+    fits = all(part.plan.fits for part in parts)
+    spent = total([part.hours for part in parts], gpu, price)
+    others = alternatives(plan) if auto and fits else []
     if as_json:
-        ranking = {"ranking": [to_json(p) for p in plans]} if auto else {}
-        print(json.dumps(to_json(plan) | ranking, indent=1))
-        return plan.fits
+        print(json.dumps(_as_json(plan, plans, others) | {"run": vars(spent)}, indent=1))
+        return fits
     console = Console()
     if auto:
         print_ranking(plans, console)
     print_plan(plan, console)
-    if not isinstance(cfg, RlConfig):
-        epochs, _, rows, name = epochs_of(cfg)
-        hours = hours_of(cfg, rows, plan.seconds)
-        console.print(f"{epochs} epoch{'s' if epochs > 1 else ''} of the paper's {rows:,} {name}: {hours:,.1f} h")
-    if not plan.fits:
+    console.print(f"the whole run, {describe_parts(cfg, parts)}: {spent.describe()}")
+    for problem in dict.fromkeys(problem for part in parts[1:] for problem in part.plan.limits()):
+        console.print(f"[red]does not fit later[/]: {problem}")
+    if auto:
+        print_settings(plan, others, console)
+    if not fits:
         _print_least(arch, job, gpu, assumed, console, optimizer_offload=offload)
-    return plan.fits
+    return fits
+
+
+def _as_json(plan: Plan, ranking: list[Plan], others: list[tuple[str, Plan]]) -> dict[str, object]:
+    """With what `--auto` has found, if it was asked."""
+    if not ranking:
+        return to_json(plan)
+    return to_json(plan) | {
+        "settings": settings(plan),
+        "ranking": [to_json(p) for p in ranking],
+        "alternatives": {name: to_json(other) | {"settings": settings(other)} for name, other in others},
+    }
 
 
 def _check_against_model(arch: Architecture, cfg: Planned, plan: Plan) -> None:

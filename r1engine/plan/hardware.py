@@ -17,6 +17,7 @@ class Gpu:
     hbm_tb_s: float
     nvlink_gb_s: float
     network_gb_s: float  # to other nodes: one 400 Gb/s adapter a GPU, where nothing else is said
+    watts: float  # limit of the board
     host_gb_s: float = 55.0  # PCIe 5.0 x16
     per_node: int = 8  # GPUs that NVLink joins
     per_host: int = 8  # GPUs that share CPUs and host memory
@@ -32,17 +33,17 @@ PCIE_4 = 27.0  # GB/s of 16 lanes, one direction
 # of 64 GB/s). Without NVLink a GPU's neighbours are behind PCIe. The network and the host memory of the boards without
 # NVLink are assumptions: 200 and 100 Gb/s, 1 TiB and 256 GiB.
 GPUS = {
-    "h100": Gpu("h100", 79.6, 989, 3.35, 450, 50),
-    "h800": Gpu("h800", 79.6, 989, 3.35, 200, 50),
-    "h200": Gpu("h200", 139.8, 989, 4.8, 450, 50),
-    "h20": Gpu("h20", 95.6, 148, 4.0, 450, 50),
-    "b200": Gpu("b200", 179.1, 2250, 8.0, 900, 50),
-    "gb200": Gpu("gb200", 185.0, 2500, 8.0, 900, 50, 225.0, per_node=72, per_host=4, host_memory_gib=894),
-    "a100": Gpu("a100", 80.0, 312, 2.039, 300, 25, PCIE_4, has_fp8=False),
-    "l40s": Gpu("l40s", 45.0, 362, 0.864, PCIE_4, 25, PCIE_4, host_memory_gib=1024, has_fp8=False),
-    "rtx4090": Gpu("rtx4090", 24.0, 165.2, 1.008, PCIE_4, 12.5, PCIE_4, host_memory_gib=256, has_fp8=False),
-    "rtx5090": Gpu("rtx5090", 31.8, 209.5, 1.792, 55, 12.5, host_memory_gib=256, has_fp8=False),
-    "mi300x": Gpu("mi300x", 192.0, 1307, 5.3, 448, 50, has_fp8=False),
+    "h100": Gpu("h100", 79.6, 989, 3.35, 450, 50, 700),
+    "h800": Gpu("h800", 79.6, 989, 3.35, 200, 50, 700),
+    "h200": Gpu("h200", 139.8, 989, 4.8, 450, 50, 700),
+    "h20": Gpu("h20", 95.6, 148, 4.0, 450, 50, 400),
+    "b200": Gpu("b200", 179.1, 2250, 8.0, 900, 50, 1000),
+    "gb200": Gpu("gb200", 185.0, 2500, 8.0, 900, 50, 1200, 225.0, per_node=72, per_host=4, host_memory_gib=894),
+    "a100": Gpu("a100", 80.0, 312, 2.039, 300, 25, 400, PCIE_4, has_fp8=False),
+    "l40s": Gpu("l40s", 45.0, 362, 0.864, PCIE_4, 25, 350, PCIE_4, host_memory_gib=1024, has_fp8=False),
+    "rtx4090": Gpu("rtx4090", 24.0, 165.2, 1.008, PCIE_4, 12.5, 450, PCIE_4, host_memory_gib=256, has_fp8=False),
+    "rtx5090": Gpu("rtx5090", 31.8, 209.5, 1.792, 55, 12.5, 575, host_memory_gib=256, has_fp8=False),
+    "mi300x": Gpu("mi300x", 192.0, 1307, 5.3, 448, 50, 750, has_fp8=False),
 }
 
 
@@ -62,7 +63,8 @@ class Assumed:
     reduce_across_us: float = 100.0  # and across nodes
     mean_length_share: float = 0.25  # mean completion over the longest, unless mean_tokens is given
     mean_tokens: float = 0.0  # mean completion; 0: mean_length_share of the longest
-    generator_gpus: float = 0.0  # GPUs of one generator; 0: the smallest that keeps half of its memory for KV
+    generator_gpus: float = 0.0  # GPUs of one generator; 0: as configured
     kv_pool_share: float = 0.85  # of GPU memory for weights and KV pool while generating (SGLang's mem-fraction)
+    fill_share: float = 0.93  # of GPU memory that `--auto` fills, as long as there is such a layout
     runtime_gib: float = 3.5  # CUDA context, NCCL channels, allocator slack
     cpu_adam_gb_s: float = 100.0  # bytes of optimizer state that a node's CPUs update a second

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from r1engine.hf.architecture import Architecture
 from r1engine.plan.hardware import GIB, Assumed, Gpu
 from r1engine.plan.layout import Layout
-from r1engine.plan.sizes import key_value_dim, query_dim, rank_parameters, total_parameters, value_dim
+from r1engine.plan.sizes import key_value_dim, kv_bytes, query_dim, rank_parameters, total_parameters, value_dim
 
 WEIGHT, GRADIENT, OPTIMIZER = 2, 4, 12  # bytes a parameter: bf16; fp32; fp32 master weight and two moments
 PHASE_TERMS = {"update": "training", "logprobs": "logprobs", "generate": "generating"}  # phase -> field of StageMemory
@@ -29,6 +29,9 @@ class Job:
     logits_chunk: int | None  # tokens of logits that exist at once; None: a whole row
     generator_tensor: int  # GPUs of one generator; 0: nothing is generated (supervised training)
     generator_bytes: int  # of a weight in the generator: 2 for bf16, 1 for fp8
+    generators: int | None = None  # with GPUs of their own; None: as many as the trainer's GPUs hold
+    slots: int | None = None  # sequences that a generator decodes at once; None: as many as its pool holds
+    is_ahead: bool = False  # the next rollout is drawn while the trainer works on this one
     has_servers: bool = False  # SGLang on the trainer's GPUs: a copy of its weights waits in host memory
     refresh_bucket_gib: float = 0.5
     raters: int = 0  # reward models that the trainer runs itself; their weights wait in host memory
@@ -39,6 +42,11 @@ class Job:
     def generates(self) -> bool:
         """Whether there are generators, as in reinforcement learning."""
         return self.generator_tensor > 0
+
+    @property
+    def generator_gpus(self) -> int:
+        """GPUs beside the trainer's."""
+        return (self.generators or 0) * self.generator_tensor
 
     @property
     def completions(self) -> int:
@@ -106,7 +114,7 @@ def stage_memory(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed
         logprobs={**weights, **reference, "activations": _one_layer(arch, layout, job, assumed) / GIB, **forward}
         if job.generates
         else {},
-        generating=_generating(arch, job, gpu, assumed) if job.generates else {},
+        generating=_generating(arch, job, gpu, assumed) if job.generates and job.generators is None else {},
     )
 
 
@@ -139,6 +147,11 @@ def host_bytes(arch: Architecture, layout: Layout, job: Job, gpu: Gpu) -> dict[s
     if job.raters:
         terms["reward models"] = job.raters * per_node * WEIGHT * count / GIB
     return terms
+
+
+def generating_gib(arch: Architecture, job: Job, gpu: Gpu, assumed: Assumed) -> float:
+    """Of one GPU of a generator."""
+    return sum(_generating(arch, job, gpu, assumed).values())
 
 
 def _row_share(layout: Layout, job: Job) -> float:
@@ -204,6 +217,9 @@ def _dispatch(arch: Architecture, layout: Layout, job: Job, assumed: Assumed) ->
 
 def _generating(arch: Architecture, job: Job, gpu: Gpu, assumed: Assumed) -> dict[str, float]:
     weights = job.generator_bytes * total_parameters(arch) / job.generator_tensor / GIB
+    if job.slots is not None:  # the embedded generator: each row has room for the longest sequence
+        rows = job.slots * job.longest * kv_bytes(arch) / GIB
+        return {"generator weights": weights, "keys and values": rows, "runtime": assumed.runtime_gib}
     return {
         "generator weights": weights,
         "KV pool": max(0.0, assumed.kv_pool_share * gpu.memory_gib - weights),

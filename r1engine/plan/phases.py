@@ -54,7 +54,10 @@ def phases(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed: Assu
 
 
 def generator_slots(arch: Architecture, job: Job, gpu: Gpu, assumed: Assumed) -> int:
-    """Sequences of mean length whose keys and values fit in one generator's pool."""
+    """Sequences that one generator decodes at once: as set, else those of mean length whose keys and values fit in its
+    pool."""
+    if job.slots is not None:
+        return job.slots
     weights = job.generator_bytes * total_parameters(arch)
     pool = job.generator_tensor * assumed.kv_pool_share * gpu.memory_gib * GIB - weights
     copies = (
@@ -105,7 +108,7 @@ def _weights_touched(arch: Architecture, sequences: float) -> float:
 
 def _generate(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed: Assumed) -> Phase:
     """Full batches while prompts last, then the longest completions alone."""
-    generators = max(1, layout.gpus // job.generator_tensor)
+    generators = job.generators or max(1, layout.gpus // job.generator_tensor)
     mine = math.ceil(job.completions / generators)
     slots = max(1, min(mine, generator_slots(arch, job, gpu, assumed)))
     context = job.prompt_tokens + job.mean_tokens / 2
@@ -149,7 +152,8 @@ def _passes(
         "matrix products": dense / (peak * assumed.dense_efficiency) + experts / (peak * assumed.expert_efficiency)
     }
     passes = count * factor * job.minibatches * (job.rows(layout.data) + layout.pipeline - 1)
-    seconds["launches"] = passes * arch.num_layers / layout.pipeline * assumed.layer_ms / 1e3
+    launches = passes * arch.num_layers / layout.pipeline * assumed.layer_ms / 1e3
+    seconds["launches"] = max(0.0, launches - seconds["matrix products"])  # they run ahead of what they launch
     for kind, gigabytes in traffic.items():
         seconds[f"{kind} traffic"] = gigabytes * _bubble(layout, job) * _seconds_per_gb(kind, layout, gpu, assumed)
     if is_update:

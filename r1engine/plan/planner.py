@@ -52,12 +52,23 @@ class Plan:
         return max((stage.peak() for stage in self.stages), key=lambda item: item[1])
 
     @property
+    def gpus(self) -> int:
+        """Of trainer and generators."""
+        return self.layout.gpus + self.job.generator_gpus
+
+    @cached_property
     def seconds(self) -> float:
-        return sum(phase.total for phase in self.phases)
+        """Of one rollout and its updates; generators that draw ahead on their own GPUs work meanwhile."""
+        times = {phase.name: phase.total for phase in self.phases}
+        total = sum(times.values())
+        if not (self.job.is_ahead and self.job.generators):
+            return total
+        both = times["refresh"] + times["switch"]
+        return both + max(times["generate"], total - times["generate"] - both)
 
     @property
     def tokens_per_second_per_gpu(self) -> float:
-        return self.job.tokens / self.seconds / self.layout.gpus
+        return self.job.tokens / self.seconds / self.gpus
 
     @property
     def mfu(self) -> float:
@@ -109,7 +120,7 @@ def make_plan(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed: A
     """
     if problem := layout_problem(arch, layout, job):
         raise ValueError(f"plan: {layout.describe()} on {layout.gpus} GPUs: {problem}")
-    if job.generates and layout.gpus % job.generator_tensor:
+    if job.generates and job.generators is None and layout.gpus % job.generator_tensor:
         raise ValueError(f"plan: generators of {job.generator_tensor} GPUs do not divide {layout.gpus} GPUs")
     return Plan(arch, layout, job, gpu, assumed)
 
@@ -132,23 +143,28 @@ def knobs(plan: Plan) -> list[tuple[str, Plan]]:
         ),
     ]
     if job.generates:
-        changes.append((f"generators of {2 * ways} GPUs", layout, replace(job, generator_tensor=2 * ways)))
+        if job.slots is None:
+            changes.append((f"rollout.sglang.tensor={2 * ways}", layout, replace(job, generator_tensor=2 * ways)))
+        elif job.slots > 1:
+            changes.append((f"rollout.slots={job.slots // 2}", layout, replace(job, slots=job.slots // 2)))
     found = []
     for name, new_layout, new_job in changes:
         if layout_problem(plan.arch, new_layout, new_job):
             continue
-        if new_job.generates and new_layout.gpus % new_job.generator_tensor:
+        if new_job.generates and new_job.generators is None and new_layout.gpus % new_job.generator_tensor:
             continue
         if new_job.row_tokens < new_job.longest:
             continue
         changed = make_plan(plan.arch, new_layout, new_job, plan.gpu, plan.assumed)
-        if _training_peak(changed) < _training_peak(plan) - 0.05 or len(changed.limits()) < len(plan.limits()):
+        if _most(changed) < _most(plan) - 0.05 or len(changed.limits()) < len(plan.limits()):
             found.append((name, changed))
-    return sorted(found, key=lambda item: (len(item[1].limits()), _training_peak(item[1])))
+    return sorted(found, key=lambda item: (len(item[1].limits()), _most(item[1])))
 
 
-def _training_peak(plan: Plan) -> float:
-    return max(max(sum(m.training.values()), sum(m.logprobs.values())) for m in plan.stages)
+def _most(plan: Plan) -> float:
+    """GiB of the fullest GPU, the pool of a server apart: that takes what there is."""
+    phases = ("training", "logprobs", "generating") if plan.job.slots is not None else ("training", "logprobs")
+    return max(sum(getattr(stage, terms).values()) for stage in plan.stages for terms in phases)
 
 
 def describe_model(arch: Architecture) -> dict[str, int]:

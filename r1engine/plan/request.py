@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from r1engine.config import ConfigError, RewardModelConfig, RlConfig, SftConfig, StageConfig
 from r1engine.hf.architecture import Architecture, is_fp8_folder
-from r1engine.plan.hardware import GIB, GPUS, Assumed, Gpu
+from r1engine.plan.hardware import GPUS, Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import Job
-from r1engine.plan.search import generator_sizes
-from r1engine.plan.sizes import total_parameters
 
 PROMPT_TOKENS = 200  # mean prompt: the paper's template and a competition question
 TEXT_TOKENS, TEXTS = 5_355, 804_745  # mean length and number of the paper's texts (v2, Table 5)
@@ -84,17 +80,18 @@ def trained_part(arch: Architecture, cfg: Planned) -> Architecture:
     return arch.scoring() if isinstance(cfg, RewardModelConfig) else arch
 
 
-def job_of(cfg: Planned, assumed: Assumed) -> Job:
-    """The work of one rollout and its updates, at the start of the run, with generators as assumed or of one GPU; of a
-    supervised run that of one step, on texts of the paper's mean length (of what is rated none is known: of the assumed
-    share of the longest) or as assumed."""
+def job_of(cfg: Planned, assumed: Assumed, step: int = 0) -> Job:
+    """The work of one rollout and its updates, with the limit of completions at an optimizer step; of a supervised run
+    that of one step, on texts of the paper's mean length (of what is rated none is known: of the assumed share of the
+    longest) or as assumed."""
     if isinstance(cfg, SftConfig):
         mean = assumed.mean_tokens or min(TEXT_TOKENS, cfg.data.max_tokens)
         return _step_of(cfg, cfg.sft.batch_size, 1, mean, cfg.data.max_tokens)
     if isinstance(cfg, RewardModelConfig):
         mean, longest = assumed.mean_tokens or assumed.mean_length_share * cfg.data.max_tokens, cfg.data.max_tokens
         return _step_of(cfg, cfg.reward_model.batch_size, cfg.texts_of_unit, mean, longest)
-    longest = cfg.rollout.max_tokens_at(0)
+    longest = cfg.rollout.max_tokens_at(step)
+    servers = cfg.rollout.sglang if cfg.rollout.engine == "sglang" else None
     return Job(
         questions=cfg.grpo.questions,
         group_size=cfg.grpo.group_size,
@@ -103,12 +100,15 @@ def job_of(cfg: Planned, assumed: Assumed) -> Job:
         prompt_tokens=min(PROMPT_TOKENS, cfg.data.max_prompt_tokens),
         mean_tokens=assumed.mean_tokens or assumed.mean_length_share * longest,
         max_tokens=longest,
-        row_tokens=cfg.max_row_tokens or cfg.data.max_prompt_tokens + longest,
+        row_tokens=cfg.row_tokens,
         has_reference=cfg.grpo.kl_coef > 0,
         logits_chunk=None,
-        generator_tensor=int(assumed.generator_gpus) or 1,
+        generator_tensor=int(assumed.generator_gpus) or (1 if servers is None else servers.tensor),
         generator_bytes=1 if is_fp8_folder(cfg.model.folder) else 2,
-        has_servers=cfg.rollout.engine == "sglang" and cfg.rollout.sglang.mode == "colocated",
+        generators=None if servers is None or servers.mode == "colocated" else len(servers.urls) or servers.servers,
+        slots=cfg.rollout.slots if servers is None and not assumed.generator_gpus else None,
+        is_ahead=cfg.rollout.max_staleness > 0,
+        has_servers=servers is not None and servers.mode == "colocated",
         raters=sum(model.path is not None for model in cfg.rewards.reward_models.values()),
         with_mtp=cfg.model.mtp_loss_weight > 0,
         fp8=cfg.model.fp8,
@@ -143,12 +143,6 @@ def epochs_of(cfg: SftConfig | RewardModelConfig) -> tuple[int, int, int, str]:
     return cfg.reward_model.epochs, cfg.reward_model.batch_size, rows, name
 
 
-def hours_of(cfg: SftConfig | RewardModelConfig, rows: int, step_seconds: float) -> float:
-    """All epochs over so many rows."""
-    epochs, size, _, _ = epochs_of(cfg)
-    return epochs * rows / size * step_seconds / 3600
-
-
 def check_positions(cfg: SftConfig | RewardModelConfig, arch: Architecture) -> None:
     """Refuse texts that may be longer than the model's positions.
 
@@ -162,12 +156,18 @@ def check_positions(cfg: SftConfig | RewardModelConfig, arch: Architecture) -> N
         )
 
 
-def with_generator(job: Job, arch: Architecture, gpus: int, gpu: Gpu, assumed: Assumed) -> Job:
-    """The job with generators as assumed, else with the smallest that keeps half of its memory for keys and values, or
-    the largest there is; as it is if it draws nothing."""
-    if not job.generates or assumed.generator_gpus:
-        return job
-    weights = job.generator_bytes * total_parameters(arch) / GIB
-    sizes = generator_sizes(gpus)
-    room = 0.5 * assumed.kv_pool_share * gpu.memory_gib
-    return replace(job, generator_tensor=next((size for size in sizes if weights / size <= room), sizes[-1]))
+def check_generators(cfg: Planned, gpus: int, gpu: Gpu) -> None:
+    """Refuse servers on the trainer's GPUs that the trainer would not start.
+
+    Raises:
+        ConfigError: there are several nodes, or a server's GPUs do not divide the run's.
+    """
+    if not isinstance(cfg, RlConfig) or cfg.rollout.engine != "sglang" or cfg.rollout.sglang.mode != "colocated":
+        return
+    if gpus > gpu.per_host:
+        raise ConfigError(
+            f"rollout.sglang.mode: found colocated with {gpus} GPUs, required a single node, of {gpu.per_host}; "
+            "over several nodes use disaggregated"
+        )
+    if gpus % cfg.rollout.sglang.tensor:
+        raise ConfigError(f"rollout.sglang.tensor: {cfg.rollout.sglang.tensor} does not divide the {gpus} GPUs")

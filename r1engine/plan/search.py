@@ -1,4 +1,5 @@
-"""`r1engine plan --auto`: every layout that divides, with the fastest row; those that fit first, the fastest first."""
+"""`r1engine plan --auto`: every layout that divides, with the fastest row and generators; what fits comes first, the
+fastest first."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from itertools import product
 from r1engine.hf.architecture import Architecture
 from r1engine.plan.hardware import GIB, Assumed, Gpu
 from r1engine.plan.layout import Layout
-from r1engine.plan.memory import Job
+from r1engine.plan.memory import Job, generating_gib
 from r1engine.plan.phases import generator_slots, phases
 from r1engine.plan.planner import Plan, layout_problem, make_plan
 from r1engine.plan.sizes import total_parameters
@@ -58,9 +59,17 @@ def _ends(layers: int, pipeline: int) -> tuple[int | None, int | None] | None:
     return rest - rest // 2, rest // 2
 
 
-def generator_sizes(gpus: int) -> list[int]:
-    """GPUs of one generator worth trying."""
-    return [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= gpus and gpus % size == 0]
+def generator_jobs(job: Job, gpus: int, gpu: Gpu) -> list[Job]:
+    """The job with other generators: more or fewer slots of the embedded one, servers of other sizes on the trainer's
+    GPUs (which are one node) or on the same number of their own."""
+    sizes = (1, 2, 4, 8, 16, 32, 64)
+    if job.slots is not None:
+        most = job.completions / gpus
+        return [replace(job, slots=slots) for slots in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if slots <= most]
+    if job.generators is None:
+        return [replace(job, generator_tensor=size) for size in sizes if size <= gpus and gpus % size == 0]
+    own = job.generator_gpus
+    return [replace(job, generator_tensor=size, generators=own // size) for size in sizes if own % size == 0]
 
 
 def search(
@@ -76,13 +85,14 @@ def search(
     """The fastest plans that fit, of layouts with the optimizer where it is said to be, each with the row that makes it
     fastest; without any, those nearest to fitting."""
     if job.generates:
-        job = replace(job, generator_tensor=_best_generator(arch, job, gpus, gpu, assumed))
+        job = _best_generator(arch, job, gpus, gpu, assumed)
     found = layouts(arch, gpus, gpu, optimizer_offload=optimizer_offload)
     possible = [layout for layout in found if layout_problem(arch, layout, job) is None]
     plans = [make_plan(arch, layout, job, gpu, assumed) for layout in possible]
-    fitting = sorted((_with_best_row(plan) for plan in plans if plan.fits), key=lambda plan: plan.seconds)
+    fitting = [plan for plan in plans if plan.fits]
     if fitting:
-        return fitting[:keep]
+        roomy = [plan for plan in fitting if _is_roomy(plan)]
+        return sorted(map(_with_best_row, roomy or fitting), key=lambda plan: plan.seconds)[:keep]
     return sorted(plans, key=lambda plan: (len(plan.limits()), plan.peak[1]))[:keep]
 
 
@@ -94,22 +104,30 @@ def _with_best_row(plan: Plan) -> Plan:
         if row_tokens > job.tokens / job.minibatches / plan.layout.data:
             break
         longer = replace(plan, job=replace(job, row_tokens=row_tokens))
-        if not longer.fits:
+        if not (longer.fits and _is_roomy(longer)):
             break
         best = min(best, longer, key=lambda found: found.seconds)
     return best
 
 
-def _best_generator(arch: Architecture, job: Job, gpus: int, gpu: Gpu, assumed: Assumed) -> int:
-    """The size whose generation is fastest among those that hold the model; the trainer's layout does not matter."""
-    best: tuple[float, int] | None = None
-    for size in generator_sizes(gpus):
-        candidate = replace(job, generator_tensor=size)
-        if generator_slots(arch, candidate, gpu, assumed) < 1:
-            continue
-        seconds = phases(arch, Layout(gpus=gpus), candidate, gpu, assumed)[0].total
-        best = min(best or (seconds, size), (seconds, size))
-    return best[1] if best else generator_sizes(gpus)[-1]
+def _is_roomy(plan: Plan) -> bool:
+    """Whether a GPU is not filled to the brim: the planned bytes are not exact, and allocators leave gaps."""
+    return plan.peak[1] <= plan.assumed.fill_share * plan.gpu.memory_gib
+
+
+def _best_generator(arch: Architecture, job: Job, gpus: int, gpu: Gpu, assumed: Assumed) -> Job:
+    """With the generators that are fastest of those that hold the model; the trainer's layout does not matter."""
+    layout = Layout(gpus=gpus)
+    jobs = generator_jobs(job, gpus, gpu) or [job]
+    able = [
+        other
+        for other in jobs
+        if generator_slots(arch, other, gpu, assumed) >= 1
+        and (other.slots is None or generating_gib(arch, other, gpu, assumed) <= assumed.fill_share * gpu.memory_gib)
+    ]
+    if not able:  # nearest to holding it
+        return jobs[0] if job.slots is not None else jobs[-1]
+    return min(able, key=lambda other: phases(arch, layout, other, gpu, assumed)[0].total)
 
 
 def least_gpus(

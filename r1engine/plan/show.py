@@ -9,6 +9,7 @@ from rich.table import Table
 
 from r1engine.plan.memory import PHASE_TERMS, StageMemory
 from r1engine.plan.planner import Plan, describe_model, knobs
+from r1engine.plan.settings import settings
 
 
 def to_json(plan: Plan) -> dict:
@@ -20,6 +21,9 @@ def to_json(plan: Plan) -> dict:
         "ranks": layout.gpus,
         "layout": _layout_json(plan),
         "generator_gpus": job.generator_tensor,
+        "generators": job.generators,
+        "slots": job.slots,
+        "gpus_in_all": plan.gpus,
         "row_tokens": job.row_tokens,
         "memory_gib": {phase: getattr(plan.worst, terms) for phase, terms in PHASE_TERMS.items()},
         "memory_gib_by_stage": [
@@ -84,7 +88,21 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 def generators(plan: Plan) -> str:
     """What a line about a layout goes on with."""
-    return f", generators of {plan.job.generator_tensor} GPUs" if plan.job.generates else ""
+    job = plan.job
+    if not job.generates:
+        return ""
+    if job.slots is not None:
+        return f", the embedded generator with {job.slots} slots"
+    where = "" if job.generators is None else f" on {job.generator_gpus} more"
+    return f", generators of {job.generator_tensor} GPUs{where}"
+
+
+def _generator(plan: Plan) -> str:
+    """A cell of the ranking."""
+    job = plan.job
+    if not job.generates:
+        return "-"
+    return f"{job.generator_tensor} GPUs" if job.slots is None else f"{job.slots} slots"
 
 
 def _unit(plan: Plan) -> str:
@@ -102,7 +120,7 @@ def print_ranking(plans: list[Plan], console: Console) -> None:
             plan.layout.describe(),
             plan.layout.recompute,
             f"{plan.job.row_tokens:,}",
-            f"{plan.job.generator_tensor} GPUs" if plan.job.generates else "-",
+            _generator(plan),
             f"{gib:.1f}",
             phase,
             f"{plan.seconds:,.0f}",
@@ -110,6 +128,17 @@ def print_ranking(plans: list[Plan], console: Console) -> None:
             "yes" if plan.fits else "no",
         )
     console.print(table)
+
+
+def print_settings(plan: Plan, others: list[tuple[str, Plan]], console: Console) -> None:
+    """What to put behind the configuration, and what other numerics would give."""
+    console.print(f"settings: {' '.join(settings(plan))}", highlight=False)
+    for name, other in others:
+        gain = other.seconds / plan.seconds - 1
+        console.print(
+            f"  with {name}: {other.seconds:,.1f} s ({gain:+.0%}), peak {other.peak[1]:.1f} GiB, "
+            f"{other.layout.describe()}, rows of {other.job.row_tokens:,}"
+        )
 
 
 def _memory_table(plan: Plan) -> Table:
@@ -210,6 +239,7 @@ _COLORS = {
     "activations": "#8a5fb5",
     "reference": "#6fb0d9",
     "KV pool": "#8a94a3",
+    "keys and values": "#8a94a3",
     "logits": "#c23b4b",
     "MoE buffers": "#d9b31a",
     "refresh buckets": "#5ab5a0",

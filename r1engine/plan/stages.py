@@ -23,21 +23,20 @@ from r1engine.config import (
     check_world,
 )
 from r1engine.config.pipeline import Pipeline, PlannedStage
-from r1engine.hf.architecture import Architecture, architecture_of
+from r1engine.hf.architecture import architecture_of
+from r1engine.plan.cost import Part, parts_of, total
 from r1engine.plan.hardware import Assumed, Gpu
-from r1engine.plan.memory import Job
 from r1engine.plan.planner import Plan, make_plan
 from r1engine.plan.request import (
     Planned,
     assumptions,
     check_fp8,
+    check_generators,
     epochs_of,
     gpu_named,
-    hours_of,
     job_of,
     layout_of,
     trained_part,
-    with_generator,
 )
 
 SOME = 1_000  # questions, texts or pairs, where nobody knows yet how many there are
@@ -53,10 +52,20 @@ class StageCost:
     name: str
     kind: str
     work: str = ""  # what the hours are of
-    hours: float | None = None  # None: it is not planned
+    held: list[tuple[float, int]] = field(default_factory=list)  # hours, and the GPUs that are held for them
     is_whole: bool = True  # False: the hours are of `SOME` questions, texts or pairs
     plans: list[Plan] = field(default_factory=list)
     note: str = ""  # why it is not planned
+
+    @property
+    def hours(self) -> float | None:
+        """None: it is not planned."""
+        return sum(hours for hours, _ in self.held) if self.held else None
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """None: it is not planned."""
+        return sum(hours * gpus for hours, gpus in self.held) if self.held else None
 
     @property
     def fits(self) -> bool:
@@ -71,20 +80,28 @@ class Cluster:
     gpus: int
     gpu: Gpu
     assumed: Assumed
+    price: float | None = None  # of a GPU and hour
 
 
 def plan_pipeline(
-    pipeline: Pipeline, gpus: int, gpu_name: str, *, assume: list[str], as_json: bool, console: Console | None = None
+    pipeline: Pipeline,
+    gpus: int,
+    gpu_name: str,
+    *,
+    assume: list[str],
+    price: float | None = None,
+    as_json: bool,
+    console: Console | None = None,
 ) -> bool:
     """Plan every stage, print them, and say whether all fit.
 
     Raises:
         ConfigError: an unknown GPU or assumption, or a layout that cannot run.
     """
-    cluster = Cluster(gpus, gpu_named(gpu_name), assumptions(assume))
+    cluster = Cluster(gpus, gpu_named(gpu_name), assumptions(assume), price)
     costs = [cost_of(stage, pipeline, cluster) for stage in pipeline.stages]
     if as_json:
-        print(json.dumps([_as_json(cost, gpus) for cost in costs], indent=1))
+        print(json.dumps([_as_json(cost) for cost in costs], indent=1))
     else:
         _print(costs, cluster, console or Console())
     return all(cost.fits for cost in costs)
@@ -144,14 +161,7 @@ def _rows(stage: PlannedStage, pipeline: Pipeline, paper: int) -> int | None:
 def _of_rl(cost: StageCost, cfg: RlConfig, cluster: Cluster) -> StageCost:
     """Rollouts and updates, for each limit of the completions that the run reaches."""
     check_world(cfg, cluster.gpus)
-    starts = sorted(cfg.rollout.limits(cfg.steps).items())
-    ends = [*(step for step, _ in starts[1:]), cfg.steps]
-    plans, seconds = [], 0.0
-    for (start, limit), end in zip(starts, ends, strict=True):
-        at = cfg.model_copy(update={"rollout": cfg.rollout.model_copy(update={"max_tokens": limit})})
-        plans.append(_plan(at, cluster))
-        seconds += (end - start) / cfg.steps_per_rollout * plans[-1].seconds
-    return replace(cost, work=f"{cfg.steps:,} steps", hours=seconds / 3600, plans=plans)
+    return _of_parts(cost, f"{cfg.steps:,} steps", parts_of(cfg, _plan(cfg, cluster)))
 
 
 def _of_epochs(
@@ -159,42 +169,44 @@ def _of_epochs(
 ) -> StageCost:
     check_world(cfg, cluster.gpus)
     epochs, _, paper, name = epochs_of(cfg)
-    plan, rows = _plan(cfg, cluster), _rows(stage, pipeline, paper)
+    rows = _rows(stage, pipeline, paper)
     count = SOME if rows is None else rows
-    hours = hours_of(cfg, count, plan.seconds)
-    return replace(cost, work=f"{epochs} x {count:,} {name}", hours=hours, is_whole=rows is not None, plans=[plan])
+    parts = parts_of(cfg, _plan(cfg, cluster), count)
+    return replace(_of_parts(cost, f"{epochs} x {count:,} {name}", parts), is_whole=rows is not None)
+
+
+def _of_parts(cost: StageCost, work: str, parts: list[Part]) -> StageCost:
+    return replace(cost, work=work, held=[part.hours for part in parts], plans=[part.plan for part in parts])
 
 
 def _of_drawing(cost: StageCost, runs: list[RlConfig], samples: int, cluster: Cluster) -> StageCost:
     """Generation alone, of `SOME` questions: how many there are is in a file that nobody has read."""
-    seconds = 0.0
+    held = []
     for run in runs:
         arch = architecture_of(run.model)
-        job = replace(_job(run, arch, cluster), questions=SOME, group_size=samples)
+        job = replace(job_of(run, cluster.assumed), questions=SOME, group_size=samples)
         plan = Plan(arch, layout_of(run, cluster.gpus), job, cluster.gpu, cluster.assumed)
-        seconds += next(phase.total for phase in plan.phases if phase.name == "generate")
+        seconds = next(phase.total for phase in plan.phases if phase.name == "generate")
+        held.append((seconds / 3600, job.generator_gpus or cluster.gpus))
     models = f"{len(runs)} models x " if len(runs) > 1 else ""
     work = f"{models}{SOME:,} questions x {samples}"
-    return replace(cost, work=work, hours=seconds / 3600, is_whole=False)
+    return replace(cost, work=work, held=held, is_whole=False)
 
 
 def _plan(cfg: Planned, cluster: Cluster) -> Plan:
     check_fp8(cfg, cluster.gpu)
-    arch = trained_part(architecture_of(cfg.model), cfg)
-    return make_plan(arch, layout_of(cfg, cluster.gpus), _job(cfg, arch, cluster), cluster.gpu, cluster.assumed)
+    check_generators(cfg, cluster.gpus, cluster.gpu)
+    arch, job = trained_part(architecture_of(cfg.model), cfg), job_of(cfg, cluster.assumed)
+    return make_plan(arch, layout_of(cfg, cluster.gpus), job, cluster.gpu, cluster.assumed)
 
 
-def _job(cfg: Planned, arch: Architecture, cluster: Cluster) -> Job:
-    return with_generator(job_of(cfg, cluster.assumed), arch, cluster.gpus, cluster.gpu, cluster.assumed)
-
-
-def _as_json(cost: StageCost, gpus: int) -> dict[str, object]:
+def _as_json(cost: StageCost) -> dict[str, object]:
     return {
         "stage": cost.name,
         "kind": cost.kind,
         "work": cost.work,
         "hours": cost.hours,
-        "gpu_hours": None if cost.hours is None else cost.hours * gpus,
+        "gpu_hours": cost.gpu_hours,
         "is_whole": cost.is_whole,
         "peak_gib": max((plan.peak[1] for plan in cost.plans), default=None),
         "fits": cost.fits,
@@ -209,13 +221,14 @@ def _print(costs: list[StageCost], cluster: Cluster, console: Console) -> None:
     for cost in costs:
         layout = cost.plans[0].layout.describe() if cost.plans else cost.note
         peak = f"{max(plan.peak[1] for plan in cost.plans):.1f}" if cost.plans else ""
-        shown = ("", "") if cost.hours is None else (f"{cost.hours:,.1f}", f"{cost.hours * cluster.gpus:,.0f}")
-        table.add_row(cost.name, cost.kind, layout, peak, cost.work, *shown)
+        hours = "" if cost.hours is None else f"{cost.hours:,.1f}"
+        gpu_hours = "" if cost.gpu_hours is None else f"{cost.gpu_hours:,.0f}"
+        table.add_row(cost.name, cost.kind, layout, peak, cost.work, hours, gpu_hours)
     console.print(table)
-    whole = [cost for cost in costs if cost.hours is not None and cost.is_whole]
-    hours = sum(cost.hours or 0.0 for cost in whole)
+    whole = [cost for cost in costs if cost.held and cost.is_whole]
+    spent = total([held for cost in whole for held in cost.held], cluster.gpu, cluster.price)
     console.print(
-        f"{cluster.gpus} x {cluster.gpu.name.upper()}: {hours:,.0f} h, {hours * cluster.gpus:,.0f} GPU hours for "
+        f"{cluster.gpus} x {cluster.gpu.name.upper()}, and generators' own: {spent.describe()} for "
         f"{', '.join(cost.name for cost in whole)}"
     )
     if rest := [cost.name for cost in costs if cost not in whole]:

@@ -9,9 +9,11 @@ from transformers import DeepseekV3Config
 
 from r1engine.config import RewardModelConfig, SftConfig, load
 from r1engine.hf.architecture import architecture_of, read_architecture
+from r1engine.plan.cost import parts_of
 from r1engine.plan.hardware import GPUS, Assumed
-from r1engine.plan.planner import make_plan
-from r1engine.plan.request import job_of, layout_of, trained_part, with_generator
+from r1engine.plan.planner import Plan, make_plan
+from r1engine.plan.request import check_generators, job_of, layout_of, trained_part
+from r1engine.plan.search import search
 from r1engine.plan.sizes import total_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,11 +80,43 @@ def test_a_configuration_fits_its_gpus(monkeypatch, name):
     monkeypatch.chdir(ROOT)
     (gpu, gpus), cfg, assumed = CONFIGS[name], load(ROOT / "configs" / f"{name}.yaml", []), Assumed()
     arch = trained_part(architecture_of(cfg.model), cfg)
-    job = with_generator(job_of(cfg, assumed), arch, gpus, GPUS[gpu], assumed)
-    plan = make_plan(arch, layout_of(cfg, gpus), job, GPUS[gpu], assumed)
-    assert plan.limits() == []
+    check_generators(cfg, gpus, GPUS[gpu])
+    plan = make_plan(arch, layout_of(cfg, gpus), job_of(cfg, assumed), GPUS[gpu], assumed)
+    assert [limit for part in parts_of(cfg, plan) for limit in part.plan.limits()] == []
     longest = cfg.longest_sequence
     assert longest <= arch.max_positions
+
+
+def planned(name: str) -> Plan:
+    (gpu, gpus), cfg, assumed = CONFIGS[name], load(ROOT / "configs" / f"{name}.yaml", []), Assumed()
+    arch = trained_part(architecture_of(cfg.model), cfg)
+    return make_plan(arch, layout_of(cfg, gpus), job_of(cfg, assumed), GPUS[gpu], assumed)
+
+
+@pytest.mark.parametrize(
+    "name", [n if "671b" not in n else pytest.param(n, marks=pytest.mark.rotating) for n in CONFIGS]
+)
+def test_a_configuration_is_what_the_search_finds(monkeypatch, name):
+    """But for the numbers that the search leaves (servers of 16 GPUs, a row for 24 GiB), which cost some."""
+    monkeypatch.chdir(ROOT)
+    plan = planned(name)
+    best = search(plan.arch, plan.job, plan.layout.gpus, plan.gpu, plan.assumed)[0]
+    allowed = {"gsm8k_qwen2.5_0.5b": 2.2}.get(name, 1.2 if "671b" in name else 1.05)
+    assert plan.seconds <= allowed * best.seconds
+
+
+def test_the_table_of_the_docs_is_what_the_plans_say(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text, found = (ROOT / "docs" / "plan.md").read_text(), []
+    for name in CONFIGS:
+        plan = planned(name)
+        gpus = f"{plan.layout.gpus} {plan.gpu.name.upper()}"
+        gpus += f" + {plan.job.generator_gpus}" if plan.job.generators else ""
+        update = max(sum(stage.training.values()) for stage in plan.stages)
+        seconds = f"{plan.seconds:,.0f} s" if plan.job.generates else f"{plan.seconds:.1f} s"
+        start, end = f"| `{name}` | {gpus} | {plan.layout.describe()} | ", f" | {seconds} | {update:.0f} GiB |"
+        found.append(any(line.startswith(start) and line.endswith(end) for line in text.splitlines()))
+    assert dict(zip(CONFIGS, found, strict=True)) == dict.fromkeys(CONFIGS, True)
 
 
 def test_distillation_has_the_papers_numbers(monkeypatch):

@@ -91,7 +91,6 @@ def plan(
         list[str] | None,
         typer.Option("--assume", metavar="NAME=VALUE", help="Change what is assumed, e.g. mean_tokens=4000."),
     ] = None,
-    price: Annotated[float | None, typer.Option("--price", min=0, help="Of a GPU and hour.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with stacked bars.")] = None,
 ) -> None:
@@ -103,7 +102,7 @@ def plan(
             from r1engine.plan.stages import plan_pipeline
 
             stages = load_pipeline(config, overrides or [])
-            if not plan_pipeline(stages, gpus, gpu, assume=assume or [], price=price, as_json=as_json):
+            if not plan_pipeline(stages, gpus, gpu, assume=assume or [], as_json=as_json):
                 raise typer.Exit(1)
             return
         cfg: StageConfig = load(config, overrides or [])
@@ -111,7 +110,7 @@ def plan(
             raise ConfigError(f"plan: found stage {cfg.stage}, required rl, sft or reward_model")
         from r1engine.plan.command import run_plan
 
-        fits = run_plan(cfg, gpus, gpu, auto=auto, price=price, assume=assume or [], as_json=as_json, html=html)
+        fits = run_plan(cfg, gpus, gpu, auto=auto, assume=assume or [], as_json=as_json, html=html)
     except ConfigError as error:
         fail(error)
     if not fits:

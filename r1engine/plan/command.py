@@ -38,7 +38,6 @@ def run_plan(
     gpu_name: str,
     *,
     auto: bool,
-    price: float | None = None,
     assume: list[str],
     as_json: bool,
     html: Path | None,
@@ -76,7 +75,7 @@ def run_plan(
         write_html(plan, html)
     parts = parts_of(cfg, plan)
     fits = all(part.plan.fits for part in parts)
-    spent = total([part.hours for part in parts], gpu, price)
+    spent = total([part.hours for part in parts], gpu, assumed)
     others = alternatives(plan) if auto and fits else []
     if as_json:
         print(json.dumps(_as_json(plan, plans, others) | {"run": vars(spent)}, indent=1))

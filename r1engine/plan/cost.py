@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from r1engine.config import RlConfig
-from r1engine.plan.hardware import Gpu
+from r1engine.plan.hardware import Assumed, Gpu
 from r1engine.plan.planner import Plan
 from r1engine.plan.request import Planned, epochs_of, job_of
 
@@ -69,8 +69,8 @@ class Cost:
         return text if self.price is None else f"{text}, price {self.price:,.0f}"
 
 
-def total(hours: Sequence[tuple[float, int]], gpu: Gpu, price_per_gpu_hour: float | None) -> Cost:
+def total(hours: Sequence[tuple[float, int]], gpu: Gpu, assumed: Assumed) -> Cost:
     """The sum of (hours, GPUs that are held for them)."""
     gpu_hours = sum(count * gpus for count, gpus in hours)
-    price = None if price_per_gpu_hour is None else gpu_hours * price_per_gpu_hour
+    price = gpu_hours * assumed.gpu_hour_price if assumed.gpu_hour_price else None
     return Cost(sum(count for count, _ in hours), gpu_hours, gpu_hours * gpu.watts / 1e6, price)

@@ -67,4 +67,5 @@ class Assumed:
     kv_pool_share: float = 0.85  # of GPU memory for weights and KV pool while generating (SGLang's mem-fraction)
     fill_share: float = 0.93  # of GPU memory that `--auto` fills, as long as there is such a layout
     runtime_gib: float = 3.5  # CUDA context, NCCL channels, allocator slack
+    gpu_hour_price: float = 0.0  # in any currency; 0: unknown, and no price is told
     cpu_adam_gb_s: float = 100.0  # bytes of optimizer state that a node's CPUs update a second

@@ -80,7 +80,6 @@ class Cluster:
     gpus: int
     gpu: Gpu
     assumed: Assumed
-    price: float | None = None  # of a GPU and hour
 
 
 def plan_pipeline(
@@ -89,7 +88,6 @@ def plan_pipeline(
     gpu_name: str,
     *,
     assume: list[str],
-    price: float | None = None,
     as_json: bool,
     console: Console | None = None,
 ) -> bool:
@@ -98,7 +96,7 @@ def plan_pipeline(
     Raises:
         ConfigError: an unknown GPU or assumption, or a layout that cannot run.
     """
-    cluster = Cluster(gpus, gpu_named(gpu_name), assumptions(assume), price)
+    cluster = Cluster(gpus, gpu_named(gpu_name), assumptions(assume))
     costs = [cost_of(stage, pipeline, cluster) for stage in pipeline.stages]
     if as_json:
         print(json.dumps([_as_json(cost) for cost in costs], indent=1))
@@ -226,7 +224,7 @@ def _print(costs: list[StageCost], cluster: Cluster, console: Console) -> None:
         table.add_row(cost.name, cost.kind, layout, peak, cost.work, hours, gpu_hours)
     console.print(table)
     whole = [cost for cost in costs if cost.held and cost.is_whole]
-    spent = total([held for cost in whole for held in cost.held], cluster.gpu, cluster.price)
+    spent = total([held for cost in whole for held in cost.held], cluster.gpu, cluster.assumed)
     console.print(
         f"{cluster.gpus} x {cluster.gpu.name.upper()}, and generators' own: {spent.describe()} for "
         f"{', '.join(cost.name for cost in whole)}"

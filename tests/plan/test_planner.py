@@ -296,11 +296,11 @@ def test_a_whole_run_by_hand():
     first, second = parts_of(cfg, plan)  # 32,768 tokens until step 8,200
     assert (first.strides, second.strides) == (8_200 / 16, 2_200 / 16) and first.plan.seconds == plan.seconds
     assert (second.plan.job.max_tokens, second.plan.job.mean_tokens) == (65_536, 16_384)
-    cost = total([first.hours, second.hours], GPUS["h100"], 2.5)
+    cost = total([first.hours, second.hours], GPUS["h100"], Assumed(gpu_hour_price=2.5))
     hours = (8_200 * first.plan.seconds + 2_200 * second.plan.seconds) / 16 / 3600
     assert (cost.hours, cost.gpu_hours) == (pytest.approx(hours), pytest.approx(8 * hours))
     assert (cost.price, cost.megawatt_hours) == (pytest.approx(20 * hours), pytest.approx(8 * 700 * hours / 1e6))
-    assert total([first.hours], GPUS["h100"], None).price is None
+    assert total([first.hours], GPUS["h100"], Assumed()).price is None
 
 
 def test_more_of_anything_costs_more():
@@ -333,7 +333,19 @@ def run_command(*arguments: str) -> tuple[str, int]:
 @pytest.mark.slow
 def test_the_command_prints_json_and_a_page(config, tmp_path):
     page = tmp_path / "plan.html"
-    arguments = ["plan", str(config), "--gpus", "512", "--gpu", "h800", "--json", "--price", "2", "--html", str(page)]
+    arguments = [
+        "plan",
+        str(config),
+        "--gpus",
+        "512",
+        "--gpu",
+        "h800",
+        "--json",
+        "--assume",
+        "gpu_hour_price=2",
+        "--html",
+        str(page),
+    ]
     ((printed, memory),) = on_ranks(1, run_command, *arguments)  # needs groups of its own
     assert memory < 8e6
     plan = json.loads(printed)

@@ -12,7 +12,7 @@ from r1engine.plan.request import Planned, epochs_of, job_of
 
 
 @dataclass(frozen=True)
-class Part:
+class Stretch:
     """A part of a run in which completions have one limit."""
 
     strides: float  # rollouts with their updates, or steps
@@ -24,7 +24,7 @@ class Part:
         return self.strides * self.plan.seconds / 3600, self.plan.gpus
 
 
-def parts_of(cfg: Planned, plan: Plan, rows: int | None = None) -> list[Part]:
+def parts_of(cfg: Planned, plan: Plan, rows: int | None = None) -> list[Stretch]:
     """The parts of a whole run, in order, in the layout of `plan`.
 
     Args:
@@ -34,17 +34,17 @@ def parts_of(cfg: Planned, plan: Plan, rows: int | None = None) -> list[Part]:
     """
     if not isinstance(cfg, RlConfig):
         epochs, size, paper, _ = epochs_of(cfg)
-        return [Part(epochs * (paper if rows is None else rows) / size, plan)]
+        return [Stretch(epochs * (paper if rows is None else rows) / size, plan)]
     starts = sorted(cfg.rollout.limits(cfg.steps))
     parts = []
     for start, end in zip(starts, [*starts[1:], cfg.steps], strict=True):
         at = job_of(cfg, plan.assumed, start)
         job = replace(plan.job, mean_tokens=at.mean_tokens, max_tokens=at.max_tokens)
-        parts.append(Part((end - start) / cfg.steps_per_rollout, replace(plan, job=job)))
+        parts.append(Stretch((end - start) / cfg.steps_per_rollout, replace(plan, job=job)))
     return parts
 
 
-def describe_parts(cfg: Planned, parts: Sequence[Part]) -> str:
+def describe_parts(cfg: Planned, parts: Sequence[Stretch]) -> str:
     """How much work the parts are."""
     if isinstance(cfg, RlConfig):
         return f"{cfg.steps:,} updates after {sum(part.strides for part in parts):,.0f} rollouts"

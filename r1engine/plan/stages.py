@@ -24,7 +24,7 @@ from r1engine.config import (
 )
 from r1engine.config.pipeline import Pipeline, PlannedStage
 from r1engine.hf.architecture import architecture_of
-from r1engine.plan.cost import Part, parts_of, total
+from r1engine.plan.cost import Stretch, parts_of, total
 from r1engine.plan.hardware import Assumed, Gpu
 from r1engine.plan.planner import Plan, make_plan
 from r1engine.plan.request import (
@@ -173,7 +173,7 @@ def _of_epochs(
     return replace(_of_parts(cost, f"{epochs} x {count:,} {name}", parts), is_whole=rows is not None)
 
 
-def _of_parts(cost: StageCost, work: str, parts: list[Part]) -> StageCost:
+def _of_parts(cost: StageCost, work: str, parts: list[Stretch]) -> StageCost:
     return replace(cost, work=work, held=[part.hours for part in parts], plans=[part.plan for part in parts])
 
 

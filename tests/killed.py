@@ -4,8 +4,8 @@ killed.py SIGNAL AT COMMAND [arguments]: raises SIGNAL in this process when opti
 before anything is logged or saved of it. AT 0: when the stage is built; -1: in the middle of a save; -3: twice in
 update 3; -11, -12, ...: before the first, second, ... chunk of samples is written. A,B: the first start at A,
 torchrun's restart at B, the next one not at all; "0.7s": 0.7 seconds after the stage is built, wherever the run is
-then. SIGNAL 0: never; -1: no signal, but an exception on the last rank; -2: no signal, but the disk of the run is
-filled.
+then; "+0.7s": 0.7 seconds after the start. SIGNAL 0: never; -1: no signal, but an exception on the last rank; -2: no
+signal, but the disk of the run is filled.
 """
 
 import errno
@@ -40,17 +40,24 @@ def fill(folder: Path) -> None:
             assert error.errno == errno.ENOSPC
 
 
-def after_seconds(number: int, seconds: float) -> None:
+def in_seconds(number: int, seconds: float) -> None:
+    """The signal comes then, whatever this process does."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
+
+
+def after_seconds(number: int, at: str) -> None:
     """The moment is a time, not a place."""
     from r1engine.run import Run
 
+    if at.startswith("+"):
+        return in_seconds(number, float(at[1:-1]))
     build = Run.build
 
     def build_and_count(self: Run) -> object:
         built = build(self)
-        timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
-        timer.daemon = True
-        timer.start()
+        in_seconds(number, float(at[:-1]))
         return built
 
     Run.build = build_and_count
@@ -97,7 +104,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if number and start < len(moments):
         at = moments[start]
-        after_seconds(number, float(at[:-1])) if at.endswith("s") else arrange(number, int(at))
+        after_seconds(number, at) if at.endswith("s") else arrange(number, int(at))
     sys.argv = ["r1engine", *sys.argv[3:]]
     from r1engine.cli import main as run
 

@@ -14,6 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1engine.batch import Sequence, pack
 from r1engine.config import RlConfig, SftConfig
+from r1engine.config.evaluation import Suite
+from r1engine.evaluation.entries import load_entries
+from r1engine.evaluation.evaluate import evaluate
+from r1engine.evaluation.store import Store
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
 from r1engine.stages import make_stage
@@ -126,3 +130,72 @@ def test_reinforcement_learning_asks_in_the_chat_template(folder, world, tmp_pat
     )
     print({key: done.metrics[key] for key in ("logp_diff/mean", "logp_diff/max", "loss", "grad_norm")})
     assert done.metrics["logp_diff/mean"] < 1e-3 and done.metrics["logp_diff/max"] < 0.05
+
+
+def test_reinforcement_learning_from_a_chat_model_has_a_signal(folder, world, tmp_path):
+    sums = [(2, 3), (1, 1), (4, 4), (5, 2), (3, 6), (7, 1), (2, 2), (9, 3)]
+    rows = [{"question": f"What is {a}+{b}?", "answer": str(a + b)} for a, b in sums]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    box = r"Reply with the result in a box, such as \boxed{12}."
+    cfg = RlConfig(
+        model={"path": folder},
+        run_dir=tmp_path / "run",
+        steps=2,
+        data={"train": tmp_path / "q.jsonl", "template": "chat", "system": box, "max_prompt_tokens": 128},
+        grpo={"questions": 4, "group_size": 8, "minibatches": 1},
+        rollout={"max_tokens": 32},
+        optimizer={"lr": 1e-6},
+        rewards={"workers": 1, "format": 0.0},
+    )
+    stage = make_stage(cfg, world, Phases(), Progress("", enabled=False))
+    try:
+        stage.begin([])
+        done = [stage.advance(step).metrics for step in range(2)]
+    finally:
+        stage.close()
+    print(
+        [{key: row[key] for key in ("reward/mean", "reward/std", "groups/without_signal", "grad_norm")} for row in done]
+    )
+    assert all(
+        0 < row["reward/accuracy"] < 1 and row["groups/without_signal"] < 1 and row["grad_norm"] > 0 for row in done
+    )
+
+
+# In the form of GSM8K's owners.
+STORIES = [
+    ("Ana has {a} shells and finds {b} more. How many shells has she now?", lambda a, b: a + b),
+    ("A baker bakes {a} loaves and sells {b} of them. How many loaves are left?", lambda a, b: a - b),
+    ("{b} boxes hold {a} pencils each. How many pencils are there in all?", lambda a, b: a * b),
+    ("Tom walks {a} steps, then {b} steps, then {b} steps. How many steps are that?", lambda a, b: a + 2 * b),
+]
+
+
+def test_an_evaluation_draws_what_transformers_draws_and_grades_it(folder, tmp_path):
+    rows = [
+        {"question": story.format(a=a, b=b), "answer": f"Counting gives {value(a, b)}.\n#### {value(a, b)}"}
+        for a, b in ((9, 4), (12, 5), (7, 2), (30, 6), (15, 3))
+        for story, value in STORIES
+    ]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    suite = Suite(
+        out=tmp_path / "out",
+        temperature=1e-4,  # the likeliest token, unless two are equal
+        top_p=1.0,
+        max_tokens=48,
+        template="chat",
+        benchmarks={"gsm8k": {"file": tmp_path / "test.jsonl", "samples": 1}},
+    )
+    found = evaluate(folder, suite, note=print)["gsm8k"]
+    print(found)
+    replies = list(Store(suite.out).replies("gsm8k").values())
+    assert len(replies) == found["replies"] == 20 and found["score"]["mean"] > 0.1
+    (entry,) = load_entries(suite.benchmarks, has_judge=False)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    equal = 0
+    for ask in entry.asks(0):
+        asked = tokenizer.apply_chat_template(
+            [{"role": "user", "content": ask.text}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        drawn = model.generate(**asked, max_new_tokens=48, do_sample=False)[0, asked["input_ids"].shape[1] :]
+        equal += tokenizer.decode(drawn, skip_special_tokens=True) == Store(suite.out).replies("gsm8k")[ask.key].text
+    assert equal >= 19  # rounding may turn one of 960 tokens round

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -93,6 +94,8 @@ def test_a_disk_that_fills_during_a_save_costs_that_save_alone(case, tmp_path):
         assert "Traceback" not in full.stderr
         assert "its disk has 0.0 MB free" in full.stderr and "free some space" in full.stderr
         assert "last good checkpoint: none" in full.stderr
+        (told,) = re.findall("traceback: (.*)", full.stderr)
+        assert "could not be written" in json.loads(Path(told).read_text())["error"]
         (disk / "run" / "filling").unlink()
         resumed = case.run(disk / "run")
         assert resumed.returncode == 0, resumed.stderr[-3000:]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
+import tempfile
 import traceback
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from r1engine.observe.put import put_json
 from r1engine.observe.starts import now
 
 NAME = "failure.json"
@@ -47,11 +49,19 @@ class RunFailed(RuntimeError):
 
 
 def failed(failure: Failure, error: Exception) -> RunFailed:
-    """The exception that tells of it; failure.json gets the traceback, too, if the folder can be written."""
-    told, path = failure.text(), Path(failure.run_dir) / NAME
+    """The exception that tells of it; failure.json has the traceback, too."""
+    told = failure.text()
     content = {"failed": now(), "host": socket.gethostname(), "process": os.getpid(), **asdict(failure)}
     content["traceback"] = traceback.format_exception(error)
-    with suppress(OSError):  # no space: what has failed is told on the screen all the same
-        path.write_text(json.dumps(content, indent=1) + "\n")
-        return RunFailed(f"{told}\n  traceback: {path}")
-    return RunFailed(f"{told}\n{''.join(content['traceback'])}")
+    path = _written(content, Path(failure.run_dir))
+    return RunFailed(f"{told}\n  traceback: {path}" if path else f"{told}\n{''.join(content['traceback'])}")
+
+
+def _written(content: dict[str, Any], run_dir: Path) -> Path | None:
+    """failure.json in the folder of the run or, where that has no space or may not be written, in a temporary one."""
+    for make in (lambda: run_dir, lambda: Path(tempfile.mkdtemp(prefix="r1engine-"))):
+        with suppress(OSError):
+            path = make() / NAME
+            put_json(path, content)
+            return path
+    return None

@@ -11,11 +11,15 @@ from typing import Any
 def put_text(path: Path, text: str) -> None:
     """Write a text in the place of what is there."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:  # no space: half a file is of no use
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def put_json(path: Path, value: Any) -> None:

@@ -132,20 +132,29 @@ def test_reinforcement_learning_asks_in_the_chat_template(folder, world, tmp_pat
     assert done.metrics["logp_diff/mean"] < 1e-3 and done.metrics["logp_diff/max"] < 0.05
 
 
+LAST_NUMBER = """
+import re
+
+def last_number(completion, answer):
+    found = re.findall("[0-9]+", completion)
+    return float(found[-1:] == [answer])
+"""
+
+
 def test_reinforcement_learning_from_a_chat_model_has_a_signal(folder, world, tmp_path):
     sums = [(2, 3), (1, 1), (4, 4), (5, 2), (3, 6), (7, 1), (2, 2), (9, 3)]
-    rows = [{"question": f"What is {a}+{b}?", "answer": str(a + b)} for a, b in sums]
+    rows = [{"question": f"What is {a}+{b}?", "answer": str(a + b), "reward": "functions"} for a, b in sums]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    box = r"Reply with the result in a box, such as \boxed{12}."
+    (tmp_path / "own.py").write_text(LAST_NUMBER)
     cfg = RlConfig(
         model={"path": folder},
         run_dir=tmp_path / "run",
         steps=2,
-        data={"train": tmp_path / "q.jsonl", "template": "chat", "system": box, "max_prompt_tokens": 128},
+        data={"train": tmp_path / "q.jsonl", "template": "chat", "max_prompt_tokens": 128},
         grpo={"questions": 4, "group_size": 8, "minibatches": 1},
-        rollout={"max_tokens": 32},
+        rollout={"max_tokens": 16},
         optimizer={"lr": 1e-6},
-        rewards={"workers": 1, "format": 0.0},
+        rewards={"workers": 1, "functions": {"last_number": f"{tmp_path / 'own.py'}:last_number"}},
     )
     stage = make_stage(cfg, world, Phases(), Progress("", enabled=False))
     try:
@@ -153,12 +162,10 @@ def test_reinforcement_learning_from_a_chat_model_has_a_signal(folder, world, tm
         done = [stage.advance(step).metrics for step in range(2)]
     finally:
         stage.close()
-    print(
-        [{key: row[key] for key in ("reward/mean", "reward/std", "groups/without_signal", "grad_norm")} for row in done]
-    )
-    assert all(
-        0 < row["reward/accuracy"] < 1 and row["groups/without_signal"] < 1 and row["grad_norm"] > 0 for row in done
-    )
+    shown = ("reward/last_number", "reward/std", "groups/without_signal", "grad_norm")
+    print([{key: row[key] for key in shown} for row in done])
+    assert all(0 < row["reward/last_number"] < 1 and row["grad_norm"] > 0 for row in done)
+    assert all(row["groups/without_signal"] < 1 for row in done)
 
 
 # In the form of GSM8K's owners.

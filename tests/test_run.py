@@ -247,6 +247,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.rotating
 @pytest.mark.parametrize("number", range(5))
 def test_a_changed_run_is_refused_by_name_and_nothing_on_disk_changes(case, undisturbed, number):
     override, message = REFUSED[case.kind][number]

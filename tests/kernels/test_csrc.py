@@ -30,7 +30,7 @@ SANITIZED = os.environ.get("CUDA_ON_CPU_SANITIZED")  # a library, set by the las
 SHAPES = [(1, 1, 1), (37, 3, 7), (20, 4, 4), (66, 8, 40)]  # tokens, choices, experts
 ROWS = [*((shape, 264) for shape in SHAPES), ((5, 2, 3), 8), ((5, 2, 3), 4104)]  # with the columns
 
-pytestmark = pytest.mark.skipif(not cuda_on_cpu.has_compiler(), reason="no g++ on PATH")
+pytestmark = [pytest.mark.skipif(not cuda_on_cpu.has_compiler(), reason="no g++ on PATH"), pytest.mark.rotating]
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +330,6 @@ def test_a_view_that_vectors_cannot_read_is_refused(library):
 
 
 @pytest.mark.slow
-@pytest.mark.rotating
 @pytest.mark.skipif(SANITIZED is not None, reason="this is what the sanitized run is started by")
 def test_the_address_sanitizer_finds_nothing(tmp_path):
     preload = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()

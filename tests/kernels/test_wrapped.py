@@ -14,7 +14,7 @@ OBJECTIVE = GrpoObjective(clip_eps=0.2, kl_coef=0.04)
 
 
 class Tiny(nn.Module):
-    """Embedding, a layer and an output matrix; returns the log-probabilities, as trainers have it that fuse the head."""
+    """Embedding, layer and output matrix; returns the log-probabilities, as in trainers that fuse the head."""
 
     def __init__(self, *, is_fused: bool) -> None:
         super().__init__()

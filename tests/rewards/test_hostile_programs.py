@@ -155,6 +155,7 @@ def test_there_are_at_least_25_of_them():
 
 
 @pytest.mark.slow
+@pytest.mark.turn(0)
 def test_hostile_programs_score_nothing_and_a_thousand_honest_ones_keep_their_verdicts(tmp_path, monkeypatch):
     verdicts = []
 
@@ -169,7 +170,7 @@ def test_hostile_programs_score_nothing_and_a_thousand_honest_ones_keep_their_ve
 
 
 @pytest.mark.slow
-@pytest.mark.rotating
+@pytest.mark.turn(1)
 def test_namespaces_alone_hold_programs_that_try_to_escape(tmp_path, monkeypatch):
     items = [(name, source, problem) for name, source, problem in HOSTILE if name in ESCAPES]
     assert len(items) == len(ESCAPES)
@@ -184,6 +185,7 @@ def test_landlock_and_seccomp_alone_hold_programs_that_try_to_escape(tmp_path, m
 
 
 @pytest.mark.slow
+@pytest.mark.turn(2)
 @pytest.mark.skipif(os.geteuid() != 0, reason="it does run as an ordinary user")
 def test_all_of_this_as_an_ordinary_user():
     arguments = ["-q", "-p", "no:cacheprovider", str(Path(__file__).relative_to(ROOT))]

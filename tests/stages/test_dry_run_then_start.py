@@ -26,7 +26,7 @@ def r1engine(ranks: int, *arguments: object) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.turn(n)) for n, name in enumerate(PIPELINES)])
 def test_a_dry_run_that_passes_is_followed_by_a_start_that_passes(tmp_path, monkeypatch, name):
     monkeypatch.chdir(ROOT)
     ranks, settings = PIPELINES[name]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -106,6 +107,23 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, own, group=self._objects())
         return values
+
+    @contextmanager
+    def turn(self, what: str) -> Iterator[None]:
+        """Inside, no other rank is inside; first come, first served. Not collective."""
+        if self.size == 1:
+            yield
+            return
+        store, key = dist.distributed_c10d._get_default_store(), f"r1engine/turn/{what}"
+        number = store.add(key, 1)
+        if number > 1:
+            before = f"{key}/{number - 1}"
+            store.wait([before], timedelta(minutes=self.timeout_minutes))
+            store.delete_key(before)
+        try:
+            yield
+        finally:
+            store.set(f"{key}/{number}", "")
 
     def _objects(self) -> dist.ProcessGroup | None:
         """The group that carries Python objects: NCCL would hold those of all ranks in a GPU's memory at once."""

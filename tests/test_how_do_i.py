@@ -110,7 +110,7 @@ class Reciter:
     def __init__(self, folder: Path) -> None:
         self._tokenizer = load_tokenizer(folder)
         self._end = end_token(folder, self._tokenizer)
-        self.weight_version, self.names = 0, []
+        self.weight_version, self.takes_shares, self.names = 0, False, []
 
     def load_weights(self, weights):
         self.names = [name for name, _ in weights]

@@ -292,13 +292,16 @@ class Policy:
 
     @runs_on_cpu
     @torch.no_grad()
-    def weights(self, skip: Collection[str] = ()) -> Iterator[tuple[str, torch.Tensor]]:
-        """Full parameters under their Hugging Face names, one at a time, on every rank; see `ShardedWeights.full`.
+    def weights(self, skip: Collection[str] = (), *, dealt: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+        """Full parameters under their Hugging Face names, one at a time. Collective. MTP modules are left out.
 
-        MTP modules are left out.
+        Args:
+            skip:  names that nobody needs.
+            dealt: each rank gets its share (`ShardedWeights.dealt`); otherwise all get everything (`full`).
         """
         self._offloader.check_awake()
-        yield from self._weights.full({*skip, *mtp_shapes(self.shape)})
+        weights = self._weights.dealt if dealt else self._weights.full
+        yield from weights({*skip, *mtp_shapes(self.shape)})
 
     def export(
         self,

@@ -9,9 +9,9 @@ import torch
 from r1engine.config import RlConfig
 from r1engine.ranks import World
 from r1engine.rollout.draft import Sampling
-from r1engine.rollout.generator import Generator, Logprobs, generate
+from r1engine.rollout.generator import BrokenOff, Generator, Logprobs, generate
 
-__all__ = ["Generator", "Logprobs", "Sampling", "generate", "make_generator"]
+__all__ = ["BrokenOff", "Generator", "Logprobs", "Sampling", "generate", "make_generator"]
 
 
 def make_generator(cfg: RlConfig, world: World, dtype: torch.dtype, note: Callable[[str], None]) -> Generator:

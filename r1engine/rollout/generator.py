@@ -15,16 +15,22 @@ Logprobs = Callable[[list[PackedBatch]], list[torch.Tensor]]  # of a policy: [T]
 ON_POLICY = Sampling()
 
 
+class BrokenOff(RuntimeError):
+    """Weights did not arrive, and what carried them is gone; the same weights can be given again."""
+
+
 class Generator(Protocol):
     """Samples with weights that the trainer replaces in place. Every rank has one and draws its own share."""
 
     weight_version: int  # refreshes so far
+    takes_shares: bool  # `load_weights` is given, of each rank, a share of the weights; otherwise all of them
     tokens_run: int | None  # tokens that the model has computed so far; None: not known
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace all weights: full tensors under their Hugging Face names, each once. Collective.
 
         Raises:
+            BrokenOff: give them again.
             ValueError: a tensor is unknown, misshaped or missing.
             RuntimeError: the weights did not arrive where the samples are drawn.
         """

@@ -129,7 +129,7 @@ def open_sampler(
             progress.note(note)
         generator = make_generator(cfg, world, model_dtype(cfg.model.dtype, world.device), progress.note)
         try:
-            generator.load_weights(weights_of(source))
+            generator.load_weights(weights_of(source) if world.is_first or not generator.takes_shares else ())
             yield AnswerSampler(cfg, generator, scorer, prompts)
         finally:
             generator.close()

@@ -22,7 +22,7 @@ from r1engine.observe.progress import Progress
 from r1engine.ranks import World, interleaved
 from r1engine.rewards import Score, Scorer
 from r1engine.rewards.shaping import shape
-from r1engine.rollout import Generator
+from r1engine.rollout import BrokenOff, Generator
 from r1engine.rollout.rollouts import Rollouts
 from r1engine.stages.groups import group_metrics, num_missing, with_signal_first
 from r1engine.stages.process_rating import StepRater, process_metrics, step_rated, with_step_credit
@@ -200,8 +200,14 @@ def with_logprobs(parts: Parts, minibatches: list[list[PackedBatch]], updates: i
 
 def refresh(parts: Parts) -> None:
     """The weights of the policy, which is awake, into the generator."""
+    generator = parts.generator
     with parts.phases("refresh"):
-        parts.generator.load_weights(parts.policy.weights())
+        while True:
+            try:
+                generator.load_weights(parts.policy.weights(dealt=generator.takes_shares))
+                return
+            except BrokenOff:  # each time a server less is left, and without one it is another error
+                continue
 
 
 def verify(parts: Parts) -> None:

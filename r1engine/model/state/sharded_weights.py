@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from r1engine.hf.architecture import Architecture
 from r1engine.hf.folder import Folder
 from r1engine.hf.tensors import SCORE, hf_shapes, is_float32, mtp_shapes
+from r1engine.model.state.dealing import Unit, deal
 from r1engine.model.state.rules import WeightRule, mtp_rules, rules
 from r1engine.ranks import World
 
@@ -32,6 +34,7 @@ class ShardedWeights:
         for chunk in chunks:
             self.local |= {self._global(name, chunk): tensor for name, tensor in _tensors(chunk)}
         self._stage_of = self._find_stages()
+        self._units: list[tuple[Unit, int]] | None = None  # of this rank's stage, each with the rank that has it
 
     def _global(self, name: str, chunk: Any) -> str:
         parts = name.split(".")
@@ -134,6 +137,63 @@ class ShardedWeights:
             if not all(hf in skip for hf in wanted):
                 yield from zip(wanted, self._gather(names), strict=True)
 
+    def dealt(self, skip: Collection[str] = ()) -> Iterator[tuple[str, torch.Tensor]]:
+        """This rank's share of what `full` yields: over all ranks each tensor once. Collective.
+
+        A tensor comes on a rank that holds it or a part of it; parts are gathered inside their tensor-parallel group.
+        Shares are about equal, and the same every time. The attention of a layer comes in one piece.
+
+        Args:
+            skip: Hugging Face names that nobody needs, the same on every rank.
+        """
+        if self._units is None:
+            self._units = self._deal()
+        for unit, owner in self._units:
+            for name in unit.names:
+                rule = self._rules[name]
+                if all(hf in skip for hf in rule.hf):
+                    continue
+                tensors = self._whole_on(owner, rule, name)
+                if tensors is not None:
+                    yield from zip(rule.hf, tensors, strict=True)
+
+    def _deal(self) -> list[tuple[Unit, int]]:
+        """The units of this pipeline stage in the order of `rules`, each with the rank that makes it whole."""
+        places = self.world.everyones((self.world.pp_rank, self.world.ep_rank))
+        own, _ = places[self.world.rank]
+        holders: dict[int | None, list[int]] = {}  # of the experts of a rank; None: of everything else
+        for rank, (stage, expert_rank) in enumerate(places):
+            if stage == own:
+                holders.setdefault(None, []).append(rank)
+                holders.setdefault(expert_rank, []).append(rank)
+        per_rank = self.model.moe.num_experts // self.world.ep_size if self.model.moe else 1
+        units: dict[str, Unit] = {}
+        for name, rule in self._rules.items():
+            stands_for = name  # the parameter of this rank that lies where it lies
+            if rule.expert is not None:
+                mine = rule.expert % per_rank + self.world.ep_rank * per_rank
+                stands_for = name.replace(f"local_experts.{rule.expert}.", f"local_experts.{mine}.")
+            if self._stage_of[stands_for] != self.world.pp_rank:
+                continue
+            key = name.split(".self_attention.")[0] + " attention" if ".self_attention." in name else name
+            unit = units.setdefault(key, Unit([], holders[None if rule.expert is None else rule.expert // per_rank]))
+            unit.names.append(name)
+            unit.size += sum(math.prod(self._shapes[hf]) for hf in rule.hf)
+        return list(zip(units.values(), deal(list(units.values())), strict=True))
+
+    def _whole_on(self, owner: int, rule: WeightRule, name: str) -> list[torch.Tensor] | None:
+        """A parameter's Hugging Face tensors on the rank `owner`, None on others; with its group's other ranks."""
+        _, ranks, group = self._split(rule)
+        is_owner = owner == self.world.rank
+        if rule.dim is None or ranks == 1:
+            return self._cut(rule, rule.unfuse(self.local[name].detach())) if is_owner else None
+        if owner not in dist.get_process_group_ranks(group):
+            return None
+        shard = self.local[name].detach().contiguous()
+        shards = [torch.empty_like(shard) for _ in range(ranks)] if is_owner else None
+        dist.gather(shard, shards, dst=owner, group=group)
+        return self._joined(rule, shards) if shards is not None else None
+
     def _bundles(self) -> Iterator[list[str]]:
         """Names that are gathered together: one, or the same place of every expert-parallel rank."""
         ranks = self.world.ep_size
@@ -163,14 +223,20 @@ class ShardedWeights:
     def _whole(self, rule: WeightRule, shard: torch.Tensor) -> list[torch.Tensor]:
         _, ranks, group = self._split(rule)
         if rule.dim is None or ranks == 1:
-            joined = rule.unfuse(shard)
-        else:
-            shards = [torch.empty_like(shard) for _ in range(ranks)]
-            dist.all_gather(shards, shard.contiguous(), group=group)
-            joined = [torch.cat(parts, rule.dim) for parts in zip(*map(rule.unfuse, shards), strict=True)]
+            return self._cut(rule, rule.unfuse(shard))
+        shards = [torch.empty_like(shard) for _ in range(ranks)]
+        dist.all_gather(shards, shard.contiguous(), group=group)
+        return self._joined(rule, shards)
+
+    def _joined(self, rule: WeightRule, shards: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The Hugging Face tensors of a parameter, of the shards of all ranks."""
+        assert rule.dim is not None
+        return self._cut(rule, [torch.cat(parts, rule.dim) for parts in zip(*map(rule.unfuse, shards), strict=True)])
+
+    def _cut(self, rule: WeightRule, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Without padding: only a padded vocabulary is longer than its Hugging Face tensor."""
         shapes = [self._shapes[hf] for hf in rule.hf]
-        # Only a padded vocabulary is longer than its Hugging Face tensor.
-        return [t[: shape[0]] if t.shape != shape else t for t, shape in zip(joined, shapes, strict=True)]
+        return [t[: shape[0]] if t.shape != shape else t for t, shape in zip(tensors, shapes, strict=True)]
 
     def _exchange(self, own: list[torch.Tensor]) -> list[torch.Tensor]:
         """The tensors of all expert-parallel ranks, rank after rank."""

@@ -49,7 +49,7 @@ class LocalGenerator:
         self._slots = slots
         self._decoder = Decoder(arch, device=device, dtype=dtype)
         self._store: KVStore | None = None
-        self.weight_version = 0
+        self.weight_version, self.takes_shares = 0, False
         self.tokens_run: int | None = 0
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -104,10 +104,33 @@ class Expected:
             raise ValueError(f"refresh: found {name}, required a tensor of the model")
         part = self._parts[name]
         fused = self._fused.setdefault(part.whole, _Fused(part.num_parts, [self.kind() for _ in range(self.ranks)]))
-        if fused.add(part.place, self._slices(name, tensor)):
+        self._add(part.whole, fused, part.place, self._slices(name, tensor))
+
+    def _add(self, whole: str, fused: _Fused, place: int, slices: list[torch.Tensor]) -> None:
+        if fused.add(place, slices):
             for digests, hashed in zip(self.digests, fused.hashes, strict=True):
-                digests[part.whole] = hashed.value()
-            del self._fused[part.whole]
+                digests[whole] = hashed.value()
+            del self._fused[whole]
+
+    def loose(self) -> dict[str, dict[int, list[torch.Tensor]]]:
+        """Parts that wait for others: SGLang's name -> place -> slices."""
+        return {whole: fused.waiting for whole, fused in self._fused.items()}
+
+    def complete(self, loose: list[dict[str, dict[int, list[torch.Tensor]]]]) -> None:
+        """Add what other ranks have of fused tensors to those whose first part is here; theirs are the other ones."""
+        for whole, fused in list(self._fused.items()):
+            if not fused.taken:
+                del self._fused[whole]
+                continue
+            for place, slices in (part for parts in loose for part in parts.get(whole, {}).items()):
+                if place not in fused.waiting and place >= fused.taken:
+                    self._add(whole, fused, place, slices)
+
+    def take(self, digests: list[list[dict[str, str]]]) -> None:
+        """Add the digests of other ranks' tensors."""
+        for theirs in digests:
+            for own, found in zip(self.digests, theirs, strict=True):
+                own.update(found)
 
     def _slices(self, name: str, tensor: torch.Tensor) -> list[torch.Tensor]:
         """What each rank holds of a tensor."""

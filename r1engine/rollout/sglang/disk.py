@@ -25,24 +25,29 @@ class WeightFolder:
         self.folder, self._source = folder, source
         self._last: dict[str, str] = {}  # digest of each tensor in the last refresh
 
-    def write(self, weights: Iterable[tuple[str, torch.Tensor]], *, limit: int, everything: bool) -> int:
-        """Replace what is in the folder; returns the bytes of the tensors written.
-
-        Args:
-            weights:    all tensors, blocks of attention in one piece; consumed to the end.
-            limit:      bytes of a file, and with it of the memory needed.
-            everything: also what did not change.
-        """
+    def clear(self) -> None:
+        """No weights, and the model's other files beside them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for file in self.folder.glob("*.safetensors"):
             file.unlink()
         for file in self._source.iterdir():
             if file.suffix in (".json", ".jinja", ".model", ".txt") and "safetensors" not in file.name:
                 shutil.copyfile(file, self.folder / file.name)
+
+    def write(self, weights: Iterable[tuple[str, torch.Tensor]], *, limit: int, everything: bool, part: int = 0) -> int:
+        """Add tensors to the folder; returns their bytes.
+
+        Args:
+            weights:    this rank's share, the same names each time, blocks of attention in one piece; consumed to the
+                        end.
+            limit:      bytes of a file, and with it of the memory needed.
+            everything: also what did not change.
+            part:       number of the share.
+        """
         num_bytes = 0
         for number, bucket in enumerate(buckets(self._changed(weights, everything), limit)):
             tensors = {n: t.cpu().contiguous() for n, t in zip(bucket.names, bucket.tensors, strict=True)}
-            save_file(tensors, self.folder / f"weights-{number:05}.safetensors", {"format": "pt"})
+            save_file(tensors, self.folder / f"weights-{part:05}-{number:05}.safetensors", {"format": "pt"})
             num_bytes += bucket.num_bytes
         return num_bytes
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import aiohttp
 
 from r1engine.hf.architecture import Architecture
+from r1engine.ranks import World
 from r1engine.rollout.draft import Draft
 from r1engine.rollout.sglang.client import Client, Drawn, ServerError
 from r1engine.rollout.sglang.routed_experts import decode_experts, encoded_bytes
@@ -35,6 +36,7 @@ class Endpoint:
     problem: str = ""  # why it is not usable
     open_samples: int = 0
     strikes: int = 0
+    failures: int = 0  # it is not the same server as before, where this has grown
     last_part: float = 0.0  # when a part of any of its samples came (monotonic seconds)
     tasks: set[asyncio.Task] = field(default_factory=set)
     long_lines: asyncio.Lock = field(default_factory=asyncio.Lock)  # whose long line is read, see web.py
@@ -42,8 +44,21 @@ class Endpoint:
     def fail(self, problem: str) -> None:
         """Leave the server out and break off its open samples."""
         self.is_usable, self.problem, self.version = False, problem, None
+        self.failures += 1
         for task in self.tasks:
             task.cancel()
+
+
+def agree(endpoints: list[Endpoint], world: World) -> None:
+    """A server that any rank saw fail is left out by all; the first rank's knowledge of versions is everybody's."""
+    if world.size == 1:
+        return
+    states = world.everyones([(e.is_usable, e.problem, e.version) for e in endpoints])
+    for endpoint, seen in zip(endpoints, zip(*states, strict=True), strict=True):
+        failed = next((state for state in seen if not state[0]), None)
+        endpoint.is_usable, endpoint.version = True, seen[0][2]
+        if failed is not None:
+            endpoint.fail(failed[1])
 
 
 class Dispatcher:

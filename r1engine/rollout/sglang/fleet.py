@@ -111,17 +111,6 @@ class Fleet:
 
     # ------------------------------------------------------------------ state
 
-    def agree(self) -> None:
-        """A server that any rank saw fail is left out by all; the first rank's knowledge of versions is everybody's."""
-        if self._world.size == 1:
-            return
-        states = self._world.everyones([(e.is_usable, e.problem, e.version) for e in self.endpoints])
-        for endpoint, seen in zip(self.endpoints, zip(*states, strict=True), strict=True):
-            failed = next((state for state in seen if not state[0]), None)
-            endpoint.is_usable, endpoint.version = True, seen[0][2]
-            if failed is not None:
-                endpoint.fail(failed[1])
-
     def left_out(self) -> list[tuple[str, str]]:
         """(url, reason) of the servers that are not in use."""
         return [(e.client.url, e.problem) for e in self.endpoints if not e.is_usable]

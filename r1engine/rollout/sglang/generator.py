@@ -1,7 +1,7 @@
 """The generator whose sampling is done by SGLang servers; the same calls as rollout/local/generator.py.
 
-Every rank of the trainer sends its own prompts; the first rank refreshes the servers. Which servers there are, which of
-them are usable and which weights they hold is agreed on by all ranks in every refresh.
+Every rank of the trainer sends its own prompts, and its share of the weights. Which servers there are, which of them
+are usable and which weights they hold is agreed on by all ranks in every refresh.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from r1engine.rollout.draft import Draft, Sampling, StepEnds, check_prompts, com
 from r1engine.rollout.generator import Logprobs
 from r1engine.rollout.sglang.digest import CpuDigest, CudaDigest
 from r1engine.rollout.sglang.disk import WeightFolder
-from r1engine.rollout.sglang.dispatch import Dispatcher, Endpoint
+from r1engine.rollout.sglang.dispatch import Dispatcher, Endpoint, agree
 from r1engine.rollout.sglang.fleet import Fleet
 from r1engine.rollout.sglang.refresh import Refresher, Report
 from r1engine.rollout.sglang.server import check_nccl
@@ -75,16 +75,18 @@ class SglangGenerator:
         self._refresher = Refresher(
             self.endpoints,
             self._arch,
+            world,
             ranks=s.tensor,
-            route=s.route,
+            route="handle" if s.route == "tensor" and s.mode == "colocated" and is_gpu else s.route,
             bucket_bytes=s.bucket_mib * 2**20,
             folder=WeightFolder(cfg.run_dir / "sglang" / "weights", cfg.model.folder),
             digest=self._digest(),
         )
+        self.takes_shares = self._refresher.takes_shares
         self.weight_version = 0
         self.tokens_run: int | None = None  # the servers' own radix cache decides
         self._cut = [0, 0]  # tokens drawn step by step, and of them behind a step's end
-        self.report: Report | None = None  # of the last refresh; first rank only
+        self.report: Report | None = None  # of the last refresh
 
     def _digest(self) -> type[CpuDigest] | type[CudaDigest] | None:
         """The servers' hash of a tensor; None: it is not wanted, or not known."""
@@ -107,30 +109,21 @@ class SglangGenerator:
         """Refresh every server with these weights and verify that they arrived. Collective.
 
         Args:
-            weights: full tensors under their Hugging Face names; every rank consumes them, as gathering is collective.
+            weights: full tensors under their Hugging Face names, of each rank its share or all (`takes_shares`).
 
         Raises:
+            BrokenOff: give the same weights again.
             RuntimeError: a server holds other weights than were sent, naming the tensors; or none is left.
         """
         version = self.weight_version + 1
         self._fleet.recover()
-        self._fleet.agree()
+        agree(self.endpoints, self._world)
         self._fleet.wake(weights_only=True)
-        if not self._world.is_first:
-            for _ in weights:  # gathering is collective; the first rank's refresh consumes its own
-                pass
-        self._world.from_first(lambda: self._refresh(weights, version))
-        self._fleet.agree()
+        agree(self.endpoints, self._world)
+        self.report = self._refresher.refresh(self._stored(weights), version)
         for url, reason in self._fleet.left_out():
             self._note(f"{url} left out: {reason}")
         self.weight_version += 1
-
-    def _refresh(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        try:
-            self.report = self._refresher.refresh(self._stored(weights), version)
-        finally:
-            for _ in weights:  # the other ranks gather to the end
-                pass
 
     def _stored(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterable[tuple[str, torch.Tensor]]:
         """The tensors as the servers have them."""
@@ -288,10 +281,11 @@ class SglangGenerator:
 
     def metrics(self) -> dict[str, float]:
         """Of the last refresh: bytes, seconds of its parts, largest canary difference. Empty but on the first rank."""
-        if self.report is None:
+        if self.report is None or not self._world.is_first:
             return {}
         return {
             "refresh/gigabytes": self.report.num_bytes / 1e9,
+            "refresh/gigabytes_busiest": self.report.most_bytes / 1e9,
             "refresh/seconds_send": self.report.seconds.get("send", 0.0),
             "refresh/seconds_verify": self.report.seconds.get("verify", 0.0),
             "refresh/canary_difference": self.report.canary_difference,

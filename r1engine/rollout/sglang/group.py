@@ -1,7 +1,8 @@
-"""A broadcast group of the trainer's first rank and all ranks of the servers (NCCL between GPUs, gloo otherwise)."""
+"""A broadcast group of a rank of the trainer and all ranks of the servers (NCCL between GPUs, gloo otherwise)."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -9,7 +10,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from r1engine.rollout.sglang.client import Client
+from r1engine.rollout.sglang.client import Client, ServerError
 from r1engine.rollout.sglang.server import free_port
 
 JOIN_SECONDS = 120.0
@@ -18,20 +19,22 @@ JOIN_SECONDS = 120.0
 class BroadcastGroup:
     """Rank 0 sends; server i's ranks follow in order."""
 
-    def __init__(self, clients: list[Client], ranks: int) -> None:
+    def __init__(self, clients: list[Client], ranks: int, sender: int) -> None:
         """Meets the servers.
 
         Args:
             clients: of the servers.
             ranks:   tensor-parallel size of each.
+            sender:  number of this rank of the trainer.
 
         Raises:
             ServerError: a server does not join.
+            RuntimeError: PyTorch cannot make the group.
         """
         self.clients = clients
         host = "127.0.0.1" if all("//127.0.0.1" in c.url for c in clients) else socket.gethostname()
         port = free_port("0.0.0.0" if host != "127.0.0.1" else host)
-        self.name = f"r1engine-{port}"
+        self.name = f"r1engine-{sender}-{port}"
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         size = 1 + ranks * len(clients)
         common = {
@@ -47,9 +50,11 @@ class BroadcastGroup:
                 pool.submit(c.post, path, common | {"rank_offset": 1 + i * ranks}, seconds=JOIN_SECONDS)
                 for i, c in enumerate(clients)
             ]
-            self._group: dist.ProcessGroup | None = _new_group(backend, f"tcp://{host}:{port}", size, self.name)
-        for future in joining:
-            future.result()
+            try:
+                self._group: dist.ProcessGroup | None = _new_group(backend, f"tcp://{host}:{port}", size, self.name)
+            finally:
+                for future in joining:
+                    future.result()  # a server that says why it does not join says more than PyTorch
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Send a tensor to every server rank."""
@@ -60,11 +65,13 @@ class BroadcastGroup:
 
     def close(self) -> None:
         """Take the group apart on the servers that still answer."""
-        for client in self.clients:
-            try:
+
+        def leave(client: Client) -> None:
+            with contextlib.suppress(ServerError):  # a server that is gone has left the group
                 client.post("/destroy_weights_update_group", {"group_name": self.name}, seconds=30.0)
-            except RuntimeError:
-                continue  # a server that is gone has left the group
+
+        with ThreadPoolExecutor(len(self.clients)) as pool:
+            list(pool.map(leave, self.clients))
         self._group = None
 
 

@@ -2,29 +2,34 @@
 
     pause -> begin -> buckets -> end -> flush -> continue -> compare checksums
 
-Every refresh carries a version; a server that fails any step is left out, and one that holds other weights than were
-sent stops the run. All ranks of the trainer take part, since gathering the weights is collective; the first one sends.
+Every rank of the trainer sends its share of the weights to every server; the first rank does what is done once. Every
+refresh carries a version; a server that fails any step is left out, and one that holds other weights than were sent
+stops the run.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
 from r1engine.hf.architecture import Architecture
+from r1engine.ranks import World
+from r1engine.rollout.generator import BrokenOff
 from r1engine.rollout.sglang.buckets import Bucket, buckets, flatten, order_by_alignment, payload
 from r1engine.rollout.sglang.checksum import Expected
 from r1engine.rollout.sglang.client import Client, ServerError
 from r1engine.rollout.sglang.digest import CpuDigest, CudaDigest
 from r1engine.rollout.sglang.disk import WeightFolder
-from r1engine.rollout.sglang.dispatch import Endpoint
+from r1engine.rollout.sglang.dispatch import Endpoint, agree
 from r1engine.rollout.sglang.group import BroadcastGroup
 
 CONTROL_SECONDS = 300.0  # of one control call: a bucket, a checksum of all weights
+Route = Literal["tensor", "handle", "distributed", "disk"]
 
 
 @dataclass
@@ -32,81 +37,97 @@ class Report:
     """What a refresh took."""
 
     version: int
-    num_bytes: int = 0  # sent to each server
+    num_bytes: int = 0  # of the weights that each server got
+    most_bytes: int = 0  # of them that the busiest rank of the trainer sent
     seconds: dict[str, float] = field(default_factory=dict)  # gather and send, verify
     canary_difference: float = 0.0  # largest |log-probability difference| of the canaries (generator.py)
     failed: list[str] = field(default_factory=list)  # servers left out, with the reason
 
 
 class Refresher:
-    """Refreshes the servers of a run; lives on the first rank."""
+    """Refreshes the servers of a run; every rank has one, and every call but `verify_server` is collective."""
 
     def __init__(
         self,
         endpoints: list[Endpoint],
         arch: Architecture,
+        world: World,
         *,
         ranks: int,
-        route: str,
+        route: Route,
         bucket_bytes: int,
         folder: WeightFolder,
         digest: type[CpuDigest] | type[CudaDigest] | None,
     ) -> None:
         """
         Args:
-            endpoints:        of the servers; those that fail are marked.
-            arch:             of the model.
-            ranks:            tensor-parallel size of each server.
-            route:            "tensor": inside HTTP, or by CUDA IPC on a shared GPU; "distributed": broadcast by NCCL
-                              or gloo; "disk": safetensors in `folder`.
-            bucket_bytes:     sent at once.
-            folder:           for the disk route; the servers must see it.
-            digest:           the servers' hash of a tensor, to compare all of them after each refresh; None: do not.
+            endpoints:    of the servers, the same on every rank; those that fail are marked.
+            arch:         of the model.
+            world:        the trainer's ranks.
+            ranks:        tensor-parallel size of each server.
+            route:        "tensor": inside HTTP; "handle": as CUDA IPC handles, to the server on the ranks' own GPUs;
+                          "distributed": broadcast by NCCL or gloo; "disk": safetensors in `folder`.
+            bucket_bytes: sent at once.
+            folder:       for the disk route; the servers must see it.
+            digest:       the servers' hash of a tensor, to compare all of them after each refresh; None: do not.
         """
-        self.endpoints, self.arch, self.ranks, self.route = endpoints, arch, ranks, route
+        self.endpoints, self.arch, self.world, self.ranks, self.route = endpoints, arch, world, ranks, route
         self.bucket_bytes, self.folder, self.digest = bucket_bytes, folder, digest
         self._group: BroadcastGroup | None = None
+        self._members: list[tuple[str, int]] = []  # URLs of the group's servers, each with its failures so far
+        self._is_broken = False  # this rank's group, in the refresh that runs
 
-    def refresh(
-        self,
-        weights: Iterable[tuple[str, torch.Tensor]],
-        version: int,
-    ) -> Report:
+    @property
+    def takes_shares(self) -> bool:
+        """Whether each rank sends a share of the weights; otherwise each needs all of them."""
+        return self.route != "handle"
+
+    def refresh(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> Report:
         """Send all weights to all servers and verify them.
 
         Args:
-            weights: full tensors under their Hugging Face names, consumed to the end whatever happens.
+            weights: full tensors under their Hugging Face names: this rank's share, or all (`takes_shares`). Consumed
+                     to the end whatever happens.
             version: number of these weights.
 
+        Returns:
+            What it took, the same on every rank but for `failed`.
+
         Raises:
+            BrokenOff: a server ended in the middle of a broadcast; the others can take the same weights again.
             RuntimeError: a server holds other weights than were sent, naming the tensors; or no server is left.
         """
         report = Report(version)
         started = time.monotonic()
-        expected = Expected(self.arch, self.ranks, self.digest) if self.digest is not None else None
+        expected = None
+        if self.digest is not None and (self.takes_shares or self.world.is_first):
+            expected = Expected(self.arch, self.ranks, self.digest)
         tensors = self._noting(weights, expected)
-        live = [endpoint for endpoint in self.endpoints if endpoint.is_usable]
-        have_last = all(endpoint.version == version - 1 for endpoint in live)  # so what changed since then is enough
-        for endpoint in live:
-            endpoint.version = None
-        if self.route == "disk":
-            report.num_bytes = self.folder.write(tensors, limit=self.bucket_bytes, everything=not have_last)
-            self._each(live, lambda e: self._from_disk(e.client, version), report)
-        else:
-            self._stream(live, tensors, version, report)
-        for _ in tensors:  # gathering is collective: every rank must come to its end
-            pass
+        live = self._usable()
+        try:
+            if self.route == "disk":
+                sent = self._write(live, tensors, version, report)
+            else:
+                sent = self._stream(live, tensors, version, report)
+        finally:
+            for _ in tensors:  # gathering is collective: every rank must come to its end
+                pass
+        if not self._usable():
+            raise RuntimeError(f"refresh: no server took weights {version}: {self._reasons(report)}")
+        if any(self.world.everyones(self._is_broken)):
+            raise BrokenOff(f"refresh: a broadcast of weights {version} broke off: {self._reasons(report)}")
+        shares = self.world.everyones(sent)
+        report.num_bytes = sum(shares) if self.takes_shares else shares[0]
+        report.most_bytes = max(shares)
         report.seconds["send"] = time.monotonic() - started
-        live = [endpoint for endpoint in live if endpoint.is_usable]
-        if expected is not None:
-            started = time.monotonic()
-            self._each(live, lambda e: self.verify_server(e.client, expected, version), report)
-            report.seconds["verify"] = time.monotonic() - started
-        for endpoint in live:
-            if endpoint.is_usable:
-                endpoint.version = version
-        if not any(endpoint.version == version for endpoint in self.endpoints):
-            raise RuntimeError(f"refresh: no server took weights {version}: {'; '.join(report.failed)}")
+        started = time.monotonic()
+        if self.digest is not None:
+            self._verify(expected, version, report)
+        report.seconds["verify"] = time.monotonic() - started
+        if not self._usable():
+            raise RuntimeError(f"refresh: no server took weights {version}: {self._reasons(report)}")
+        for endpoint in self._usable():
+            endpoint.version = version
         return report
 
     def close(self) -> None:
@@ -115,7 +136,19 @@ class Refresher:
             self._group.close()
             self._group = None
 
-    # ------------------------------------------------------------------ sending
+    # ------------------------------------------------------------------ what all ranks do together
+
+    def _usable(self) -> list[Endpoint]:
+        return [endpoint for endpoint in self.endpoints if endpoint.is_usable]
+
+    def _on_first(self, live: list[Endpoint], call: Callable[[Endpoint], object], report: Report) -> None:
+        """The first rank calls for all at once; then all ranks know which servers are left."""
+        self.world.from_first(lambda: self._each(live, call, report))
+        agree(self.endpoints, self.world)
+
+    def _reasons(self, report: Report) -> str:
+        """Why servers failed, on any rank."""
+        return "; ".join(dict.fromkeys(reason for own in self.world.everyones(report.failed) for reason in own))
 
     def _noting(self, weights: Iterable[tuple[str, torch.Tensor]], expected: Expected | None) -> Iterator:
         """The same tensors; their digests are noted on the way."""
@@ -124,7 +157,11 @@ class Refresher:
                 expected.add(name, tensor)
             yield name, tensor
 
-    def _stream(self, live: list[Endpoint], tensors: Iterable, version: int, report: Report) -> None:
+    # ------------------------------------------------------------------ sending
+
+    def _stream(self, live: list[Endpoint], tensors: Iterable, version: int, report: Report) -> int:
+        """All buckets of this rank to all servers; returns their bytes."""
+
         def begin(endpoint: Endpoint) -> None:
             client = endpoint.client
             client.post("/pause_generation", {"mode": "retract"}, seconds=CONTROL_SECONDS)
@@ -133,73 +170,76 @@ class Refresher:
         def end(endpoint: Endpoint) -> None:
             client = endpoint.client
             client.post("/end_weight_update", {}, seconds=CONTROL_SECONDS)
+            if is_broken:
+                return  # nothing is drawn until it has all weights
             client.post("/flush_cache", {}, seconds=CONTROL_SECONDS)  # no sample mixes old and new keys
             client.post("/continue_generation", {}, seconds=CONTROL_SECONDS)
 
-        self._each(live, begin, report)
+        for endpoint in live:
+            endpoint.version = None
+        self._on_first(live, begin, report)
+        self._is_broken = False
         if self.route == "distributed":
-            self._join_group([e for e in live if e.is_usable], report)
+            self._join_groups(report)
+        num_bytes, kept = 0, None
+        sending: Future[None] | None = None
         with ThreadPoolExecutor(1) as pool:
-            sending = None
             for bucket in buckets(tensors, self.bucket_bytes):  # the next one is gathered while this one travels
-                report.num_bytes += bucket.num_bytes
+                num_bytes += bucket.num_bytes
+                bucket = order_by_alignment(bucket)
+                flat = flatten(bucket)
                 if sending is not None:
                     sending.result()
-                sending = pool.submit(self._send, [e for e in live if e.is_usable], bucket, version, report)
-                if self.route == "distributed":
+                texts = self.world.everyones(payload(bucket, flat)) if self.route == "handle" else []
+                kept = flat  # the one before is read by no server any more: all ranks have waited for theirs
+                sending = pool.submit(self._send, bucket, kept, texts, version, report)
+                if self.route == "distributed" and flat.is_cuda:
                     sending.result()  # two NCCL communicators at once on one GPU may wait for each other
             if sending is not None:
                 sending.result()
-        self._each([e for e in live if e.is_usable], end, report)
+        agree(self.endpoints, self.world)
+        is_broken = any(self.world.everyones(self._is_broken))
+        self._on_first(self._usable(), end, report)
+        return num_bytes
 
-    def _join_group(self, usable: list[Endpoint], report: Report) -> None:
-        clients = [e.client for e in usable]
-        if self._group is not None and self._group.clients != clients:
-            self.close()
-        if self._group is None and clients:
-            self._group = BroadcastGroup(clients, self.ranks)
+    def _send(self, bucket: Bucket, flat: torch.Tensor, texts: list[str], version: int, report: Report) -> None:
+        """One bucket to the servers that this rank sends to; `flat` lives until they have answered.
 
-    def _send(self, usable: list[Endpoint], bucket: Bucket, version: int, report: Report) -> None:
-        """One bucket to all usable servers."""
-        if not usable:
+        `texts` are all ranks' handles of the bucket, for the route "handle".
+        """
+        body = {"load_format": "flattened_bucket", "flush_cache": False, "weight_version": str(version)}
+        usable = self._usable()
+        if self.route == "handle":
+            number, place = divmod(self.world.rank, self.ranks)
+            if place or not self.endpoints[number].is_usable:
+                return  # another rank of these GPUs sends
+            usable = [self.endpoints[number]]
+            body["serialized_named_tensors"] = texts[self.world.rank :][: self.ranks]
+        elif self.route == "tensor":
+            body["serialized_named_tensors"] = [payload(bucket, flat.cpu())] * self.ranks
+        elif self.route == "distributed":
+            if usable and self._group is not None and not self._is_broken:
+                with self.world.turn("refresh"):
+                    self._broadcast(usable, bucket, flat, body, report)
             return
-        if self.route == "distributed":
-            self._broadcast(usable, bucket, version, report)
-            return
-        bucket = order_by_alignment(bucket)
-        flat = flatten(bucket)  # lives until the servers have answered
-        # Over CUDA IPC every rank needs a handle of its own.
-        texts = [payload(bucket, flat) for _ in range(self.ranks if flat.is_cuda else 1)]
-        body = {
-            "serialized_named_tensors": texts if flat.is_cuda else texts * self.ranks,
-            "load_format": "flattened_bucket",
-            "flush_cache": False,
-            "weight_version": str(version),
-        }
         self._post_each(usable, "/update_weights_from_tensor", body, report)
-
-    def _broadcast(self, usable: list[Endpoint], bucket: Bucket, version: int, report: Report) -> None:
-        assert self._group is not None
-        bucket = order_by_alignment(bucket)
-        body = {
-            "names": bucket.names,
-            "dtypes": [str(t.dtype).removeprefix("torch.") for t in bucket.tensors],
-            "shapes": [list(t.shape) for t in bucket.tensors],
-            "group_name": self._group.name,
-            "load_format": "flattened_bucket",
-            "flush_cache": False,
-            "weight_version": str(version),
-        }
-        with ThreadPoolExecutor(1) as pool:
-            sending = pool.submit(self._group.broadcast, flatten(bucket))
-            self._post_each(usable, "/update_weights_from_distributed", body, report)
-            sending.result()
 
     def _from_disk(self, client: Client, version: int) -> None:
         client.post("/pause_generation", {"mode": "retract"}, seconds=CONTROL_SECONDS)
         body = {"model_path": str(self.folder.folder.resolve()), "weight_version": str(version), "flush_cache": True}
         client.post("/update_weights_from_disk", body, seconds=CONTROL_SECONDS)
         client.post("/continue_generation", {}, seconds=CONTROL_SECONDS)
+
+    def _write(self, live: list[Endpoint], tensors: Iterable, version: int, report: Report) -> int:
+        """This rank's share into the folder, which all servers then read; returns its bytes."""
+        have_last = all(endpoint.version == version - 1 for endpoint in live)  # so what changed since then is enough
+        self.world.from_first(self.folder.clear)
+        num_bytes = self.folder.write(tensors, limit=self.bucket_bytes, everything=not have_last, part=self.world.rank)
+        self.world.everyones(None)  # all have written
+        for endpoint in live:
+            endpoint.version = None
+        self._on_first(live, lambda e: self._from_disk(e.client, version), report)
+        return num_bytes
 
     def _post_each(self, endpoints: list[Endpoint], path: str, body: dict, report: Report) -> None:
         self._each(endpoints, lambda e: e.client.post(path, body, seconds=CONTROL_SECONDS), report)
@@ -213,12 +253,73 @@ class Refresher:
         for endpoint, future in futures:
             error = future.exception()
             if isinstance(error, ServerError):
-                endpoint.fail(f"in a refresh: {error}")
-                report.failed.append(str(error))
+                self._fail(endpoint, error, report)
             elif error is not None:
                 raise error
 
+    def _fail(self, endpoint: Endpoint, error: Exception, report: Report) -> None:
+        endpoint.fail(f"in a refresh: {error}")
+        report.failed.append(str(error))
+
+    # ------------------------------------------------------------------ broadcast groups
+
+    def _join_groups(self, report: Report) -> None:
+        """Every rank has a group with all usable servers; made anew when a server has come, gone or failed since."""
+        while True:
+            members = [(endpoint.client.url, endpoint.failures) for endpoint in self._usable()]
+            if not any(self.world.everyones(members != self._members)):
+                return
+            self._members = members
+            for rank in range(self.world.size):  # one after the other: a server joins one group at a time
+                if rank == self.world.rank:
+                    self.close()
+                    self._open_group(report)
+                agree(self.endpoints, self.world)
+
+    def _open_group(self, report: Report) -> None:
+        usable = self._usable()
+        if not usable:
+            return
+        try:
+            self._group = BroadcastGroup([e.client for e in usable], self.ranks, self.world.rank)
+        except Exception as error:  # that of a server names it; else nobody knows which one did not come
+            at_fault = [e for e in usable if isinstance(error, ServerError) and e.client.url in str(error)]
+            for endpoint in at_fault or usable:
+                self._fail(endpoint, error, report)
+
+    def _broadcast(
+        self, usable: list[Endpoint], bucket: Bucket, flat: torch.Tensor, body: dict, report: Report
+    ) -> None:
+        """One bucket through this rank's group. A group of which a server fails is of no more use."""
+        assert self._group is not None
+        body |= {
+            "names": bucket.names,
+            "dtypes": [str(t.dtype).removeprefix("torch.") for t in bucket.tensors],
+            "shapes": [list(t.shape) for t in bucket.tensors],
+            "group_name": self._group.name,
+        }
+        with ThreadPoolExecutor(1) as pool:
+            sending = pool.submit(self._group.broadcast, flat)
+            self._post_each(usable, "/update_weights_from_distributed", body, report)
+            error = sending.exception()
+        self._is_broken = error is not None or not all(e.is_usable for e in usable)
+        if error is not None and all(e.is_usable for e in usable):  # nobody says whose fault it is
+            for endpoint in usable:
+                self._fail(endpoint, ServerError(f"{endpoint.client.url}: a broadcast failed ({error})"), report)
+
     # ------------------------------------------------------------------ verifying
+
+    def _verify(self, expected: Expected | None, version: int, report: Report) -> None:
+        """The first rank compares every server with what all ranks have noted."""
+        if expected is not None and self.takes_shares and self.world.size > 1:
+            expected.complete(self.world.everyones(expected.loose()))
+            expected.take(self.world.everyones(expected.digests))
+
+        def check(endpoint: Endpoint) -> None:
+            assert expected is not None  # on the first rank
+            self.verify_server(endpoint.client, expected, version)
+
+        self._on_first(self._usable(), check, report)
 
     def verify_server(self, client: Client, expected: Expected, version: int) -> None:
         """Compare the checksums of all tensors.

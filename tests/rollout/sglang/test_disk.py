@@ -20,6 +20,7 @@ def weights(folders):
 
 
 def write(folder: WeightFolder, weights: dict, *, everything: bool = False) -> tuple[int, dict]:
+    folder.clear()
     num_bytes = folder.write(iter(weights.items()), limit=20_000, everything=everything)
     files = sorted(folder.folder.glob("*.safetensors"))
     return num_bytes, {name: tensor for file in files for name, tensor in load_file(file).items()}

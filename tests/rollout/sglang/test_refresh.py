@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from r1engine.hf.architecture import read_architecture
+from r1engine.ranks import World
 from r1engine.rollout.sglang.client import ServerError
 from r1engine.rollout.sglang.digest import CpuDigest
 from r1engine.rollout.sglang.disk import WeightFolder
@@ -44,6 +45,7 @@ def refresher(client, folders, tmp_path) -> Refresher:
     return Refresher(
         [Endpoint(client)],
         read_architecture(folder),
+        World(rank=0, size=1, device=torch.device("cpu")),
         ranks=1,
         route="tensor",
         bucket_bytes=400,

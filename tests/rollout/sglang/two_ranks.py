@@ -39,7 +39,7 @@ def main() -> None:
     world = join(cfg.parallel)
     policy = Policy(cfg.model, cfg.parallel, cfg.optimizer, world)
     engine = SglangGenerator(cfg, world, dtype=torch.float32, note=print)
-    engine.load_weights(policy.weights())  # raises if a digest differs
+    engine.load_weights(policy.weights(dealt=engine.takes_shares))  # raises if a digest differs
     canary = engine.check_canaries(policy.logprobs, row_multiple=policy.row_multiple)
     prompts = [Prompt(i, [5 + i, 6, 7, 8 + i], "", Question("")) for i in range(4)]
 

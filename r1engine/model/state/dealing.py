@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Unit:
+class Lot:
     """Parameters that one rank gets together."""
 
     names: list[str]
@@ -14,16 +14,16 @@ class Unit:
     size: int = 0  # elements of their Hugging Face tensors
 
 
-def deal(units: list[Unit]) -> list[int]:
-    """The rank that gets each unit: the one of its holders with the least so far.
+def deal(lots: list[Lot]) -> list[int]:
+    """The rank that gets each lot: the one of its holders with the least so far.
 
-    Units that few ranks hold go first, then the large ones; so every rank of the same units finds the same.
+    Lots that few ranks hold go first, then the large ones; so every rank of the same lots finds the same.
     """
-    loads: dict[int, int] = {rank: 0 for unit in units for rank in unit.holders}
-    owners: list[int] = [0] * len(units)
-    for index in sorted(range(len(units)), key=lambda i: (len(units[i].holders), -units[i].size, i)):
-        unit = units[index]
-        owner = min(unit.holders, key=lambda rank: (loads[rank], rank))
-        loads[owner] += unit.size
+    loads: dict[int, int] = {rank: 0 for lot in lots for rank in lot.holders}
+    owners: list[int] = [0] * len(lots)
+    for index in sorted(range(len(lots)), key=lambda i: (len(lots[i].holders), -lots[i].size, i)):
+        lot = lots[index]
+        owner = min(lot.holders, key=lambda rank: (loads[rank], rank))
+        loads[owner] += lot.size
         owners[index] = owner
     return owners

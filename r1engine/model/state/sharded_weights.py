@@ -14,7 +14,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from r1engine.hf.architecture import Architecture
 from r1engine.hf.folder import Folder
 from r1engine.hf.tensors import SCORE, hf_shapes, is_float32, mtp_shapes
-from r1engine.model.state.dealing import Unit, deal
+from r1engine.model.state.dealing import Lot, deal
 from r1engine.model.state.rules import WeightRule, mtp_rules, rules
 from r1engine.ranks import World
 
@@ -34,7 +34,7 @@ class ShardedWeights:
         for chunk in chunks:
             self.local |= {self._global(name, chunk): tensor for name, tensor in _tensors(chunk)}
         self._stage_of = self._find_stages()
-        self._units: list[tuple[Unit, int]] | None = None  # of this rank's stage, each with the rank that has it
+        self._lots: list[tuple[Lot, int]] | None = None  # of this rank's stage, each with the rank that has it
 
     def _global(self, name: str, chunk: Any) -> str:
         parts = name.split(".")
@@ -146,10 +146,10 @@ class ShardedWeights:
         Args:
             skip: Hugging Face names that nobody needs, the same on every rank.
         """
-        if self._units is None:
-            self._units = self._deal()
-        for unit, owner in self._units:
-            for name in unit.names:
+        if self._lots is None:
+            self._lots = self._deal()
+        for lot, owner in self._lots:
+            for name in lot.names:
                 rule = self._rules[name]
                 if all(hf in skip for hf in rule.hf):
                     continue
@@ -157,8 +157,8 @@ class ShardedWeights:
                 if tensors is not None:
                     yield from zip(rule.hf, tensors, strict=True)
 
-    def _deal(self) -> list[tuple[Unit, int]]:
-        """The units of this pipeline stage in the order of `rules`, each with the rank that makes it whole."""
+    def _deal(self) -> list[tuple[Lot, int]]:
+        """The lots of this pipeline stage in the order of `rules`, each with the rank that makes it whole."""
         places = self.world.everyones((self.world.pp_rank, self.world.ep_rank))
         own, _ = places[self.world.rank]
         holders: dict[int | None, list[int]] = {}  # of the experts of a rank; None: of everything else
@@ -167,7 +167,7 @@ class ShardedWeights:
                 holders.setdefault(None, []).append(rank)
                 holders.setdefault(expert_rank, []).append(rank)
         per_rank = self.model.moe.num_experts // self.world.ep_size if self.model.moe else 1
-        units: dict[str, Unit] = {}
+        lots: dict[str, Lot] = {}
         for name, rule in self._rules.items():
             stands_for = name  # the parameter of this rank that lies where it lies
             if rule.expert is not None:
@@ -176,10 +176,10 @@ class ShardedWeights:
             if self._stage_of[stands_for] != self.world.pp_rank:
                 continue
             key = name.split(".self_attention.")[0] + " attention" if ".self_attention." in name else name
-            unit = units.setdefault(key, Unit([], holders[None if rule.expert is None else rule.expert // per_rank]))
-            unit.names.append(name)
-            unit.size += sum(math.prod(self._shapes[hf]) for hf in rule.hf)
-        return list(zip(units.values(), deal(list(units.values())), strict=True))
+            lot = lots.setdefault(key, Lot([], holders[None if rule.expert is None else rule.expert // per_rank]))
+            lot.names.append(name)
+            lot.size += sum(math.prod(self._shapes[hf]) for hf in rule.hf)
+        return list(zip(lots.values(), deal(list(lots.values())), strict=True))
 
     def _whole_on(self, owner: int, rule: WeightRule, name: str) -> list[torch.Tensor] | None:
         """A parameter's Hugging Face tensors on the rank `owner`, None on others; with its group's other ranks."""

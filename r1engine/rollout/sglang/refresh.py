@@ -98,11 +98,22 @@ class Refresher:
             RuntimeError: a server holds other weights than were sent, naming the tensors; or no server is left.
         """
         report = Report(version)
-        started = time.monotonic()
         expected = None
         if self.digest is not None and (self.takes_shares or self.world.is_first):
             expected = Expected(self.arch, self.ranks, self.digest)
-        tensors = self._noting(weights, expected)
+        started = time.monotonic()
+        self._send_all(self._noting(weights, expected), version, report)
+        report.seconds["send"] = time.monotonic() - started
+        started = time.monotonic()
+        if self.digest is not None:
+            self._verify(expected, version, report)
+        report.seconds["verify"] = time.monotonic() - started
+        for endpoint in self._some_usable(report):
+            endpoint.version = version
+        return report
+
+    def _send_all(self, tensors: Iterable, version: int, report: Report) -> None:
+        """This rank's weights to all servers; returns when all ranks' are there."""
         live = self._usable()
         try:
             if self.route == "disk":
@@ -112,23 +123,12 @@ class Refresher:
         finally:
             for _ in tensors:  # gathering is collective: every rank must come to its end
                 pass
-        if not self._usable():
-            raise RuntimeError(f"refresh: no server took weights {version}: {self._reasons(report)}")
+        self._some_usable(report)
         if any(self.world.everyones(self._is_broken)):
             raise BrokenOff(f"refresh: a broadcast of weights {version} broke off: {self._reasons(report)}")
         shares = self.world.everyones(sent)
         report.num_bytes = sum(shares) if self.takes_shares else shares[0]
         report.most_bytes = max(shares)
-        report.seconds["send"] = time.monotonic() - started
-        started = time.monotonic()
-        if self.digest is not None:
-            self._verify(expected, version, report)
-        report.seconds["verify"] = time.monotonic() - started
-        if not self._usable():
-            raise RuntimeError(f"refresh: no server took weights {version}: {self._reasons(report)}")
-        for endpoint in self._usable():
-            endpoint.version = version
-        return report
 
     def close(self) -> None:
         """Leave the broadcast group."""
@@ -140,6 +140,12 @@ class Refresher:
 
     def _usable(self) -> list[Endpoint]:
         return [endpoint for endpoint in self.endpoints if endpoint.is_usable]
+
+    def _some_usable(self, report: Report) -> list[Endpoint]:
+        usable = self._usable()
+        if not usable:
+            raise RuntimeError(f"refresh: no server took weights {report.version}: {self._reasons(report)}")
+        return usable
 
     def _on_first(self, live: list[Endpoint], call: Callable[[Endpoint], object], report: Report) -> None:
         """The first rank calls for all at once; then all ranks know which servers are left."""
@@ -161,23 +167,9 @@ class Refresher:
 
     def _stream(self, live: list[Endpoint], tensors: Iterable, version: int, report: Report) -> int:
         """All buckets of this rank to all servers; returns their bytes."""
-
-        def begin(endpoint: Endpoint) -> None:
-            client = endpoint.client
-            client.post("/pause_generation", {"mode": "retract"}, seconds=CONTROL_SECONDS)
-            client.post("/begin_weight_update", {"selector": "all"}, seconds=CONTROL_SECONDS)
-
-        def end(endpoint: Endpoint) -> None:
-            client = endpoint.client
-            client.post("/end_weight_update", {}, seconds=CONTROL_SECONDS)
-            if is_broken:
-                return  # nothing is drawn until it has all weights
-            client.post("/flush_cache", {}, seconds=CONTROL_SECONDS)  # no sample mixes old and new keys
-            client.post("/continue_generation", {}, seconds=CONTROL_SECONDS)
-
         for endpoint in live:
             endpoint.version = None
-        self._on_first(live, begin, report)
+        self._on_first(live, _begin, report)
         self._is_broken = False
         if self.route == "distributed":
             self._join_groups(report)
@@ -199,7 +191,7 @@ class Refresher:
                 sending.result()
         agree(self.endpoints, self.world)
         is_broken = any(self.world.everyones(self._is_broken))
-        self._on_first(self._usable(), end, report)
+        self._on_first(self._usable(), _interrupt if is_broken else _end, report)
         return num_bytes
 
     def _send(self, bucket: Bucket, flat: torch.Tensor, texts: list[str], version: int, report: Report) -> None:
@@ -338,6 +330,24 @@ class Refresher:
                 f"refresh: {client.url} does not hold weights {version}: {len(wrong)} tensors are wrong: "
                 f"{', '.join(wrong[:5])}"
             )
+
+
+def _begin(endpoint: Endpoint) -> None:
+    client = endpoint.client
+    client.post("/pause_generation", {"mode": "retract"}, seconds=CONTROL_SECONDS)
+    client.post("/begin_weight_update", {"selector": "all"}, seconds=CONTROL_SECONDS)
+
+
+def _interrupt(endpoint: Endpoint) -> None:
+    """It has a part of the weights; until it has all, it draws nothing."""
+    endpoint.client.post("/end_weight_update", {}, seconds=CONTROL_SECONDS)
+
+
+def _end(endpoint: Endpoint) -> None:
+    client = endpoint.client
+    client.post("/end_weight_update", {}, seconds=CONTROL_SECONDS)
+    client.post("/flush_cache", {}, seconds=CONTROL_SECONDS)  # no sample mixes old and new keys
+    client.post("/continue_generation", {}, seconds=CONTROL_SECONDS)
 
 
 def _tp_rank(answer: dict) -> int:

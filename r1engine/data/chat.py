@@ -54,7 +54,7 @@ class QuestionFormat:
         self.identity = self._template = template
         self.end_token = end_token(folder, tokenizer)
         self.source: str | None = None
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         special = [text for text, is_special in tokenizer.added_tokens.items() if is_special]
         self._markers = _Markers(special if template == "r1_zero" else [], tokenizer)
 
@@ -83,11 +83,11 @@ class QuestionFormat:
 
     def encode_prompts(self, texts: list[str]) -> list[list[int]]:
         """Token ids of prompts, behind what the model expects in front of a text."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
+        return [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
 
     def encode_completions(self, texts: list[str]) -> list[list[int]]:
         """Token ids of completions, without the end token."""
-        return [encoding.ids for encoding in self._tokenizer.encode_continuations(texts)]
+        return [encoding.ids for encoding in self.tokenizer.encode_continuations(texts)]
 
 
 class ChatFormat:
@@ -103,7 +103,7 @@ class ChatFormat:
         Raises:
             ValueError: there is no such template, it refuses a user's question, or its turns end with no token.
         """
-        self.template, self._tokenizer, self._system = data.template, tokenizer, data.system
+        self.template, self.tokenizer, self._system = data.template, tokenizer, data.system
         self._renderer = _transformers_tokenizer(folder)
         own = _own_template(folder, self._renderer) if data.template == "chat" else _shipped(data.template)
         if missing := [token for token in R1_TOKENS if data.template == "r1" and token not in tokenizer.added_tokens]:
@@ -195,7 +195,7 @@ class ChatFormat:
 
     def encode_completions(self, texts: list[str]) -> list[list[int]]:
         """Token ids of completions, without the end token."""
-        return [encoding.ids for encoding in self._tokenizer.encode_continuations(texts)]
+        return [encoding.ids for encoding in self.tokenizer.encode_continuations(texts)]
 
     def _with_system(self, messages: list[Message]) -> list[Message]:
         if self._system is None or messages[0]["role"] == "system":
@@ -233,8 +233,8 @@ class ChatFormat:
         _, found, tail = self._checked(messages, "data.template", opens=False).rpartition(PROBE[-1]["content"])
         if not found:
             raise ValueError(f"data.template: '{self.template}' does not write the assistant's text as it is")
-        ends = [text for text in self._tokenizer.added_tokens if text.strip() and tail.lstrip().startswith(text)]
-        index = self._tokenizer.token_to_id(max(ends, key=len)) if ends else None
+        ends = [text for text in self.tokenizer.added_tokens if text.strip() and tail.lstrip().startswith(text)]
+        index = self.tokenizer.token_to_id(max(ends, key=len)) if ends else None
         if index is None:
             raise ValueError(
                 f"data.template: after the assistant's text the template '{self.template}' writes {tail!r:.60}, "

@@ -32,7 +32,7 @@ from r1engine.observe.figures import (
 
 Chart = dict[str, Any]  # title, and data and layout of plotly
 Group = tuple[str, list[Chart]]  # "": without a heading
-MOST_POINTS = 1_000  # of a line; more are means of neighbours
+MOST_POINTS = 400  # of a line; more are means of neighbours
 _TITLES = {
     "reward": "Further components of the reward",
     "logp_ratio": "Trainer against generator: share of tokens by ratio",
@@ -215,11 +215,11 @@ def _traces(steps: list[float], values: list[float], series: Series) -> list[dic
 
 
 def thinned(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:
-    """At most so many points as a page can take, of five digits each: means of neighbours, the last point as it is."""
+    """At most so many points as a page can take, of four digits each: means of neighbours, the last point as it is."""
     size = -(-len(steps) // MOST_POINTS)
     parts = range(0, len(steps), size)
     means = [sum(part) / len(part) for part in (values[i : i + size] for i in parts)]
-    return [steps[min(i + size, len(steps)) - 1] for i in parts], [float(f"{mean:.5g}") for mean in means]
+    return [steps[min(i + size, len(steps)) - 1] for i in parts], [float(f"{mean:.4g}") for mean in means]
 
 
 def _lengths_chart(lengths: Lengths) -> Chart:

@@ -291,10 +291,3 @@ def _draw_lines(axes, rows: list[Row], figure: Figure) -> bool:
     if figure.is_log and drawn:
         axes.set_yscale("log")
     return drawn
-
-
-def plotly_script() -> str:
-    """The JavaScript of plotly, for a page that works without a network."""
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs()

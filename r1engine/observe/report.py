@@ -11,11 +11,13 @@ from r1engine.config.read import flat
 from r1engine.config.source import read_source
 from r1engine.observe import figures
 from r1engine.observe.charts import Group, chart_groups, comparison
+from r1engine.observe.packed import packed, packed_plotly
 from r1engine.observe.rated import Ratings, rated_charts, rated_drawings
 from r1engine.observe.starts import read_starts
 
 _TEMPLATE = Path(__file__).with_name("report_template.html")
-_SAMPLE_BYTES = 16_000_000  # completions put into the page; a browser opens that at once
+_SAMPLE_BYTES = 16_000_000  # completions put into the page; a browser opens that at once,
+_PACKED_BYTES = 5_000_000  # and the page stays under 8 MB
 # key of an evaluation -> (name, is a share)
 _HEADLINES = {
     "loss": ("Held-out loss", False),
@@ -47,14 +49,14 @@ def write_report(run_dir: Path, *, refresh_seconds: int | None = None) -> tuple[
         ValueError: metrics.jsonl has no row, a log has a broken line before its last, or summary.json is broken.
     """
     rows = read_rows_of(run_dir)
-    samples, num_samples = _read_samples(run_dir / "samples.jsonl")
+    samples, num_shown, num_samples = _packed_samples(run_dir / "samples.jsonl")
     summary = _read_object(run_dir / "summary.json") if (run_dir / "summary.json").exists() else {}
     png = run_dir / "curves.png"
     lengths = figures.Lengths(**_read_object(run_dir / "lengths.json")) if (run_dir / "lengths.json").exists() else None
     ratings = Ratings(**_read_object(run_dir / "ratings.json")) if (run_dir / "ratings.json").exists() else None
     if refresh_seconds is None:
         figures.write_png(rows, png, lengths, rated_drawings(ratings) if ratings else None)
-    note = "" if len(samples) == num_samples else f"Of {num_samples} logged completions, {len(samples)} are shown here."
+    note = "" if num_shown == num_samples else f"Of {num_samples} logged completions, {num_shown} are shown here."
     text = page(
         run_dir.resolve().name,
         chart_groups(rows, lengths, rated_charts(ratings) if ratings else None),
@@ -102,7 +104,7 @@ def page(title: str, groups: list[Group], **parts: Any) -> str:
     Args:
         title:  of the page.
         groups: of charts.
-        parts:  of the template: facts (name, value), headlines, tables, details, samples, samples_note,
+        parts:  of the template: facts (name, value), headlines, tables, details, samples (packed JSON), samples_note,
             refresh_seconds; what is left out is not shown.
     """
     from jinja2 import Environment, StrictUndefined
@@ -111,19 +113,16 @@ def page(title: str, groups: list[Group], **parts: Any) -> str:
     numbers = iter(range(len(charts)))
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    samples = parts.pop("samples", None)
     defaults: dict[str, Any] = dict.fromkeys(("facts", "headlines", "tables", "details"), ())
     return template.render(
-        **(defaults | {"samples_note": "", "refresh_seconds": None} | parts),
+        **(defaults | {"samples": "", "samples_note": "", "refresh_seconds": None} | parts),
         title=title,
         groups=[
             {"title": name, "charts": [{"title": chart["title"], "number": next(numbers)} for chart in group]}
             for name, group in groups
         ],
-        charts=embedded_json([{"data": chart["data"], "layout": chart["layout"]} for chart in charts]),
-        has_samples=samples is not None,
-        samples=embedded_json(samples or []),
-        plotly=figures.plotly_script(),
+        charts=packed(_json([{"data": chart["data"], "layout": chart["layout"]} for chart in charts])),
+        plotly=packed_plotly(),
     )
 
 
@@ -216,21 +215,30 @@ def _merged(rows: list[dict]) -> list[dict]:
     return [merged[step] for step in sorted(merged)]
 
 
-def _read_samples(path: Path) -> tuple[list[dict], int]:
-    """Completions for the page and how many there are; of a long run, those of evenly spaced steps."""
+def _packed_samples(path: Path) -> tuple[str, int, int]:
+    """Completions for the page, how many they are, and how many there are; of a long run, those of evenly spaced steps
+    and of the last one."""
     if not path.is_file():
-        return [], 0
+        return packed("[]"), 0, 0
     rows = _read_lines(path)
     steps = sorted({row["step"] for row in rows})
     stride = max(1, -(-path.stat().st_size // _SAMPLE_BYTES))
-    kept = {*steps[::stride], *steps[-1:]}
-    return [row for row in rows if row["step"] in kept], len(rows)
+    while True:
+        kept = {*steps[::stride], *steps[-1:]}
+        shown = [row for row in rows if row["step"] in kept]
+        text = packed(_json(shown))
+        if len(text) <= _PACKED_BYTES or stride >= len(steps):
+            return text, len(shown), len(rows)
+        stride *= -(-len(text) // _PACKED_BYTES)
 
 
 def embedded_json(value: object) -> str:
     """JSON for a <script type="application/json"> element: no text in it can end the element or start another."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))  # ASCII
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return _json(value).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))  # ASCII
 
 
 def _facts(rows: list[dict], summary: dict) -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from r1engine.ranks import World
 from r1engine.rewards.from_config import check_named, check_sandbox, make_scorer
 from r1engine.rollout import make_generator
 from r1engine.rollout.rollouts import Rollouts
+from r1engine.rollout.token_texts import token_texts
 from r1engine.stages.identity import Identity, model_identity, setting
 from r1engine.stages.inputs import check_raters, load_questions, note_unusable
 from r1engine.stages.iteration import Iteration, Parts, iterate, refresh, verify
@@ -160,7 +161,8 @@ class RlStage:
         for i in [*chosen][:count]:
             group = [_in_group(done, other) for other in self._group_of(i)]
             completion, score = done.graded[i]
-            rows.append(sample_row(completion, score, done.samples[i].advantage) | {"group": group})
+            tokens = token_texts(completion, self._format.tokenizer.decode) if self.world.is_first else {}
+            rows.append(sample_row(completion, score, done.samples[i].advantage) | {"group": group} | tokens)
         return rows
 
     def _group_of(self, index: int) -> range:

@@ -16,14 +16,18 @@ from typer.testing import CliRunner
 
 from r1engine.cli import app
 from r1engine.config import RlConfig
-from r1engine.observe import figures
 from r1engine.observe.charts import MOST_POINTS, chart_groups, thinned
 from r1engine.observe.live import LiveReport
+from r1engine.observe.packed import unpacked
 from r1engine.observe.report import write_comparison, write_report
 from r1engine.observe.starts import record_start
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PROBE = """<script>addEventListener("load", () => setTimeout(() => {
+PROBE = """<script>addEventListener("load", async () => {
+  await Promise.all([drawing, begun]);
+  const tokens = document.getElementById("tokens");
+  tokens.checked = true;
+  tokens.dispatchEvent(new Event("input"));
   for (const box of document.querySelectorAll(".chart")) drawChart(box);
   const found = JSON.stringify({
     wide: document.documentElement.scrollWidth, window: document.documentElement.clientWidth,
@@ -31,9 +35,10 @@ PROBE = """<script>addEventListener("load", () => setTimeout(() => {
     cards: document.querySelectorAll("#samples article").length,
     page: getComputedStyle(document.body).backgroundColor,
     group: document.querySelectorAll("#samples .group .badge").length,
+    tokens: [...document.querySelectorAll("#samples pre span[title]")].map((one) => one.textContent + " " + one.title),
   });
   if (parent === window) document.title = found; else parent.postMessage(found, "*");
-}, 0));</script></body>"""
+});</script></body>"""
 
 
 def metrics_row(step: int, **more: float) -> dict:
@@ -54,9 +59,10 @@ def run(tmp_path_factory) -> Path:
     rows = [{"step": 0, "eval/pass_at_1": 0.1}, *map(metrics_row, range(1, 31)), {"step": 30, "eval/pass_at_1": 0.6}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     group = [{"verdict": "right", "reward": 1.0, "length": 9}, {"verdict": "undecided", "reward": None, "length": 12}]
+    tokens = {"token_characters": [1, 0, 1, 4, 0], "token_percent": [100, 40, 99, 7, 55]}
     sample = {
-        "step": 30, "prompt": "p", "question": "q" * 300, "answer": "2", "completion": "<think>a</think>b",
-        "reason": "6 is not 5", "verdict": "wrong", "reward/accuracy": 0.0, "advantage": -0.5, "group": group,
+        "step": 30, "prompt": "p", "question": "q" * 300, "answer": "2", "completion": "a\U0001f600</b>",
+        "reason": "6 is not 5", "verdict": "wrong", "reward/accuracy": 0.0, "advantage": -0.5, "group": group, **tokens,
     }  # fmt: skip
     (folder / "samples.jsonl").write_text(json.dumps(sample) + "\n")
     record_start(RlConfig(run_dir=folder, seed=7), step=0, ranks=2)
@@ -94,12 +100,11 @@ def test_a_page_of_a_run_that_goes_on_loads_itself_again(run):
 def test_long_lines_are_thinned_to_means():
     steps, values = thinned([float(i) for i in range(1, 10_401)], [float(i) for i in range(1, 10_401)])
     assert len(steps) <= MOST_POINTS and steps[-1] == 10_400.0
-    assert values[0] == 6.0 and steps[0] == 11.0  # the mean of 1 .. 11
-    assert thinned([1.0, 2.0], [0.123456789, 1.0]) == ([1.0, 2.0], [0.12346, 1.0])
+    assert values[0] == 13.5 and steps[0] == 26.0  # the mean of 1 .. 26
+    assert thinned([1.0, 2.0], [0.123456789, 1.0]) == ([1.0, 2.0], [0.1235, 1.0])
 
 
 def test_runs_are_compared_with_what_differs(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "plotly_script", lambda: "")
     other = tmp_path / "other"
     shutil.copytree(run, other)
     shutil.rmtree(other / "none", ignore_errors=True)
@@ -108,7 +113,7 @@ def test_runs_are_compared_with_what_differs(run, tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     text = (tmp_path / "both.html").read_text()
     assert "<td>seed</td><td>7</td><td>8</td>" in text and "<td>Held-out pass@1</td><td>60.0%</td>" in text
-    charts = json.loads(re.search(r'id="charts">(.*?)</script>', text)[1])
+    charts = json.loads(unpacked(re.search(r'id="charts">(.*?)</script>', text)[1]))
     assert all({trace["name"] for trace in chart["data"]} == {"run", "other"} for chart in charts) and len(charts) > 15
     with pytest.raises(ValueError, match="required folders of different runs"):
         write_comparison([run, run], tmp_path / "x.html")
@@ -160,6 +165,7 @@ def test_a_browser_draws_the_page_wide_narrow_and_dark(run, tmp_path):
     wide = shown(page, tmp_path, "--window-size=1440,900")
     assert (wide["wide"], wide["cards"], wide["group"]) == (wide["window"], 1, 2)
     assert wide["charts"] >= charts > 15
+    assert wide["tokens"] == ["a 100 %", "\U0001f600 99 %", "</b> 7 %", "\u2402 55 %"]
     dark = shown(
         page, tmp_path, "--window-size=390,844", "--force-dark-mode", "--blink-settings=preferredColorScheme=0"
     )

@@ -103,6 +103,11 @@ class Policy:
         """Refuse a model that is not computed here."""
         if self.dtype == torch.float32 and self.world.device.type == "cuda":
             raise ValueError("model.dtype: found float32 on a GPU, required bfloat16: FlashAttention takes no float32")
+        if self.shape.moe is not None and self._settings.experts == "fused" and self.world.device.type == "cuda":
+            sizes = self.shape.hidden_size, self.shape.moe.intermediate_size
+            if any(size % 8 for size in sizes):  # rows of 16 bytes
+                what = f"found hidden_size {sizes[0]} and moe_intermediate_size {sizes[1]}"
+                raise ValueError(f"model.experts=fused: {what}, required multiples of 8 on a GPU, or experts: megatron")
         if self._settings.fp8:
             fp8.check_machine()
 
@@ -330,10 +335,13 @@ class Policy:
     def snapshot(self) -> dict[str, torch.Tensor]:
         """Copies of this rank's shards in host memory: the frozen reference policy."""
         self._offloader.check_awake()
-        return {
-            name: torch.empty_like(p, device="cpu", pin_memory=p.is_cuda).copy_(p.detach())
+        copies = {
+            name: torch.empty_like(p, device="cpu", pin_memory=p.is_cuda).copy_(p.detach(), non_blocking=True)
             for name, p in self._weights.local.items()
         }
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()
+        return copies
 
     def reference_logprobs(self, snapshot: dict[str, torch.Tensor], rows: list[PackedBatch]) -> list[torch.Tensor]:
         """`logprobs` under the weights of a snapshot; the policy's own weights are not written."""

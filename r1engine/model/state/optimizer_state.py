@@ -102,6 +102,13 @@ def move_to_host(optimizer: MegatronOptimizer) -> None:
         one.reload_model_params = lambda host=host, state_dict=None: host.read()
 
 
+def fuse(optimizer: MegatronOptimizer) -> None:
+    """Where PyTorch's Adam updates on a GPU: by its fused kernel, which makes no temporaries of the model's size."""
+    for one in _parts(optimizer):
+        for group in one.optimizer.param_groups if isinstance(one.optimizer, torch.optim.AdamW) else ():
+            group |= {"fused": True, "foreach": False}
+
+
 def _weight(parameter: torch.nn.Parameter, part: slice) -> torch.Tensor:
     return parameter.data.view(-1)[part]
 
@@ -192,7 +199,8 @@ def restore(optimizer: MegatronOptimizer, read: dict[str, torch.Tensor], step: i
             else:
                 state[field] = values.clone()
         if isinstance(item.inner, torch.optim.Adam):
-            state["step"] = torch.tensor(float(step))
+            is_fused = bool(item.inner.param_groups[0]["fused"])  # its kernel reads the number on the device
+            state["step"] = torch.tensor(float(step), device=item.main.device if is_fused else "cpu")
         else:  # Transformer Engine's counts in the group
             for group in item.inner.param_groups:
                 group["step"] = step

@@ -1,0 +1,72 @@
+"""The branches of a GPU, on a GPU that does not exist (tests/support/fake_gpu): a policy of every family is built,
+asked, updated and read. Kernels are noted with their arguments checked; there are no numbers."""
+
+import shutil
+
+import pytest
+import torch
+from fake_gpu import build, runs
+from policies import policy_of
+from ranks import on_ranks
+
+from r1engine.config import RlConfig
+from r1engine.ranks import World
+
+CASES = [
+    ("qwen2", "megatron", False),
+    ("qwen2-tied", "megatron", False),
+    ("qwen3", "megatron", True),
+    ("llama", "megatron", False),
+    ("qwen3-moe", "megatron", False),
+    ("qwen3-moe", "fused", True),
+    ("deepseek", "megatron", True),
+    ("deepseek", "fused", False),
+    ("deepseek", "fused_fp8", False),
+    ("moonlight", "fused", False),
+    ("deepseek-mtp", "fused", False),
+]
+EXPERTS = {
+    "fused": {"r1_moe_gate_topk", "r1_moe_plan", "r1_moe_permute", "_forward_kernel", "r1_moe_combine"},
+    "fused_fp8": {"r1_moe_permute_quant", "m_grouped_fp8_gemm_nt_contiguous", "r1_fp8_quantize_bf16"},
+    "megatron": set(),
+}
+MEGATRONS_WAITS = ("megatron/core/rerun_state_machine.py", "megatron/core/distributed", "megatron/core/optimizer")
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ on PATH")
+    return build(tmp_path_factory.mktemp("fake_gpu"))
+
+
+@pytest.mark.rotating
+@pytest.mark.parametrize(("family", "experts", "offload"), CASES, ids=["-".join(map(str, case)) for case in CASES])
+def test_a_policy_lives_on_the_gpu_and_waits_for_it_seldom(library, family, experts, offload):
+    (seen,) = on_ranks(1, runs.train, library, family, experts, offload)
+    assert seen.misplaced == []
+    assert {"loss", "grad_norm"} <= seen.metrics
+    assert {"partials_kernel", "merge_kernel"} | EXPERTS[experts] <= seen.launches["logprobs"].keys()
+    assert "gradient_kernel" in seen.launches["update"]
+    waits = {phase: dict(found) for phase, found in seen.waits.items()}
+    if experts == "megatron":  # its dispatcher asks how many tokens each expert has
+        for found in waits.values():
+            found.pop("megatron/core/transformer/moe/moe_utils.py:permute", None)
+    assert waits["logprobs"] == waits["reference"] == waits["weights"] == {}
+    # Whatever the number of parameters: a few of Megatron's checks of the whole, and one for the metrics.
+    ours = {place: times for place, times in waits["update"].items() if not place.startswith(MEGATRONS_WAITS)}
+    assert ours == {"r1engine/model/policy.py:_reduce": 1}
+    assert sum(waits["update"].values()) <= 8
+
+
+@pytest.mark.parametrize(
+    ("family", "model", "message"),
+    [
+        ("qwen3", {"dtype": "float32"}, r"model\.dtype: found float32 on a GPU, required bfloat16"),
+        ("qwen3-moe", {"experts": "fused"}, r"moe_intermediate_size 20, required multiples of 8 on a GPU"),
+    ],
+)
+def test_what_a_gpu_cannot_compute_is_refused_before_anything_is_built(folders, family, model, message):
+    cfg = RlConfig(model={"path": folders[family][0]} | model)
+    with pytest.raises(ValueError, match=message):
+        policy_of(cfg, World(rank=0, size=1, device=torch.device("cuda", 0)))

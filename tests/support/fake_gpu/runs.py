@@ -1,0 +1,89 @@
+"""What the engine does on a fake GPU, each in a process of its own (ranks.on_ranks)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from model_folders import save_model
+from policies import policy_of
+
+import fake_gpu
+from r1engine.batch import RowShape, Sequence, pack
+from r1engine.config import Parallel, RlConfig
+from r1engine.model import parallel
+from r1engine.ranks import World
+from r1engine.stages.sft import cross_entropy
+
+DEVICE = torch.device("cuda", 0)
+# Two layers, of which the second has experts; sizes that the kernels of a GPU take.
+WIDE = {"hidden_size": 128, "moe_intermediate_size": 128, "qk_nope_head_dim": 16, "v_head_dim": 16}
+SIZES = {"num_hidden_layers": 2}
+
+
+class Seen(NamedTuple):
+    """What was noted."""
+
+    waits: dict[str, Counter[str]]  # phase -> place -> how often
+    launches: dict[str, Counter[str]]  # phase -> kernel -> how often
+    misplaced: list[str]  # parameters and buffers that are not on the device
+    metrics: set[str] = frozenset()
+
+
+class Phases:
+    """Waits and launches, phase by phase."""
+
+    def __init__(self, gpu: fake_gpu.FakeGpu) -> None:
+        self._gpu = gpu
+        self.waits: dict[str, Counter[str]] = {}
+        self.launches: dict[str, Counter[str]] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """What happens inside is of this phase."""
+        self._gpu.waits.clear()
+        self._gpu.launches.clear()
+        yield
+        self.waits[name] = Counter(self._gpu.waits)
+        self.launches[name] = Counter(launch.name for launch in self._gpu.launches)
+
+
+def model_folder(family: str) -> Path:
+    """A tiny model of the family."""
+    folder = Path(tempfile.mkdtemp())
+    has_experts = family in ("qwen3-moe", "deepseek", "moonlight", "deepseek-mtp")
+    save_model(folder, family, **SIZES, **(WIDE if has_experts else {}))
+    return folder
+
+
+def train(library: Path, family: str, experts: str, offload: bool) -> Seen:
+    """A policy is built, asked for log-probabilities, updated twice, and its weights are handed on."""
+    folder = model_folder(family)
+    gpu = fake_gpu.start(library)
+    dist.init_process_group("fake", store=fake_gpu.store(), rank=0, world_size=1)
+    parallel.start_groups(Parallel())
+    items = [Sequence(list(range(2, 2 + n)), 1, 0.01) for n in (5, 17, 40)]
+    phases, mtp = Phases(gpu), {"mtp_loss_weight": 0.3} if family.endswith("mtp") else {}
+    cfg = RlConfig(model={"path": folder, "experts": experts} | mtp, optimizer={"offload": offload})
+    with gpu:
+        with phases.phase("build"):
+            policy = policy_of(cfg, World(0, 1, DEVICE))
+        held = [item for chunk in policy.chunks for item in (*chunk.named_parameters(), *chunk.named_buffers())]
+        rows = [row.to(DEVICE) for row in pack(items, RowShape(max_tokens=64))[0]]
+        with phases.phase("logprobs"):
+            (logp,) = policy.logprobs(rows)
+        with phases.phase("reference"):
+            policy.reference_logprobs(policy.snapshot(), rows)
+        with phases.phase("update"):
+            metrics = policy.update(rows, cross_entropy, 1e-3).metrics
+        with phases.phase("weights"):
+            held += list(policy.weights())
+    held.append(("logp", logp))
+    misplaced = [name for name, tensor in held if tensor.device != DEVICE]
+    return Seen(phases.waits, phases.launches, misplaced, set(metrics))

@@ -20,12 +20,13 @@ from r1engine.config.rl import Grpo, QuestionData, RlConfig, SampledEvaluation
 from r1engine.config.rollout import Rollout, Sglang
 from r1engine.config.sample import SampleConfig
 from r1engine.config.search import Search
+from r1engine.config.search_data import SearchDataConfig
 from r1engine.config.searching import SearchConfig
 from r1engine.config.sft import Sft, SftConfig, TextData
 from r1engine.config.source import ConfigError
 from r1engine.config.stage import Checkpoint, Data, Evaluation, Log, Model, Optimizer, Parallel, StageConfig
 from r1engine.config.tiny import TinyConfig
-from r1engine.config.tiny_chain import TinyChainConfig, TinyChainTruthConfig
+from r1engine.config.tiny_chain import TinyChainConfig, TinyChainReportConfig, TinyChainTruthConfig
 from r1engine.config.tiny_r1 import TinyR1Config
 
 __all__ = [
@@ -33,7 +34,8 @@ __all__ = [
     "GradingServer", "Grpo", "JudgeServer", "KindConfig", "LabelConfig", "Labelling", "Log", "Model", "Optimizer",
     "PairJudge", "PairsConfig", "Parallel", "ProcessRewardConfig", "ProcessTraining", "QuestionData", "RatedData",
     "RewardModelConfig", "RewardModelServer", "RewardTraining", "Rewards", "RlConfig", "Rollout", "SampleConfig",
-    "SampledEvaluation", "Search", "SearchConfig", "Sft", "SftConfig", "Sglang", "StageConfig", "StepData",
-    "StepMarking", "StepScorerSection", "TextData", "TinyChainConfig", "TinyChainTruthConfig", "TinyConfig",
-    "TinyR1Config", "check_files", "check_world", "dump", "load", "load_rewards", "to_yaml",
+    "SampledEvaluation", "Search", "SearchConfig", "SearchDataConfig", "Sft", "SftConfig", "Sglang", "StageConfig",
+    "StepData", "StepMarking", "StepScorerSection", "TextData", "TinyChainConfig", "TinyChainReportConfig",
+    "TinyChainTruthConfig", "TinyConfig", "TinyR1Config", "check_files", "check_world", "dump", "load",
+    "load_rewards", "to_yaml",
 ]  # fmt: skip

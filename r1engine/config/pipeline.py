@@ -38,6 +38,10 @@ REFERENCES = {
     "questions": "data",
     "steps": "data",  # of what labels anew; a mapping elsewhere
     "scorer.path": "model",
+    "rewards.process_model": "model",
+    "searches.*": "data",
+    "trained.*": "model",
+    "search.tokens_of": "data",
 }
 NAME = re.compile(r"[a-z][a-z0-9_.-]*")
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from r1engine.config.addresses import address_problem
 from r1engine.config.section import Fraction, LocalPath, Positive, Section
 from r1engine.config.stage import Data, Optimizer, StageConfig, Template
 
@@ -77,14 +78,30 @@ class ProcessRewardConfig(StageConfig):
 
 
 class StepScorerSection(Section):
-    """What scores the steps of completions: a folder that runs in this process."""
+    """What scores the steps of completions: a folder that runs in this process, or SGLang servers of it."""
 
     path: LocalPath
     """Folder of a process reward model, own or released."""
+    urls: list[str] = Field(default=[])
+    """SGLang servers that have the model, such as http://10.0.0.7:30000, alike; then only tokenizer, config.json and
+    step_scores.json of the folder are read here. None: the model runs in this process."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """Of a request to a server."""
+    tries: Positive = 3
+    """Of a request, over all servers."""
+    parallel: Positive = 16
+    """Requests to servers at once."""
+    key_variable: str = ""
+    """Environment variable with the servers' API key; "": none is sent."""
     format: Literal["auto", "own", "qwen_math_prm", "skywork", "math_shepherd", "rlhflow"] = "auto"
     """How the model wants question and steps: own: as they were drawn; the others as their makers say; auto: by the
     folder."""
     batch_tokens: Positive = 16_384
-    """Tokens of a forward pass."""
+    """Tokens of a forward pass in this process."""
     cache_gib: Annotated[float, Field(gt=0)] = 4.0
     """Keys and values that are kept of steps that may go on (GiB)."""
+
+    def problems(self) -> list[str]:
+        """What does not fit together."""
+        wrong = [(url, problem) for url in self.urls if (problem := address_problem(url))]
+        return [f"scorer.urls: found {url}, required {problem}" for url, problem in wrong]

@@ -18,12 +18,13 @@ from r1engine.config.reward_model import RewardModelConfig
 from r1engine.config.rewards import Rewards
 from r1engine.config.rl import RlConfig
 from r1engine.config.sample import SampleConfig
+from r1engine.config.search_data import SearchDataConfig
 from r1engine.config.searching import SearchConfig
 from r1engine.config.sft import SftConfig
 from r1engine.config.source import ConfigError, Source, read_overrides, read_source, validate, write_yaml
 from r1engine.config.stage import StageConfig
 from r1engine.config.tiny import TinyConfig
-from r1engine.config.tiny_chain import TinyChainConfig, TinyChainTruthConfig
+from r1engine.config.tiny_chain import TinyChainConfig, TinyChainReportConfig, TinyChainTruthConfig
 from r1engine.config.tiny_r1 import TinyR1Config
 
 KINDS: dict[str, type[KindConfig]] = {
@@ -33,12 +34,14 @@ KINDS: dict[str, type[KindConfig]] = {
     "process_reward": ProcessRewardConfig,
     "sample": SampleConfig,
     "search": SearchConfig,
+    "search_data": SearchDataConfig,
     "label": LabelConfig,
     "evaluate": EvaluateConfig,
     "tiny": TinyConfig,
     "tiny_r1": TinyR1Config,
     "tiny_chain": TinyChainConfig,
     "tiny_chain_truth": TinyChainTruthConfig,
+    "tiny_chain_report": TinyChainReportConfig,
     "curate": CurateConfig,
     "pairs": PairsConfig,
 }

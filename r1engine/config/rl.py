@@ -202,6 +202,7 @@ class RlConfig(StageConfig):
     def inputs(self) -> dict[str, Path]:
         """Key -> file or folder that the stage reads."""
         models = {f"rewards.{name}_model.path": model.path for name, model in self.rewards.reward_models.items()}
+        models["rewards.process_model"] = self.rewards.process_model
         return super().inputs() | {key: path for key, path in models.items() if path is not None}
 
     def source_problems(self) -> list[str]:

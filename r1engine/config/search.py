@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from r1engine.config.section import Count, Fraction, Positive, Section
+from r1engine.config.section import Count, Fraction, LocalPath, Positive, Section
 
 Method = Literal["best_of", "beam", "dvts", "mcts"]
 
@@ -43,7 +43,9 @@ class Search(Section):
     max_steps: Positive = 40
     """Steps of a completion; one that gets there has no answer."""
     budget_tokens: Positive | None = None
-    """Tokens drawn for a question after which its search stops; null: none."""
+    """Tokens drawn for a question after which its search stops; null: none. best_of then draws `width` at a time."""
+    tokens_of: LocalPath | None = None
+    """search.jsonl of another search: the tokens that it drew for a question, in the mean, are the budget."""
     questions_at_once: Positive = 64
     """Questions that are searched side by side: one draw and one scoring serve all."""
     use_rule: bool = False
@@ -53,10 +55,15 @@ class Search(Section):
     """Memory for keys and values of steps that may be drawn from again, of the embedded generator; 0: none is kept."""
     curve: list[Positive] = Field(default=[1, 4, 16, 64], min_length=1)
     """Values of `n` that --compare runs; mcts gets twice as many simulations."""
+    difficulty: Count = 8
+    """--compare: samples of each question, in no budget, by whose share of right ones the questions are divided into
+    five bins; what is best in each is the compute-optimal choice (Snell et al.). 0: no bins."""
 
     def problems(self) -> list[str]:
         """What does not fit together."""
         is_beam = self.method in ("beam", "dvts")
+        if self.tokens_of is not None and self.budget_tokens is not None:
+            return [f"search.budget_tokens: found {self.budget_tokens} with search.tokens_of, required one of them"]
         if is_beam and self.n % self.width:
             return [f"search.n: found {self.n}, required a multiple of search.width = {self.width}"]
         if self.use_rule and self.method != "mcts":

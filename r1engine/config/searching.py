@@ -14,6 +14,8 @@ from r1engine.config.search import Method, Search
 from r1engine.config.section import LocalPath
 from r1engine.config.stage import Template
 
+DIFFICULTY = "difficulty"  # the search that tells how hard questions are; it takes part in no comparison
+
 
 class SearchConfig(DrawingConfig):
     """Searches for answers to questions and grades them. Trains nothing."""
@@ -38,7 +40,8 @@ class SearchConfig(DrawingConfig):
 
     def problems(self) -> list[str]:
         """What does not fit together."""
-        problems = self.search.problems() + super().problems()
+        of_scorer = self.scorer.problems() if self.scorer is not None else []
+        problems = self.search.problems() + of_scorer + super().problems()
         if self.compare and self.search.use_rule:
             problems.append(
                 "search.use_rule: found true with compare, required false: a test must not know its answers"
@@ -47,7 +50,9 @@ class SearchConfig(DrawingConfig):
 
     def inputs(self) -> dict[str, Path]:
         """Key -> file or folder that the stage reads."""
-        return super().inputs() | ({"scorer.path": self.scorer.path} if self.scorer is not None else {})
+        found = {"scorer.path": self.scorer.path if self.scorer is not None else None}
+        found |= {"search.tokens_of": self.search.tokens_of}
+        return super().inputs() | {key: path for key, path in found.items() if path is not None}
 
     def source_problems(self) -> list[str]:
         """What the configuration lacks to find its model, its questions, its scorer and its generator."""
@@ -59,7 +64,8 @@ class SearchConfig(DrawingConfig):
         return problems
 
     def searches(self) -> dict[str, Search]:
-        """Name -> search that is run: one, or each method of `compare` at each value of search.curve."""
+        """Name -> search that is run: one, or each method of `compare` at each value of search.curve, and then the
+        samples that tell how hard a question is."""
         if not self.compare:
             return {self.search.method: self.search}
         found = {}
@@ -71,4 +77,7 @@ class SearchConfig(DrawingConfig):
                 if method == "mcts":
                     keys |= {"simulations": 2 * n, "lookahead": 0}
                 found[f"{method}_{n}"] = self.search.model_copy(update=keys)
+        if self.search.difficulty:
+            samples = {"method": "best_of", "n": self.search.difficulty, "lookahead": 0, "budget_tokens": None}
+            found[DIFFICULTY] = self.search.model_copy(update=samples)
         return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from r1engine.config.kind import KindConfig
 from r1engine.config.section import LocalPath, Positive
 from r1engine.config.tiny import TinyConfig
@@ -18,6 +20,7 @@ class TinyChainConfig(KindConfig):
         "clean": "clean.jsonl",
         "texts": "texts.jsonl",
         "train": "train.jsonl",
+        "more": "more.jsonl",
         "heldout": "heldout.jsonl",
     }
     ALONE: ClassVar[bool] = True
@@ -25,7 +28,8 @@ class TinyChainConfig(KindConfig):
     stage: Literal["tiny_chain"] = "tiny_chain"
     """Kind of stage."""
     run_dir: LocalPath = Path("runs/tiny_chain")
-    """Folder of model/, of clean.jsonl and texts.jsonl to pre-train on in this order, of train.jsonl, heldout.jsonl."""
+    """Folder of model/, of clean.jsonl and texts.jsonl to pre-train on in this order, and of the questions train.jsonl,
+    more.jsonl and heldout.jsonl."""
     hidden_size: Positive = 128
     """Numbers of a token's hidden state."""
     layers: Positive = 3
@@ -36,6 +40,8 @@ class TinyChainConfig(KindConfig):
     """Texts of each of the two files to pre-train on."""
     train: Positive = 2_000
     """Questions to draw solutions to."""
+    more: Positive = 400
+    """Other questions, for a round of search and training."""
     heldout: Positive = 200
     """Questions kept out of all training."""
 
@@ -63,9 +69,9 @@ class TinyChainTruthConfig(KindConfig):
     """Folder that gets steps.jsonl."""
     steps: LocalPath | None = None
     """File of labelled steps, as `stage: label` makes it, of questions of `tiny_chain`."""
-    labels: Literal["correctness", "value"] = "correctness"
+    labels: Literal["correctness", "value", "hard"] = "correctness"
     """correctness: 1 for right steps, 0 for the first wrong one, unknown behind it; value: the probability that the
-    generator of the texts gets to the answer from there."""
+    generator of the texts gets to the answer from there; hard: 1 in place of every label above 0."""
 
     def inputs(self) -> dict[str, Path]:
         """Key -> file that the stage reads."""
@@ -74,3 +80,28 @@ class TinyChainTruthConfig(KindConfig):
     def source_problems(self) -> list[str]:
         """What the configuration lacks."""
         return [] if self.steps is not None else ["steps: found null, required a file of labelled steps"]
+
+
+class TinyChainReportConfig(KindConfig):
+    """Compares what was labelled, trained and searched with the truth of the chains. Trains nothing."""
+
+    MAKES: ClassVar[dict[str, str]] = {"summary": "summary.json", "page": "report.html"}
+    ALONE: ClassVar[bool] = True
+
+    stage: Literal["tiny_chain_report"] = "tiny_chain_report"
+    """Kind of stage."""
+    run_dir: LocalPath = Path("runs/tiny_chain_report")
+    """Folder that gets summary.json, table.md and report.html."""
+    steps: LocalPath | None = None
+    """File of steps with soft labels, of `stage: label`."""
+    searches: dict[str, LocalPath] = Field(default={})
+    """Name -> search.jsonl. `exact`, `rollouts`: by the models of these labels; `before`, `round`, `after`, `reject`
+    and `rejected`: of a round of search and training, and of rejection sampling beside it."""
+    trained: dict[str, LocalPath] = Field(default={})
+    """Name -> model of a stage. `exact`, `hard`, `soft`: process reward models; `rule`, `sum`, `min`: policies."""
+
+    def inputs(self) -> dict[str, Path]:
+        """Key -> file or folder that the stage reads."""
+        found = {f"searches.{name}": path for name, path in self.searches.items()}
+        found |= {f"trained.{name}": path for name, path in self.trained.items()}
+        return found | ({"steps": self.steps} if self.steps is not None else {})

@@ -42,7 +42,7 @@ class StepRow:
     @property
     def is_of_rollouts(self) -> bool:
         """Whether the labels say how often one gets to the answer from there, not whether the step is right."""
-        return self.source.startswith("rollouts")
+        return self.source.startswith(("rollouts", "values"))
 
 
 def read_steps(path: Path) -> Iterator[StepRow]:

@@ -148,27 +148,31 @@ def chains(name: str, count: int, seed: int) -> list[Chain]:
 
 def write_world(cfg: TinyChainConfig) -> None:
     """Write all of it into cfg.run_dir: model/ (tokenizer and random weights), clean.jsonl and then texts.jsonl to
-    pre-train it on, and train.jsonl and heldout.jsonl, the questions (fields `question` and `answer`)."""
+    pre-train it on, and train.jsonl, more.jsonl and heldout.jsonl, the questions (fields `question` and `answer`)."""
     folder = cfg.run_dir
     heldout = chains("heldout", cfg.heldout, cfg.seed)
     kept_out = set(heldout)
-    train = [chain for chain in chains("train", cfg.train + cfg.heldout, cfg.seed) if chain not in kept_out]
+    asked = chains("train", cfg.train + cfg.more + cfg.heldout, cfg.seed)
+    train = [chain for chain in asked if chain not in kept_out][: cfg.train + cfg.more]
     _write_model(folder / "model", cfg)
-    for name, asked in (("train", train[: cfg.train]), ("heldout", heldout)):
-        write_rows(folder / f"{name}.jsonl", ({"question": c.question, "answer": str(c.answer)} for c in asked))
+    for name, questions in (("train", train[: cfg.train]), ("more", train[cfg.train :]), ("heldout", heldout)):
+        write_rows(folder / f"{name}.jsonl", ({"question": c.question, "answer": str(c.answer)} for c in questions))
     for name in ("clean", "texts"):
         write_rows(folder / f"{name}.jsonl", _texts(name, cfg, kept_out))
 
 
 def write_truth(cfg: TinyChainTruthConfig) -> None:
-    """Write the solutions of cfg.steps with exact labels to cfg.run_dir/steps.jsonl."""
+    """Write the solutions of cfg.steps with the labels that are asked for to cfg.run_dir/steps.jsonl."""
     assert cfg.steps is not None
     rows: list[dict[str, object]] = [{HEADER: 1, "labels_of": cfg.labels}]
     for number, row in enumerate(read_steps(cfg.steps)):
         chain, steps = chain_of(row.question), list(row.steps)
-        labels = step_labels(chain, steps) if cfg.labels == "correctness" else step_values(chain, steps)
+        if cfg.labels == "hard":
+            labels = [None if label is None else float(label > 0) for label in row.labels]
+        else:
+            labels = step_labels(chain, steps) if cfg.labels == "correctness" else [*step_values(chain, steps)]
         found: dict[str, object] = {"id": str(number), "question": row.question, "steps": steps, "labels": labels}
-        found["source"] = "rollouts/exact" if cfg.labels == "value" else "exact"
+        found["source"] = "exact" if cfg.labels == "correctness" else f"rollouts/{cfg.labels}"
         rows.append(found | ({"tokens": row.tokens} if row.tokens is not None else {}))
     write_rows(cfg.run_dir / "steps.jsonl", rows)
 

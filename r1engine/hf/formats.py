@@ -15,8 +15,8 @@ from r1engine.hf.export import Export, Stored
 from r1engine.hf.files import read_json
 from r1engine.hf.folder import Folder
 from r1engine.hf.headers import BLOCK, SCALE
-from r1engine.hf.score_folder import score_files
-from r1engine.hf.tensors import hf_shapes, is_float32, mtp_shapes
+from r1engine.hf.score_folder import is_served_with_bias, score_files
+from r1engine.hf.tensors import SCORE_BIAS, hf_shapes, is_float32, mtp_shapes
 from r1kernels import fp8_quantize
 
 Precision = Literal["float32", "bfloat16", "fp8"]
@@ -71,6 +71,8 @@ def begin_export(
     shapes = hf_shapes(model) | {name: mtp[name] for name in source.mtp_names if name in mtp}
     parts = {name: stored(name, shape, precision) for name, shape in shapes.items()}
     tensors = {n: s for part in parts.values() for n, s in part.items()}
+    if model.head == "score" and is_served_with_bias(source.path):
+        tensors |= stored(SCORE_BIAS, (1,), precision)
     if identity is None:
         identity = {"unique": time.time_ns()}
     export = Export(target, tensors, source.path, identity=identity | {"precision": precision})
@@ -107,6 +109,8 @@ def finish_export(
     if head == "tokens":
         export.finish({"config.json": config}, card)
     else:
+        if is_served_with_bias(source.path):
+            put(export, store(SCORE_BIAS, torch.zeros(1), precision))
         export.finish(score_files(source.path, config), card)
 
 

@@ -1,4 +1,5 @@
-"""What the headers of a folder's safetensors files say, checked against the model; no tensor is read, and no torch."""
+"""What the headers of a folder's safetensors files say, checked against the model. Without torch, and no tensor is
+read but the bias of a score."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from r1engine.hf.architecture import Architecture, is_fp8_folder, quantization
 from r1engine.hf.files import read_json
-from r1engine.hf.tensors import hf_shapes, mtp_shapes
+from r1engine.hf.tensors import SCORE_BIAS, hf_shapes, mtp_shapes
 
 BLOCK = 128  # rows and columns that share a scale in DeepSeek's FP8 checkpoints
 SCALE = "_scale_inv"  # what the name of a weight's scales ends in
@@ -39,6 +40,8 @@ class Headers:
                     self.files[name], self.types[name], shapes[name] = file, kind, shape
         if model.is_tied:
             shapes.pop("lm_head.weight", None)  # some exporters write the tied copy as well
+        if model.head == "score" and shapes.pop(SCORE_BIAS, None) is not None:
+            self._check_bias()
         mtp = {name: shape for name, shape in mtp_shapes(model).items() if name in shapes}  # may be absent altogether
         self.mtp_names = tuple(mtp)
         required = hf_shapes(model) | mtp
@@ -47,6 +50,13 @@ class Headers:
             required[name + SCALE] = tuple(math.ceil(size / BLOCK) for size in required[name])
         self._check_fp8()
         check_tensors(f"model.path: {path}", shapes, required, problems)
+
+    def _check_bias(self) -> None:
+        """The score has no bias here: one of 0, as exports have it for servers, says the same."""
+        with safe_open(self.files[SCORE_BIAS], "pt") as f:  # the only tensor that is read, of one number
+            bias = f.get_tensor(SCORE_BIAS).float().tolist()
+        if any(bias):
+            raise ValueError(f"model.path: {self.path}: {SCORE_BIAS} is {bias}, required is 0 or none")
 
     def _type_problems(self, weights: set[str]) -> list[str]:
         found = {name: self.types[name] for name in sorted(weights & self.types.keys())}

@@ -19,6 +19,8 @@ from r1engine.hf.files import read_config, read_json
 from r1engine.hf.tokenizer import PromptTokenizer, load_tokenizer, stop_tokens
 
 SETTINGS = "tokenizer_config.json"
+# SGLang's class of these has a bias beside the score, at random where the folder has none; transformers' has none.
+SERVED_WITH_BIAS = ("Qwen2For", "Qwen3For")
 OTHER_HEADS = (SCORE, "ForTokenClassification", "ForProcessRewardModel", "ForRewardModel")  # of models that score
 
 
@@ -46,6 +48,11 @@ def score_files(source: Path, config: dict[str, Any]) -> dict[str, dict[str, Any
     if (text := tokenizer.id_to_token(pad)) is not None:
         settings = settings | {"pad_token": text}
     return {"config.json": config, **({SETTINGS: settings} if settings else {})}
+
+
+def is_served_with_bias(folder: Path) -> bool:
+    """Whether a score made of this folder's model is to be written with a bias of 0."""
+    return str(architecture_name(read_config(folder / "config.json"))).startswith(SERVED_WITH_BIAS)
 
 
 def read_trunk(folder: Path) -> Architecture:

@@ -11,6 +11,7 @@ from r1engine.hf.architecture import Architecture
 Shapes = dict[str, tuple[int, ...]]  # name -> shape
 
 SCORE = "score.weight"  # of a reward model, in place of the output matrix
+SCORE_BIAS = "score.bias"  # written as 0 for servers whose class has one; nothing here trains one
 EXPERT_BIAS = "e_score_correction_bias"  # of `mlp.gate`; takes part in the choice of experts only
 
 

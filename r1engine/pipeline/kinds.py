@@ -15,8 +15,10 @@ from r1engine.config import (
     PairsConfig,
     SampleConfig,
     SearchConfig,
+    SearchDataConfig,
     StageConfig,
     TinyChainConfig,
+    TinyChainReportConfig,
     TinyChainTruthConfig,
     TinyConfig,
     TinyR1Config,
@@ -74,6 +76,10 @@ def _make(cfg: KindConfig) -> dict[str, Any]:
         from r1engine.pipeline.pairs import make_pairs
 
         return make_pairs(cfg)
+    if isinstance(cfg, SearchDataConfig):
+        from r1engine.sampling.search_data import write_search_data
+
+        return write_search_data(cfg)
     if isinstance(cfg, TinyR1Config):
         from r1engine.demo import tiny_r1
 
@@ -89,6 +95,10 @@ def _make(cfg: KindConfig) -> dict[str, Any]:
 
         tiny_chain.write_truth(cfg)
         return {}
+    if isinstance(cfg, TinyChainReportConfig):
+        from r1engine.sampling.chain_page import write_chain_page
+
+        return write_chain_page(cfg)
     raise TypeError(f"run_kind: found a {type(cfg).__name__}, required a configuration with a line here")
 
 

@@ -10,7 +10,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TextIO
 
+import numpy as np
+
 from r1engine.config import ConfigError
+from r1engine.evaluation.ratings import area_under_curve
 from r1engine.evaluation.statistics import estimate
 from r1engine.hf.tokenizer import PromptTokenizer, load_tokenizer
 from r1engine.observe.put import put_text
@@ -122,6 +125,8 @@ def table_of(rows: list[Row], totals: dict[str, Row], names: list[str]) -> Row:
             "high": found.high if found else None,
             **{how: _accuracy(own, how) for how in ("vote", "best", "majority")},
             "any_right": fmean(row["right"] > 0 for row in own) if own else None,
+            "pass_at_1": fmean(shares) if (shares := shares_right(own)) and name.startswith("best_of") else None,
+            "auc": _told_apart(own),
             "undecided": len(own) - len(decided),
             "without_answer": sum(row["answer"] is None for row in own),
             "cut": sum(row["cut"] for row in own),
@@ -131,6 +136,23 @@ def table_of(rows: list[Row], totals: dict[str, Row], names: list[str]) -> Row:
             "seconds": cost["seconds"],
         }
     return {"searches": searches}
+
+
+def shares_right(rows: list[Row]) -> list[float]:
+    """Of the questions of which something is decided, the share of right ones among the completions that ended."""
+    return [row["right"] / row["decided"] for row in rows if row["decided"]]
+
+
+def _told_apart(rows: list[Row]) -> float | None:
+    """The probability that a right completion has a higher value than a wrong one; None where one kind is missing."""
+    ends = [
+        (node["value"], node["verdict"] == "right")
+        for row in rows
+        for node in row["nodes"]
+        if node.get("verdict") in ("right", "wrong") and node["finish"] == "stop"
+    ]
+    values, right = np.array(ends, np.float64).reshape(-1, 2).T
+    return area_under_curve(values, right > 0)
 
 
 def _accuracy(rows: list[Row], how: str) -> float | None:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from r1engine import config
 from r1engine.config.search import Search
-from r1engine.config.searching import SearchConfig
+from r1engine.config.searching import DIFFICULTY, SearchConfig
 from r1engine.data.prompts import PromptTable
 from r1engine.evaluation.own_questions import same_answer
 from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
@@ -22,8 +25,10 @@ from r1engine.observe.put import put_json, put_text
 from r1engine.ranks import World
 from r1engine.rollout import Sampling
 from r1engine.sampling.drawing import AnswerSampler, open_sampler
+from r1engine.sampling.envelope import envelope_of, envelope_text
 from r1engine.sampling.search_page import write_page
-from r1engine.sampling.search_rows import Row, SearchFiles, markdown, table_of
+from r1engine.sampling.search_rows import FILE, Row, SearchFiles, markdown, table_of
+from r1engine.sampling.whole_lines import whole_lines
 from r1engine.search.asks import candidates
 from r1engine.search.lockstep import Crew, DrawLimits, Lockstep, StepScorer
 from r1engine.search.scorer import open_scorer
@@ -53,6 +58,9 @@ def search(cfg: SearchConfig, world: World, digests: dict[str, str]) -> Row:
     """
     files = SearchFiles(cfg.run_dir, _identity(cfg, digests))
     world.from_first(files.check)
+    if cfg.search.tokens_of is not None:
+        budget = world.from_first(partial(drawn_by, cfg.search.tokens_of))
+        cfg = cfg.model_copy(update={"search": cfg.search.model_copy(update={"budget_tokens": budget})})
     if world.is_first:
         config.dump(cfg, cfg.run_dir / "config.yaml")
     with (
@@ -75,6 +83,20 @@ def search(cfg: SearchConfig, world: World, digests: dict[str, str]) -> Row:
         for note in found.pop("notes"):
             progress.note(note)
     return found
+
+
+def drawn_by(path: Path) -> int:
+    """Tokens that a search drew for a question, in the mean.
+
+    Raises:
+        ValueError: the file is none of one search.
+    """
+    rows = [row for row in whole_lines(path) if row.get("search") != DIFFICULTY]
+    names = {row.get("search") for row in rows}
+    if len(names) != 1 or None in names:
+        found = ", ".join(sorted(map(str, names))) or "no line"
+        raise ValueError(f"search.tokens_of: found {found} in {path}, required the {FILE} of one search")
+    return max(1, round(fmean(row["drawn"] for row in rows)))
 
 
 def aggregate_of(cfg: SearchConfig, scorer: StepScorer | None) -> Aggregate:
@@ -125,7 +147,10 @@ def _search_all(
     name, settings, how = what
     done = world.from_first(lambda: files.done(name))
     prompts = [prompt for prompt in questions if prompt.id not in done]
-    lockstep = Lockstep(crew, settings, _limits(cfg), how, cfg.seed)
+    limits = _limits(cfg)
+    if name == DIFFICULTY:  # samples that no search has, of which nothing is valued
+        crew, limits = replace(crew, scorer=None), replace(limits, step=1)
+    lockstep = Lockstep(crew, settings, limits, how, cfg.seed)
     progress.phase(name)
     progress.start(len(done), len(done) + len(prompts))
     if crew.scorer is not None:
@@ -200,12 +225,14 @@ def row_of(name: str, settings: Search, tree: Tree) -> Row:
 def _conclude(cfg: SearchConfig, files: SearchFiles) -> Row:
     """Whole files, the table and the page; returns what the stage has to tell."""
     rows = files.merge([*cfg.searches()])
-    table = table_of(rows, files.totals(), [*cfg.searches()])
+    table = table_of(rows, files.totals(), [name for name in cfg.searches() if name != DIFFICULTY])
+    table["envelope"] = envelope_of(rows, table)
     put_json(cfg.run_dir / "summary.json", table)
-    put_text(cfg.run_dir / "table.md", markdown(table))
+    text = f"{markdown(table)}{envelope_text(table['envelope'])}"
+    put_text(cfg.run_dir / "table.md", text)
     assert cfg.model.path is not None
     write_page(cfg, rows, table, load_tokenizer(cfg.model.path))
-    notes = [*markdown(table).splitlines(), f"page: {cfg.run_dir / 'report.html'}"]
+    notes = [*text.splitlines(), f"page: {cfg.run_dir / 'report.html'}"]
     for name, found in table["searches"].items():
         if found["without_answer"]:
             limit = f"(max_steps {cfg.search.max_steps}, max_tokens {cfg.rollout.max_tokens_at(0)})"

@@ -10,8 +10,10 @@ from r1engine.search.tree import Node, Tree
 
 
 def best_of(tree: Tree, cfg: Search) -> Asks:
-    """`n` whole completions, drawn at once."""
-    yield [Expand(tree.root, cfg.n, is_whole=True)]
+    """`n` whole completions, drawn at once; `width` at a time where a budget may end the search before."""
+    size = cfg.n if cfg.budget_tokens is None else cfg.width
+    for done in range(0, cfg.n, size):
+        yield [Expand(tree.root, min(size, cfg.n - done), is_whole=True)]
 
 
 def beam(tree: Tree, cfg: Search) -> Asks:

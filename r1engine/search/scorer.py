@@ -184,9 +184,14 @@ def open_scorer(cfg: StepScorerSection, device: torch.device, policy: PromptToke
         policy: what the steps are tokens of.
 
     Raises:
-        ValueError: the model is not computed here, or does not say how it is asked.
+        ValueError: the model is not computed here, a server has another, or it does not say how it is asked.
+        RuntimeError: a server does not answer.
     """
     name: FormatName = format_of_folder(cfg.path) if cfg.format == "auto" else cfg.format
+    if cfg.urls:
+        from r1engine.search.servers import ServerScorer
+
+        return ServerScorer(cfg.path, name, policy, cfg)
     return LocalScorer(cfg.path, name, policy, cfg, device)
 
 

@@ -56,7 +56,7 @@ def run(cfg: SearchConfig) -> dict:
     return search(cfg, ALONE, {key: digest(path) for key, path in cfg.inputs().items()})
 
 
-BOTH = {"compare": ["beam", "mcts"], "search": {"width": 2, "curve": [2]}}
+BOTH = {"compare": ["beam", "mcts"], "search": {"width": 2, "curve": [2], "difficulty": 3}}
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,12 @@ def finished(world, tmp_path_factory) -> tuple[SearchConfig, dict]:
 def test_what_is_searched_is_written_and_told(finished):
     cfg, told = finished
     rows = [json.loads(line) for line in (cfg.run_dir / "search.jsonl").read_text().splitlines()]
-    assert [(row["search"], row["id"]) for row in rows] == [(s, q) for s in ("beam_2", "mcts_2") for q in range(4)]
+    assert [(row["search"], row["id"]) for row in rows] == [
+        (s, q) for s in ("beam_2", "mcts_2", "difficulty") for q in range(4)
+    ]
+    assert all(row["ended"] == 3 and row["nodes"][0]["value"] == 1.0 for row in rows if row["search"] == "difficulty")
     summary = json.loads((cfg.run_dir / "summary.json").read_text())["searches"]
+    assert [*summary] == ["beam_2", "mcts_2"]
     for name, found in summary.items():
         own = [row for row in rows if row["search"] == name]
         tokens = sum(len(step) for row in own for node in row["nodes"] for step in node["tokens"])
@@ -81,7 +85,7 @@ def test_what_is_searched_is_written_and_told(finished):
     assert "Accuracy at counted tokens" in page and "visits" in page and "beam_2: What is" in page
     lines: list[str] = []
     print_tree(cfg.run_dir, 2, lines.append)
-    assert len(lines) == 2 and lines[1].startswith("mcts_2: What is")
+    assert len(lines) == 3 and lines[1].startswith("mcts_2: What is")
 
 
 def test_a_killed_search_goes_on_and_ends_with_the_same_file(finished, tmp_path):
@@ -138,7 +142,8 @@ def test_the_table_by_hand():
     def row(verdict: str, drawn: int, answer: str | None = "1", right: int = 0) -> dict:
         return {
             "search": "beam", "verdict": verdict, "verdicts": dict.fromkeys(("vote", "best", "majority"), verdict),
-            "answer": answer, "cut": False, "drawn": drawn, "right": right,
+            "answer": answer, "cut": False, "drawn": drawn, "right": right, "decided": 2,
+            "nodes": [{"value": drawn / 40, "verdict": verdict, "finish": "stop"}],
         }  # fmt: skip
 
     rows = [row("right", 10, right=1), row("wrong", 20, None, 1), row("undecided", 30), row("right", 40, right=2)]
@@ -146,4 +151,5 @@ def test_the_table_by_hand():
     found = table["searches"]["beam"]
     assert (found["accuracy"], found["undecided"], found["without_answer"]) == (2 / 3, 1, 1)
     assert (found["drawn"], found["policy_run"], found["scorer_run"], found["any_right"]) == (25, 30, 15, 0.75)
+    assert (found["pass_at_1"], found["auc"]) == (None, 0.5)  # 10 below 20, 40 above it
     assert "| beam | 0.667 (" in markdown(table) and "| 25 | 30 | 15 | 2.0 |" in markdown(table)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from r1engine.batch import Prompt
 from r1engine.config import Model, QuestionData, RlConfig, Rollout, Sglang
@@ -15,9 +19,10 @@ from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.checksum import Expected
 from r1engine.rollout.sglang.generator import SglangGenerator
 from r1engine.rollout.sglang.key import NAME, private_file
-from r1engine.rollout.sglang.server import Server
+from r1engine.rollout.sglang.server import Server, free_port
 
 START_SECONDS = 900.0
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())  # tokens of `add_tokenizer`
 KEY, KEY_VARIABLE = "of-the-tests", "R1_SERVERS_KEY"
 
 
@@ -34,6 +39,42 @@ def serve(model: Path, run_dir: Path, name: str = "server", port: int | None = N
     cfg = RlConfig(run_dir=run_dir, model=Model(path=model), rollout=Rollout(engine="sglang", sglang=settings))
     private_file(run_dir / "sglang" / NAME, KEY)  # the same for the servers of all folders
     return launch.start(cfg, name=name, host="127.0.0.1", port=port, devices=None, dtype="float32")
+
+
+@contextmanager
+def serving(folder: Path, log: Path, *flags: str) -> Iterator[str]:
+    """URL of a server of the folder with a tokenizer of its own, as users start one for grading."""
+    port = free_port("127.0.0.1")
+    options = "--device cpu --attention-backend torch_native --sampling-backend pytorch --grammar-backend none"
+    options += " --dtype float32 --max-total-tokens 4096 --sleep-on-idle --skip-server-warmup --host 127.0.0.1"
+    launcher = [str(python()), "-m", "sglang.launch_server", "--model-path", str(folder)]
+    server = Server(
+        [*launcher, "--port", str(port), *options.split(), *flags],
+        launch.environment(Sglang(), devices=None),
+        url=f"http://127.0.0.1:{port}",
+        log=log,
+        stall_seconds=60.0,
+    )
+    try:
+        server.wait_ready(START_SECONDS)
+        yield server.client.url
+    finally:
+        server.stop()
+
+
+def add_tokenizer(folder: Path) -> Tokenizer:
+    """A token a byte. Of Qwen2's kind: SGLang takes the tokenizer's class from the model's."""
+    tokenizer = Tokenizer(models.BPE({byte: i for i, byte in enumerate(BYTES)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "eos_token": BYTES[1],
+        "chat_template": "{% for message in messages %}{{ message['content'] }} {% endfor %}",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return tokenizer
 
 
 def generator(model: Path, urls: list[str], run_dir: Path, **settings) -> SglangGenerator:

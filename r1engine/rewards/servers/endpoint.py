@@ -82,6 +82,13 @@ class ModelServers:
         Raises:
             ModelServersError: no reply after all tries, all servers rest, or another status.
         """
+        return self._ask("POST", path, body)
+
+    def get(self, path: str) -> Any:
+        """The JSON reply to a GET; errors as of `post`."""
+        return self._ask("GET", path, None)
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         first, problem = next(self._turn), ""
         for attempt in range(self._tries):
             if attempt:
@@ -92,7 +99,7 @@ class ModelServers:
                 break
             server = awake[(first + attempt) % len(awake)]
             try:
-                reply = self._post_once(server.url + path, body)
+                reply = self._ask_once(method, server.url + path, body)
             except ModelServersError as error:
                 if error.is_refusal:
                     server.failures = 0
@@ -114,11 +121,11 @@ class ModelServers:
         if server.failures >= self._tries and clock - server.failing_since >= patience:
             server.rests_until = clock + self._rest
 
-    def _post_once(self, url: str, body: dict[str, Any]) -> Any:
+    def _ask_once(self, method: str, url: str, body: dict[str, Any] | None) -> Any:
         from r1engine.web import NoReply, parsed, request  # aiohttp is slow to import, and few runs ask servers
 
         key = os.environ[self._key_variable] if self._key_variable else ""
         try:
-            return parsed(request("POST", url, body, key=key, seconds=self._timeout))
+            return parsed(request(method, url, body, key=key, seconds=self._timeout))
         except NoReply as error:
             raise ModelServersError(f"{url}: {error}", is_refusal=error.is_refusal) from None

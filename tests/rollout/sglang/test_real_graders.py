@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,56 +10,15 @@ import torch
 import transformers
 from model_folders import SIZES, save_model
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from r1engine.config import Sglang
 from r1engine.rewards.servers.endpoint import ModelServers
 from r1engine.rewards.servers.judge import GenerativeJudge, Pair
 from r1engine.rewards.servers.reward_model import RewardModel
-from r1engine.rollout.sglang import launch
-from r1engine.rollout.sglang.server import Server, free_port
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 
 
-BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
-MODEL = SIZES | {"vocab_size": len(BYTES), "max_position_embeddings": 2048}
-
-
-def add_tokenizer(folder: Path) -> Tokenizer:
-    """A token a byte. Of Qwen2's kind: SGLang takes the tokenizer's class from the model's."""
-    tokenizer = Tokenizer(models.BPE({byte: i for i, byte in enumerate(BYTES)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "Qwen2Tokenizer",
-        "eos_token": BYTES[1],
-        "chat_template": "{% for message in messages %}{{ message['content'] }} {% endfor %}",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return tokenizer
-
-
-@contextmanager
-def serving(folder: Path, log: Path, *flags: str) -> Iterator[str]:
-    """URL of a server of the folder with a tokenizer of its own, as users start one for grading."""
-    port = free_port("127.0.0.1")
-    options = "--device cpu --attention-backend torch_native --sampling-backend pytorch --grammar-backend none"
-    options += " --dtype float32 --max-total-tokens 4096 --sleep-on-idle --skip-server-warmup --host 127.0.0.1"
-    launcher = [str(real.python()), "-m", "sglang.launch_server", "--model-path", str(folder)]
-    server = Server(
-        [*launcher, "--port", str(port), *options.split(), *flags],
-        launch.environment(Sglang(), devices=None),
-        url=f"http://127.0.0.1:{port}",
-        log=log,
-        stall_seconds=60.0,
-    )
-    try:
-        server.wait_ready(real.START_SECONDS)
-        yield server.client.url
-    finally:
-        server.stop()
+MODEL = SIZES | {"vocab_size": len(real.BYTES), "max_position_embeddings": 2048}
 
 
 def save_reward_model(folder: Path) -> torch.nn.Module:
@@ -78,9 +34,9 @@ def save_reward_model(folder: Path) -> torch.nn.Module:
 
 def test_a_reward_models_scores_are_transformers(tmp_path):
     model = save_reward_model(tmp_path / "model")
-    tokenizer = add_tokenizer(tmp_path / "model")
+    tokenizer = real.add_tokenizer(tmp_path / "model")
     pairs = [("1 + 1?", "2"), ("Hello!", "Hello, what can I do?"), ("1 + 1?", "It is 3.")]
-    with serving(tmp_path / "model", tmp_path / "server.log", "--is-embedding") as url:
+    with real.serving(tmp_path / "model", tmp_path / "server.log", "--is-embedding") as url:
         rater = RewardModel(ModelServers(url), "tiny", "U: {prompt} A: {response}.", batch_size=2)
         rater.check()
         ratings = rater.rate(pairs)
@@ -93,8 +49,8 @@ def test_a_reward_models_scores_are_transformers(tmp_path):
 
 def test_a_judge_that_talks_nonsense_decides_nothing(tmp_path):
     save_model(tmp_path / "model", "qwen2", **MODEL)
-    add_tokenizer(tmp_path / "model")
-    with serving(tmp_path / "model", tmp_path / "server.log") as url:
+    real.add_tokenizer(tmp_path / "model")
+    with real.serving(tmp_path / "model", tmp_path / "server.log") as url:
         judge = GenerativeJudge(ModelServers(f"{url}/v1"), "tiny", max_tokens=4)
         verdicts = judge.judge([Pair("1/2", "0.5"), Pair("3", "4")])
         with pytest.raises(RuntimeError, match=r"judge tiny at .* found undecided \(the judge replied"):

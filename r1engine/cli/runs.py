@@ -1,9 +1,9 @@
-"""The commands that run something until it is done: train, curate, pipeline, sample, label, search, serve."""
+"""The commands that run something until it is done: train, curate, pipeline, sample, label, search, iterate, serve."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,6 +31,9 @@ from r1engine.config import (
     load,
     to_yaml,
 )
+
+if TYPE_CHECKING:
+    from r1engine.config.pipeline import Pipeline
 
 
 def train(
@@ -98,32 +101,65 @@ def pipeline(
 ) -> None:
     """Run the stages of CONFIG in order; what is done is not run again. On ranks: torchrun -m r1engine pipeline ..."""
     from r1engine.config.pipeline import load_pipeline
-    from r1engine.pipeline import driver
-    from r1engine.pipeline.status import print_plan, print_status
 
     try:
         stages = load_pipeline(config, overrides or [])
-        stages = stages.until(until) if until is not None else stages
-        again = [*stages.after(redo)] if redo is not None else []  # refuses a name that is none
-        if status:
-            print_status(stages)
-            return
-        if redo is None:
-            states = driver.check(stages, world_size())
-            print_plan(states) if is_first() else None
-            if world_size() == 1 and all(state == "done" for _, state in states):
-                return
-        if dry_run:
-            if redo is not None and is_first():
-                typer.echo(f"--redo {redo} would make again: {', '.join([redo, *(stage.name for stage in again)])}")
-            notes = driver.dry_run(stages, world_size(), is_live=live) if redo is None else []
-            agree(None)
-            tell(notes)
-            return
-        with ranks_of_a_run(stages.timeout_minutes) as ending:
-            driver.run_pipeline(stages, ending, redo=redo)
+        _run_stages(stages.until(until) if until is not None else stages, dry_run, live, status, redo)
     except ConfigError as error:
         fail(error)
+
+
+def iterate(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every stage, print what would run, stop.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Print what is done, and stop.")] = False,
+    redo: Annotated[
+        str | None,
+        typer.Option("--redo", metavar="STAGE", help="Make it again, and what is made from it; old folders are kept."),
+    ] = None,
+) -> None:
+    """Rounds of MCTS, actor and value model, beside rejection sampling; what is done is not run again."""
+    from r1engine.config.iterate import load_rounds
+
+    try:
+        stages, file = load_rounds(config, overrides or [])
+        _run_stages(stages, dry_run, False, status, redo)
+        if not dry_run and is_first():
+            from r1engine.sampling.rounds import write_rounds
+
+            typer.echo(write_rounds(file.run_dir, file.iterate.rounds), nl=False)
+    except ConfigError as error:
+        fail(error)
+
+
+def _run_stages(stages: Pipeline, dry_run: bool, live: bool, status: bool, redo: str | None) -> None:
+    """What is missing of a pipeline.
+
+    Raises:
+        ConfigError: a stage cannot run.
+    """
+    from r1engine.pipeline import driver
+    from r1engine.pipeline.status import print_plan, print_status
+
+    again = [*stages.after(redo)] if redo is not None else []  # refuses a name that is none
+    if status:
+        print_status(stages)
+        return
+    if redo is None:
+        states = driver.check(stages, world_size())
+        print_plan(states) if is_first() else None
+        if world_size() == 1 and all(state == "done" for _, state in states):
+            return
+    if dry_run:
+        if redo is not None and is_first():
+            typer.echo(f"--redo {redo} would make again: {', '.join([redo, *(stage.name for stage in again)])}")
+        notes = driver.dry_run(stages, world_size(), is_live=live) if redo is None else []
+        agree(None)
+        tell(notes)
+        return
+    with ranks_of_a_run(stages.timeout_minutes) as ending:
+        driver.run_pipeline(stages, ending, redo=redo)
 
 
 def sample(config: ConfigPath, overrides: Overrides = None, dry_run: DryRun = False) -> None:

@@ -123,7 +123,15 @@ def load_pipeline(path: Path, overrides: list[str]) -> Pipeline:
             first wrong stage is listed.
     """
     source = read_source(Path(path), overrides)
-    file = validate(PipelineFile, source)
+    return plan(validate(PipelineFile, source), source)
+
+
+def plan(file: PipelineFile, source: Source) -> Pipeline:
+    """The stages of a file; `source` is what it was read from.
+
+    Raises:
+        ConfigError: see `load_pipeline`.
+    """
     stages: list[PlannedStage] = []
     for name in file.stages:
         if not NAME.fullmatch(name):

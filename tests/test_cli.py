@@ -45,8 +45,8 @@ def config(tmp_path):
     return str(path)
 
 
-ALL_KINDS = "rl, sft, reward_model, process_reward, sample, search, label, evaluate, tiny, tiny_r1, tiny_chain, "
-ALL_KINDS += "tiny_chain_truth, curate, pairs"
+ALL_KINDS = "rl, sft, reward_model, process_reward, sample, search, search_data, label, evaluate, tiny, tiny_r1, "
+ALL_KINDS += "tiny_chain, tiny_chain_truth, tiny_chain_report, curate, pairs"
 
 
 @pytest.mark.parametrize(

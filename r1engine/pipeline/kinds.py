@@ -63,11 +63,6 @@ def run_kind(cfg: KindConfig, world: World, ending: Ending | None) -> dict[str, 
 
 def _make(cfg: KindConfig) -> dict[str, Any]:
     """What the first rank does alone."""
-    if isinstance(cfg, TinyConfig):
-        from r1engine.demo.tiny import write_world
-
-        write_world(cfg)
-        return {}
     if isinstance(cfg, CurateConfig):
         from r1engine.pipeline.curate import curate
 
@@ -80,26 +75,28 @@ def _make(cfg: KindConfig) -> dict[str, Any]:
         from r1engine.sampling.search_data import write_search_data
 
         return write_search_data(cfg)
-    if isinstance(cfg, TinyR1Config):
-        from r1engine.demo import tiny_r1
-
-        tiny_r1.write_world(cfg)
-        return {}
-    if isinstance(cfg, TinyChainConfig):
-        from r1engine.demo import tiny_chain
-
-        tiny_chain.write_world(cfg)
-        return {}
-    if isinstance(cfg, TinyChainTruthConfig):
-        from r1engine.demo import tiny_chain
-
-        tiny_chain.write_truth(cfg)
-        return {}
     if isinstance(cfg, TinyChainReportConfig):
         from r1engine.sampling.chain_page import write_chain_page
 
         return write_chain_page(cfg)
-    raise TypeError(f"run_kind: found a {type(cfg).__name__}, required a configuration with a line here")
+    _make_world(cfg)
+    return {}
+
+
+def _make_world(cfg: KindConfig) -> None:
+    """The demonstrations' worlds, and the truth of one."""
+    from r1engine.demo import tiny, tiny_chain, tiny_r1
+
+    if isinstance(cfg, TinyConfig):
+        tiny.write_world(cfg)
+    elif isinstance(cfg, TinyR1Config):
+        tiny_r1.write_world(cfg)
+    elif isinstance(cfg, TinyChainConfig):
+        tiny_chain.write_world(cfg)
+    elif isinstance(cfg, TinyChainTruthConfig):
+        tiny_chain.write_truth(cfg)
+    else:
+        raise TypeError(f"run_kind: found a {type(cfg).__name__}, required a configuration with a line here")
 
 
 def _draw(cfg: KindConfig, world: World) -> dict[str, Any]:

@@ -58,9 +58,7 @@ def search(cfg: SearchConfig, world: World, digests: dict[str, str]) -> Row:
     """
     files = SearchFiles(cfg.run_dir, _identity(cfg, digests))
     world.from_first(files.check)
-    if cfg.search.tokens_of is not None:
-        budget = world.from_first(partial(drawn_by, cfg.search.tokens_of))
-        cfg = cfg.model_copy(update={"search": cfg.search.model_copy(update={"budget_tokens": budget})})
+    cfg = _with_budget(cfg, world)
     if world.is_first:
         config.dump(cfg, cfg.run_dir / "config.yaml")
     with (
@@ -83,6 +81,14 @@ def search(cfg: SearchConfig, world: World, digests: dict[str, str]) -> Row:
         for note in found.pop("notes"):
             progress.note(note)
     return found
+
+
+def _with_budget(cfg: SearchConfig, world: World) -> SearchConfig:
+    """The configuration with the budget that `search.tokens_of` gives."""
+    if cfg.search.tokens_of is None:
+        return cfg
+    budget = world.from_first(partial(drawn_by, cfg.search.tokens_of))
+    return cfg.model_copy(update={"search": cfg.search.model_copy(update={"budget_tokens": budget})})
 
 
 def drawn_by(path: Path) -> int:

@@ -16,7 +16,7 @@ Reply = tuple[int, bytes]
 
 
 class ModelServer(ThreadingHTTPServer):
-    """Answers each POST with what `reply(path, body)` gives: (status, bytes), or None to hang up."""
+    """Answers each request with what `reply(path, body)` gives: (status, bytes), or None to hang up. A GET has no body."""
 
     daemon_threads = True
     request_queue_size = 64  # many requests begin at once
@@ -36,8 +36,13 @@ class ModelServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self._answer({})
+
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+    def _answer(self, body: dict) -> None:
         self.server.seen.append((self.path, body, self.headers.get("Authorization")))
         answer = self.server.reply(self.path, body)
         if answer is not None:

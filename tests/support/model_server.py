@@ -16,7 +16,7 @@ Reply = tuple[int, bytes]
 
 
 class ModelServer(ThreadingHTTPServer):
-    """Answers each request with what `reply(path, body)` gives: (status, bytes), or None to hang up. A GET has no body."""
+    """Answers a request with what `reply(path, body)` gives: (status, bytes), or None to hang up. A GET has no body."""
 
     daemon_threads = True
     request_queue_size = 64  # many requests begin at once

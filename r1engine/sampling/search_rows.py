@@ -71,16 +71,15 @@ class SearchFiles:
     def totals(self) -> dict[str, Row]:
         """Search -> tokens that the policy and the scorer have run, and seconds of the slowest rank.
 
-        Work that a kill has lost is not in it. None: a generator that does not tell.
+        Work that a kill has lost is not in it. None: a generator or a server that does not tell.
         """
         found: dict[str, Row] = {}
         for path in sorted(self._parts.glob("*.spent")):
             lines, name = [*whole_lines(path)], path.name.rsplit(".", 2)[0]
             total = found.setdefault(name, {"policy": 0, "scorer": 0, "seconds": 0.0})
-            policy = [line["policy"] for line in lines]
-            is_known = total["policy"] is not None and None not in policy
-            total["policy"] = total["policy"] + sum(policy) if is_known else None
-            total["scorer"] += sum(line["scorer"] for line in lines)
+            for key in ("policy", "scorer"):
+                run = [line[key] for line in lines]
+                total[key] = total[key] + sum(run) if total[key] is not None and None not in run else None
             total["seconds"] = max(total["seconds"], sum(line["seconds"] for line in lines))
         return found
 
@@ -132,7 +131,7 @@ def table_of(rows: list[Row], totals: dict[str, Row], names: list[str]) -> Row:
             "cut": sum(row["cut"] for row in own),
             "drawn": fmean(row["drawn"] for row in own) if own else None,
             "policy_run": cost["policy"] / len(own) if own and cost["policy"] is not None else None,
-            "scorer_run": cost["scorer"] / len(own) if own else None,
+            "scorer_run": cost["scorer"] / len(own) if own and cost["scorer"] is not None else None,
             "seconds": cost["seconds"],
         }
     return {"searches": searches}

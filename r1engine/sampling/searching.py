@@ -191,7 +191,7 @@ class _Counters:
         self._crew = crew
         self._run, self._scored, self._time = self._now()
 
-    def _now(self) -> tuple[int | None, int, float]:
+    def _now(self) -> tuple[int | None, int | None, float]:
         scored = self._crew.scorer.tokens_run if self._crew.scorer is not None else 0
         return self._crew.generator.tokens_run, scored, time.monotonic()
 
@@ -199,7 +199,8 @@ class _Counters:
         """Write it down, and count from now on."""
         run, scored, at = self._now()
         policy = run - self._run if run is not None and self._run is not None else None
-        files.spent(name, rank, {"policy": policy, "scorer": scored - self._scored, "seconds": at - self._time})
+        scorer = scored - self._scored if scored is not None and self._scored is not None else None
+        files.spent(name, rank, {"policy": policy, "scorer": scorer, "seconds": at - self._time})
         self._run, self._scored, self._time = run, scored, at
 
 

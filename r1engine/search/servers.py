@@ -53,7 +53,8 @@ class ServerScorer:
 
     Attributes:
         labels:     what its scores estimate: "correctness" of a step, "value" of a prefix, "": it does not say.
-        tokens_run: tokens that the servers have computed so far, without those that they had kept.
+        tokens_run: tokens that the servers have computed so far, without those that they had kept; None: they do not
+            say (0.5.23 keeps them for a score, too, and does not count them in its reply).
     """
 
     def __init__(self, folder: Path, name: FormatName, policy: PromptTokenizer, cfg: StepScorerSection) -> None:
@@ -71,7 +72,8 @@ class ServerScorer:
         """
         self._arch, self._writer, self._cfg = read_trunk(folder), make_writer(name, folder, policy), cfg
         self.labels = known_means(name, folder)
-        self.tokens_run, self._counting = 0, Lock()
+        self.tokens_run: int | None = 0
+        self._counting = Lock()
         self._servers = [self._open(url) for url in cfg.urls]
 
     def score(self, paths: Sequence[StepPath]) -> list[list[float]]:
@@ -221,8 +223,10 @@ class ServerScorer:
         if not isinstance(reply, dict) or not isinstance(reply.get("meta_info"), dict):
             raise ValueError(f"scorer {server.endpoint.urls}: found {reply!r:.80}, required a reply of {path}")
         info = reply["meta_info"]
+        cached = 0 if server.way == "at once" else info.get("cached_tokens")
         with self._counting:
-            self.tokens_run += info.get("prompt_tokens", len(body["input_ids"])) - info.get("cached_tokens", 0)
+            is_known = self.tokens_run is not None and cached is not None
+            self.tokens_run = self.tokens_run + len(body["input_ids"]) - cached if is_known else None
         return reply
 
 

@@ -29,7 +29,7 @@ class Stand(ModelServer):
     """Answers as SGLang does, with a logit that is known."""
 
     def __init__(self, architecture="Qwen2ForSequenceClassification", ignores_positions=False, **settings):
-        self.ignores_positions = ignores_positions
+        self.ignores_positions, self.meta = ignores_positions, {"cached_tokens": 1}
         self.model = {"architectures": [architecture], "is_generation": architecture.endswith("ForCausalLM")}
         self.settings = {"version": "0.5.23", "disable_radix_cache": False, "chunked_prefill_size": 2048} | settings
         super().__init__(lambda path, body: (200, json.dumps(self.answer(path, body)).encode()))
@@ -37,7 +37,7 @@ class Stand(ModelServer):
     def answer(self, path, body):
         if not body:
             return {"/model_info": self.model, "/server_info": self.settings}.get(path, "flushed")
-        tokens, meta = body["input_ids"], {"prompt_tokens": len(body["input_ids"]), "cached_tokens": 1}
+        tokens, meta = body["input_ids"], self.meta
         if path == "/generate":
             start, good = body["logprob_start_len"], body["token_ids_logprob"][0]
             rows = [[[logit(tokens[:i]), good, None], [0.0, 6, None]] for i in range(start, len(tokens))]
@@ -93,9 +93,10 @@ def test_with_a_radix_cache_a_step_is_a_request(folder, serve):
     assert scorer.labels == "value" and scorer.score([path()]) == [pytest.approx(EXPECTED)]
     assert [body["input_ids"] for _, body in server.asked] == [[3, 4, 5, 6], [3, 4, 5, 6, 7], [3, 4, 5, 6, 7, 8, 9]]
     assert scorer.tokens_run == 3 + 4 + 6  # without those that the server says it had
+    server.meta = {}
     server.seen.clear()
     assert scorer.score([path(scored=1), path(scored=4)]) == [pytest.approx(EXPECTED[1:]), []]
-    assert len(server.asked) == 2
+    assert len(server.asked) == 2 and scorer.tokens_run is None  # it says no more what it had
     scorer.clear()
     assert server.asked[-1][0] == "/flush_cache"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,10 @@ def paths() -> list[StepPath]:
     return found
 
 
+def tokens_of(path: StepPath) -> list[int]:
+    return [*path.prompt.tokens, *(token for step in path.steps for token in step)]
+
+
 @torch.no_grad()
 def expected(model: torch.nn.Module, path: StepPath) -> list[float]:
     tokens, at = list(path.prompt.tokens), []
@@ -70,18 +75,23 @@ def expected(model: torch.nn.Module, path: StepPath) -> list[float]:
 def test_scores_are_transformers_step_by_step_and_all_at_once(tmp_path, family, flags):
     model = save_scorer(tmp_path / "model", family)
     with real.serving(tmp_path / "model", tmp_path / "server.log", *flags) as url:
-        cfg = StepScorerSection(path=tmp_path / "model", urls=[url])
+        cfg = StepScorerSection(path=tmp_path / "model", urls=[url], parallel=1)
         scorer = ServerScorer(cfg.path, "own", load_tokenizer(cfg.path), cfg)
         assert scorer.labels == "correctness"
         found = scorer.score(paths())
         for path, scores in zip(paths(), found, strict=True):
             assert scores == pytest.approx(expected(model, path), abs=1e-4)
-        run = scorer.tokens_run
         again = scorer.score([path._replace(scored=3) for path in paths()])
         assert again == [pytest.approx(scores[-1:], abs=1e-4) for scores in found]
-        if "--disable-radix-cache" not in flags:  # the server has all of them: each costs its last token
-            assert scorer.tokens_run - run == len(again)
         scorer.clear()
+    run = sum(map(int, re.findall(r"#new-token: (\d+)", (tmp_path / "server.log").read_text())))
+    if flags == AT_ONCE:
+        assert scorer.tokens_run == run
+    else:  # every token once, and for a path that the server has its last one again
+        different = {
+            tuple(tokens[: i + 1]) for path in paths() for tokens in [tokens_of(path)] for i in range(len(tokens))
+        }
+        assert run == len(different) + len(again) and scorer.tokens_run is None
 
 
 def test_a_class_that_ignores_positions_is_refused(tmp_path):

@@ -7,9 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from r1engine.config.section import Fraction, LocalPath, Positive, Section
-from r1engine.config.stage import Data, Optimizer, StageConfig, Template
+from r1engine.config.stage import Data, Optimizer, StageConfig, Template, column_problems
 
 Sees = Literal["summary", "response"]
+
+
+RATED_FIELDS = ("prompt", "chosen", "rejected", "delta", "response", "safe", "domain")
 
 
 class RatedData(Data):
@@ -19,6 +22,9 @@ class RatedData(Data):
     """.jsonl or .parquet file with `prompt`, `chosen`, `rejected`, or with `prompt`, `response`, `safe`."""
     heldout: LocalPath | None = None
     """The same, for the held-out accuracy; null: no evaluation."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our field -> its column, dots lead into nested values: {prompt: chosen.0.content, chosen: chosen.1.content, ...}.
+    A list of messages is the prompt, or the one of the assistant (chosen, rejected, response)."""
     template: Template = "chat"
     """How a prompt and a response are written: as what is rated later was generated."""
     max_tokens: Positive = 8_192
@@ -73,6 +79,7 @@ class RewardModelConfig(StageConfig):
     def _fits_together(self) -> RewardModelConfig:
         of_pair = "2 x " if self.texts_of_unit == 2 else ""
         problems = self.row_problems(f"{of_pair}data.max_tokens {self.data.max_tokens}")
+        problems += column_problems(self.data.columns, RATED_FIELDS)
         if self.reward_model.loss == "pointwise":
             for name in ("margin", "center"):
                 if value := getattr(self.reward_model, name):

@@ -11,7 +11,7 @@ from r1engine.config.evaluation import BenchmarkSettings
 from r1engine.config.rewards import Rewards
 from r1engine.config.rollout import Rollout
 from r1engine.config.section import Count, Fraction, LocalPath, Positive, Section
-from r1engine.config.stage import Data, Evaluation, StageConfig, Template
+from r1engine.config.stage import Data, Evaluation, StageConfig, Template, column_problems
 
 Preset = Literal["gsm8k", "math", "dapo_math", "deepscaler", "openr1_math", "numinamath", "big_math"]
 QUESTION_FIELDS = ("question", "answer", "reward", "tests", "language", "domain")
@@ -171,9 +171,7 @@ class RlConfig(StageConfig):
         return self
 
     def _column_problems(self) -> list[str]:
-        data, problems = self.data, []
-        if strange := [name for name in data.columns if name not in QUESTION_FIELDS]:
-            problems.append(f"data.columns: found {', '.join(strange)}, required some of {', '.join(QUESTION_FIELDS)}")
+        data, problems = self.data, column_problems(self.data.columns, QUESTION_FIELDS)
         if data.preset is not None and (data.columns or data.answer_form != "auto"):
             problems.append(f"data.preset: found {data.preset} beside data.columns or data.answer_form, required one")
         return problems

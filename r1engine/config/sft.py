@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from r1engine.config.section import Fraction, LocalPath, Positive, Section
-from r1engine.config.stage import Data, Optimizer, StageConfig, Template
+from r1engine.config.stage import Data, Optimizer, StageConfig, Template, column_problems
+
+TEXT_FIELDS = ("question", "completion", "messages", "domain")
 
 
 class TextData(Data):
@@ -17,6 +19,9 @@ class TextData(Data):
     """.jsonl or .parquet file with the field `messages` (docs/sft.md), or with `question` and `completion`."""
     heldout: LocalPath | None = None
     """The same, for the held-out loss; null: no evaluation."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our field -> its column, dots lead into nested values: {messages: conversations} or {question: prompt,
+    completion: response.text}. A list of messages is messages, or the user's (question) or assistant's (completion)."""
     template: Template = "none"
     """The model's own chat template, the shipped r1 or plain, the paper's Table 1, or the question as it is."""
     train_on: Literal["all", "last"] = "all"
@@ -61,6 +66,7 @@ class SftConfig(StageConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> SftConfig:
-        if problems := self.row_problems(f"data.max_tokens {self.data.max_tokens}"):
+        problems = self.row_problems(f"data.max_tokens {self.data.max_tokens}")
+        if problems := problems + column_problems(self.data.columns, TEXT_FIELDS):
             raise ValueError("\n".join(problems))
         return self

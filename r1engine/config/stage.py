@@ -244,6 +244,12 @@ def row_multiple(model: Model, layout: Parallel) -> int:
     return blocks * chunks * (layout.tensor if layout.is_sequence_parallel else 1)
 
 
+def column_problems(columns: dict[str, str], fields: tuple[str, ...]) -> list[str]:
+    """What is wrong with `data.columns` of a stage whose rows have these fields."""
+    strange = [name for name in columns if name not in fields]
+    return [f"data.columns: found {', '.join(strange)}, required some of {', '.join(fields)}"] if strange else []
+
+
 class StageConfig(KindConfig):
     """The keys of every stage of training. Each kind of stage adds its own: `stage` names the kind."""
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from r1engine.data.chat import Message
 from r1engine.data.conversations import check_text, domain_of, turns
+from r1engine.data.reading import AS_IS, Reading
 from r1engine.data.rows import Row, missing, read_rows
 
 Loss = Literal["pairwise", "pointwise"]
@@ -26,17 +27,20 @@ class Comparison:
     place: str  # "pairs.jsonl:7", for error messages
 
 
-def read_comparisons(path: Path, loss: Loss) -> Iterator[Comparison]:
-    """The pairs (`pairwise`) or labels (`pointwise`) of a .jsonl or .parquet file, in file order.
+def read_comparisons(path: Path, loss: Loss, reading: Reading = AS_IS) -> Iterator[Comparison]:
+    """The pairs (`pairwise`) or labels (`pointwise`) of a data file, in file order.
 
     A row has `prompt`, a text or a list of messages that ends with the user; `chosen` and `rejected`, perhaps with the
     number `delta`; or `response` and `safe`, true or false. `domain` may stand beside them. Other fields are ignored.
+    `reading` says which column is which.
 
     Raises:
         ValueError: the file is missing, empty or of another kind, or a row is not as above; the row is named.
     """
     fields = ("chosen", "rejected", "delta") if loss == "pairwise" else ("response", "safe")
-    for row in read_rows(path, ("prompt", *fields, "domain")):
+    one_of = () if reading.columns else ("prompt",)
+    for found in read_rows(path, reading.names(("prompt", *fields, "domain")), one_of=one_of):
+        row = reading.row(found)
         for field in ("prompt", *(name for name in fields if name != "delta")):
             if field not in row.fields:
                 raise ValueError(f"{row.place}: {missing(field, row.columns)}{_other_kind(row, loss)}")

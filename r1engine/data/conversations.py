@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from r1engine.data.chat import Message
+from r1engine.data.reading import AS_IS, Reading
 from r1engine.data.rows import Row, missing, read_rows
 
+FIELDS = ("question", "completion", "messages", "domain")
 ROLES = ("user", "assistant", "system")
 
 
@@ -27,18 +29,19 @@ class Conversation:
         return [self.messages[:end] for end in (turns if train_on == "all" else turns[-1:])]
 
 
-def read_conversations(path: Path) -> Iterator[Conversation]:
-    """The conversations of a .jsonl or .parquet file, in file order.
+def read_conversations(path: Path, reading: Reading = AS_IS) -> Iterator[Conversation]:
+    """The conversations of a data file (or of all files of a folder or pattern), in file order.
 
     A row has `messages`, a list of objects with `role` (system, user or assistant) and `content`; or `question` and
     `completion`, which are a user's and an assistant's message. `domain` may stand beside them. Other fields are
-    ignored.
+    ignored. `reading` says which column is which.
 
     Raises:
         ValueError: the file is missing, empty or of another kind, or a row is not as above; the row is named.
     """
-    for row in read_rows(path, ("question", "completion", "messages", "domain"), one_of=("question", "messages")):
-        yield conversation_of(row)
+    one_of = () if reading.columns else ("question", "messages")  # else `Reading.row` says what is missing
+    for row in read_rows(path, reading.names(FIELDS), one_of=one_of):
+        yield conversation_of(reading.row(row))
 
 
 def conversation_of(row: Row) -> Conversation:

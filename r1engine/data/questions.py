@@ -11,12 +11,11 @@ from typing import Any
 
 from r1engine.config.rewards import RATED_REWARDS
 from r1engine.data.question import Question
-from r1engine.data.reading import Reading, reference_in
+from r1engine.data.reading import AS_IS, Reading, reference_in
 from r1engine.data.rows import Row, missing, read_rows
 from r1engine.rewards.code.problems import test_fields
 from r1engine.rewards.rules import check_question
 
-AS_IS = Reading()
 FIELDS = ("question", "answer", "reward", "tests", "language", "rated_by", "domain")  # of a row; others are ignored
 
 

@@ -15,6 +15,7 @@ from r1engine.config.reward_model import RewardModelConfig
 from r1engine.data.chat import PromptFormat
 from r1engine.data.comparisons import Comparison, read_comparisons
 from r1engine.data.rated import RatedForm, head_of
+from r1engine.data.reading import Reading
 from r1engine.data.stream import file_digest
 from r1engine.data.token_files import DROPPED, TokenFiles, TokenWriter, cached, of_length, of_marker
 from r1engine.rewards.rated import forgery
@@ -58,6 +59,7 @@ def ratings_key(path: Path, form: PromptFormat, rated: RatedForm, cfg: RewardMod
     """Digest of all that the tokens depend on: data, tokenizer, template and settings (hex)."""
     parts = [FORMAT, file_digest(path), file_digest(cfg.model.folder / "tokenizer.json"), form.identity, rated.template]
     parts += [cfg.reward_model.loss, cfg.sees, cfg.data.max_tokens, cfg.data.max_dropped]
+    parts += sorted(cfg.data.columns.items())
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -84,7 +86,7 @@ def cached_ratings(
 def _write(path: Path, folder: Path, form: PromptFormat, rated: RatedForm, cfg: RewardModelConfig) -> None:
     with (folder / "tokens").open("wb") as tokens, (folder / DROPPED).open("w") as dropped:
         written = _Written(form, rated, cfg, tokens, dropped)
-        rows = read_comparisons(path, cfg.reward_model.loss)
+        rows = read_comparisons(path, cfg.reward_model.loss, Reading(cfg.data.columns))
         while batch := list(islice(rows, BATCH)):
             written.add(batch)
     what = "pairs" if cfg.texts_of_unit == 2 else "labels"

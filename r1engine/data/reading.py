@@ -15,7 +15,7 @@ _HASHES = re.compile(r"^####[ \t]*(\S.*?)\s*$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read of a row, and as what."""
+    """What is read of a row, and as what: of questions, of texts, of pairs."""
 
     columns: Mapping[str, str] = field(default_factory=dict)  # our field -> its column; dots lead into nested values
     answer_form: AnswerForm = "auto"  # see `reference_in`
@@ -47,11 +47,14 @@ class Reading:
                 )
             if not is_there:
                 raise ValueError(f"{row.place}: {self.name}: found nothing at '{path}', required the {own}")
-            fields[own] = _last_user_message(value, row.place, path) if own == "question" else value
+            fields[own] = _as_field(own, value, row.place, path)
         if isinstance(fields.get("question"), str):
             before, after = self.around
             fields["question"] = fields["question"].removeprefix(before).removesuffix(after)
         return Row(row.path, row.number, fields, row.columns)
+
+
+AS_IS = Reading()
 
 
 def reference_in(answer: str, form: AnswerForm) -> str:
@@ -93,12 +96,27 @@ def _at(fields: Mapping[str, Any], path: str) -> tuple[bool, Any]:
     return True, value
 
 
-def _last_user_message(value: Any, place: str, path: str) -> Any:
-    """The text of the only user message of a list of messages; anything else as it is."""
-    if not isinstance(value, list):
+# Of a list of messages, whose only one is the field.
+_SPEAKERS = {"question": "user"} | dict.fromkeys(("completion", "chosen", "rejected", "response"), "assistant")
+_ROLES = {"human": "user", "gpt": "assistant"}  # as ShareGPT calls them
+
+
+def _as_field(own: str, value: Any, place: str, path: str) -> Any:
+    """What a list of messages is to a field: a list with role and content, or the text of one; else the value."""
+    if not isinstance(value, list) or not value or not all(isinstance(message, Mapping) for message in value):
         return value
-    messages = [message for message in value if isinstance(message, Mapping)]
-    users = [m.get("content", m.get("value")) for m in messages if m.get("role", m.get("from")) in ("user", "human")]
-    if len(users) != 1:
-        raise ValueError(f"{place}: {path} holds {len(users)} messages of a user, required one: the question")
-    return users[0]
+    messages = [_message(message) for message in value]
+    if (speaker := _SPEAKERS.get(own)) is None:
+        return messages if own in ("messages", "prompt") else value
+    texts = [message.get("content") for message in messages if message.get("role") == speaker]
+    if len(texts) != 1:
+        raise ValueError(f"{place}: {path} holds {len(texts)} messages of the {speaker}, required one: the {own}")
+    return texts[0]
+
+
+def _message(found: Mapping[str, Any]) -> dict[str, Any]:
+    """ShareGPT's `from` and `value` are role and content."""
+    if "from" not in found or "role" in found:
+        return dict(found)
+    rest = {key: value for key, value in found.items() if key not in ("from", "value")}
+    return {"role": _ROLES.get(found["from"], found["from"]), "content": found.get("value"), **rest}

@@ -25,6 +25,11 @@ SETTINGS = (
     (("problem",), "data.columns.question=problem"),
     (("prompt", "solution"), "data.columns={question: prompt, answer: solution}"),
     (("prompt",), "data.columns.question=prompt"),
+    (
+        ("conversations",),
+        "data.columns.messages=conversations, of questions data.columns.question=conversations",
+    ),
+    (("instruction", "output"), "data.columns={question: instruction, completion: output}"),
     (("messages",), "data.columns.question=messages"),
     (("instruction",), "data.columns.question=instruction"),
     (("query",), "data.columns.question=query"),

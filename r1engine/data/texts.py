@@ -18,6 +18,7 @@ import numpy as np
 from r1engine.config.sft import TextData
 from r1engine.data.chat import PromptFormat, Text
 from r1engine.data.conversations import read_conversations
+from r1engine.data.reading import Reading
 from r1engine.data.stream import file_digest
 from r1engine.data.token_files import DROPPED, TokenFiles, TokenWriter, cached, of_length, of_marker
 
@@ -63,7 +64,7 @@ class TextTable(TokenFiles):
 def texts_key(path: Path, form: PromptFormat, data: TextData, tokenizer_json: Path) -> str:
     """Digest of all that the tokens depend on: data, tokenizer, template and settings (hex)."""
     parts = [FORMAT, file_digest(path), file_digest(tokenizer_json), form.identity, form.end_token]
-    parts += [data.train_on, data.max_tokens, data.max_dropped]
+    parts += [data.train_on, data.max_tokens, data.max_dropped, *sorted(data.columns.items())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -98,7 +99,7 @@ def _texts(
     path: Path, form: PromptFormat, data: TextData, drop: Callable[[str, str, str], None]
 ) -> Iterator[tuple[Text, str]]:
     """The texts of a file but those that hold a marker, and the domain of each."""
-    for conversation in read_conversations(path):
+    for conversation in read_conversations(path, Reading(data.columns)):
         for messages in conversation.until(train_on=data.train_on):
             if marker := form.marker(messages):
                 drop(conversation.place, *of_marker(marker))

@@ -20,10 +20,12 @@ from r1engine.config import (
 )
 from r1engine.data.comparisons import read_comparisons
 from r1engine.data.conversations import read_conversations
+from r1engine.data.presets import reading_of
 from r1engine.data.prompts import PromptTable
 from r1engine.data.questions import read_questions
 from r1engine.data.rated import form_to_train
 from r1engine.data.rated_table import RatedTable
+from r1engine.data.reading import Reading
 from r1engine.data.rows import read_rows
 from r1engine.data.step_table import StepTable
 from r1engine.data.steps import read_steps
@@ -112,12 +114,12 @@ def check_rows(cfg: StageConfig) -> list[str]:
     try:
         for path in filter(os.path.isfile, cfg.input_files().values()):
             if isinstance(cfg, RlConfig):
-                read_questions(path)
+                read_questions(path, reading_of(cfg))
             elif isinstance(cfg, SftConfig):
-                for _ in read_conversations(path):
+                for _ in read_conversations(path, Reading(cfg.data.columns)):
                     pass
             elif isinstance(cfg, RewardModelConfig):
-                for _ in read_comparisons(path, cfg.reward_model.loss):
+                for _ in read_comparisons(path, cfg.reward_model.loss, Reading(cfg.data.columns)):
                     pass
             elif isinstance(cfg, ProcessRewardConfig):
                 for _ in read_steps(path):

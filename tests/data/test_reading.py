@@ -20,6 +20,7 @@ from r1engine.data.questions import read_questions
 from r1engine.data.reading import Reading, reference_in
 from r1engine.rewards import Scorer, ScorerSettings
 from r1engine.rewards.extract import final_answer
+from r1engine.stages.check import check_rows
 from r1engine.stages.inputs import note_unusable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,7 +119,7 @@ def test_a_column_whose_name_has_dots_comes_first(tmp_path):
     [
         ({"question": "problem"}, r"a.jsonl:1: data.columns: found no column 'problem' for question, only a, prompt"),
         ({"question": "a", "answer": "a.c"}, r"a.jsonl:1: data.columns: found nothing at 'a.c', required the ans"),
-        ({"question": "prompt", "answer": "a.b"}, r"a.jsonl:1: prompt holds 2 messages of a user, required one"),
+        ({"question": "prompt", "answer": "a.b"}, r"a.jsonl:1: prompt holds 2 messages of the user, required one"),
     ],
 )
 def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path, columns, message):
@@ -270,3 +271,10 @@ def test_the_share_of_unusable_references_is_told_and_limited(tmp_path):
             note_unusable(scorer, table, 0.2)
         (score,) = scorer.score([record("math", SOLUTION, "72")])
     assert score.verdict == "right" and RlConfig().data.most_unusable == 0.5
+
+
+def test_a_pipeline_that_is_only_checked_reads_questions_by_their_columns(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(lines({"problem": "1+1?", "answer": "2"}))
+    check_rows(RlConfig(data={"train": tmp_path / "a.jsonl", "columns": {"question": "problem"}}))
+    with pytest.raises(ConfigError, match=r"a\.jsonl:1: data\.columns: found no column 'text' for question"):
+        check_rows(RlConfig(data={"train": tmp_path / "a.jsonl", "columns": {"question": "text"}}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -15,6 +16,7 @@ from chat_folders import KINDS, save_tokenizer
 from r1engine.config.sft import TextData
 from r1engine.data.chat import make_format
 from r1engine.data.conversations import read_conversations
+from r1engine.data.reading import Reading
 from r1engine.data.stream import Batches
 from r1engine.data.texts import TextTable, cached_texts, texts_key
 from r1engine.hf.tokenizer import load_tokenizer
@@ -109,6 +111,44 @@ def test_a_text_that_is_no_unicode_is_refused_with_its_place(tmp_path):
 def test_a_parquet_file_without_the_columns_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a.parquet: found no field 'question', only \['answer', 'x'\]"):
         list(read_conversations(write(tmp_path / "a.parquet", {"answer": "1", "x": 2})))
+
+
+HUMAN, GPT = {"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}
+USER, ASSISTANT = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+@pytest.mark.parametrize(
+    ("columns", "row"),
+    [
+        ({"messages": "conversations"}, {"conversations": [HUMAN, GPT]}),  # ShareGPT
+        ({"messages": "data.turns"}, {"data": {"turns": [USER, ASSISTANT]}}),
+        ({"question": "prompt", "completion": "completion"}, {"prompt": [USER], "completion": [ASSISTANT]}),  # TRL
+        ({"question": "instruction", "completion": "output"}, {"instruction": "1+1?", "output": "2"}),  # Alpaca
+        ({"question": "chat.0.content", "completion": "chat.-1.content"}, {"chat": [USER, ASSISTANT]}),
+    ],
+)
+def test_columns_of_other_projects_are_read(tmp_path, name, columns, row):
+    (found,) = read_conversations(write(tmp_path / name, row), Reading(columns))
+    assert found.messages == [USER, ASSISTANT]
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "message"),
+    [
+        ({"completion": "output"}, {"question": "q", "text": "a"}, "found no column 'output' for completion, only"),
+        ({"completion": "a.b"}, {"question": "q", "a": {}}, "found nothing at 'a.b', required the completion"),
+        (
+            {"completion": "c"},
+            {"question": "q", "c": [ASSISTANT] * 2},
+            "c holds 2 messages of the assistant, required one",
+        ),
+        ({"messages": "m"}, {"m": [HUMAN, {"from": "tool", "value": "x"}]}, "messages[1].role is 'tool', required"),
+    ],
+)
+def test_columns_that_do_not_fit_are_named(tmp_path, columns, row, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        list(read_conversations(write(tmp_path / "a.jsonl", row), Reading(columns)))
 
 
 # ---- tokens --------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from r1engine.config import ConfigError, RewardModelConfig
 from r1engine.data.comparisons import read_comparisons
 from r1engine.data.rated import RatedForm, form_of_folder, form_to_train
 from r1engine.data.rated_table import RatedTable
+from r1engine.data.reading import Reading
 from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.rewards.rated import rendered
 from r1engine.stages.check import check_data, check_rows
@@ -196,16 +197,36 @@ def test_parquet_rows_are_read_as_lines_are(tmp_path):
     assert (found.prompt, found.responses, found.value) == (talk, ("a", "b"), 2.0)
 
 
+def test_pairs_of_whole_conversations_are_read_by_columns(tmp_path):
+    asked, better, worse = (
+        {"role": "user" if text == "say" else "assistant", "content": text} for text in ("say", "a", "b")
+    )
+    path = write(tmp_path / "rows.jsonl", {"chosen": [asked, better], "rejected": [asked, worse], "score": {"gap": 2}})
+    columns = {
+        "prompt": "chosen.0.content",
+        "chosen": "chosen",
+        "rejected": "rejected.-1.content",
+        "delta": "score.gap",
+    }
+    (found,) = read_comparisons(path, "pairwise", Reading(columns))
+    assert (found.prompt, found.responses, found.value) == ([asked], ("a", "b"), 2.0)
+    with pytest.raises(
+        ConfigError, match=r"rows\.jsonl:1: data\.columns: found no column 'prompt' for prompt, only chosen"
+    ):
+        check_rows(settings(tmp_path, path, "pairwise", columns={"prompt": "prompt"}))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"data": {"columns": {"question": "q"}}}, r"data\.columns: found question, required some of prompt, chosen"),
         ({"reward_model": {"loss": "pointwise", "margin": 1.0}}, r"reward_model\.margin: found 1\.0, required 0"),
         ({"max_row_tokens": 200}, r"max_row_tokens: found 200, required >= 240 = 2 x data\.max_tokens 120"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        RewardModelConfig(data={"max_tokens": 120}, **changes)
+        RewardModelConfig(**{"data": {"max_tokens": 120}} | changes)
 
 
 def test_the_paper_s_numbers_are_the_defaults():

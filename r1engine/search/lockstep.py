@@ -31,7 +31,10 @@ class StepScorer(Protocol):
     """What values steps: a process reward model or a value model."""
 
     labels: str  # what its scores estimate: "correctness" of a step, "value" of a prefix, "": it does not say
-    tokens_run: int | None  # tokens that the model has computed so far; None: not known
+
+    @property
+    def tokens_run(self) -> int | None:
+        """Tokens that the model has computed so far; None: not known."""
 
     def score(self, paths: Sequence[StepPath]) -> list[list[float]]:
         """Scores of `steps[scored:]` of each path, in [0, 1].

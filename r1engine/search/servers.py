@@ -225,8 +225,8 @@ class ServerScorer:
         info = reply["meta_info"]
         cached = 0 if server.way == "at once" else info.get("cached_tokens")
         with self._counting:
-            is_known = self.tokens_run is not None and cached is not None
-            self.tokens_run = self.tokens_run + len(body["input_ids"]) - cached if is_known else None
+            if self.tokens_run is not None:
+                self.tokens_run = None if cached is None else self.tokens_run + len(body["input_ids"]) - cached
         return reply
 
 

@@ -6,6 +6,7 @@ that cannot be opened at the start is an error.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,15 +155,23 @@ def _open_trackio(run: TrackedRun) -> Tracker:
     import trackio
 
     made = trackio.init(
-        project=run.project, name=run.run_id or run.run_dir.name, config=flat(run.config), resume="allow"
+        project=run.project,
+        name=run.run_id or run.run_dir.name,
+        config=flat(run.config),
+        resume="never" if run.run_id is None else "allow",  # not another run in a folder of this name
     )
 
     def samples(rows: list[Sample], step: int) -> None:
-        import pandas
-
-        trackio.log({"samples": trackio.Table(dataframe=pandas.DataFrame(rows))}, step=step)
+        columns = list(rows[0])
+        cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+        trackio.log({"samples": trackio.Table(columns=columns, data=cells)}, step=step)
 
     return Tracker(lambda row, step: trackio.log(row, step=step), samples, trackio.finish, made.name)
+
+
+def _cell(value: Any) -> str | int | float | bool | None:
+    """Of a table that holds numbers and texts alone."""
+    return value if value is None or isinstance(value, str | int | float) else json.dumps(value)
 
 
 def _open_swanlab(run: TrackedRun) -> Tracker:
@@ -170,8 +179,8 @@ def _open_swanlab(run: TrackedRun) -> Tracker:
 
     made = swanlab.init(
         project=run.project,
-        experiment_name=run.run_dir.name,
-        logdir=str(run.run_dir / "swanlab"),
+        name=run.run_dir.name,
+        log_dir=str(run.run_dir / "swanlab"),
         config=run.config,
         id=run.run_id,
         resume="allow",
@@ -180,7 +189,7 @@ def _open_swanlab(run: TrackedRun) -> Tracker:
     def samples(rows: list[Sample], step: int) -> None:
         swanlab.log({"samples": [swanlab.Text(str(row.get("completion", row))) for row in rows]}, step=step)
 
-    return Tracker(lambda row, step: swanlab.log(row, step=step), samples, swanlab.finish, made.public.run_id)
+    return Tracker(lambda row, step: swanlab.log(row, step=step), samples, swanlab.finish, made.id)
 
 
 OPENERS: dict[str, Callable[[TrackedRun], Tracker]] = {

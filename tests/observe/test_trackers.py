@@ -3,6 +3,8 @@
 The packages are the real ones, offline; a test is skipped where its package is not installed.
 """
 
+import json
+import sqlite3
 import urllib.request
 from pathlib import Path
 
@@ -27,7 +29,7 @@ def write(run_dir: Path, name: str, step: int, *, is_resumed: bool = False) -> s
     """One step of a run -> the tracker's name for it."""
     opened = open_trackers(run_dir, name, is_resumed=is_resumed)
     opened.log(step, {"reward/mean": 0.515625 + step / 4})
-    opened.samples(step, [{"prompt": "1+1?", "completion": f"of {step}"}])
+    opened.samples(step, [{"prompt": "1+1?", "completion": f"of {step}", "group": [{"reward": 1.0}]}])
     opened.close()
     return (run_dir / "trackers" / f"{name}.id").read_text()
 
@@ -61,15 +63,29 @@ def test_mlflow_gets_every_row_and_a_resumed_run_goes_on(tmp_path, monkeypatch):
 
 
 def test_trackio_gets_every_row(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))  # read when it is imported
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
     assert write(tmp_path, "trackio", 1) == write(tmp_path, "trackio", 2, is_resumed=True)
+    write(tmp_path, "trackio", 3)  # a fresh run in a folder of this name
+    with sqlite3.connect(tmp_path / "store" / "r1.db") as store:
+        found = [
+            (run, step, json.loads(row))
+            for run, step, row in store.execute("SELECT run_id, step, metrics FROM metrics")
+        ]
+    rows = [(step, row["reward/mean"]) for _, step, row in found if "reward/mean" in row]
+    assert rows == [(1, 0.765625), (2, 1.015625), (3, 1.265625)]
+    tables = [row["samples"]["_value"] for _, _, row in found if "samples" in row]
+    assert tables[1] == [{"prompt": "1+1?", "completion": "of 2", "group": '[{"reward": 1.0}]'}] and len(tables) == 3
+    assert len({run for run, step, _ in found if step < 3}) == 1 and len({run for run, _, _ in found}) == 2
 
 
 def test_swanlab_gets_every_row(tmp_path, monkeypatch):
     pytest.importorskip("swanlab")
     monkeypatch.setenv("SWANLAB_MODE", "offline")
     assert write(tmp_path, "swanlab", 1) == write(tmp_path, "swanlab", 2, is_resumed=True)
+    written = [file.read_bytes() for file in sorted(tmp_path.glob("swanlab/run-*/*.swanlab"))]
+    assert [b"reward/mean" in data for data in written] == [True, True]
+    assert [file.read_text() for file in sorted(tmp_path.glob("swanlab/run-*/media/text/*"))] == ["of 1", "of 2"]
 
 
 def test_a_tracker_that_fails_is_let_go_of_and_named_once(tmp_path, monkeypatch):

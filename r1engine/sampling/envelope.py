@@ -7,6 +7,7 @@ search is best in a bin is told by one half of its questions, and its accuracy b
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -47,11 +48,14 @@ def envelope(verdicts: Mapping[str, Verdicts], drawn: Mapping[str, float], bins:
     halves = [([*one[::2]], [*one[1::2]]) for one in bins]
     whole = [n for first, _ in halves for n in first], [n for _, second in halves for n in second]
     found = []
-    for budget in sorted(drawn.values()):
+    budgets = sorted(drawn.values())
+    for budget, following in itertools.zip_longest(budgets, budgets[1:], fillvalue=math.inf):
+        if following <= ROOM * budget:
+            continue  # the same budget
         able = sorted((name for name in verdicts if drawn[name] <= ROOM * budget), key=lambda name: drawn[name])
-        by_bin = [_crossed(verdicts, able, pair) for pair in halves]
+        by_bin = [_crossed(verdicts, able, pair, whole) for pair in halves]
         right = [one for _, judged in by_bin for one in judged]
-        _, single = _crossed(verdicts, able, whole)
+        _, single = _crossed(verdicts, able, whole, whole)
         if right and single:
             chosen = [names for names, _ in by_bin]
             found.append({"budget": budget, "optimal": fmean(right), "single": fmean(single), "chosen": chosen})
@@ -59,10 +63,21 @@ def envelope(verdicts: Mapping[str, Verdicts], drawn: Mapping[str, float], bins:
 
 
 def _crossed(
-    verdicts: Mapping[str, Verdicts], able: list[str], halves: tuple[list[int], list[int]]
+    verdicts: Mapping[str, Verdicts],
+    able: list[str],
+    halves: tuple[list[int], list[int]],
+    whole: tuple[list[int], list[int]],
 ) -> tuple[list[str], list[bool]]:
-    """The best search of each half, of equal ones the cheapest, and its verdicts on the other half."""
-    names = [max(able, key=lambda name: (_accuracy(verdicts[name], half), -able.index(name))) for half in halves]
+    """The best search of each half of a bin, and its verdicts on the other half.
+
+    Of equal ones that which is better in that half of all bins, then the cheaper one: bins may be small.
+    """
+
+    def worth(name: str, half: list[int], of_all: list[int]) -> tuple[float, float, int]:
+        return _accuracy(verdicts[name], half), _accuracy(verdicts[name], of_all), -able.index(name)
+
+    pairs = [*zip(halves, whole, strict=True)]
+    names = [max(able, key=lambda name: worth(name, half, of_all)) for half, of_all in pairs]
     judged = [verdicts[name][n] for name, half in zip(names, halves[::-1], strict=True) for n in half
               if n in verdicts[name]]  # fmt: skip
     return names, judged

@@ -118,6 +118,30 @@ def grade(out: OutPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def steps(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="FILE... KEY=VALUE...", help="Solutions, and path=MODEL of a scorer's keys.")
+    ],
+    template: Annotated[
+        str, typer.Option("--template", help="How a model of `stage: process_reward` is asked.")
+    ] = "chat",
+) -> None:
+    """Score labelled steps by a process reward model: ProcessBench's F1, accuracy, calibration."""
+    with _border():
+        from r1engine.config import StepScorerSection
+        from r1engine.config.source import read_overrides, validate
+        from r1engine.config.stage import template_of
+
+        files = [Path(one) for one in arguments if "=" not in one]
+        cfg = validate(StepScorerSection, read_overrides([one for one in arguments if "=" in one]))
+        if problems := cfg.problems() + ([] if files else ["evaluate steps: found no file, required labelled steps"]):
+            raise ConfigError(problems)
+        from r1engine.verbs.step_scores import as_table, measure_files
+
+        typer.echo(as_table(measure_files(files, cfg, template_of(template))))
+
+
+@app.command()
 def show(
     outs: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Folders of evaluations.")],
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page, too.")] = None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, cast, get_args
 
 from pydantic import Field, model_validator
 
@@ -156,6 +156,18 @@ class Optimizer(Section):
 
 Template = Literal["chat", "r1", "plain", "r1_zero", "none"]
 CHAT_TEMPLATES = ("chat", "r1", "plain")
+
+
+def template_of(name: str) -> Template:
+    """The template of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = next((known for known in get_args(Template) if known == name), None)
+    if found is None:
+        raise ValueError(f"template: found {name!r:.40}, required one of {', '.join(get_args(Template))}")
+    return cast("Template", found)
 
 
 class Data(Section):

@@ -38,7 +38,7 @@ def write_chain_page(cfg: TinyChainReportConfig) -> dict[str, Any]:
     found |= _round(cfg, summaries, tokenizer)
     put_json(cfg.run_dir / "summary.json", found)
     put_text(cfg.run_dir / "table.md", markdown(found))
-    _write_page(cfg, found, summaries["exact"]["searches"], tokenizer)
+    _write_page(cfg, found, summaries["exact"], tokenizer)
     told = {"gain before": found["before"]["MCTS"] - found["before"]["pass@1"]}
     told |= {f"pass@1 {name}": found[name]["pass@1"] for name in ROUND}
     return told | {f"accuracy {name}": found[f"reward {name}"]["accuracy last"] for name in POLICIES}
@@ -76,9 +76,7 @@ def _shown(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) > 1 else f"{value:.3f}"
 
 
-def _write_page(
-    cfg: TinyChainReportConfig, found: dict[str, Numbers], searches: dict[str, Row], tokenizer: PromptTokenizer
-) -> None:
+def _write_page(cfg: TinyChainReportConfig, found: dict[str, Numbers], exact: Row, tokenizer: PromptTokenizer) -> None:
     rows = [*whole_lines(cfg.searches["exact"])]
     number = most_telling(rows)
     details = [
@@ -88,7 +86,10 @@ def _write_page(
     ]
     runs = {name: cfg.trained[name].parent for name in POLICIES}
     details += [{"title": f"hacked: reward {name}", "text": _completions(runs[name])} for name in ("sum", "min")]
-    charts = [curves(searches), _of_runs(runs, "reward/accuracy", "Accuracy while trained by the rule and by a PRM")]
+    charts = [
+        curves(exact["searches"], exact["envelope"]),
+        _of_runs(runs, "reward/accuracy", "Accuracy while trained by the rule and by a PRM"),
+    ]
     charts.append(_of_runs(runs, "completion/length_mean", "Tokens of a completion"))
     table = {"title": "All", "head": ["what", "found"], "rows": [_cells(name, n) for name, n in found.items()]}
     put_text(cfg.run_dir / "report.html", page(cfg.run_dir.name, [("", charts)], tables=[table], details=details))

@@ -103,15 +103,22 @@ def envelope_of(rows: list[Row], table: Row) -> list[Row]:
     return envelope(verdicts, drawn, bins_of(shares))
 
 
+def envelope_cells(found: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Head and lines of it as a table."""
+    bins = len(found[0]["chosen"])
+    names = [f"{number} of {bins}" for number in range(1, bins + 1)]
+    names[0], names[-1] = "hardest", "easiest"
+    lines = []
+    for row in found:
+        chosen = [", ".join(dict.fromkeys(choices)) for choices in row["chosen"]]
+        lines.append([f"{row['budget']:,.0f}", f"{row['optimal']:.3f}", f"{row['single']:.3f}", *chosen])
+    return ["budget", "by difficulty", "one for all", *names], lines
+
+
 def envelope_text(found: list[Row]) -> str:
     """It as Markdown; "" of an empty one."""
     if not found:
         return ""
-    bins = len(found[0]["chosen"])
-    names = [f"{i} of {bins}" for i in range(1, bins + 1)]
-    names[0], names[-1] = "hardest", "easiest"
-    lines = ["", f"| budget | by difficulty | one for all | {' | '.join(names)} |", "|" + " --- |" * (3 + bins)]
-    for row in found:
-        chosen = " | ".join(", ".join(dict.fromkeys(names)) for names in row["chosen"])
-        lines.append(f"| {row['budget']:,.0f} | {row['optimal']:.3f} | {row['single']:.3f} | {chosen} |")
-    return "\n".join(lines) + "\n"
+    head, lines = envelope_cells(found)
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(["", *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"

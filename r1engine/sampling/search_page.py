@@ -11,6 +11,7 @@ from r1engine.observe.charts import Chart
 from r1engine.observe.figures import COLORS
 from r1engine.observe.put import put_text
 from r1engine.observe.report import page
+from r1engine.sampling.envelope import envelope_cells
 from r1engine.sampling.search_rows import Row, tree_text
 
 MOST_STEPS = 400  # of a tree in the page
@@ -43,16 +44,31 @@ def write_page(cfg: SearchConfig, rows: list[Row], table: Row, tokenizer: Prompt
     ]
     text = page(
         cfg.run_dir.name,
-        [("", [curves(searches)])],
+        [("", [curves(searches, table["envelope"])])],
         facts=facts,
-        tables=[{"title": "Searches; tokens of a question", "head": head, "rows": lines}],
+        tables=[{"title": "Searches; tokens of a question", "head": head, "rows": lines}, *_choices(table["envelope"])],
         details=details,
     )
     put_text(cfg.run_dir / "report.html", text)
 
 
-def curves(searches: dict[str, Row]) -> Chart:
-    """Accuracy over the tokens that a question draws, a line a method, with 95 % intervals."""
+def _choices(envelope: list[Row]) -> list[Row]:
+    """The compute-optimal choice as a table of the page, if there is one."""
+    if not envelope:
+        return []
+    head, rows = envelope_cells(envelope)
+    return [
+        {"title": "Best search by difficulty, chosen on one half and judged on the other", "head": head, "rows": rows}
+    ]
+
+
+def curves(searches: dict[str, Row], envelope: list[Row]) -> Chart:
+    """Accuracy over the tokens that a question draws, a line a method, with 95 % intervals; and the best by difficulty.
+
+    Args:
+        searches: of `table_of`.
+        envelope: of `envelope_of`.
+    """
     lines: dict[str, list[Row]] = {}
     for name, found in searches.items():
         if found["accuracy"] is None or not found["drawn"]:
@@ -76,6 +92,10 @@ def curves(searches: dict[str, Row]) -> Chart:
             down = [point["accuracy"] - point["low"] for point in points]
             trace["error_y"] = {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1}
         traces.append(trace)
+    if envelope:
+        x, y = [row["budget"] for row in envelope], [row["optimal"] for row in envelope]
+        line = {"color": "#888888", "dash": "dot", "width": 2}
+        traces.append({"type": "scatter", "mode": "lines", "name": "best by difficulty", "x": x, "y": y, "line": line})
     layout = {
         "height": 420,
         "margin": {"l": 64, "r": 20, "t": 28, "b": 84},

@@ -18,7 +18,7 @@ from r1engine.config import StepScorerSection
 from r1engine.data.question import Question
 from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.search.scored_folder import NAME, ScoredFolder
-from r1engine.search.servers import ServerScorer
+from r1engine.search.servers import TRIAL, ServerScorer
 from r1engine.search.tree import StepPath
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
@@ -78,20 +78,20 @@ def test_scores_are_transformers_step_by_step_and_all_at_once(tmp_path, family, 
         cfg = StepScorerSection(path=tmp_path / "model", urls=[url], parallel=1)
         scorer = ServerScorer(cfg.path, "own", load_tokenizer(cfg.path), cfg)
         assert scorer.labels == "correctness"
+        begun = len((tmp_path / "server.log").read_text())
         found = scorer.score(paths())
         for path, scores in zip(paths(), found, strict=True):
             assert scores == pytest.approx(expected(model, path), abs=1e-4)
         again = scorer.score([path._replace(scored=3) for path in paths()])
         assert again == [pytest.approx(scores[-1:], abs=1e-4) for scores in found]
         scorer.clear()
-    run = sum(map(int, re.findall(r"#new-token: (\d+)", (tmp_path / "server.log").read_text())))
+    texts = [tokens_of(path) for path in paths()]
     if flags == AT_ONCE:
-        assert scorer.tokens_run == run
+        assert scorer.tokens_run == len(TRIAL) + 2 + len(TRIAL) + 2 * sum(map(len, texts))
     else:  # every token once, and for a path that the server has its last one again
-        different = {
-            tuple(tokens[: i + 1]) for path in paths() for tokens in [tokens_of(path)] for i in range(len(tokens))
-        }
-        assert run == len(different) + len(again) and scorer.tokens_run is None
+        run = re.findall(r"#new-token: (\d+)", (tmp_path / "server.log").read_text()[begun:])
+        different = {tuple(text[:end]) for text in texts for end in range(1, len(text) + 1)}
+        assert sum(map(int, run)) == len(different) + len(again) and scorer.tokens_run is None
 
 
 def test_a_class_that_ignores_positions_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from r1engine.cli.border import ConfigPath, Overrides, fail
 from r1engine.config import (
     KINDS,
     ConfigError,
+    ProcessRewardConfig,
     RewardModelConfig,
     RlConfig,
     SftConfig,
@@ -106,8 +107,7 @@ def plan(
                 raise typer.Exit(1)
             return
         cfg: StageConfig = load(config, overrides or [])
-        if not isinstance(cfg, RlConfig | SftConfig | RewardModelConfig):
-            raise ConfigError(f"plan: found stage {cfg.stage}, required rl, sft or reward_model")
+        assert isinstance(cfg, RlConfig | SftConfig | RewardModelConfig | ProcessRewardConfig)  # all that train
         from r1engine.plan.command import run_plan
 
         fits = run_plan(cfg, gpus, gpu, auto=auto, assume=assume or [], as_json=as_json, html=html)

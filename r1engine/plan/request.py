@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from r1engine.config import ConfigError, RewardModelConfig, RlConfig, SftConfig, StageConfig
+from r1engine.config import ConfigError, ProcessRewardConfig, RewardModelConfig, RlConfig, SftConfig, StageConfig
 from r1engine.hf.architecture import Architecture, is_fp8_folder
 from r1engine.plan.hardware import GPUS, Assumed, Gpu
 from r1engine.plan.layout import Layout
@@ -11,7 +11,9 @@ from r1engine.plan.memory import Job
 PROMPT_TOKENS = 200  # mean prompt: the paper's template and a competition question
 TEXT_TOKENS, TEXTS = 5_355, 804_745  # mean length and number of the paper's texts (v2, Table 5)
 PAIRS, LABELS = 66_000, 106_000  # of the paper's two reward models (v2, section 3.1)
-Planned = RlConfig | SftConfig | RewardModelConfig
+SOLUTIONS = 75_000  # of PRM800K (Lightman et al., 2023); the paper tells none
+Supervised = SftConfig | RewardModelConfig | ProcessRewardConfig
+Planned = RlConfig | Supervised
 
 
 def gpu_named(name: str) -> Gpu:
@@ -76,8 +78,8 @@ def check_fp8(cfg: StageConfig, gpu: Gpu) -> None:
 
 
 def trained_part(arch: Architecture, cfg: Planned) -> Architecture:
-    """What `cfg` makes of the architecture of its folder: a reward model ends in a score."""
-    return arch.scoring() if isinstance(cfg, RewardModelConfig) else arch
+    """What `cfg` makes of the architecture of its folder: a reward model, also of steps, ends in a score."""
+    return arch.scoring() if isinstance(cfg, RewardModelConfig | ProcessRewardConfig) else arch
 
 
 def job_of(cfg: Planned, assumed: Assumed, step: int = 0) -> Job:
@@ -87,8 +89,10 @@ def job_of(cfg: Planned, assumed: Assumed, step: int = 0) -> Job:
     if isinstance(cfg, SftConfig):
         mean = assumed.mean_tokens or min(TEXT_TOKENS, cfg.data.max_tokens)
         return _step_of(cfg, cfg.sft.batch_size, 1, mean, cfg.data.max_tokens)
-    if isinstance(cfg, RewardModelConfig):
+    if isinstance(cfg, RewardModelConfig | ProcessRewardConfig):
         mean, longest = assumed.mean_tokens or assumed.mean_length_share * cfg.data.max_tokens, cfg.data.max_tokens
+        if isinstance(cfg, ProcessRewardConfig):
+            return _step_of(cfg, cfg.process.batch_size, 1, mean, longest)
         return _step_of(cfg, cfg.reward_model.batch_size, cfg.texts_of_unit, mean, longest)
     longest = cfg.rollout.max_tokens_at(step)
     servers = cfg.rollout.sglang if cfg.rollout.engine == "sglang" else None
@@ -135,15 +139,20 @@ def _step_of(cfg: StageConfig, batch_size: int, texts: int, mean_tokens: float, 
     )
 
 
-def epochs_of(cfg: SftConfig | RewardModelConfig) -> tuple[int, int, int, str]:
-    """Epochs and batch size of a supervised run, the number of the paper's rows for it, and what they are."""
+def epochs_of(cfg: Supervised) -> tuple[int, int, int, str]:
+    """Epochs and batch size of a supervised run, the number of the paper's rows for it, and what they are.
+
+    Of labelled steps the paper has none: PRM800K's.
+    """
     if isinstance(cfg, SftConfig):
         return cfg.sft.epochs, cfg.sft.batch_size, TEXTS, "texts"
+    if isinstance(cfg, ProcessRewardConfig):
+        return cfg.process.epochs, cfg.process.batch_size, SOLUTIONS, "solutions"
     rows, name = (PAIRS, "pairs") if cfg.texts_of_unit == 2 else (LABELS, "labels")
     return cfg.reward_model.epochs, cfg.reward_model.batch_size, rows, name
 
 
-def check_positions(cfg: SftConfig | RewardModelConfig, arch: Architecture) -> None:
+def check_positions(cfg: Supervised, arch: Architecture) -> None:
     """Refuse texts that may be longer than the model's positions.
 
     Raises:

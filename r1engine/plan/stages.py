@@ -16,6 +16,7 @@ from r1engine.config import (
     EvaluateConfig,
     Model,
     PairsConfig,
+    ProcessRewardConfig,
     RewardModelConfig,
     RlConfig,
     SampleConfig,
@@ -29,6 +30,7 @@ from r1engine.plan.hardware import Assumed, Gpu
 from r1engine.plan.planner import Plan, make_plan
 from r1engine.plan.request import (
     Planned,
+    Supervised,
     assumptions,
     check_fp8,
     check_generators,
@@ -40,7 +42,7 @@ from r1engine.plan.request import (
 )
 
 SOME = 1_000  # questions, texts or pairs, where nobody knows yet how many there are
-Run = TypeVar("Run", RlConfig, SftConfig, RewardModelConfig)
+Run = TypeVar("Run", RlConfig, SftConfig, RewardModelConfig, ProcessRewardConfig)
 # v2, B.4.4: thousands of H800 hours. R1-Zero took 198 hours of 512 H800, R1 about 80.
 PAPER = {"R1-Zero": 101, "data for supervised training": 5, "R1": 41}
 
@@ -119,6 +121,8 @@ def cost_of(stage: PlannedStage, pipeline: Pipeline, cluster: Cluster) -> StageC
             return _of_epochs(cost, _rooted(cfg, stage, pipeline), stage, pipeline, cluster)
         if isinstance(cfg, RewardModelConfig):
             return _of_epochs(cost, _rooted(cfg, stage, pipeline), stage, pipeline, cluster)
+        if isinstance(cfg, ProcessRewardConfig):
+            return _of_epochs(cost, _rooted(cfg, stage, pipeline), stage, pipeline, cluster)
         if isinstance(cfg, SampleConfig):
             run = cfg.as_run().model_copy(update={"model": Model(path=_root(stage, "model.path", pipeline))})
             return _of_drawing(cost, [run], cfg.samples, cluster)
@@ -163,7 +167,7 @@ def _of_rl(cost: StageCost, cfg: RlConfig, cluster: Cluster) -> StageCost:
 
 
 def _of_epochs(
-    cost: StageCost, cfg: SftConfig | RewardModelConfig, stage: PlannedStage, pipeline: Pipeline, cluster: Cluster
+    cost: StageCost, cfg: Supervised, stage: PlannedStage, pipeline: Pipeline, cluster: Cluster
 ) -> StageCost:
     check_world(cfg, cluster.gpus)
     epochs, _, paper, name = epochs_of(cfg)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ranks import on_ranks
 
-from r1engine.config import ConfigError, RewardModelConfig, RlConfig, SftConfig
+from r1engine.config import ConfigError, ProcessRewardConfig, RewardModelConfig, RlConfig, SftConfig
 from r1engine.hf.architecture import read_architecture
 from r1engine.plan.command import run_plan
 from r1engine.plan.hardware import GPUS, Assumed
@@ -70,6 +70,18 @@ def test_a_reward_model_has_a_score_in_place_of_the_output_matrix_and_whole_pair
     job = job_of(labels, assumed)
     assert job.completions == 256
     assert "max_row_tokens=8192" in dict(knobs(make_plan(arch, layout_of(labels, 8), job, gpu, assumed)))
+
+
+def test_a_process_reward_model_is_a_reward_model_of_single_texts():
+    sections = {"model": {"path": MODEL, "recompute": True}, "parallel": {"tensor": 2}}
+    cfg = ProcessRewardConfig(**sections, process={"batch_size": 256})
+    labels = RewardModelConfig(**sections, reward_model={"loss": "pointwise"}, max_row_tokens=cfg.row_tokens)
+    language, assumed = read_architecture(MODEL), Assumed()
+    assert trained_part(language, cfg) == trained_part(language, labels)
+    assert job_of(cfg, assumed) == job_of(labels, assumed)
+    with redirect_stdout(StringIO()) as out:
+        assert run_plan(cfg, 8, "h100", auto=False, assume=["mean_tokens=1000"], as_json=False, html=None)
+    assert "75,000 solutions" in out.getvalue()
 
 
 def _printed_of_pairs() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import subprocess
@@ -133,3 +134,14 @@ def test_launch_passes_64_bit_sizes_and_32_bit_floats():
     assert isinstance(cuda_lib._c_value(1 << 40), ctypes.c_int64)
     assert cuda_lib._c_value(1 << 40).value == 1 << 40
     assert isinstance(cuda_lib._c_value(0.5), ctypes.c_float)
+
+
+def test_the_image_is_made_by_the_two_commands_of_the_readme():
+    steps = [line.split(maxsplit=1) for line in (ROOT / "Dockerfile").read_text().splitlines() if line[:1].isupper()]
+    assert [word for word, _ in steps] == ["FROM", "RUN", "WORKDIR", "COPY", "RUN", "CMD"]
+    two = re.search(r"## Two commands\n.*?\n((?:    make [^\n]*\n)+)", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    commands = [re.match(r"    (make [a-z-]+)", line)[1] for line in two.splitlines()]
+    assert [steps[4][1], " ".join(json.loads(steps[5][1]))] == commands
+    ignored = {*(ROOT / ".dockerignore").read_text().split()}
+    assert {".venv*", "build", "runs"} <= ignored and not ignored & {path.name for path in ROOT.glob("[a-zA-Z]*.*")}
+    assert not ignored & {"benchmarks", "configs", "csrc", "docs", "examples", "kernels", "r1engine", "tests"}

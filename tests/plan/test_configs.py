@@ -67,6 +67,7 @@ def test_every_configuration_of_a_real_model_is_here():
         "demo",
         "demo_moe",
         "eval_tiny",
+        "laptop_smollm2",
         "eval_r1",
         "r1",
         "tiny_r1",

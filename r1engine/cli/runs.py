@@ -101,9 +101,10 @@ def pipeline(
 ) -> None:
     """Run the stages of CONFIG in order; what is done is not run again. On ranks: torchrun -m r1engine pipeline ..."""
     from r1engine.config.pipeline import load_pipeline
+    from r1engine.hf.hub import local_path
 
     try:
-        stages = load_pipeline(config, overrides or [])
+        stages = load_pipeline(config, overrides or [], local_path)
         _run_stages(stages.until(until) if until is not None else stages, dry_run, live, status, redo)
     except ConfigError as error:
         fail(error)

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from r1engine.config.data_files import is_on_hub
 from r1engine.config.kind import KindConfig
 from r1engine.config.read import parse
 from r1engine.config.section import Count, LocalPath, Section
@@ -43,6 +45,7 @@ REFERENCES = {
     "trained.*": "model",
     "search.tokens_of": "data",
 }
+Fetch = Callable[[str, str, str], Path]  # (name on the Hub, key, "model" or "data") -> local path; ValueError: why not
 NAME = re.compile(r"[a-z][a-z0-9_.-]*")
 
 
@@ -53,6 +56,7 @@ class PlannedStage:
     name: str
     cfg: KindConfig
     needs: dict[str, str]  # key of the configuration -> earlier stage that it is taken from
+    fetched: dict[str, str] = field(default_factory=dict)  # key of the configuration -> its name on the Hub
 
 
 @dataclass(frozen=True)
@@ -115,19 +119,24 @@ def is_pipeline(path: Path) -> bool:
     return "stages" in read_source(Path(path), []).data
 
 
-def load_pipeline(path: Path, overrides: list[str]) -> Pipeline:
+def load_pipeline(path: Path, overrides: list[str], fetch: Fetch | None = None) -> Pipeline:
     """The stages of a YAML file with overrides ("stages.base.sft.epochs=3", "seed=1") applied in order.
+
+    Args:
+        path:      of the file.
+        overrides: in their order.
+        fetch:     gives the local path of what is named on the Hugging Face Hub; None: the name stays.
 
     Raises:
         ConfigError: a kind, key or value is wrong, or a stage refers to one that is not above it; every problem of the
             first wrong stage is listed.
     """
     source = read_source(Path(path), overrides)
-    return plan(validate(PipelineFile, source), source)
+    return plan(validate(PipelineFile, source), source, fetch)
 
 
-def plan(file: PipelineFile, source: Source) -> Pipeline:
-    """The stages of a file; `source` is what it was read from.
+def plan(file: PipelineFile, source: Source, fetch: Fetch | None = None) -> Pipeline:
+    """The stages of a file; `source` is what it was read from, `fetch` as of `load_pipeline`.
 
     Raises:
         ConfigError: see `load_pipeline`.
@@ -138,7 +147,8 @@ def plan(file: PipelineFile, source: Source) -> Pipeline:
             raise ConfigError(
                 f"{source.origin(('stages', name))}stages: found the name {name!r}, required {NAME.pattern}"
             )
-        stages.append(_planned(name, _part(source, name), file, {stage.name: stage.cfg for stage in stages}))
+        earlier = {stage.name: stage.cfg for stage in stages}
+        stages.append(_planned(name, _part(source, name), file, earlier, fetch))
     if not stages:
         raise ConfigError(f"{source.origin(('stages',))}stages: found none, required at least one")
     return Pipeline(file.run_dir, stages)
@@ -168,20 +178,27 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return base | over | {key: _merged(base[key], over[key]) for key in shared}
 
 
-def _planned(name: str, source: Source, file: PipelineFile, earlier: dict[str, KindConfig]) -> PlannedStage:
+def _planned(
+    name: str, source: Source, file: PipelineFile, earlier: dict[str, KindConfig], fetch: Fetch | None
+) -> PlannedStage:
     if "run_dir" in source.data:
         raise ConfigError(f"{source.origin(('run_dir',))}stages.{name}.run_dir: a stage's folder is run_dir/{name}")
     data: Any = {"seed": file.seed} | source.data | {"run_dir": str(file.run_dir / name)}
     needs: dict[str, str] = {}
+    fetched: dict[str, str] = {}
     names = _Names(name, file, earlier)
 
     def resolve(key: KeyPath, text: str, what: str) -> str:
+        dotted = ".".join(key)
         try:
+            if is_on_hub(Path(text)):
+                fetched[dotted] = text
+                return text if fetch is None else str(fetch(text, dotted, what))
             stage, path = names.resolve(text, what)
         except ValueError as error:
-            raise ConfigError(f"{source.origin(key)}{'.'.join(key)}: {error}") from None
+            raise ConfigError(f"{source.origin(key)}{dotted}: {error}") from None
         if stage:
-            needs[".".join(key)] = stage
+            needs[dotted] = stage
         return path
 
     try:
@@ -192,7 +209,7 @@ def _planned(name: str, source: Source, file: PipelineFile, earlier: dict[str, K
             raise ConfigError(problems)
     except ConfigError as error:
         raise ConfigError([f"stage {name}: {problem}" for problem in error.problems]) from None
-    return PlannedStage(name, cfg, needs)
+    return PlannedStage(name, cfg, needs, fetched)
 
 
 def _resolved(value: Any, at: KeyPath, pattern: KeyPath, what: str, resolve: Any) -> Any:

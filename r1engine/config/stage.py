@@ -320,7 +320,10 @@ class StageConfig(KindConfig):
         for key, file in self.input_files().items():
             if file.suffix and not (is_on_hub(file) or is_data_file(file) or is_pattern(file) or file.is_dir()):
                 problems.append(f"{key}: found {file}, required {REQUIRED}")
-        if train is not None and train == heldout:
+        has_splits = (
+            train is not None and is_on_hub(train) and str(train).count(":") == 1
+        )  # one for each, if none is named
+        if train is not None and train == heldout and not has_splits:
             problems.append(f"data.heldout: found data.train = {train} itself, required other rows")
         return problems
 

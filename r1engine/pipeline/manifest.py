@@ -55,7 +55,8 @@ def inputs(stage: PlannedStage) -> dict[str, dict[str, str]]:
     paths = stage.cfg.inputs()
     if missing := [f"{key}: found no {path}, required an input" for key, path in paths.items() if not is_there(path)]:
         raise ConfigError([f"stage {stage.name}: {problem}" for problem in missing])
-    return {key: {"from": stage.needs.get(key, str(path)), "sha256": digest(path)} for key, path in paths.items()}
+    origins = {key: str(path) for key, path in paths.items()} | stage.fetched | stage.needs
+    return {key: {"from": origins[key], "sha256": digest(path)} for key, path in paths.items()}
 
 
 def digest(path: Path) -> str:

@@ -18,6 +18,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from r1engine.config import ConfigError
+from r1engine.config.pipeline import load_pipeline
+from r1engine.pipeline import manifest
+
 ROOT = Path(__file__).resolve().parents[2]
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -93,7 +97,7 @@ for words in sys.argv[1:]:
             cfg = fetched(RlConfig(model={"path": "hf:a/tiny"}, data={"train": path, "heldout": path}))
             found = f"{cfg.model.path} {cfg.data.train} {cfg.data.heldout}"
         else:
-            made = model_folder(Path(path)) if key == "model" else data_folder(Path(path), "data.train", "train")
+            made = model_folder(Path(path)) if key == "model" else data_folder(Path(path), "train")
             found = f"{made} {sorted(file.name for file in made.iterdir())}"
     except ValueError as error:
         found = f"ValueError: {error}"
@@ -128,13 +132,57 @@ def test_names_of_the_hub_are_fetched_once_and_found_without_a_network(hub, tmp_
 
 
 def test_what_is_not_there_is_named_with_what_to_do(hub, tmp_path):
-    none, split, two, short = ask(
-        hub, tmp_path, "model=hf:a/none", "data=hf:openai/gsm8k:dev", "data=hf:a/two", "model=hf:tiny"
+    none, split, two, short, key = ask(
+        hub, tmp_path, "model=hf:a/none", "data=hf:openai/gsm8k:dev", "data=hf:a/two", "model=hf:tiny", "both=hf:a/two"
     )
-    assert none.startswith("ValueError: model.path: cannot fetch the model a/none from the Hugging Face Hub: ")
+    assert key.startswith("ValueError: data.train: found the configurations x, y in hf:a/two")
+    assert none.startswith("ValueError: cannot fetch the model a/none from the Hugging Face Hub: ")
     assert none.endswith("without a network download it elsewhere and give the local path")
-    assert "data.train: found no split 'dev' in hf:openai/gsm8k:dev, required hf:OWNER/NAME[/CONFIG][:SPLIT]" in split
+    assert "found no split 'dev' in hf:openai/gsm8k:dev, required hf:OWNER/NAME[/CONFIG][:SPLIT]" in split
     assert "found the configurations x, y in hf:a/two, required one: hf:a/two/NAME" in two
-    assert "model.path: found hf:tiny, required hf:OWNER/NAME" in short
+    assert "found hf:tiny, required hf:OWNER/NAME" in short
     (offline,) = ask("http://127.0.0.1:9", tmp_path / "empty", "data=hf:openai/gsm8k")
-    assert "data.train: cannot fetch the dataset openai/gsm8k from the Hugging Face Hub: " in offline
+    assert "cannot fetch the dataset openai/gsm8k from the Hugging Face Hub: " in offline
+
+
+PIPELINE = """
+run_dir: {folder}/p
+stages:
+  base: {{stage: sft, model: {{path: hf:a/tiny}}, data: {{train: hf:openai/gsm8k, heldout: hf:openai/gsm8k}}}}
+"""
+
+
+def test_a_pipeline_takes_names_of_the_hub_and_keeps_them_in_its_manifest(tmp_path):
+    """Without a server: what fetches is given."""
+    (tmp_path / "p.yaml").write_text(PIPELINE.format(folder=tmp_path))
+    asked = []
+
+    def fetch(name: str, key: str, what: str) -> Path:
+        asked.append((name, key, what))
+        folder = tmp_path / key
+        folder.mkdir(exist_ok=True)
+        (folder / "0000.parquet").write_bytes(key.encode())
+        return folder
+
+    (stage,) = load_pipeline(tmp_path / "p.yaml", [], fetch).stages
+    assert asked == [
+        ("hf:a/tiny", "model.path", "model"),
+        ("hf:openai/gsm8k", "data.train", "data"),
+        ("hf:openai/gsm8k", "data.heldout", "data"),
+    ]
+    assert (stage.cfg.model.path, stage.needs) == (tmp_path / "model.path", {})
+    made_from = manifest.inputs(stage)
+    assert {key: found["from"] for key, found in made_from.items()} == {key: name for name, key, _ in asked}
+    assert len({found["sha256"] for found in made_from.values()}) == 3
+
+
+def test_a_pipeline_without_a_network_names_stage_line_and_key(tmp_path):
+    (tmp_path / "p.yaml").write_text(PIPELINE.format(folder=tmp_path))
+
+    def fetch(name: str, key: str, what: str) -> Path:
+        raise ValueError("cannot fetch the model a/tiny")
+
+    with pytest.raises(ConfigError, match=r"stage base: .*p\.yaml:4: model\.path: cannot fetch the model a/tiny"):
+        load_pipeline(tmp_path / "p.yaml", [], fetch)
+    (stage,) = load_pipeline(tmp_path / "p.yaml", []).stages  # who only plans needs no network
+    assert str(stage.cfg.model.path) == "hf:a/tiny"

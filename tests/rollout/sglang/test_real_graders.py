@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from itertools import pairwise
 
 import pytest
 import real
 import torch
 import transformers
 from model_folders import SIZES, save_model
-from safetensors.torch import load_file, save_file
 
+from r1engine.batch import Sequence, pack
+from r1engine.config import Model, Optimizer, Parallel
+from r1engine.model.policy import Policy
 from r1engine.rewards.servers.endpoint import ModelServers
 from r1engine.rewards.servers.judge import GenerativeJudge, Pair
 from r1engine.rewards.servers.reward_model import RewardModel
@@ -21,30 +23,33 @@ pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 MODEL = SIZES | {"vocab_size": len(real.BYTES), "max_position_embeddings": 2048}
 
 
-def save_reward_model(folder: Path) -> torch.nn.Module:
-    config = transformers.Qwen2Config(**MODEL, num_labels=1)
-    torch.manual_seed(0)
-    model = transformers.Qwen2ForSequenceClassification(config).eval()
-    model.save_pretrained(folder)
-    tensors = load_file(folder / "model.safetensors")
-    tensors["score.bias"] = torch.zeros(1)  # SGLang's head has one, transformers' has not
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return model
+def trained_scores(policy: Policy, texts: list[list[int]]) -> list[float]:
+    """Of the last token of each text, as the trainer rates it."""
+    rows = pack([Sequence(text, 0, 0.0) for text in texts], policy.row_shape(256))[0]
+    found = {}
+    for row, values in zip(rows, policy.scores(rows), strict=True):
+        for start, end in pairwise(row.cu_seqlens.tolist()):
+            found[tuple(row.tokens[start:end].tolist())] = float(values[end - 1])
+    return [found[tuple(text)] for text in texts]
 
 
-def test_a_reward_models_scores_are_transformers(tmp_path):
-    model = save_reward_model(tmp_path / "model")
-    tokenizer = real.add_tokenizer(tmp_path / "model")
+def test_scores_in_the_trainer_of_its_export_and_behind_a_server_are_the_same(tmp_path, world):
+    save_model(tmp_path / "base", "qwen2", **MODEL)
+    tokenizer = real.add_tokenizer(tmp_path / "base")
+    policy = Policy(Model(path=tmp_path / "base"), Parallel(), Optimizer(), world, seed=3, head="score")
+    policy.export(tmp_path / "model")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", dtype=torch.float32)
     pairs = [("1 + 1?", "2"), ("Hello!", "Hello, what can I do?"), ("1 + 1?", "It is 3.")]
     with real.serving(tmp_path / "model", tmp_path / "server.log", "--is-embedding") as url:
         rater = RewardModel(ModelServers(url), "tiny", "U: {prompt} A: {response}.", batch_size=2)
         rater.check()
         ratings = rater.rate(pairs)
     assert not any(problem for _, problem in ratings)
-    for (score, _), (prompt, response) in zip(ratings, pairs, strict=True):
+    texts = [tokenizer.encode(f"U: {prompt} A: {response}.").ids for prompt, response in pairs]
+    for (score, _), text, trained in zip(ratings, texts, trained_scores(policy, texts), strict=True):
         with torch.no_grad():
-            tokens = tokenizer.encode(f"U: {prompt} A: {response}.").ids
-            assert score == pytest.approx(float(model(torch.tensor([tokens])).logits), abs=1e-4)
+            exported = float(model(torch.tensor([text])).logits)
+        assert score == pytest.approx(exported, abs=1e-4) and trained == pytest.approx(exported, abs=1e-5)
 
 
 def test_a_judge_that_talks_nonsense_decides_nothing(tmp_path):

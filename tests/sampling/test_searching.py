@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_server import ModelServer
 from safetensors.torch import load_file, save_file
 
 from r1engine.config import ConfigError, SearchConfig, TinyConfig
 from r1engine.demo.tiny import write_world
+from r1engine.observe.failure import RunFailed
 from r1engine.pipeline.manifest import digest
 from r1engine.ranks import World
 from r1engine.sampling import searching
 from r1engine.sampling.search_rows import markdown, print_tree, table_of
-from r1engine.sampling.searching import search
+from r1engine.sampling.searching import drawn_by, search
 from r1engine.search.scored_folder import NAME, ScoredFolder
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -108,6 +110,54 @@ def test_a_majority_needs_no_scorer(world, tmp_path):
     cfg = settings(world, tmp_path / "run", scorer=None, search={"n": 2, "choose": "majority"})
     assert run(cfg)["drawn best_of"] > 0
     assert json.loads((cfg.run_dir / "summary.json").read_text())["searches"]["best_of"]["scorer_run"] == 0
+
+
+def test_rejection_sampling_draws_as_many_tokens_as_another_search(world, finished, tmp_path):
+    cfg, _ = finished
+    with pytest.raises(ValueError, match=r"search.tokens_of: found beam_2, mcts_2 in .*, required the search.jsonl of"):
+        drawn_by(cfg.run_dir / "search.jsonl")
+    guided = settings(world, tmp_path / "guided", search={"method": "mcts", "width": 2, "simulations": 8})
+    drawn = run(guided)["drawn mcts"]
+    assert drawn_by(guided.run_dir / "search.jsonl") == round(drawn)
+    of_it = {"n": 64, "width": 1, "choose": "majority", "tokens_of": guided.run_dir / "search.jsonl"}
+    cfg = settings(world, tmp_path / "reject", scorer=None, search=of_it)
+    assert cfg.inputs()["search.tokens_of"] == guided.run_dir / "search.jsonl"
+    run(cfg)
+    for line in (cfg.run_dir / "search.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert round(drawn) <= row["drawn"] < round(drawn) + 12 and row["cut"]  # the last completion may go over
+    with pytest.raises(ValueError, match=r"search.budget_tokens: found 5 with search.tokens_of, required one of them"):
+        settings(world, tmp_path, scorer=None, search=of_it | {"budget_tokens": 5})
+
+
+def test_a_scorer_that_is_gone_ends_a_search_and_later_it_goes_on(world, tmp_path, capsys):
+    asked = []
+
+    def reply(path, body):
+        if not body:
+            info = {"architectures": ["Qwen2ForSequenceClassification"], "version": "1"}
+            return 200, json.dumps(info).encode()
+        asked.append(path)
+        is_gone = path == "/classify" and len(asked) > limit
+        return None if is_gone else (200, json.dumps({"embedding": [0.5], "meta_info": {}}).encode())
+
+    server = ModelServer(reply)
+    of_scorer = {"path": world / "scorer", "urls": [server.url], "tries": 1, "parallel": 1}
+    keys = {"scorer": of_scorer, "search": {"n": 2, "width": 2, "method": "beam", "questions_at_once": 1}}
+    cfg, limit = settings(world, tmp_path / "run", **keys), 12
+    with pytest.raises(
+        RunFailed, match=r"scorer http://127.0.0.1:\d+/classify: .*; what is done is kept, and the same"
+    ):
+        run(cfg)
+    done = (cfg.run_dir / "parts" / "beam.0.jsonl").read_text().splitlines()[1:]
+    limit = 10**6
+    run(cfg)
+    server.stop()
+    rows = (cfg.run_dir / "search.jsonl").read_text().splitlines()
+    assert 0 < len(done) < 4 == len(rows) and {*done} <= {*rows}
+    table = (cfg.run_dir / "table.md").read_text()
+    assert table.splitlines()[2].split(" | ")[5] == "-"  # what the server has run is not known
+    assert "4 of 4 searches ended without an answer (max_steps 40, max_tokens 12)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from r1engine.hf.tokenizer import PromptTokenizer
 from r1engine.observe.report import read_rows_of
 from r1engine.sampling.search_rows import Row
 
-COLLAPSED = 0.1  # accuracy below which a policy is lost
+LOST = 0.1  # accuracy below which a policy is lost
 
 Numbers = dict[str, float]
 
@@ -47,11 +47,11 @@ def label_quality(path: Path) -> Numbers:
 
 
 def trained(run_dir: Path) -> Numbers:
-    """Of reinforcement learning: accuracy, length and the model's own reward at both ends, and where it collapsed."""
+    """Of reinforcement learning: accuracy, length, own reward at both ends, and from where on the policy is lost."""
     rows = [row for row in read_rows_of(run_dir) if "reward/accuracy" in row]
     accuracy = [row["reward/accuracy"] for row in rows]
     alarms = [row["step"] for row in rows if row.get("alarm/process")]
-    lost = [row["step"] for row, value in zip(rows, accuracy, strict=True) if value < COLLAPSED]
+    last = max((i for i, value in enumerate(accuracy) if value >= LOST), default=-1)
     found = {"accuracy first": accuracy[0], "accuracy best": max(accuracy), "accuracy last": accuracy[-1]}
     for name, key in (
         ("tokens", "completion/length_mean"),
@@ -60,7 +60,7 @@ def trained(run_dir: Path) -> Numbers:
     ):
         if key in rows[0] and key in rows[-1]:
             found |= {f"{name} first": rows[0][key], f"{name} last": rows[-1][key]}
-    found |= {"collapsed at step": lost[0]} if lost else {}
+    found |= {"lost from step": rows[last + 1]["step"]} if last + 1 < len(rows) else {}
     return found | ({"alarm at step": alarms[0]} if alarms else {})
 
 

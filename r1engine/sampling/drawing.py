@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from r1engine.batch import Completion, Prompt
 from r1engine.config import Rewards, RlConfig
@@ -17,7 +18,7 @@ from r1engine.hf.folder import weights_of
 from r1engine.hf.formats import model_dtype
 from r1engine.observe.failure import RunFailed
 from r1engine.observe.progress import Progress
-from r1engine.ranks import World, is_first_to
+from r1engine.ranks import World, interleaved, is_first_to
 from r1engine.rewards import Score, Scorer
 from r1engine.rewards.from_config import check_named, check_sandbox, make_scorer
 from r1engine.rollout import Generator, make_generator
@@ -29,6 +30,7 @@ LOOK_SECONDS = 0.05  # between looks for what has ended
 NO_REPLY = "no reply from "  # begins the reason of what a judge that is away leaves undecided
 
 Graded = tuple[Completion, Score]
+Row = dict[str, Any]
 
 
 @dataclass
@@ -101,6 +103,24 @@ def check_judges(problems: Sequence[str], run_dir: Path, kept: str) -> None:
         f"{run_dir}: the judge is away ({problems[0].removeprefix(NO_REPLY)}); {kept}, and the same command goes on "
         "when it is back"
     )
+
+
+def everyones_rows(world: World, away: Sequence[str], groups: list[list[Row]], run_dir: Path, kept: str) -> list[Row]:
+    """The rows of all ranks, in the order of the questions that they share. Collective.
+
+    Args:
+        world:   the ranks.
+        away:    of this rank, see `check_judges`.
+        groups:  rows of each of its questions.
+        run_dir: of the stage.
+        kept:    what is not lost, for the message.
+
+    Raises:
+        RunFailed: a judge is away.
+    """
+    everyones = world.everyones((away, groups))
+    check_judges([problem for found, _ in everyones for problem in found], run_dir, kept)
+    return [row for group in interleaved([found for _, found in everyones]) for row in group]
 
 
 @contextmanager

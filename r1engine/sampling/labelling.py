@@ -22,9 +22,9 @@ from r1engine.grpo import record_of
 from r1engine.hf.tokenizer import PromptTokenizer, load_tokenizer, stop_tokens
 from r1engine.observe.progress import Progress
 from r1engine.observe.put import put_text
-from r1engine.ranks import World, interleaved
+from r1engine.ranks import World
 from r1engine.rollout.draft import Draft, Sampling
-from r1engine.sampling.drawing import NO_REPLY, AnswerSampler, check_judges, open_sampler
+from r1engine.sampling.drawing import NO_REPLY, AnswerSampler, everyones_rows, open_sampler
 from r1engine.sampling.whole_lines import lines_of, whole_lines
 from r1engine.search.label import Answers, Labelled, Labeller, RolledOut, RolloutAsk, Steps, make_labellers
 from r1engine.search.steps import StepMarks
@@ -77,9 +77,7 @@ def _labelled(
     """Rows of these questions, from all ranks."""
     progress.phase("draw")
     own = crew.label(prompts[world.rank :: world.size])
-    everyones = world.everyones((crew.away, own))
-    check_judges([problem for found, _ in everyones for problem in found], run_dir, "what is labelled so far is kept")
-    rows = [row for group in interleaved([found for _, found in everyones]) for row in group]
+    rows = everyones_rows(world, crew.away, own, run_dir, "what is labelled so far is kept")
     blind = [row["id"].partition("/")[0] for row in rows if all(label is None for label in row["labels"])]
     if blind:
         named = ", ".join(dict.fromkeys(blind[:LISTED]))

@@ -9,27 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
+from typing import Literal
 
 from r1engine.search.vote import Aggregate, aggregate
 
 PER_TOKEN = ("deepseekmath", "pure")
+Credit = Aggregate | Literal["deepseekmath", "pure"]  # rewards.process_credit
 PURE_TEMPERATURE = 0.1
-# What is logged of credit of tokens is the minimum.
-FORMS: dict[str, Aggregate] = {"last": "last", "min": "min", "mean": "mean", "prod": "prod"}
-FORMS |= dict.fromkeys(PER_TOKEN, "min")
 
 
-def of_completion(scores: Sequence[float], how: str) -> float:
-    """The reward of a completion: last, min, mean, prod or sum of its steps' scores.
+def of_completion(scores: Sequence[float], how: Credit) -> float:
+    """The reward of a completion: last, min, mean, prod or sum of its steps' scores; of credit of tokens the minimum,
+    which is only logged.
 
     Raises:
         ValueError: there is no step.
     """
-    if not scores:
-        raise ValueError("process: found a completion without a step, required at least one")
-    if how == "sum":
-        return math.fsum(scores)
-    return aggregate(scores, FORMS[how])
+    return aggregate(scores, "min" if how == "deepseekmath" or how == "pure" else how)
 
 
 def pure_weights(scores: Sequence[float], temperature: float = PURE_TEMPERATURE) -> list[float]:

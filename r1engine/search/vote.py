@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from r1engine.evaluation.consensus import equal_answers
 
-Aggregate = Literal["last", "min", "mean", "prod"]
+Aggregate = Literal["last", "min", "mean", "prod", "sum"]
 Choice = Literal["vote", "best", "majority"]
 
 
@@ -28,12 +28,14 @@ def aggregate(scores: Sequence[float], how: Aggregate) -> float:
         ValueError: there is no score.
     """
     if not scores:
-        raise ValueError("aggregate: found no scores, required at least one")
+        raise ValueError("found no score of a step, required at least one")
     if how == "last":
         return scores[-1]
     if how == "min":
         return min(scores)
-    return math.prod(scores) if how == "prod" else math.fsum(scores) / len(scores)
+    if how == "prod":
+        return math.prod(scores)
+    return math.fsum(scores) / (1 if how == "sum" else len(scores))
 
 
 def choose(

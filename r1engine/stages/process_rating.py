@@ -16,7 +16,7 @@ from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
 from r1engine.model.policy import Policy
 from r1engine.ranks import World
 from r1engine.rewards import Score
-from r1engine.search.credit import PER_TOKEN, of_completion, of_tokens, step_advantages
+from r1engine.search.credit import PER_TOKEN, Credit, of_completion, of_tokens, step_advantages
 from r1engine.search.scored_folder import NAME, read_scored_folder
 from r1engine.search.steps import StepMarks
 from r1engine.stages.rows import probabilities_at
@@ -32,7 +32,7 @@ class StepRater:
     marks: StepMarks
     stop: frozenset[int]  # tokens that end a completion
     weights: dict[str, torch.Tensor]  # this rank's part
-    credit: str  # what the scores of steps become
+    credit: Credit  # what the scores of steps become
 
 
 def make_step_rater(rewards: Rewards, policy: Policy) -> StepRater | None:
@@ -91,7 +91,7 @@ def step_rated(graded: list[Graded], rater: StepRater, policy: Policy, world: Wo
     ]
 
 
-def _with_steps(score: Score, ends: list[int], values: list[float], credit: str) -> Score:
+def _with_steps(score: Score, ends: list[int], values: list[float], credit: Credit) -> Score:
     if not values or not all(map(math.isfinite, values)):
         return replace(score, verdict="undecided", reason="process: no step, or a text too long for the model")
     steps = tuple(zip(ends, values, strict=True))

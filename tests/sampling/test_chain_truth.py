@@ -67,6 +67,6 @@ def test_where_a_policy_is_lost(tmp_path):
         "tokens last": 30.0,
         "steps first": 5.0,
         "steps last": 8.0,
-        "collapsed at step": 2,
+        "lost from step": 2,
         "alarm at step": 3,
     }

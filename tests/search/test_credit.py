@@ -10,7 +10,7 @@ def test_one_number_a_completion():
     wanted = {"last": 0.8, "min": 0.5, "prod": 0.36, "mean": 2.2 / 3, "sum": 2.2}
     assert {how: of_completion(scores, how) for how in wanted} == pytest.approx(wanted)
     assert of_completion(scores, "pure") == 0.5  # what is logged of it
-    with pytest.raises(ValueError, match="found a completion without a step"):
+    with pytest.raises(ValueError, match="found no score of a step, required at least one"):
         of_completion([], "min")
 
 

@@ -67,7 +67,7 @@ def test_scores_of_steps_by_hand():
     assert aggregate(scores, "min") == 0.5
     assert aggregate(scores, "prod") == pytest.approx(0.36)
     assert aggregate(scores, "mean") == pytest.approx(0.733333, abs=1e-6)
-    with pytest.raises(ValueError, match="found no scores"):
+    with pytest.raises(ValueError, match="found no score of a step"):
         aggregate([], "min")
 
 

@@ -97,7 +97,8 @@ def generate(
     out: Annotated[Path | None, typer.Option("--out", metavar="OUT.jsonl", help="One sample a line.")] = None,
     column: Annotated[str, typer.Option(help="Of PROMPTS, with the questions.")] = "question",
     template: Annotated[
-        str | None, typer.Option(help="chat, r1, plain, r1_zero or none; by default chat where the model has one.")
+        str | None,
+        typer.Option(help="chat, r1, plain, r1_zero, r1_zero_steps or none; by default chat where the model has one."),
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     draw: Annotated[

@@ -154,7 +154,7 @@ class Optimizer(Section):
         return self.lr * warmup * (self.min_lr_ratio + (1 - self.min_lr_ratio) * cosine)
 
 
-Template = Literal["chat", "r1", "plain", "r1_zero", "none"]
+Template = Literal["chat", "r1", "plain", "r1_zero", "r1_zero_steps", "none"]
 CHAT_TEMPLATES = ("chat", "r1", "plain")
 
 

@@ -25,6 +25,9 @@ R1_ZERO_TEMPLATE = (
     "The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags, respectively, "
     "i.e., <think> reasoning process here </think> <answer> answer here </answer>. User: {question}. Assistant:"
 )
+# Ours, before the turns of Table 1: "multiple tags that correspond to specific reasoning steps" (section 4.2).
+STEP_TAGS = " Each step of the reasoning process is enclosed within <step> </step> tags."
+R1_ZERO_STEPS_TEMPLATE = R1_ZERO_TEMPLATE.replace(" User: {question}", STEP_TAGS + " User: {question}")
 R1_TOKENS = ("<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>")  # of the shipped template r1
 THINK, END_THINK = "<think>", "</think>"
 PREFILL = "{% if add_generation_prompt %}{{ '<think>\\n' }}{% endif %}"  # behind a template
@@ -56,7 +59,7 @@ class QuestionFormat:
         self.source: str | None = None
         self.tokenizer = tokenizer
         special = [text for text, is_special in tokenizer.added_tokens.items() if is_special]
-        self._markers = _Markers(special if template == "r1_zero" else [], tokenizer)
+        self._markers = _Markers([] if template == "none" else special, tokenizer)
 
     def prompt(self, question: str, place: str) -> str:
         """The text that the model is shown.
@@ -258,8 +261,9 @@ def make_format(folder: Path, tokenizer: PromptTokenizer, data: Data) -> PromptF
 
 
 def render(question: str, template: Template) -> str:
-    """A question in Table 1 (`r1_zero`), or as it is (`none`)."""
-    return R1_ZERO_TEMPLATE.format(question=question) if template == "r1_zero" else question
+    """A question in Table 1 (`r1_zero`), in Table 1 with tags of steps (`r1_zero_steps`), or as it is (`none`)."""
+    table = {"r1_zero": R1_ZERO_TEMPLATE, "r1_zero_steps": R1_ZERO_STEPS_TEMPLATE}.get(template, "{question}")
+    return table.format(question=question)
 
 
 def _refuse(marker: str, place: str) -> None:

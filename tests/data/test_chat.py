@@ -12,7 +12,7 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from r1engine.config.sft import TextData
-from r1engine.data.chat import ChatFormat, QuestionFormat, make_format
+from r1engine.data.chat import STEP_TAGS, ChatFormat, QuestionFormat, make_format
 from r1engine.hf.prepared import prepare
 from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
 
@@ -216,6 +216,14 @@ def test_table_1_takes_no_special_token_either_and_none_takes_all(folders):
     assert table.marker([{"role": "user", "content": "a <think> b"}, THOUGHT]) == ""  # Table 1 is text
     assert none.marker([{"role": "user", "content": "a<|im_end|>b"}]) == ""
     assert none.prompt("<|im_start|>x", "a:1") == "<|im_start|>x"
+
+
+def test_table_1_with_tags_of_steps_is_table_1_and_a_sentence(folders):
+    table, steps = form(folders["chatml"], "r1_zero"), form(folders["chatml"], "r1_zero_steps")
+    first, last = table.prompt("a {b}?", "a:1").split(" User: ")
+    assert steps.prompt("a {b}?", "a:1").split(" User: ") == [first + STEP_TAGS, last] and "</step>" in STEP_TAGS
+    assert steps.marker([{"role": "user", "content": "a<|im_end|>b"}]) == "<|im_end|>"
+    assert steps.identity != table.identity
 
 
 def test_what_the_tokenizer_makes_a_marker_of_is_one(tmp_path):

@@ -139,3 +139,13 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(["cmake", "-S", root, "-B", folder], check=True, capture_output=True)
     subprocess.run(["cmake", "--build", folder], check=True, capture_output=True)
     return folder / "_cuda.so"
+
+
+@pytest.fixture(scope="session")
+def fake_gpu_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What lets PyTorch take part in a GPU that does not exist (support/fake_gpu); skips without a compiler."""
+    from fake_gpu import build
+
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ on PATH")
+    return build(tmp_path_factory.mktemp("fake_gpu"))

@@ -1,11 +1,9 @@
 """The branches of a GPU, on a GPU that does not exist (tests/support/fake_gpu): a policy of every family is built,
 asked, updated and read. Kernels are noted with their arguments checked; there are no numbers."""
 
-import shutil
-
 import pytest
 import torch
-from fake_gpu import build, runs
+from fake_gpu import runs
 from policies import policy_of
 from ranks import on_ranks
 
@@ -33,17 +31,10 @@ EXPERTS = {
 MEGATRONS_WAITS = ("megatron/core/rerun_state_machine.py", "megatron/core/distributed", "megatron/core/optimizer")
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("no g++ on PATH")
-    return build(tmp_path_factory.mktemp("fake_gpu"))
-
-
 @pytest.mark.rotating
 @pytest.mark.parametrize(("family", "experts", "offload"), CASES, ids=["-".join(map(str, case)) for case in CASES])
-def test_a_policy_lives_on_the_gpu_and_waits_for_it_seldom(library, family, experts, offload):
-    (seen,) = on_ranks(1, runs.train, library, family, experts, offload)
+def test_a_policy_lives_on_the_gpu_and_waits_for_it_seldom(fake_gpu_library, family, experts, offload):
+    (seen,) = on_ranks(1, runs.train, fake_gpu_library, family, experts, offload)
     assert seen.misplaced == []
     assert {"loss", "grad_norm"} <= seen.metrics
     assert {"partials_kernel", "merge_kernel"} | EXPERTS[experts] <= seen.launches["logprobs"].keys()

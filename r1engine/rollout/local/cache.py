@@ -17,6 +17,8 @@ GROWTH = 1.5  # of the length needed: copying stays a small part of decoding, un
 class KVCache:
     """Row r holds one sequence, position 0 first.
 
+    On a GPU it has all its memory from the first token on: it never grows, so that a step that was recorded finds it.
+
     Attributes:
         layers:    per layer [2, rows, kv_heads, capacity, head_dim]: keys, then values. Starts as zeros: a masked
                    column has weight 0, and 0 * nan of uninitialized memory would be nan.
@@ -33,15 +35,15 @@ class KVCache:
         empty = torch.zeros(2, rows, arch.num_kv_heads, 0, arch.head_dim, device=device, dtype=dtype)
         self.layers = [empty] * arch.num_layers
         self.mask = torch.zeros(rows, arch.num_kv_heads, 0, device=device, dtype=dtype)
+        self._attended = torch.zeros((), device=device, dtype=dtype)  # what a mask says of a token
         self.rotations = torch.empty(0, arch.rope_dim // 2, device=device, dtype=torch.complex64)
 
     def reserve(self, length: int) -> None:
         """Makes room for sequences of `length` tokens, keeping what is there."""
         if length <= self.capacity:
             return
-        wanted = max(int(length * GROWTH), FIRST_TOKENS)
-        blocks = -(-min(wanted, self._limit) // BLOCK_TOKENS)
-        old, self.capacity = self.capacity, blocks * BLOCK_TOKENS
+        wanted = max(int(length * GROWTH), FIRST_TOKENS) if self.mask.device.type == "cpu" else self._limit
+        old, self.capacity = self.capacity, in_blocks(min(wanted, self._limit))
         for index, layer in enumerate(self.layers):  # old and new are both alive for one layer at a time
             grown = layer.new_zeros(*layer.shape[:3], self.capacity, layer.shape[4])
             grown[:, :, :, :old] = layer
@@ -99,7 +101,7 @@ class KVCache:
             a layer of [2 * rows * kv_heads * capacity, head_dim], [N * 2 * kv_heads], keys first in each row.
         """
         num_rows, kv_heads = positions.shape[0], self.mask.shape[1]
-        self.mask[self._rows[:num_rows], :, positions] = 0.0
+        self.mask[self._rows[:num_rows], :, positions] = self._attended
         mask = self.mask.view(-1, 1, self.capacity)[: num_rows * kv_heads, :, :length]
         halves = torch.arange(2, device=positions.device)[:, None] * (len(self._rows) * kv_heads)
         heads = (halves + torch.arange(kv_heads, device=positions.device)).view(1, -1)
@@ -124,6 +126,11 @@ class KVCache:
         heads = num_rows * layer.shape[2]
         keys, values = layer.view(2, -1, self.capacity, head_dim)[:, :heads, :length].unbind(0)
         return keys, values
+
+
+def in_blocks(length: int) -> int:
+    """Columns for so many tokens."""
+    return -(-length // BLOCK_TOKENS) * BLOCK_TOKENS
 
 
 def rotary_table(arch: Architecture, length: int, device: torch.device) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from r1engine.rollout.draft import Draft, Sampling, StepEnds
 from r1engine.rollout.local.cache import KVCache
 from r1engine.rollout.local.decoder import Decoder, Prefill
+from r1engine.rollout.local.graphs import Steps
 from r1engine.rollout.local.kv_store import KVStore
 from r1engine.rollout.local.sampling import sample, uniforms
 
@@ -59,6 +60,7 @@ class DecodeBatch:
         self._may_end = _chosen(ends.steps.may_end if ends.steps is not None else (), decoder.arch.vocab_size)
         limit = max(len(draft.prompt.tokens) + draft.max_tokens for draft in drafts)
         self._cache = KVCache(decoder.arch, rows=num_rows, limit=limit, device=decoder.device, dtype=decoder.dtype)
+        self._steps = Steps(decoder, self._cache, num_rows, limit) if decoder.device.type == "cuda" else None
         # What follows is on the host, one entry a row.
         self._draft_of = np.full(num_rows, -1)  # -1: none
         self._keys = np.zeros(num_rows, dtype=np.uint64)
@@ -84,11 +86,7 @@ class DecodeBatch:
             if self._num_rows == 0:
                 return
             rows = np.arange(self._num_rows)
-            logits, experts = self._step()
-            if experts is not None:
-                for row, of_token in enumerate(experts.to(torch.int16).cpu().numpy()):
-                    self._experts[row].append(of_token[None])
-            holes = self._draw(rows, logits)
+            holes = self._draw(rows, *self._step())
             yield len(rows)
 
     def interrupt(self) -> None:
@@ -105,7 +103,10 @@ class DecodeBatch:
         self.tokens_run += self._num_rows
         length = int(self._positions[live].max()) + 1
         self._cache.reserve(length)
-        inputs = torch.from_numpy(np.stack([self._input[live], self._positions[live]])).to(self._decoder.device)
+        on_host = np.stack([self._input[live], self._positions[live]])
+        if self._steps is not None:
+            return self._steps.step(on_host, length)
+        inputs = torch.from_numpy(on_host).to(self._decoder.device)
         return self._decoder.step(inputs[0], inputs[1], self._cache, length=length)
 
     def _admit(self, holes: np.ndarray) -> tuple[int, np.ndarray]:
@@ -185,8 +186,8 @@ class DecodeBatch:
         self.tokens_run += sum(map(len, prefixes))
         return self._decoder.prefill(prefixes)
 
-    def _draw(self, rows: np.ndarray, logits: torch.Tensor) -> np.ndarray:
-        """Draws the next token of each of `rows`; returns those whose draft ended with it."""
+    def _draw(self, rows: np.ndarray, logits: torch.Tensor, experts: torch.Tensor | None = None) -> np.ndarray:
+        """Draws the next token of each of `rows`, whose last token chose `experts`; returns those whose draft ended."""
         uniform = torch.from_numpy(uniforms(self._keys[rows], self._counts[rows])).to(logits.device)
         drawn, logp = sample(
             logits,
@@ -195,12 +196,10 @@ class DecodeBatch:
             top_p=self._sampling.top_p,
             top_k=self._sampling.top_k,
         )
-        # One transfer, the only point where the host waits for the device. float64 holds every token id exactly.
-        fetched = torch.stack([drawn.double(), logp.double()]).cpu().numpy()
-        tokens = fetched[0].astype(np.int64)
+        tokens, on_host = self._fetch(rows, drawn, logp, experts)
         places = self._counts[rows] - self._earlier[rows]
         self._tokens[rows, places] = tokens
-        self._logp[rows, places] = fetched[1]
+        self._logp[rows, places] = on_host
         self._input[rows] = tokens
         self._positions[rows] += 1
         self._counts[rows] += 1
@@ -221,6 +220,20 @@ class DecodeBatch:
                 self._on_ended(draft)
         self._draft_of[rows[is_ended]] = -1
         return rows[is_ended]
+
+    def _fetch(
+        self, rows: np.ndarray, drawn: torch.Tensor, logp: torch.Tensor, experts: torch.Tensor | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What was drawn, on the host, and its log-probabilities; experts go to their rows."""
+        # One transfer, the only point where the host waits for the device. float64 holds every id exactly.
+        numbers = torch.stack([drawn.double(), logp.double()])
+        if experts is not None:
+            numbers = torch.cat([numbers, experts.flatten(1).t().double()])
+        fetched = numbers.cpu().numpy()
+        if experts is not None:
+            for row, of_token in zip(rows, fetched[2:].T.reshape(experts.shape).astype(np.int16), strict=True):
+                self._experts[row].append(of_token[None])
+        return fetched[0].astype(np.int64), fetched[1]
 
     def _are_steps(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Whether each row's step has ended with the token that it drew."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from r1engine.hf.architecture import Moe
 from r1engine.rollout.local.weights import Experts, Mlp
-from r1kernels import moe_gate_topk
+from r1kernels import moe_experts, moe_gate_topk
 
 
 class Chosen:
@@ -47,7 +47,10 @@ def add_experts(x: torch.Tensor, normed: torch.Tensor, layer: Experts, moe: Moe,
     chosen.add(experts)
     if layer.shared is not None:
         add_mlp(x, normed, layer.shared)
-    for index, expert in enumerate(layer.routed):
+    if x.device.type != "cpu":  # nothing waits for the device, whatever was chosen
+        x.copy_(moe_experts(normed, gate.ids, gate.weights, layer.routed.gate_up, layer.routed.down, residual=x))
+        return
+    for index, expert in enumerate(layer.routed.each):
         rows, places = torch.where(experts == index)
         if len(rows):
             weighted = torch.zeros(len(rows), x.shape[1], dtype=x.dtype, device=x.device)

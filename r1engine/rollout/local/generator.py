@@ -13,9 +13,10 @@ from r1engine.hf.architecture import read_architecture
 from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
 from r1engine.rollout.draft import Draft, Sampling, StepEnds, check_prompts, completions
 from r1engine.rollout.generator import Logprobs
-from r1engine.rollout.local.decode_batch import DecodeBatch, DraftEnds
+from r1engine.rollout.local.decode_batch import PREFILL_TOKENS, DecodeBatch, DraftEnds
 from r1engine.rollout.local.decoder import Decoder
 from r1engine.rollout.local.kv_store import KVStore
+from r1engine.rollout.local.memory import free_bytes, kv_bytes, rows_that_fit
 from r1engine.rollout.local.sampling import stream_key
 
 
@@ -96,7 +97,7 @@ class LocalGenerator:
             self._decoder,
             drafts,
             keys=[stream_key(self._seed, draft.step, draft.prompt.id, draft.stream) for draft in drafts],
-            slots=self._slots,
+            slots=self._rows(drafts),
             sampling=sampling,
             version=self.weight_version,
             ends=DraftEnds(self._stop_tokens, stop_after, self._store, on_ended),
@@ -109,6 +110,21 @@ class LocalGenerator:
                 break
         self.tokens_run = (self.tokens_run or 0) + batch.tokens_run
 
+    def _rows(self, drafts: list[Draft]) -> int:
+        """Sequences to decode at once. Raises RuntimeError where a GPU has no room for one."""
+        device, arch = self._decoder.device, self._decoder.arch
+        if device.type == "cpu":
+            return self._slots
+        kept = self._store.max_bytes - self._store.num_bytes if self._store is not None else 0
+        return rows_that_fit(
+            arch,
+            slots=self._slots,
+            longest=max(len(draft.prompt.tokens) + draft.max_tokens for draft in drafts),
+            prefill=max(PREFILL_TOKENS, *(len(draft.prompt.tokens) + len(draft.tokens) for draft in drafts)),
+            size=torch.finfo(self._decoder.dtype).bits // 8,
+            free=free_bytes(device) - kept,
+        )
+
     def keep_steps(self, max_bytes: int) -> None:
         """See `Generator.keep_steps`; what is kept now is dropped, as by `load_weights` and when `awake` ends."""
         self._store = KVStore(max_bytes) if max_bytes else None
@@ -120,8 +136,7 @@ class LocalGenerator:
 
     def bytes_of(self, num_tokens: int) -> int:
         """Memory of the keys and values of so many tokens."""
-        arch, size = self._decoder.arch, torch.finfo(self._decoder.dtype).bits // 8
-        return 2 * arch.num_layers * arch.num_kv_heads * arch.head_dim * num_tokens * size
+        return num_tokens * kv_bytes(self._decoder.arch, torch.finfo(self._decoder.dtype).bits // 8)
 
     def kept_bytes(self) -> tuple[int, int]:
         """Bytes of keys and values that are kept, and the most that there were."""

@@ -48,12 +48,21 @@ class Mlp:
 
 
 @dataclass(frozen=True)
+class Mlps:
+    """Several of one shape, as `moe_experts` takes them."""
+
+    gate_up: torch.Tensor  # [E, 2 * padded intermediate, D]
+    down: torch.Tensor  # [E, D, padded intermediate]
+    each: list[Mlp]  # views
+
+
+@dataclass(frozen=True)
 class Experts:
     """Routed experts beside a shared one."""
 
     router: torch.Tensor  # [E, D]
     bias: torch.Tensor | None  # [E] float32, for the choice only
-    routed: list[Mlp]
+    routed: Mlps
     shared: Mlp | None
 
 
@@ -159,14 +168,21 @@ class Weights:
         )
 
     def _mlp(self, prefix: str) -> Mlp:
-        size, hidden = self._shapes[prefix + "gate_proj.weight"]
+        return self._mlps([prefix]).each[0]
+
+    def _mlps(self, prefixes: list[str]) -> Mlps:
+        """Those of one shape, one behind the other."""
+        size, hidden = self._shapes[prefixes[0] + "gate_proj.weight"]
         padded_size = -(-size // ALIGNMENT) * ALIGNMENT
-        mlp = Mlp(gate_up=self._new(2 * padded_size, hidden), down=self._new(hidden, padded_size))
-        gate, up = mlp.gate_up.view(2, padded_size, -1)[:, :size]
-        self._targets[prefix + "gate_proj.weight"] = gate
-        self._targets[prefix + "up_proj.weight"] = up
-        self._targets[prefix + "down_proj.weight"] = mlp.down[:, :size]
-        return mlp
+        gate_up = self._new(len(prefixes), 2 * padded_size, hidden)
+        down = self._new(len(prefixes), hidden, padded_size)
+        made = Mlps(gate_up, down, [Mlp(*parts) for parts in zip(gate_up, down, strict=True)])
+        for prefix, mlp in zip(prefixes, made.each, strict=True):
+            gate, up = mlp.gate_up.view(2, padded_size, -1)[:, :size]
+            self._targets[prefix + "gate_proj.weight"] = gate
+            self._targets[prefix + "up_proj.weight"] = up
+            self._targets[prefix + "down_proj.weight"] = mlp.down[:, :size]
+        return made
 
     def _experts(self, prefix: str) -> Experts:
         moe = self._arch.moe
@@ -174,7 +190,7 @@ class Weights:
         return Experts(
             router=self._place(prefix + "gate.weight"),
             bias=self._place_if_any(f"{prefix}gate.{EXPERT_BIAS}"),
-            routed=[self._mlp(f"{prefix}experts.{e}.") for e in range(moe.num_experts)],
+            routed=self._mlps([f"{prefix}experts.{e}." for e in range(moe.num_experts)]),
             shared=self._mlp(prefix + "shared_experts.") if moe.shared_size else None,
         )
 

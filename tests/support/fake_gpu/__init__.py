@@ -13,6 +13,8 @@ import ctypes
 import subprocess
 import traceback
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,7 @@ class FakeGpu(TorchDispatchMode):
         waits: place in the engine -> how often the host waited for the device there.
         ops:   calls of operations on the device, views left out.
         launches: of kernels, in order.
+        recorded: CUDA graphs; while one is recorded nothing may wait, and nothing come from the host.
     """
 
     def __init__(self, launches: Launches) -> None:
@@ -63,25 +66,34 @@ class FakeGpu(TorchDispatchMode):
         self.launches = launches
         self.waits: Counter[str] = Counter()
         self.ops: Counter[str] = Counter()
+        self.recorded = 0
+        self._is_recording = False
         self.fakes = _Fakes(allow_non_fake_inputs=True)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if not _is_of_device(args, kwargs):
             return func(*args, **kwargs | ({"pin_memory": False} if kwargs.get("pin_memory") else {}))
+        # Autograd, which is off, would have done it.
+        if torch.is_inference_mode_enabled() and func.namespace == "aten" and func._can_decompose():
+            with self:
+                return func.decompose(*args, **kwargs)
         if not func.is_view:
             self.ops[str(func.overloadpacket.__name__)] += 1
         if func.namespace == "c10d":  # the backend "fake" does nothing, with host memory as with any other
             return func(*tree_map_only(FakeTensor, _zeros, args), **kwargs)
+        if self._is_recording:
+            reads = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor) and x.device.type == "cpu"]
+            assert not reads, f"{func} at {place()} reads host memory in a graph"
         if func is aten._local_scalar_dense.default:
-            self.waits[place()] += 1
+            self._wait()
             return torch.zeros((), dtype=args[0].dtype).item()
         if func is aten.copy_.default and not isinstance(args[0], FakeTensor):  # from the device into host memory
             if not (kwargs.get("non_blocking") or args[2:] == (True,)):
-                self.waits[place()] += 1
+                self._wait()
             return args[0].zero_()
         if func in BY_VALUES:  # their sizes follow from values, which are zeros: nothing is chosen
-            self.waits[place()] += 1
+            self._wait()
             is_index = func is aten.nonzero.default
             return args[0].new_empty((0, args[0].dim()) if is_index else 0, dtype=torch.int64 if is_index else None)
         with self.fakes:
@@ -89,8 +101,19 @@ class FakeGpu(TorchDispatchMode):
         if not tree_any(_is_host, out):
             return out
         if func is aten._to_copy.default and not kwargs.get("non_blocking"):
-            self.waits[place()] += 1
+            self._wait()
         return tree_map_only(FakeTensor, lambda x: _zeros(x) if _is_host(x) else x, out)
+
+    def _wait(self) -> None:
+        assert not self._is_recording, f"{place()} waits for the device in a graph"
+        self.waits[place()] += 1
+
+    @contextmanager
+    def recording(self, graph: Any, pool: Any = None) -> Iterator[None]:
+        """torch.cuda.graph."""
+        self.recorded, self._is_recording = self.recorded + 1, True
+        yield
+        self._is_recording = False
 
 
 def _is_of_device(args: tuple, kwargs: dict[str, Any]) -> bool:
@@ -125,7 +148,9 @@ def start(library: Path) -> FakeGpu:
     edge.replace()
     fake_tensor.init_gpu_context = lambda device: None
     FakeTensor.tolist = lambda self: self.cpu().tolist()  # its own asks for one number after the other
-    return FakeGpu(record())
+    gpu = FakeGpu(record())
+    torch.cuda.graph = gpu.recording
+    return gpu
 
 
 def store() -> Any:

@@ -15,10 +15,14 @@ from model_folders import save_model
 from policies import policy_of
 
 import fake_gpu
-from r1engine.batch import RowShape, Sequence, pack
+from r1engine.batch import Prompt, RowShape, Sequence, pack
 from r1engine.config import Parallel, RlConfig
+from r1engine.data.question import Question
+from r1engine.hf.folder import weights_of
 from r1engine.model import parallel
 from r1engine.ranks import World
+from r1engine.rollout.draft import Draft, Sampling
+from r1engine.rollout.local.generator import LocalGenerator
 from r1engine.stages.sft import cross_entropy
 
 DEVICE = torch.device("cuda", 0)
@@ -87,3 +91,35 @@ def train(library: Path, family: str, experts: str, offload: bool) -> Seen:
     held.append(("logp", logp))
     misplaced = [name for name, tensor in held if tensor.device != DEVICE]
     return Seen(phases.waits, phases.launches, misplaced, set(metrics))
+
+
+class Drawn(NamedTuple):
+    """What was noted of a generator."""
+
+    waits: Counter[str]
+    draws: int  # decode steps and batches of first tokens
+    graphs: int
+    launches: Counter[str]
+    lengths: list[int]  # of the drafts
+
+
+def draw(library: Path, family: str, free: int | None = None) -> Drawn:
+    """A generator takes weights, and draws more samples than it has rows for.
+
+    Args:
+        library: of `build`.
+        family:  of model_folders.
+        free:    bytes that the device has left; None: all.
+    """
+    folder = model_folder(family)
+    gpu, counts = fake_gpu.start(library), []
+    if free is not None:
+        torch.cuda.mem_get_info = lambda *_: (free, free)
+    with gpu:
+        generator = LocalGenerator(folder, seed=1, slots=4, device=DEVICE, dtype=torch.bfloat16)
+        generator.load_weights(weights_of(folder))
+        assert not gpu.waits, gpu.waits
+        drafts = [Draft(Prompt(i, [2, 3, 4 + i][: 2 + i % 2], "", Question("")), 0, 0, 0, 20 + i) for i in range(7)]
+        generator.draw(drafts, Sampling(), on_tokens=counts.append)
+    launches = Counter(launch.name for launch in gpu.launches)
+    return Drawn(Counter(gpu.waits), len(counts), gpu.recorded, launches, [len(draft.tokens) for draft in drafts])

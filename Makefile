@@ -8,7 +8,7 @@ VENV = .venv/bin
 STAMP = .venv/.installed
 BUILD_INPUTS = CMakeLists.txt $(wildcard csrc/*.* csrc/cpu/*)
 
-.PHONY: demo demo-moe test test-all trl test-trl smoke lint docs format gpu clean sglang-cpu test-sglang test-sglang-faults demo-sglang
+.PHONY: demo demo-moe test test-all trl test-trl smoke lint docs format gpu gpu-wheels clean sglang-cpu test-sglang test-sglang-faults demo-sglang
 .PHONY: demo-search smollm2 test-real demo-r1 test-demo-r1 pyright wheel lm-eval test-lm-eval
 SGLANG = .venv-sglang
 TRL = .venv-trl
@@ -143,20 +143,21 @@ $(LM_EVAL)/.installed: constraints.txt
 test-lm-eval: $(STAMP) lm-eval
 	OMP_NUM_THREADS=1 R1_LM_EVAL_PYTHON=$(CURDIR)/$(LM_EVAL)/bin/python $(VENV)/python -m pytest -m lm_eval tests/evaluation
 
-# On a GPU machine: build csrc/, run the GPU tests, run every benchmark, also after a test has failed. Uses the Python it
-# is given and what is installed there (`make gpu PYTHON=python3`); needs no network and makes no environment. What needs
-# a package that is missing is skipped. `make gpu SECONDS_LEFT=240` ends the benchmarks after so long.
+# On a GPU machine, one prepared call: build csrc/, GPU tests, benchmarks, sanitizer and counters, each with a limit of its
+# own, within SECONDS_LEFT (520). Takes the Python that is given (`make gpu PYTHON=python3`) with what is installed there
+# and what gpu-wheels has put into build/gpu-wheels; needs no network. What needs a package that is missing is left out.
 gpu: PYTHON = python3
-gpu: export PYTHONPATH := $(CURDIR):$(CURDIR)/kernels
 gpu:
-	cmake -S . -B build/gpu
-	cmake --build build/gpu --parallel
-	cmake --install build/gpu --prefix kernels
-	$(PYTHON) -c 'from r1kernels import cuda_lib; print(cuda_lib.build_info())'
-	status=0; \
-	$(PYTHON) -m pytest tests/gpu -m gpu || status=$$?; \
-	$(PYTHON) benchmarks/run_all.py --device cuda $(if $(SECONDS_LEFT),--seconds $(SECONDS_LEFT)) || status=$$?; \
-	exit $$status
+	$(PYTHON) benchmarks/gpu.py $(if $(SECONDS_LEFT),--seconds $(SECONDS_LEFT))
+
+# On a machine with a network: what a bare GPU machine (PyTorch, Triton, transformers; Python 3.12) lacks, 15 MB.
+gpu-wheels: $(STAMP)
+	rm -rf build/gpu-wheels
+	$(VENV)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --constraint constraints.txt \
+		--platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 --dest build/gpu-wheels \
+		megatron-core pydantic pydantic-core annotated-types typing-inspection ruamel.yaml \
+		sgl-deep-gemm==0.2.2 apache-tvm-ffi liger-kernel
+	ls -lh build/gpu-wheels
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache kernels/r1kernels/*.so

@@ -25,6 +25,7 @@ PACKAGES = (
     *("torch", "triton", "megatron-core", "transformers", "flash-attn", "transformer-engine", "trl", "verl"),
     *("liger-kernel", "cut-cross-entropy", "quack-kernels"),
 )
+SHORT = 200e-6  # seconds: several launches by Python
 L2_FLUSH_BYTES = 256 * 2**20  # several times the largest L2 cache (H200: 60 MB)
 
 
@@ -133,7 +134,26 @@ def interleaved(candidates: dict[str, Callable[[], float]], *, rounds: int, warm
 
 
 def cold_kernel_seconds(run: Callable[[], object], *, rounds: int, warmup: int) -> list[float]:
-    """GPU seconds of each call between two CUDA events, with the L2 cache overwritten before each."""
+    """GPU seconds of each call between two CUDA events, with the L2 cache overwritten before each.
+
+    A call that takes less than SHORT is repeated as a CUDA graph, if it can be: else the time that Python takes from
+    one launch to the next would lie between the events.
+    """
+    taken = _between_events(run, rounds, warmup)
+    if statistics.median(taken) > SHORT:
+        return taken
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError as error:
+        note(f"timing: a short call with Python's gaps in it, as no graph takes it: {str(error).splitlines()[0]}")
+        torch.cuda.synchronize()
+        return taken
+    return _between_events(graph.replay, rounds, warmup)
+
+
+def _between_events(run: Callable[[], object], rounds: int, warmup: int) -> list[float]:
     flush = torch.empty(L2_FLUSH_BYTES, dtype=torch.int8, device="cuda")
     taken = []
     for round_number in range(-warmup, rounds):

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 NEEDS = {
     "test_context_gpu.py": ("megatron",),
     "test_fp8_linears_gpu.py": ("megatron", "pydantic", "ruamel", "transformers"),
+    "test_generator_gpu.py": ("transformers", "pydantic"),
     "test_policy_gpu.py": ("megatron", "pydantic", "ruamel", "transformers"),
 }
 MISSING = {file: [name for name in names if find_spec(name) is None] for file, names in NEEDS.items()}

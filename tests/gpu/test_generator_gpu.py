@@ -1,0 +1,69 @@
+"""The embedded generator on a GPU: steps as CUDA graphs, and completions beside transformers. `pytest -m gpu`."""
+
+import numpy as np
+import pytest
+import torch
+
+from r1engine.batch import Prompt
+from r1engine.data.question import Question
+from r1engine.hf.architecture import read_architecture
+from r1engine.hf.folder import weights_of
+from r1engine.rollout.draft import Draft, Sampling
+from r1engine.rollout.local import graphs
+from r1engine.rollout.local.cache import KVCache
+from r1engine.rollout.local.decoder import Decoder
+from r1engine.rollout.local.generator import LocalGenerator
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+DEVICE = torch.device("cuda", 0)
+PROMPTS = [[2, 3, 4], [5, 6], [7, 8, 9, 10], [11, 12], [13]]
+WIDE = {"hidden_size": 128, "moe_intermediate_size": 128, "qk_nope_head_dim": 16, "v_head_dim": 16}
+
+
+@pytest.fixture(params=["qwen3", "deepseek"])
+def model(request, tmp_path):
+    from model_folders import save_model
+
+    return tmp_path, save_model(tmp_path, request.param, **(WIDE if request.param == "deepseek" else {}))
+
+
+@torch.inference_mode()
+def test_graphs_give_the_logits_of_the_decoder(model):
+    arch = read_architecture(model[0])
+    decoder = Decoder(arch, device=DEVICE, dtype=torch.bfloat16)
+    decoder.weights.load(weights_of(model[0]))
+    caches = [KVCache(arch, rows=5, limit=300, device=DEVICE, dtype=torch.bfloat16) for _ in range(2)]
+    prefill, everyone = decoder.prefill(PROMPTS), torch.arange(5, device=DEVICE)
+    for cache in caches:
+        cache.reserve(300)
+        cache.fill(everyone, prefill.kv, everyone, torch.tensor(prefill.lengths, device=DEVICE))
+    steps, positions = graphs.Steps(decoder, caches[0], 5, 300), np.array(prefill.lengths)
+    for step in range(3 * graphs.WORTH):
+        inputs = np.stack([np.random.default_rng(step).integers(2, 90, 5), positions])
+        length = int(positions.max()) + 1
+        found, _ = steps.step(inputs, length)
+        wanted, _ = decoder.step(*torch.from_numpy(inputs).to(DEVICE), caches[1], length=length)
+        torch.testing.assert_close(found, wanted, rtol=2e-2, atol=2e-2)
+        positions += 1
+    assert steps._graphs
+
+
+def test_completions_have_the_log_probabilities_of_transformers(model):
+    folder, reference = model
+    generator = LocalGenerator(folder, seed=1, slots=4, device=DEVICE, dtype=torch.bfloat16)
+    generator.load_weights(weights_of(folder))
+    drafts = [Draft(Prompt(i, tokens, "", Question("")), 0, 0, 0, 60) for i, tokens in enumerate(PROMPTS)]
+    generator.draw(drafts, Sampling())
+    for draft in drafts:
+        whole = torch.tensor([draft.prompt.tokens + draft.tokens])
+        exact, rounded = (
+            torch.log_softmax(m(whole.to(d)).logits[0].float().cpu(), -1)[:-1].gather(1, whole[0, 1:, None])[:, 0]
+            for m, d in ((reference, "cpu"), (reference.to(DEVICE, torch.bfloat16), DEVICE))
+        )
+        reference.to("cpu", torch.float32)
+        found = torch.tensor(draft.logp)
+        allowed = 3 * (rounded - exact).abs().max() + 2e-2
+        assert (found - exact[-len(found) :]).abs().max() <= allowed

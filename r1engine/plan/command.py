@@ -14,6 +14,7 @@ from r1engine.plan.cost import describe_parts, parts_of, total
 from r1engine.plan.hardware import Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import Job
+from r1engine.plan.page import write_html
 from r1engine.plan.planner import Plan, make_plan
 from r1engine.plan.request import (
     Planned,
@@ -28,7 +29,7 @@ from r1engine.plan.request import (
 )
 from r1engine.plan.search import least_gpus, search
 from r1engine.plan.settings import alternatives, settings
-from r1engine.plan.show import generators, print_plan, print_ranking, print_settings, to_json, write_html
+from r1engine.plan.show import generators, print_plan, print_settings, ranking_table, to_json
 from r1engine.plan.sizes import rank_parameters
 
 
@@ -72,7 +73,7 @@ def run_plan(
         raise ConfigError.of(error) from error
     _check_against_model(arch, cfg, plan)
     if html is not None:
-        write_html(plan, html)
+        write_html(plan, plans, cfg.model.path.name, html)
     parts = parts_of(cfg, plan)
     fits = all(part.plan.fits for part in parts)
     spent = total([part.hours for part in parts], gpu, assumed)
@@ -82,7 +83,7 @@ def run_plan(
         return fits
     console = Console()
     if auto:
-        print_ranking(plans, console)
+        console.print(ranking_table(plans))
     print_plan(plan, console)
     console.print(f"the whole run, {describe_parts(cfg, parts)}: {spent.describe()}")
     for problem in dict.fromkeys(problem for part in parts[1:] for problem in part.plan.limits()):

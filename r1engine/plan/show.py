@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.console import Console
 from rich.table import Table
 
@@ -79,8 +77,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         )
     else:
         console.print(f"one step: {job.completions:,} texts {of}")
-    console.print(_memory_table(plan))
-    console.print(_time_table(plan))
+    console.print(memory_table(plan))
+    console.print(time_table(plan))
     assumed = ", ".join(f"{name} {value:g}" for name, value in vars(plan.assumed).items())
     console.print(f"[dim]assumed: {assumed}[/]")
     _print_verdict(plan, console)
@@ -105,11 +103,12 @@ def _generator(plan: Plan) -> str:
     return f"{job.generator_tensor} GPUs" if job.slots is None else f"{job.slots} slots"
 
 
-def _unit(plan: Plan) -> str:
+def unit_of(plan: Plan) -> str:
+    """What the seconds of a plan are of."""
     return "one rollout and its updates" if plan.job.generates else "one step"
 
 
-def print_ranking(plans: list[Plan], console: Console) -> None:
+def ranking_table(plans: list[Plan]) -> Table:
     """The layouts of a search, one a line, the best first."""
     table = Table(title="Layouts", title_justify="left")
     for name in ("layout", "recompute", "row", "generators", "peak GiB", "in", "s", "tok/s/GPU", "fits"):
@@ -127,7 +126,7 @@ def print_ranking(plans: list[Plan], console: Console) -> None:
             f"{plan.tokens_per_second_per_gpu:.1f}",
             "yes" if plan.fits else "no",
         )
-    console.print(table)
+    return table
 
 
 def print_settings(plan: Plan, others: list[tuple[str, Plan]], console: Console) -> None:
@@ -141,7 +140,8 @@ def print_settings(plan: Plan, others: list[tuple[str, Plan]], console: Console)
         )
 
 
-def _memory_table(plan: Plan) -> Table:
+def memory_table(plan: Plan) -> Table:
+    """What the fullest GPU holds in each phase."""
     worst: StageMemory = plan.worst
     table = Table(title=f"GiB on the fullest GPU (pipeline stage {worst.stage})", title_justify="left")
     table.add_column("")
@@ -161,8 +161,9 @@ def _memory_table(plan: Plan) -> Table:
     return table
 
 
-def _time_table(plan: Plan) -> Table:
-    table = Table(title=f"Seconds of {_unit(plan)}", title_justify="left")
+def time_table(plan: Plan) -> Table:
+    """What each phase takes, and by what."""
+    table = Table(title=f"Seconds of {unit_of(plan)}", title_justify="left")
     table.add_column("phase")
     table.add_column("s", justify="right")
     table.add_column("of which")
@@ -194,60 +195,3 @@ def _print_verdict(plan: Plan, console: Console) -> None:
     for name, changed in knobs(plan)[:4]:
         outcome = "then it fits" if changed.fits else f"then {changed.limits()[0]}"
         console.print(f"  {name}: peak {changed.peak[1]:.1f} GiB, {changed.seconds:,.0f} s; {outcome}")
-
-
-# ---------------------------------------------------------------------- the page
-
-
-def write_html(plan: Plan, path: Path) -> None:
-    """One self-contained page: stacked bars of every stage's memory in each phase, and of the phases' seconds."""
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
-
-    titles = [f"GiB a GPU in {phase}, by pipeline stage" for phase in PHASE_TERMS]
-    titles.append(f"Seconds of {_unit(plan)}")
-    figure = make_subplots(rows=2, cols=2, subplot_titles=titles, vertical_spacing=0.14)
-    for index, terms in enumerate(PHASE_TERMS.values()):
-        row, col = index // 2 + 1, index % 2 + 1
-        for name in getattr(plan.stages[0], terms):
-            heights = [getattr(stage, terms)[name] for stage in plan.stages]
-            bar = go.Bar(
-                x=list(range(len(plan.stages))), y=heights, name=name, marker_color=_COLORS.get(name),
-                legendgroup=name, showlegend=_is_first(plan, index, name), hovertemplate="%{y:.2f} GiB",
-            )  # fmt: skip
-            figure.add_trace(bar, row, col)
-        figure.add_hline(y=plan.gpu.memory_gib, line_dash="dash", line_color="#c23b4b", row=row, col=col)
-    for cause in dict.fromkeys(name for phase in plan.phases for name in phase.seconds):
-        heights = [phase.seconds.get(cause, 0.0) for phase in plan.phases]
-        bar = go.Bar(x=[phase.name for phase in plan.phases], y=heights, name=cause, hovertemplate="%{y:.1f} s")
-        figure.add_trace(bar, 2, 2)
-    verdict = "fits" if plan.fits else "does not fit: " + "; ".join(plan.limits())
-    figure.update_layout(
-        barmode="stack",
-        height=900,
-        template="plotly_white",
-        title=f"{plan.layout.gpus} x {plan.gpu.name.upper()}, {plan.layout.describe()}: {verdict}",
-    )
-    figure.write_html(path, include_plotlyjs="inline")
-
-
-_COLORS = {
-    "weights": "#2f6fb5",
-    "generator weights": "#2f6fb5",
-    "gradients": "#d9731a",
-    "optimizer": "#2a8c5a",
-    "activations": "#8a5fb5",
-    "reference": "#6fb0d9",
-    "KV pool": "#8a94a3",
-    "keys and values": "#8a94a3",
-    "logits": "#c23b4b",
-    "MoE buffers": "#d9b31a",
-    "refresh buckets": "#5ab5a0",
-    "runtime": "#c0c6cf",
-}
-
-
-def _is_first(plan: Plan, index: int, name: str) -> bool:
-    """A term stands in the legend once, though several phases have it."""
-    earlier = list(PHASE_TERMS.values())[:index]
-    return all(name not in getattr(plan.stages[0], terms) for terms in earlier)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import resource
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from r1engine.cli import app
 from r1engine.config import RlConfig
 from r1engine.hf.architecture import read_architecture
+from r1engine.observe.packed import unpacked
 from r1engine.plan.command import _print_least
 from r1engine.plan.cost import parts_of, total
 from r1engine.plan.hardware import GIB, GPUS, Assumed
@@ -352,7 +354,12 @@ def test_the_command_prints_json_and_a_page(config, tmp_path):
     assert plan["parameters_total"] == 671_026_404_352 and plan["fits"] and plan["ranks"] == 512
     assert {"weights", "gradients", "optimizer", "activations"} <= plan["memory_gib"]["update"].keys()
     assert set(plan["phase_seconds"]) == {"generate", "logprobs", "update", "optimizer", "refresh", "switch"}
-    assert "plotly" in page.read_text()
+    text = page.read_text()
+    assert (
+        "<h1>" in text and " on 512 x H800</h1>" in text and "GiB on the fullest GPU" in text and len(text) < 2_000_000
+    )
+    charts = json.loads(unpacked(re.search(r'id="charts">(.*?)</script>', text)[1]))
+    assert {"weights", "activations"} <= {trace["name"] for chart in charts for trace in chart["data"]}
     assert plan["gpus_in_all"] == 512 + 8 * 16 and plan["run"]["price"] == pytest.approx(2 * plan["run"]["gpu_hours"])
 
 

@@ -250,6 +250,9 @@ def serve(
         run(cfg, servers, host)
     except (ValueError, OSError) as error:
         fail(ConfigError.of(error))
+    except RuntimeError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 def _serve_folder(folder: Path, python: Path | None, how: dict[str, Any]) -> None:

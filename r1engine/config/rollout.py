@@ -10,6 +10,8 @@ from r1engine.config.addresses import address_problem
 from r1engine.config.section import Count, LocalPath, Positive, Section
 
 Seconds = Annotated[float, Field(gt=0)]
+# Of sglang.launch_server: whom a server listens to and what it asks for is not for a configuration to say.
+OWN_ARGUMENTS = ("--host", "--port", "--api-key", "--admin-api-key", "--config", "--model-path", "--tp-size")
 
 
 class Sglang(Section):
@@ -47,11 +49,23 @@ class Sglang(Section):
     """SGLang's batch-invariant kernels; about a third slower."""
     cpu_tokens: Positive = 16_384
     """KV pool of a server on CPUs (tokens)."""
+    ports: Annotated[str, Field(pattern=r"^(\d+-\d+)?$")] = ""
+    """Ports of the servers that a run starts and of `route: distributed`, such as 30000-30099; "": free ones."""
     args: list[str] = Field(default=[])
     """More arguments of sglang.launch_server."""
 
+    @property
+    def port_range(self) -> range | None:
+        """Of `ports`; None: any."""
+        first, _, last = self.ports.partition("-")
+        return range(int(first), int(last) + 1) if self.ports else None
+
     def problems(self) -> list[str]:
         """What the servers lack."""
+        if (ports := self.port_range) is not None and not (ports and ports[0] >= 1024 and ports[-1] < 65536):
+            return [f"rollout.sglang.ports: found {self.ports}, required FIRST-LAST within 1024-65535"]
+        if owned := [word for word in self.args if word.split("=")[0] in OWN_ARGUMENTS]:
+            return [f"rollout.sglang.args: found {', '.join(owned)}, required are others: r1engine gives these itself"]
         if self.mode == "remote" and not self.urls:
             return ["rollout.sglang.urls: found none, required the http://host:port of each server (mode remote)"]
         if self.mode != "remote" and self.python is None:

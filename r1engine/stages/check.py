@@ -160,7 +160,7 @@ def _check_generators(cfg: RlConfig) -> None:
             check_environment(sglang.python)
         for url in sglang.urls if sglang.mode == "remote" else []:
             client = Client(url, stall_seconds=sglang.stall_seconds, key=key_in(sglang.key_variable))
-            check_server(client, cfg.model.path, cfg.longest_sequence)
+            check_server(client, cfg, dtype=None)
     except (ValueError, OSError) as error:
         raise ConfigError.of(error) from error
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import torch
 
@@ -16,8 +17,10 @@ from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.client import Client, ServerError
 from r1engine.rollout.sglang.dispatch import Endpoint
 from r1engine.rollout.sglang.key import key_in, key_of, run_key
+from r1engine.rollout.sglang.registry import Registry, registry
 from r1engine.rollout.sglang.server import Server
 
+ASK_SECONDS = 5.0  # for an answer of a server that is not in use
 MEMORY_TAGS = ["kv_cache", "cuda_graph", "weights"]  # what a colocated server gives back while the trainer works
 
 
@@ -33,22 +36,34 @@ class Fleet:
         self._asleep: list[str] = []  # memory that this rank's server has given back
         s = cfg.rollout.sglang
         self._shares_memory = s.mode == "colocated" and world.device.type == "cuda"
+        self._key = ""
+        self._registry = Registry(registry(cfg), note) if s.mode == "disaggregated" else None
         if s.mode == "colocated":
-            urls = self._start_colocated()
+            self._start_colocated_server()
+            self._key = key_of(run_key(cfg.run_dir))
+            own: str | None = self._server.client.url if self._server is not None else None
+            there: dict[str, int] = {u: 1 for u in world.everyones(own) if u is not None}
         elif s.mode == "disaggregated":
-            urls = self._wait_registered()
+            self._key = key_of(run_key(cfg.run_dir))
+            there = world.from_first(self._wait_registered)
         else:
-            urls = list(s.urls)
-        key = key_in(s.key_variable) if s.mode == "remote" else key_of(run_key(cfg.run_dir))
-        self.endpoints = [Endpoint(Client(url, stall_seconds=s.stall_seconds, key=key)) for url in urls]
-        if world.is_first:
-            for endpoint in self.endpoints:
-                launch.check_server(endpoint.client, cfg.model.folder, cfg.longest_sequence)
+            self._key = key_in(s.key_variable)
+            there = dict.fromkeys(s.urls, 1)
+        self.endpoints = [self._endpoint(url, starts) for url, starts in there.items()]
+        if s.mode != "disaggregated":  # those of a registry are looked at before they are taken
+            world.from_first(self._check_all)
         self.sleep()  # the trainer's model is built next
+
+    def _endpoint(self, url: str, starts: int) -> Endpoint:
+        return Endpoint(Client(url, stall_seconds=self._cfg.rollout.sglang.stall_seconds, key=self._key), starts=starts)
+
+    def _check_all(self) -> None:
+        for endpoint in self.endpoints:
+            launch.check_server(endpoint.client, self._cfg, dtype=self._dtype)
 
     # ------------------------------------------------------------------ where they come from
 
-    def _start_colocated(self) -> list[str]:
+    def _start_colocated_server(self) -> None:
         """Every block of `tensor` ranks owns a server on its GPUs; on CPUs the first ranks own `servers` of them."""
         s = self._cfg.rollout.sglang
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", self._world.size))
@@ -65,12 +80,9 @@ class Fleet:
             is_owner = self._world.rank % s.tensor == 0
         else:
             is_owner = self._world.rank < s.servers
-        url: str | None = None
         if is_owner:
             self._server = self._start(port=None)
             self._wait_ready()
-            url = self._server.client.url
-        return [u for u in self._world.everyones(url) if u is not None]
 
     def _start(self, port: int | None) -> Server:
         index = self._world.device.index or 0
@@ -93,21 +105,45 @@ class Fleet:
 
         server.wait_ready(self._cfg.rollout.sglang.start_seconds, tell)
 
-    def _wait_registered(self) -> list[str]:
-        """The servers that `r1engine serve` has written into the run folder, once there are enough."""
-        s, folder = self._cfg.rollout.sglang, launch.registry(self._cfg)
+    def _wait_registered(self) -> dict[str, int]:
+        """URL -> starts of the announced servers that can be used, once there are enough."""
+        s, registry = self._cfg.rollout.sglang, self._registry
+        assert registry is not None
         started = time.monotonic()
         while True:
-            found = sorted(json.loads(f.read_text())["url"] for f in folder.glob("*.json")) if folder.is_dir() else []
-            found = self._world.everyones(found)[0]  # the first rank's view
+            there = registry.look()
+            problems = self._problems_of(list(there))
+            found = {url: there[url].starts for url, problem in problems.items() if not problem}
             if len(found) >= s.servers:
                 return found
             if time.monotonic() - started > s.start_seconds:
+                others = "".join(f"; {url}: {problem}" for url, problem in problems.items() if problem)
                 raise RuntimeError(
-                    f"sglang: {len(found)} of {s.servers} servers are in {folder} after {s.start_seconds:.0f} s; "
-                    "start them with `r1engine serve` and the same configuration"
+                    f"sglang: {len(found)} of {s.servers} servers in {registry.folder} can be used after "
+                    f"{s.start_seconds:.0f} s{others}; start them with `r1engine serve` and the same configuration"
                 )
+            for url, problem in problems.items():
+                if problem:
+                    registry.tell_silent(url, problem)
             time.sleep(1.0)
+
+    def _problems_of(self, urls: list[str]) -> dict[str, str]:
+        """URL -> why that server cannot be used now; "": it can. Asks all at once."""
+
+        def problem(url: str) -> str:
+            client = Client(url, stall_seconds=ASK_SECONDS, key=self._key)
+            try:
+                client.get("/health")
+                if self._cfg.rollout.sglang.mode != "colocated":
+                    launch.check_server(client, self._cfg, dtype=self._dtype)
+            except (ServerError, ValueError) as error:
+                return str(error)
+            return ""
+
+        if not urls:
+            return {}
+        with ThreadPoolExecutor(len(urls)) as pool:
+            return dict(zip(urls, pool.map(problem, urls), strict=True))
 
     # ------------------------------------------------------------------ state
 
@@ -125,24 +161,49 @@ class Fleet:
             return
         if endpoint.is_usable:
             endpoint.fail("its process ended")
-        port = int(self._server.client.url.rsplit(":", 1)[1])
+        port = urlsplit(self._server.client.url).port
         self._server.stop()
         self._server, self._asleep, self._is_restarting = self._start(port), [], True
         self._note(f"{self._server.client.url} is started again ({endpoint.problem})")
 
     def recover(self) -> None:
-        """Take servers back that answer again; the refresh that follows gives them weights."""
+        """Take servers that have come or that answer again, drop those that have left; the refresh that follows gives
+        them weights. Collective."""
+        if self._server is not None:
+            self._server.rotate_log()
         if not self._shares_memory:  # else the policy is awake, and a start needs its memory
             self.restart_failed()
         self._await_own()
         self._world.everyones(None)  # every rank's server is up, or given up
+        there, usable = self._world.from_first(self._look)
+        known = {endpoint.client.url: endpoint for endpoint in self.endpoints}
+        self.endpoints[:] = [known.get(url) or self._endpoint(url, starts) for url, starts in there.items()]
         for endpoint in self.endpoints:
-            if endpoint.is_usable:
-                continue
-            with contextlib.suppress(ServerError):
-                endpoint.client.get("/health", seconds=5.0)
+            if endpoint.starts != there[endpoint.client.url]:
+                endpoint.starts = there[endpoint.client.url]
+                endpoint.fail("it was started again")
+            if endpoint.client.url in usable:
                 endpoint.is_usable, endpoint.problem, endpoint.strikes = True, "", 0
         self._is_restarting = False
+
+    def _look(self) -> tuple[dict[str, int], list[str]]:
+        """URL -> starts of all servers, those that have come since included and those that have left not; and which of
+        the new ones and of those that are out of use can be used."""
+        known = {endpoint.client.url: endpoint for endpoint in self.endpoints}
+        there = {url: endpoint.starts for url, endpoint in known.items()}
+        if self._registry is not None and (announced := self._registry.look()):  # else it cannot be read
+            there = {url: registration.starts for url, registration in announced.items()}
+        asked = [u for u, n in there.items() if u not in known or not known[u].is_usable or known[u].starts != n]
+        problems = self._problems_of(asked)
+        for url, problem in problems.items():
+            if problem and url not in known:
+                del there[url]
+            if problem and self._registry is not None:
+                self._registry.tell_silent(url, problem)
+        come, gone = there.keys() - known.keys(), known.keys() - there.keys()
+        for url in sorted(come | gone):
+            self._note(f"{url} has {'come' if url in come else 'left'}: {len(there)} servers")
+        return there, [url for url, problem in problems.items() if not problem]
 
     def _await_own(self) -> None:
         if self._server is not None:

@@ -82,6 +82,7 @@ class SglangGenerator:
             folder=WeightFolder(cfg.run_dir / "sglang" / "weights", cfg.model.folder),
             digest=self._digest(),
         )
+        self._refresher.ports = s.port_range
         self.takes_shares = self._refresher.takes_shares
         self.weight_version = 0
         self.tokens_run: int | None = None  # the servers' own radix cache decides

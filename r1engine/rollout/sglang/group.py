@@ -6,11 +6,13 @@ import contextlib
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
 
 from r1engine.rollout.sglang.client import Client, ServerError
+from r1engine.rollout.sglang.key import is_local
 from r1engine.rollout.sglang.server import free_port
 
 JOIN_SECONDS = 120.0
@@ -19,21 +21,23 @@ JOIN_SECONDS = 120.0
 class BroadcastGroup:
     """Rank 0 sends; server i's ranks follow in order."""
 
-    def __init__(self, clients: list[Client], ranks: int, sender: int) -> None:
+    def __init__(self, clients: list[Client], ranks: int, sender: int, ports: range | None = None) -> None:
         """Meets the servers.
 
         Args:
             clients: of the servers.
             ranks:   tensor-parallel size of each.
             sender:  number of this rank of the trainer.
+            ports:   of which this rank listens on one; None: any.
 
         Raises:
             ServerError: a server does not join.
             RuntimeError: PyTorch cannot make the group.
         """
         self.clients = clients
-        host = "127.0.0.1" if all("//127.0.0.1" in c.url for c in clients) else socket.gethostname()
-        port = free_port("0.0.0.0" if host != "127.0.0.1" else host)
+        are_local = all(is_local(urlsplit(c.url).hostname or "") for c in clients)
+        host = "127.0.0.1" if are_local else socket.gethostname()
+        port = free_port(host if are_local else "0.0.0.0", ports)
         self.name = f"r1engine-{sender}-{port}"
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         size = 1 + ranks * len(clients)

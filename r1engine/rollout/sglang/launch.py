@@ -9,7 +9,7 @@ from r1engine.config import RlConfig, Sglang
 from r1engine.hf.architecture import YarnScaling, read_architecture
 from r1engine.rollout.sglang.client import Client, ServerError
 from r1engine.rollout.sglang.key import key_of, run_key
-from r1engine.rollout.sglang.server import Server, check_environment, free_port
+from r1engine.rollout.sglang.server import Server, check_environment, free_port, url_of
 
 
 def command(cfg: RlConfig, *, host: str, port: int, dtype: str, on_gpu: bool) -> list[str]:
@@ -81,34 +81,31 @@ def start(cfg: RlConfig, *, name: str, host: str, port: int | None, devices: lis
     s = cfg.rollout.sglang
     assert s.python is not None
     check_environment(s.python)
-    port = port or free_port(host)
+    port = port or free_port(host, s.port_range)
     key = run_key(cfg.run_dir)
     return Server(
         [*command(cfg, host=host, port=port, dtype=dtype, on_gpu=devices is not None), "--config", str(key)],
         environment(s, devices=devices),
-        url=f"http://{host}:{port}",
+        url=url_of(host, port),
         log=cfg.run_dir / "sglang" / f"{name}.log",
         stall_seconds=s.stall_seconds,
         key=key_of(key),
     )
 
 
-def registry(cfg: RlConfig) -> Path:
-    """Folder in which the servers of a disaggregated run announce themselves."""
-    return cfg.run_dir / "sglang" / "servers"
-
-
-def check_server(client: Client, model_path: Path, longest: int) -> dict:
+def check_server(client: Client, cfg: RlConfig, *, dtype: str | None) -> dict:
     """That a server serves this model with enough context; its /server_info.
 
     Args:
-        client:     of the server.
-        model_path: of the trainer.
-        longest:    prompt and completion together (tokens).
+        client: of the server.
+        cfg:    of the run.
+        dtype:  of the trainer's weights; None: not known.
 
     Raises:
-        ValueError: unreachable, another version of SGLang, another model or tokenizer, or too short a context.
+        ValueError: unreachable, another version of SGLang, another model, tokenizer, precision or layout, or too short
+            a context.
     """
+    model_path, longest, tensor = cfg.model.folder, cfg.longest_sequence, cfg.rollout.sglang.tensor
     try:
         info = client.get("/server_info")
         model = client.get("/model_info")
@@ -120,6 +117,13 @@ def check_server(client: Client, model_path: Path, longest: int) -> dict:
     tokenizer = Path(str(info.get("tokenizer_path") or served))
     if not info.get("skip_tokenizer_init") and not _is_same_file(tokenizer, model_path, "tokenizer.json"):
         raise ValueError(f"rollout.sglang: {client.url} has the tokenizer of {tokenizer}, required is {model_path}'s")
+    if (ranks := info.get("tp_size", tensor)) != tensor:
+        raise ValueError(
+            f"rollout.sglang: {client.url} has {ranks} tensor-parallel ranks, required are {tensor} "
+            "(rollout.sglang.tensor)"
+        )
+    if dtype is not None and (found := info.get("dtype", "auto")) not in ("auto", dtype):
+        raise ValueError(f"rollout.sglang: {client.url} computes in {found}, required is the trainer's {dtype}")
     context = info.get("context_length") or info.get("max_req_input_len") or longest
     if context < longest:
         raise ValueError(

@@ -16,7 +16,7 @@ import torch
 
 from r1engine.hf.architecture import YarnScaling, read_architecture
 from r1engine.rollout.sglang.key import NAME, is_local, private_file
-from r1engine.rollout.sglang.server import Server, check_environment, free_port
+from r1engine.rollout.sglang.server import Server, check_environment, free_port, url_of
 
 KEY_VARIABLE = "SGLANG_API_KEY"  # environment variable with the key that they ask for; without it they ask for none
 
@@ -107,7 +107,7 @@ class OpenServers:
                     Server(
                         [*self.command(port, on_gpu=on_gpu), *asks],
                         self.environment(index, on_gpu=on_gpu),
-                        url=f"http://{self.host}:{port}",
+                        url=url_of(self.host, port),
                         log=self.log / f"server{index}.log",
                         stall_seconds=60.0,
                         key=key,
@@ -144,6 +144,7 @@ def serve_folder(wanted: OpenServers, note: Callable[[str], None] = print) -> No
             while True:
                 time.sleep(2.0)
                 for server in servers:
+                    server.rotate_log()
                     if not server.is_running:
                         raise RuntimeError(f"{server.client.url} ended; the reason is in {server.log}")
     finally:

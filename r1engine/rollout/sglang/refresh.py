@@ -73,6 +73,7 @@ class Refresher:
         """
         self.endpoints, self.arch, self.world, self.ranks, self.route = endpoints, arch, world, ranks, route
         self.bucket_bytes, self.folder, self.digest = bucket_bytes, folder, digest
+        self.ports: range | None = None  # of which this rank's group listens on one; None: any
         self._group: BroadcastGroup | None = None
         self._members: list[tuple[str, int]] = []  # URLs of the group's servers, each with its failures so far
         self._is_broken = False  # this rank's group, in the refresh that runs
@@ -273,7 +274,7 @@ class Refresher:
         if not usable:
             return
         try:
-            self._group = BroadcastGroup([e.client for e in usable], self.ranks, self.world.rank)
+            self._group = BroadcastGroup([e.client for e in usable], self.ranks, self.world.rank, self.ports)
         except Exception as error:  # that of a server names it; else nobody knows which one did not come
             at_fault = [e for e in usable if isinstance(error, ServerError) and e.client.url in str(error)]
             for endpoint in at_fault or usable:

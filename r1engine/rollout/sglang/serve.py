@@ -3,19 +3,83 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import ipaddress
+import signal
 import socket
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 
-from r1engine.config import RlConfig
+from r1engine.config import ConfigError, RlConfig
+from r1engine.ending import exit_status
+from r1engine.hf.architecture import read_architecture
 from r1engine.rollout.sglang import launch
-from r1engine.rollout.sglang.server import Server
+from r1engine.rollout.sglang.client import Client, ServerError
+from r1engine.rollout.sglang.key import key_of, run_key
+from r1engine.rollout.sglang.registry import Registration, announce, read, registry
+from r1engine.rollout.sglang.server import Server, check_environment
+
+BEAT_SECONDS = 2.0  # between two looks at the servers
+MOST_STARTS = 5  # of a server that never gets ready, one after the other
+
+
+class _Served:
+    """A server, its registration, and how it is started again."""
+
+    def __init__(self, cfg: RlConfig, host: str, index: int) -> None:
+        self._cfg, self._host, self._index = cfg, host, index
+        self.file = registry(cfg) / f"{host.replace(':', '_')}-{index}.json"
+        self._starts, self._beats, self._tries = 1, 0, 1
+        self._started = time.monotonic()
+        self.server = self._start(None)
+
+    def _start(self, port: int | None) -> Server:
+        s, on_gpu = self._cfg.rollout.sglang, torch.cuda.is_available()
+        devices = list(range(self._index * s.tensor, (self._index + 1) * s.tensor)) if on_gpu else None
+        dtype = "bfloat16" if on_gpu else "float32"
+        return launch.start(self._cfg, name=self.file.stem, host=self._host, port=port, devices=devices, dtype=dtype)
+
+    def wait_ready(self) -> None:
+        self.server.wait_ready(self._cfg.rollout.sglang.start_seconds)
+        self._announce()
+
+    def look(self) -> None:
+        """Renews the registration of a server that runs; starts again one that has ended."""
+        self.server.rotate_log()
+        if not self.server.is_running:
+            self._start_again("ended")
+        elif self._tries == 0:
+            self._announce()
+        elif self.server.is_ready:
+            self._starts += 1
+            self._announce()
+            print(f"{self.server.client.url} is ready again", flush=True)
+        elif time.monotonic() - self._started > self._cfg.rollout.sglang.start_seconds:
+            self._start_again("does not answer")
+
+    def _announce(self) -> None:
+        self._tries, self._beats = 0, self._beats + 1
+        announce(self.file, Registration(self.server.client.url, self._starts, self._beats))
+
+    def _start_again(self, why: str) -> None:
+        if self._tries == MOST_STARTS:
+            raise RuntimeError(f"{self.server.client.url} {why} after {MOST_STARTS} starts; see {self.server.log}")
+        print(f"{self.server.client.url} {why}; it is started again", flush=True)
+        self.server.stop()
+        self._tries, self._started = self._tries + 1, time.monotonic()
+        self.server = self._start(urlsplit(self.server.client.url).port)
+
+    def end(self) -> None:
+        """Nobody is sent to it any more, then it ends."""
+        self.file.unlink(missing_ok=True)
+        self.server.stop()
 
 
 def serve(cfg: RlConfig, servers: int, host: str | None) -> None:
-    """Starts `servers` servers, announces each in the run folder, and starts again what ends. Returns on Ctrl-C.
+    """Starts servers, announces each in the run folder, and starts again what ends, until Ctrl-C or SIGTERM.
 
     Args:
         cfg:     the run's; its run_dir is on a file system that the trainer sees.
@@ -23,40 +87,99 @@ def serve(cfg: RlConfig, servers: int, host: str | None) -> None:
         host:    address that the trainer reaches this machine by; None: its name.
 
     Raises:
-        ValueError: fewer GPUs than the servers need, or no usable SGLang.
+        ValueError: the configuration is not that of a disaggregated run, fewer GPUs than the servers need, no usable
+            SGLang, no usable address, or servers of this machine that are announced already.
         RuntimeError: a server does not start.
     """
-    s, on_gpu = cfg.rollout.sglang, torch.cuda.is_available()
-    if on_gpu and servers * s.tensor > torch.cuda.device_count():
+    host = _checked(cfg, servers, host)
+    served: list[_Served] = []
+    with _until_signal(served):
+        for index in range(servers):
+            served.append(_Served(cfg, host, index))
+        for one in served:
+            one.wait_ready()
+            print(f"{one.server.client.url} is ready", flush=True)
+        while True:
+            time.sleep(BEAT_SECONDS)
+            for one in served:
+                one.look()
+
+
+@contextlib.contextmanager
+def _until_signal(served: list[_Served]) -> Iterator[None]:
+    """Whatever ends it, the servers end and their registrations are gone. Ctrl-C ends it with status 0."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(exit_status(number))
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            yield
+    finally:
+        kept = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+        for one in served:
+            one.end()
+        for number, handler in (kept | {signal.SIGTERM: before}).items():
+            signal.signal(number, handler)
+
+
+def _checked(cfg: RlConfig, servers: int, host: str | None) -> str:
+    """The address to listen on, when everything is there that the servers need."""
+    s = cfg.rollout.sglang
+    if cfg.rollout.engine != "sglang" or s.mode != "disaggregated":
+        raise ConfigError(
+            f"serve: found rollout.engine {cfg.rollout.engine} with rollout.sglang.mode {s.mode}, required "
+            "rollout.engine=sglang rollout.sglang.mode=disaggregated: other runs start their servers themselves"
+        )
+    assert s.python is not None  # Sglang.problems
+    check_environment(s.python)
+    read_architecture(cfg.model.folder)
+    if torch.cuda.is_available() and servers * s.tensor > torch.cuda.device_count():
         raise ValueError(
             f"serve: {servers} servers of {s.tensor} GPUs need {servers * s.tensor}, this machine has "
             f"{torch.cuda.device_count()}"
         )
-    host = host or (socket.gethostname() if on_gpu else "127.0.0.1")
-    folder = launch.registry(cfg)
-    folder.mkdir(parents=True, exist_ok=True)
+    if s.port_range is not None and len(s.port_range) < servers:
+        raise ConfigError(f"rollout.sglang.ports: found {s.ports}, required at least {servers}, one a server")
+    host = host or (own_name() if torch.cuda.is_available() else "127.0.0.1")
+    if host in ("0.0.0.0", "::", "*"):
+        raise ConfigError(
+            f"serve: found --host {host}, required the one address that the trainer reaches: on all interfaces the "
+            "servers would listen to networks that nobody thought of"
+        )
+    key = key_of(run_key(cfg.run_dir))
+    for file in (registry(cfg) / f"{host.replace(':', '_')}-{index}.json" for index in range(servers)):
+        if (url := _answering(file, key)) is not None:
+            raise ConfigError(f"serve: {file} names {url}, which answers: the servers of {host} run already")
+    return host
 
-    def begin(index: int, port: int | None) -> Server:
-        devices = list(range(index * s.tensor, (index + 1) * s.tensor)) if on_gpu else None
-        dtype = "bfloat16" if on_gpu else "float32"
-        return launch.start(cfg, name=f"{host}-{index}", host=host, port=port, devices=devices, dtype=dtype)
 
-    running = [begin(index, None) for index in range(servers)]
-    files = [folder / f"{host}-{index}.json" for index in range(servers)]
+def own_name() -> str:
+    """This machine's name, if it stands for an address that only its own network reaches.
+
+    Raises:
+        ValueError: it stands for a public address, or for none.
+    """
+    name = socket.gethostname()
     try:
-        for server, file in zip(running, files, strict=True):
-            server.wait_ready(s.start_seconds)
-            file.write_text(json.dumps({"url": server.client.url}))
-            print(f"{server.client.url} is ready", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                time.sleep(2.0)
-                for index, server in enumerate(running):
-                    if not server.is_running:
-                        print(f"{server.client.url} ended; it is started again", flush=True)
-                        server.stop()
-                        running[index] = begin(index, int(server.client.url.rsplit(":", 1)[1]))
-    finally:
-        for server, file in zip(running, files, strict=True):
-            file.unlink(missing_ok=True)
-            server.stop()
+        found = ipaddress.ip_address(socket.gethostbyname(name))
+    except OSError as error:
+        raise ConfigError(
+            f"serve: the name {name} of this machine stands for no address ({error}); give --host"
+        ) from error
+    if found.is_global:
+        raise ConfigError(
+            f"serve: the name {name} of this machine stands for the public address {found}, required --host with its "
+            "address in the cluster"
+        )
+    return name
+
+
+def _answering(file: Path, key: str) -> str | None:
+    """URL of a registration whose server answers."""
+    with contextlib.suppress(OSError, ValueError, ServerError):
+        url = read(file).url
+        Client(url, stall_seconds=5.0, key=key).get("/health")
+        return url
+    return None

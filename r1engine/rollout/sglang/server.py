@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from r1engine.rollout.sglang.client import Client, ServerError
 
 TESTED_VERSION = "0.5.23"
 INSTALL = f"python3.12 -m venv sglang-env && sglang-env/bin/pip install sglang=={TESTED_VERSION}"
 LOG_LINES = 25  # shown when a start fails
+LOG_BYTES, LOG_FILES = 64 * 2**20, 3  # of a log before it is begun anew; how many older ones are kept
 
 
 def check_environment(python: Path) -> str:
@@ -68,11 +72,34 @@ def check_nccl(python: Path, own: tuple[int, ...]) -> None:
         )
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+def free_port(host: str = "127.0.0.1", ports: range | None = None) -> int:
+    """A port that nobody listens on; None: any.
+
+    Raises:
+        ValueError: all of them are in use, or the host is not this machine.
+    """
+    problem: OSError | None = None
+    for port in ports or (0,):
+        with _probe(host) as probe:
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                problem = error
+                continue
+            return probe.getsockname()[1]
+    tried = f"all of {ports[0]}-{ports[-1]}" if ports else "any"
+    raise ValueError(f"rollout.sglang.ports: tried {tried} on {host} ({problem}), required a free port of this machine")
+
+
+def _probe(host: str) -> socket.socket:
+    probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return probe
+
+
+def url_of(host: str, port: int) -> str:
+    """Address of a server on this machine; an IPv6 address stands in brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class Server:
@@ -94,11 +121,11 @@ class Server:
         Raises:
             ValueError: the port is taken.
         """
-        host, port = url.removeprefix("http://").split(":")
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port or 0
+        with _probe(host) as probe:
             try:
-                probe.bind((host, int(port)))
+                probe.bind((host, port))
             except OSError as error:
                 raise ValueError(
                     f"rollout.sglang: port {port} of {host} is in use ({error}); free it or choose another"
@@ -141,6 +168,26 @@ class Server:
             if on_wait is not None:
                 on_wait(waited)
             time.sleep(0.5)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it answers now."""
+        try:
+            self.client.get("/health", seconds=5)
+        except ServerError:
+            return False
+        return True
+
+    def rotate_log(self, most_bytes: int = LOG_BYTES) -> None:
+        """Begin the log anew if it is longer; LOG_FILES older ones are kept as .1, .2, ... The server writes on."""
+        if not self.log.is_file() or self.log.stat().st_size <= most_bytes:
+            return
+        older = [self.log.with_name(f"{self.log.name}.{number}") for number in range(1, LOG_FILES + 1)]
+        for file, next_file in reversed(list(itertools.pairwise(older))):
+            if file.is_file():
+                file.replace(next_file)
+        shutil.copyfile(self.log, older[0])
+        os.truncate(self.log, 0)  # the server appends, wherever the end is
 
     def _reason(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-LOG_LINES:] if self.log.is_file() else []

@@ -91,13 +91,18 @@ def test_the_experts_of_a_long_sample_arrive(tmp_path):
     assert drawn.experts.shape == (len(prompt.tokens) + len(drawn.tokens) - 1, arch.moe.num_layers, 8)
 
 
-@pytest.mark.parametrize("layout", ["tensor", "expert"])
-def test_a_trainer_of_two_ranks_refreshes_and_verifies(served, tmp_path, layout):
+@pytest.mark.parametrize(
+    ("layout", "route"),
+    [("tensor", "tensor"), ("expert", "disk"), ("tensor,expert", "distributed"), ("pipeline", "distributed")],
+)
+def test_each_rank_of_a_trainer_sends_its_share_and_all_is_verified(served, tmp_path, monkeypatch, layout, route):
     folder, url = served
+    monkeypatch.setenv(real.KEY_VARIABLE, real.KEY)
     trained = tmp_path / "trained"
     shutil.copytree(folder, trained)
     save_file(other_weights(folder), trained / "model.safetensors", {"format": "pt"})
-    done = torchrun(2, Path(__file__).with_name("two_ranks.py"), trained, url, layout, tmp_path)
+    done = torchrun(2, Path(__file__).with_name("two_ranks.py"), trained, url, layout, route, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["canary"] < 1e-4 and result["logp_diff"] < 1e-4 and result["samples"] == 12
+    assert result["share"] < 0.55  # of the bytes that the servers got

@@ -1,6 +1,7 @@
-"""What both ranks of a trainer run against a real server: export, refresh, verify, sample, compare.
+"""What both ranks of a trainer run against real servers: export, refresh, verify, sample, compare.
 
-two_ranks.py FOLDER URL LAYOUT OUT: LAYOUT is the parallel size that is 2; writes OUT/result.json.
+two_ranks.py FOLDER URLS LAYOUT ROUTE OUT: URLS are separated by commas, as are the parallel sizes of LAYOUT that are 2;
+writes OUT/result.json.
 """
 
 import json
@@ -24,16 +25,23 @@ from r1engine.rollout.sglang.generator import SglangGenerator  # noqa: E402
 
 def main() -> None:
     torch.set_num_threads(1)
-    folder, url, layout, out = Path(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4])
+    folder, urls, layout, route, out = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], Path(sys.argv[5])
     cfg = RlConfig(
         run_dir=out / "run",
         model={"path": folder},
-        parallel={layout: 2},
+        parallel=dict.fromkeys(layout.split(","), 2),
         data={"max_prompt_tokens": 32},
         rollout={
             "engine": "sglang",
             "max_tokens": 64,
-            "sglang": {"mode": "remote", "urls": [url], "stall_seconds": 60.0, "bucket_mib": 1},
+            "sglang": {
+                "mode": "remote",
+                "urls": urls.split(","),
+                "key_variable": "R1_SERVERS_KEY",
+                "route": route,
+                "stall_seconds": 60.0,
+                "bucket_mib": 1,
+            },
         },
     )
     world = join(cfg.parallel)
@@ -55,7 +63,9 @@ def main() -> None:
         for row, logp in zip(rows, policy.logprobs(rows), strict=True)
     )
     if world.is_first:
-        result = {"canary": canary, "logp_diff": largest, "samples": len(completions)}
+        assert engine.report is not None
+        share = engine.report.most_bytes / engine.report.num_bytes
+        result = {"canary": canary, "logp_diff": largest, "samples": len(completions), "share": share}
         (out / "result.json").write_text(json.dumps(result))
     engine.close()
     leave()

@@ -1,10 +1,11 @@
 """Weight refresh into a real SGLang server: seconds and bytes/s of each route, the cost of verifying, against a copy.
 
 python benchmarks/bench_refresh.py --sglang-python .venv-sglang/bin/python      (CPU server; see `make sglang-cpu`)
+torchrun --nproc-per-node 2 benchmarks/bench_refresh.py --sglang-python ...     (each rank sends its share)
 python benchmarks/bench_refresh.py --smoke                                      (our side of it alone, no server)
 
 Rows: `memcpy` (a copy of the same bytes in this process), `buckets` (cutting and pickling alone), and of each route the
-send and the verification; at the end the same arithmetic for 671B on paper.
+send, with the bytes of the busiest rank, and the verification; at the end the same arithmetic for 671B on paper.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from step_model import Shape, make_folder
 
 from r1engine.config import Model, RlConfig, Rollout, Sglang
 from r1engine.hf.architecture import read_architecture
+from r1engine.model.state.dealing import Lot, deal
+from r1engine.ranks import World, start, stop
 from r1engine.rollout.sglang import launch
-from r1engine.rollout.sglang.buckets import buckets, flatten, payload
+from r1engine.rollout.sglang.buckets import ATTENTION_BLOCK, buckets, flatten, payload
 from r1engine.rollout.sglang.client import Client
 from r1engine.rollout.sglang.digest import CpuDigest
 from r1engine.rollout.sglang.disk import WeightFolder
 from r1engine.rollout.sglang.dispatch import Endpoint
-from r1engine.rollout.sglang.refresh import Refresher
+from r1engine.rollout.sglang.key import key_of, run_key
+from r1engine.rollout.sglang.refresh import Refresher, Report
 
 SHAPES = {
     "3M": Shape(hidden=256, layers=4, heads=4, kv_heads=2, intermediate=704),
@@ -43,15 +47,20 @@ def main() -> None:
     args = parser.parse_args()
     device = timing.use_device("cpu")  # a server on a GPU is another process's; the weights start on the host here
     rounds = 2 if args.smoke else args.rounds
+    world = start(30)
     for name, shape in list(SHAPES.items())[: 1 if args.smoke else None]:
-        with tempfile.TemporaryDirectory() as folder:
-            measure(name, shape, Path(folder), args.sglang_python, rounds, device)
-    on_paper(device)
+        with tempfile.TemporaryDirectory() as own:
+            folder = Path(world.from_first(lambda own=own: own))
+            world.from_first(lambda folder=folder, shape=shape: make_folder(folder / "model", shape))
+            measure(name, folder, args.sglang_python, rounds, device, world)
+            world.wait()  # the first rank's folder goes last
+    if world.is_first:
+        on_paper(device)
+    stop()
 
 
-def measure(name: str, shape: Shape, folder: Path, python: Path | None, rounds: int, device: torch.device) -> None:
+def measure(name: str, folder: Path, python: Path | None, rounds: int, device: torch.device, world: World) -> None:
     """Rows of one model size."""
-    make_folder(folder / "model", shape)
     tensors = {n: p.detach() for n, p in load(folder / "model").items()}
     num_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
     targets = {n: torch.empty_like(t) for n, t in tensors.items()}
@@ -66,6 +75,8 @@ def measure(name: str, shape: Shape, folder: Path, python: Path | None, rounds: 
 
     def row(what: str, values: list[float], **more: float) -> None:
         stats = timing.summary(values)
+        if not world.is_first:
+            return
         more["gb_s"] = num_bytes / stats["median"] / 1e9
         timing.emit("refresh", f"{name} {what}", device, stats | {"bytes": num_bytes} | more)
 
@@ -86,17 +97,27 @@ def measure(name: str, shape: Shape, folder: Path, python: Path | None, rounds: 
     cfg = RlConfig(
         run_dir=folder, model=Model(path=folder / "model"), rollout=Rollout(engine="sglang", sglang=settings)
     )
-    server = launch.start(cfg, name="server", host="127.0.0.1", port=None, devices=None, dtype="float32")
+    server = None
+    if world.is_first:
+        server = launch.start(cfg, name="server", host="127.0.0.1", port=None, devices=None, dtype="float32")
     try:
-        server.wait_ready(600.0)
+        if server is not None:
+            server.wait_ready(900.0)
+        url = world.from_first(lambda: server and server.client.url)
+        client = Client(url, stall_seconds=60.0, key=key_of(run_key(folder)))
         for route in ("tensor", "distributed", "disk"):
-            sent, verified = refreshes(server.client, folder, tensors, route, rounds)
+            reports = refreshes(client, folder, tensors, route, rounds, world)
+            sent, verified = ([report.seconds[part] for report in reports] for part in ("send", "verify"))
             memcpy = timing.summary(taken["memcpy"])["median"]
-            row(f"{route} send", sent, over_memcpy=timing.summary(sent)["median"] / memcpy)
-            share = timing.summary(verified)["median"] / timing.summary(sent)["median"]
-            row(f"{route} verify", verified, share_of_send=share)
+            busiest = max(report.most_bytes for report in reports)
+            over = timing.summary(sent)["median"] / memcpy
+            row(f"{route} send", sent, over_memcpy=over, bytes_of_busiest_rank=busiest, ranks=world.size)
+            both = [a + b for a, b in zip(sent, verified, strict=True)]
+            share = timing.summary(verified)["median"] / timing.summary(both)["median"]
+            row(f"{route} verify", verified, share_of_refresh=share)
     finally:
-        server.stop()
+        if server is not None:
+            server.stop()
 
 
 def load(folder: Path) -> dict[str, torch.Tensor]:
@@ -106,42 +127,52 @@ def load(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def refreshes(client: Client, folder: Path, tensors: dict, route: str, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of sending and of verifying, each round with other weights."""
+def refreshes(
+    client: Client, folder: Path, tensors: dict[str, torch.Tensor], route: str, rounds: int, world: World
+) -> list[Report]:
+    """Reports of refreshes, each round with other weights; this rank sends its share."""
     refresher = Refresher(
         [Endpoint(client)],
         read_architecture(folder / "model"),
+        world,
         ranks=1,
         route=route,
         bucket_bytes=BUCKET,
         folder=WeightFolder(folder / "weights", folder / "model"),
         digest=CpuDigest,
     )
-    sent, verified = [], []
-    for round_number in range(-1, rounds):
-        changed = {n: t + 0.001 * round_number for n, t in tensors.items()}
-        report = refresher.refresh(
-            iter(changed.items()),
-            round_number + 2,
-        )
-        if round_number >= 0:
-            sent.append(report.seconds["send"])
-            verified.append(report.seconds["verify"])
+    lots: dict[str, Lot] = {}
+    for name, tensor in tensors.items():
+        block = match[1] if (match := ATTENTION_BLOCK.match(name)) else name.split("_proj")[0].removesuffix(".up")
+        lot = lots.setdefault(block.removesuffix(".gate"), Lot([], list(range(world.size))))
+        lot.names.append(name)
+        lot.size += tensor.numel()
+    own = [lot for lot, rank in zip(lots.values(), deal(list(lots.values())), strict=True) if rank == world.rank]
+    found = []
+    for number in range(-1, rounds):
+        changed = {name: tensors[name] + 0.001 * number for lot in own for name in lot.names}
+        world.wait()
+        found.append(refresher.refresh(iter(changed.items()), number + 2))
     refresher.close()
-    return sent, verified
+    return found[1:]
 
 
 def on_paper(device: torch.device) -> None:
-    """671B, what a network card allows (docs/sglang.md), beside what others publish (their hardware, not ours)."""
-    gigabytes, network, cards = 2 * 671.03, 50.0 * 0.7, 8  # GB/s of a card at 70 %, cards of a node
+    """671B on 256 + 256 GPUs (docs/sglang.md), beside what others publish (their hardware, not ours). Not measured."""
+    model, card, cards = 2 * 671.03, 50.0 * 0.7, 8  # GB in bf16; GB/s of a network adapter at 70 %; adapters of a node
+    h800, h100 = 200.0 * 0.7, 450.0 * 0.7  # GB/s of NVLink, one direction, at 70 %
     timing.emit(
         "refresh",
         "671B on paper",
         device,
         {
-            "seconds_first_rank_sends_bf16": gigabytes / network,
-            "seconds_first_rank_sends_fp8": gigabytes / 2 / network,
-            "seconds_a_node_gathers_its_eighth_bf16": gigabytes / cards / network,
+            "gigabytes_of_busiest_rank_bf16": model / 256,
+            "seconds_a_broadcast_at_a_time_bf16": model / card,
+            "seconds_a_broadcast_at_a_time_fp8": model / 2 / card,
+            "seconds_all_cards_of_a_node_h100_fp8": max(model / 2 / cards / card, model / 2 / h100),
+            "seconds_all_cards_of_a_node_h800_fp8": max(model / 2 / cards / card, model / 2 / h800),
+            "seconds_experts_to_their_ranks_bf16": model / 16 / card,
+            "seconds_experts_to_their_ranks_fp8": model / 2 / 16 / card,
             "published_nemo_rl_nccl_reshard_671b_disaggregated": [2.39, 2.83],
             "published_slime_355b_colocated_bf16": 48.0,
             "published_slime_355b_colocated_fp8": 100.0,

@@ -68,4 +68,5 @@ class Assumed:
     fill_share: float = 0.93  # of GPU memory that `--auto` fills, as long as there is such a layout
     runtime_gib: float = 3.5  # CUDA context, NCCL channels, allocator slack
     gpu_hour_price: float = 0.0  # in any currency; 0: unknown, and no price is told
+    refresh_cards: float = 1.0  # network adapters from which a generator with GPUs of its own takes weights at once
     cpu_adam_gb_s: float = 100.0  # bytes of optimizer state that a node's CPUs update a second

@@ -9,6 +9,7 @@ from r1engine.hf.architecture import Architecture
 from r1engine.plan.hardware import GIB, Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import GRADIENT, OPTIMIZER, WEIGHT, Job, optimizer_bytes
+from r1engine.plan.refresh import refresh
 from r1engine.plan.sizes import (
     expert_parameters,
     forward_work,
@@ -45,7 +46,7 @@ def phases(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed: Assu
         _passes("logprobs", arch, layout, job, gpu, assumed, forwards, is_update=False),
         _passes("update", arch, layout, job, gpu, assumed, job.inner_epochs, is_update=True),
         _optimizer(arch, layout, job, gpu, assumed),
-        _refresh(arch, layout, job, gpu, assumed),
+        Phase("refresh", *refresh(arch, layout, job, gpu, assumed)),
         _switch(arch, layout, job, gpu, assumed),
     ]
 
@@ -243,18 +244,6 @@ def _optimizer(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed: 
 
 
 # ---------------------------------------------------------------------- between the two
-
-
-def _refresh(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed: Assumed) -> Phase:
-    """Every generator GPU receives its part; the parts that its own rank does not hold cross the links."""
-    received = job.generator_bytes * total_parameters(arch) / job.generator_tensor / 1e9
-    span = layout.tensor * layout.pipeline * max(1, layout.expert * layout.expert_tensor // layout.tensor)
-    rate = (gpu.nvlink_gb_s if span <= gpu.per_node else gpu.network_gb_s) * assumed.bandwidth_efficiency
-    gathered = WEIGHT * total_parameters(arch) / 1e9 if span > 1 else 0.0
-    # Full tensors are gathered on one rank of each generator; its GPUs share the work of the gather.
-    crossing = gathered / min(job.generator_tensor, gpu.per_node)
-    copy = received / (gpu.hbm_tb_s * 1e3 * assumed.bandwidth_efficiency)
-    return Phase("refresh", {"gather": crossing / rate, "copy": copy}, {"refresh": crossing + received})
 
 
 def _switch(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed: Assumed) -> Phase:

@@ -27,7 +27,7 @@ from r1engine.plan.planner import knobs, make_plan
 from r1engine.plan.request import job_of, layout_of
 from r1engine.plan.search import least_gpus, search
 from r1engine.plan.settings import alternatives, settings
-from r1engine.plan.sizes import forward_work
+from r1engine.plan.sizes import forward_work, total_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 V3 = read_architecture(ROOT / "configs" / "models" / "DeepSeek-V3")
@@ -386,3 +386,18 @@ def test_the_command_prints_json_and_a_page(config, tmp_path):
 def test_bad_requests_are_named(config, arguments, message):
     result = CliRunner().invoke(app, ["plan", str(config), *arguments])
     assert result.exit_code == 2 and message in " ".join(result.output.split())
+
+
+def test_weights_for_generators_of_their_own_take_what_one_network_card_takes():
+    model = 2 * total_parameters(SMALL) / 1e9
+    own = dataclasses.replace(SMALL_JOB, generators=4, generator_tensor=2)
+
+    def seconds(gpu: str, **assumed: float) -> float:
+        plan = make_plan(SMALL, Layout(gpus=8), own, GPUS[gpu], Assumed(**assumed))
+        (found,) = (phase for phase in plan.phases if phase.name == "refresh")
+        assert found.traffic_gb == pytest.approx({"refresh sent": model / 8, "refresh received": model})
+        return found.total
+
+    assert seconds("h800") == pytest.approx(model / (50 * 0.7))
+    assert seconds("h100", refresh_cards=8) == pytest.approx(model / (8 * 50 * 0.7))
+    assert seconds("h800", refresh_cards=8) == pytest.approx(model / (200 * 0.7))  # each GPU gets all, over NVLink

@@ -142,7 +142,7 @@ def plan_of(recipe: Recipe, models: dict[str, Architecture]) -> Plan:
         generators=recipe.own // recipe.generator or None,
         is_ahead=recipe.own > 0,
     )
-    return make_plan(models[recipe.model], recipe.layout, job, GPUS[recipe.gpu], Assumed())
+    return make_plan(models[recipe.model], recipe.layout, job, GPUS[recipe.gpu], Assumed(refresh_cards=8))
 
 
 def test_the_models_have_their_published_sizes(models):

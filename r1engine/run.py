@@ -124,6 +124,7 @@ class Run:
         self._saved: int | None = None  # step of the last good checkpoint
         self._scores: dict[int, dict[str, float]] = {}  # step of the last evaluation -> its metrics
         self._stride_began = self._save_seconds = 0.0
+        self._apart: dict[str, list[float]] = {"evaluation": [], "checkpoint": []}  # seconds of each, not in the rows
         self._stride_seconds: float | None = None
 
     def to_the_end(self) -> tuple[Stage, Ended | None]:
@@ -298,10 +299,12 @@ class Run:
 
     def _evaluate(self, stage: Stage) -> None:
         self.progress.phase("evaluate")
+        began = time.monotonic()
         found = stage.evaluate(self.step)
         self.phases.skip()
         if found is None:
             return
+        self._apart["evaluation"].append(time.monotonic() - began)
         self._scores = {self.step: found.metrics}
         if self.cfg.checkpoint.best not in (None, *found.metrics):
             there = ", ".join(found.metrics)
@@ -348,6 +351,7 @@ class Run:
             checkpoint.prune(self.cfg.run_dir, self.cfg.checkpoint.keep, self.progress.note)
         self.world.wait()
         self._saved, self._save_seconds = self.step, time.monotonic() - began
+        self._apart["checkpoint"].append(self._save_seconds)
         self.phases.skip()
 
     def _begin_checkpoint(self, stage: Stage) -> Path:
@@ -370,6 +374,8 @@ class Run:
             "git": starts[-1]["git"],
             "versions": starts[-1]["versions"],
             "seconds": round(seconds, 1),
+            **{f"{name}s": len(taken) for name, taken in self._apart.items()},
+            **{f"{name}_seconds": round(sum(taken), 3) for name, taken in self._apart.items()},
             "peak_rss_gb": round(peak_rss_gb(), 3),
             "seed": self.cfg.seed,
         }

@@ -117,6 +117,32 @@ def plan(
         raise typer.Exit(1)
 
 
+def simulate(
+    config: ConfigPath,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs that train.")],
+    overrides: Overrides = None,
+    gpu: Annotated[str, typer.Option("--gpu", help="As of plan.")] = "h100",
+    assume: Annotated[
+        list[str] | None,
+        typer.Option("--assume", metavar="NAME=VALUE", help="As of plan, and what is guessed, e.g. length_sigma=1."),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option("--like", metavar="PATH", help="A run's folder: its costs and lengths; a file: its lengths."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with figures.")] = None,
+) -> None:
+    """Replay CONFIG's timeline on paper: how far ahead, how many generators, how often to save; needs no GPU."""
+    try:
+        from r1engine.plan.timeline.command import run_simulation
+
+        cfg = load(config, overrides or [], RlConfig)
+        run_simulation(cfg, gpus, gpu, assume=assume or [], like=like, as_json=as_json, html=html)
+    except (ConfigError, OSError) as error:
+        fail(ConfigError.of(error))
+
+
 def doctor() -> None:
     """Print what this machine has: versions, devices, memory, disk, the compiled kernels."""
     from r1engine.doctor import print_table

@@ -53,37 +53,22 @@ def run_plan(
     if cfg.model.path is None:
         raise ConfigError("plan: model.path: found null, required a folder with config.json")
     try:
-        found = architecture_of(cfg.model)
-        arch = trained_part(found, cfg)
-        if isinstance(cfg, RlConfig):
-            check_limits(cfg.model.path, arch, cfg.rollout.limits(cfg.steps), 1, "the shortest prompt")
-        else:
-            check_positions(cfg, arch)
-        job = job_of(cfg, assumed)
-        check_generators(cfg, gpus, gpu)
-        offload = cfg.optimizer.offload
-        plans = search(arch, job, gpus, gpu, assumed, optimizer_offload=offload) if auto else []
-        if auto and not plans:
-            raise ConfigError(f"plan: no layout of {gpus} GPUs divides the model and the batch")
-        plan = plans[0] if auto else make_plan(arch, layout_of(cfg, gpus), job, gpu, assumed)
-        check_trained(cfg.model.path, found, cfg.model, _parallel(cfg, plan.layout), arch.head)
-        if not auto:
-            check_world(cfg, gpus)
+        plan, ranking = _planned(cfg, gpus, gpu, assumed, auto=auto)
     except ValueError as error:
         raise ConfigError.of(error) from error
-    _check_against_model(arch, cfg, plan)
+    _check_against_model(plan.arch, cfg, plan)
     if html is not None:
-        write_html(plan, plans, cfg.model.path.name, html)
+        write_html(plan, ranking, cfg.model.path.name, html)
     parts = parts_of(cfg, plan)
     fits = all(part.plan.fits for part in parts)
     spent = total([part.hours for part in parts], gpu, assumed)
     others = alternatives(plan) if auto and fits else []
     if as_json:
-        print(json.dumps(_as_json(plan, plans, others) | {"run": vars(spent)}, indent=1))
+        print(json.dumps(_as_json(plan, ranking, others) | {"run": vars(spent)}, indent=1))
         return fits
     console = Console()
     if auto:
-        console.print(ranking_table(plans))
+        console.print(ranking_table(ranking))
     print_plan(plan, console)
     console.print(f"the whole run, {describe_parts(cfg, parts)}: {spent.describe()}")
     for problem in dict.fromkeys(problem for part in parts[1:] for problem in part.plan.limits()):
@@ -91,8 +76,32 @@ def run_plan(
     if auto:
         print_settings(plan, others, console)
     if not fits:
-        _print_least(arch, job, gpu, assumed, console, optimizer_offload=offload)
+        _print_least(plan.arch, plan.job, gpu, assumed, console, optimizer_offload=cfg.optimizer.offload)
     return fits
+
+
+def _planned(cfg: Planned, gpus: int, gpu: Gpu, assumed: Assumed, *, auto: bool) -> tuple[Plan, list[Plan]]:
+    """The plan, and what a search has ranked; what `train` would refuse is refused.
+
+    Raises:
+        ValueError: see `run_plan`.
+    """
+    found = architecture_of(cfg.model)
+    arch = trained_part(found, cfg)
+    if isinstance(cfg, RlConfig):
+        check_limits(cfg.model.folder, arch, cfg.rollout.limits(cfg.steps), 1, "the shortest prompt")
+    else:
+        check_positions(cfg, arch)
+    job = job_of(cfg, assumed)
+    check_generators(cfg, gpus, gpu)
+    ranking = search(arch, job, gpus, gpu, assumed, optimizer_offload=cfg.optimizer.offload) if auto else []
+    if auto and not ranking:
+        raise ConfigError(f"plan: no layout of {gpus} GPUs divides the model and the batch")
+    plan = ranking[0] if auto else make_plan(arch, layout_of(cfg, gpus), job, gpu, assumed)
+    check_trained(cfg.model.folder, found, cfg.model, _parallel(cfg, plan.layout), arch.head)
+    if not auto:
+        check_world(cfg, gpus)
+    return plan, ranking
 
 
 def _as_json(plan: Plan, ranking: list[Plan], others: list[tuple[str, Plan]]) -> dict[str, object]:

@@ -1,0 +1,1 @@
+"""A run's timeline on paper (`r1engine simulate`): unequal completions, staleness, checkpoints, failures."""

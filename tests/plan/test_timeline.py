@@ -18,7 +18,7 @@ from r1engine.plan.timeline.costs import Guessed, read_measured
 from r1engine.plan.timeline.failures import daly, live
 from r1engine.plan.timeline.lengths import drawn_from, log_normal
 from r1engine.plan.timeline.pool import Pool
-from r1engine.plan.timeline.strides import Costs, Work, strides
+from r1engine.plan.timeline.strides import Costs, Demand, strides
 
 ROOT = Path(__file__).resolve().parents[2]
 COSTS = Costs(
@@ -60,7 +60,7 @@ def test_many_slots_agree_with_a_token_by_token_count():
 
 
 def test_a_stride_on_policy_by_hand():
-    work = Work(questions=2, group_size=2, prompt_tokens=1.0)
+    work = Demand(questions=2, group_size=2, prompt_tokens=1.0)
     first, second = islice(strides(COSTS, work, iter([5, 1, 2, 2] * 9)), 2)
     # 5 beside 1, 2 and 2, a token in two seconds; then 10 tokens and 4 prompts are trained on.
     assert first.generate == 2 * 5 and first.train == 3 + 0.5 * 14 and first.refresh == 7
@@ -68,7 +68,7 @@ def test_a_stride_on_policy_by_hand():
 
 
 def test_a_step_ahead_hides_the_shorter_of_the_two():
-    ahead = Work(questions=2, group_size=2, prompt_tokens=1.0, max_staleness=1)
+    ahead = Demand(questions=2, group_size=2, prompt_tokens=1.0, max_staleness=1)
     drawn = list(islice(strides(COSTS, ahead, iter([5, 1, 2, 2] * 99)), 5))
     assert [stride.generate for stride in drawn] == [10, 0, 0, 0, 0]  # the trainer works for 10 seconds, too
     shared = Costs(**{**vars(COSTS), "has_own_gpus": False})
@@ -77,7 +77,7 @@ def test_a_step_ahead_hides_the_shorter_of_the_two():
 
 def test_stragglers_are_carried_over_once_and_then_waited_for():
     """Of three questions on their way two are taken; the long one comes with the next stride, which waits for it."""
-    work = Work(questions=2, group_size=1, prompt_tokens=0.0, max_staleness=2, oversample=1.5)
+    work = Demand(questions=2, group_size=1, prompt_tokens=0.0, max_staleness=2, oversample=1.5)
     costs = Costs(**{**vars(COSTS), "slots": 9, "train_token": 0.0, "train": 1.0, "step": lambda samples: 1.0})
     drawn = list(islice(strides(costs, work, iter([100.0, 5.0, 5.0] + [5.0] * 99)), 3))
     assert drawn[0].generate == 5 and drawn[0].tokens == 10
@@ -188,7 +188,7 @@ def test_a_run_that_was_measured_predicts_its_other_strides(tmp_path):
     )  # fmt: skip
     lengths = list(islice(log_normal(200, 1.0, 1000, 3), 8 * 16))
     lengths = [float(round(length)) for length in lengths]
-    drawn = islice(strides(costs, Work(questions=4, group_size=4, prompt_tokens=0.0), iter(lengths)), 8)
+    drawn = islice(strides(costs, Demand(questions=4, group_size=4, prompt_tokens=0.0), iter(lengths)), 8)
     rows, samples = [], []
     for step, stride in enumerate(drawn, 1):
         own = lengths[16 * (step - 1) : 16 * step]

@@ -21,7 +21,7 @@ from r1engine.plan.timeline.costs import Guessed, Measured, costs_of_plan, costs
 from r1engine.plan.timeline.lengths import drawn_from, log_normal, read_lengths
 from r1engine.plan.timeline.show import Simulation, print_simulation, to_json, write_page
 from r1engine.plan.timeline.strides import strides
-from r1engine.plan.timeline.whole import Stretch, by_checkpoints, by_generators, by_staleness
+from r1engine.plan.timeline.whole import Span, by_checkpoints, by_generators, by_staleness
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def run_simulation(
         )
 
 
-def _simulated(cfg: RlConfig, stretches: list[Stretch], gpus_each: int, guessed: Guessed) -> Simulation:
+def _simulated(cfg: RlConfig, stretches: list[Span], gpus_each: int, guessed: Guessed) -> Simulation:
     """All answers; of generators only where they have GPUs of their own."""
     number = int(guessed.strides)
     every = max(1, round((cfg.checkpoint.every or cfg.steps) / cfg.steps_per_rollout))
@@ -122,7 +122,7 @@ def _assumptions(texts: list[str]) -> tuple[Assumed, Guessed]:
 
 def _as_planned(
     cfg: RlConfig, gpus: int, gpu: Gpu, assumed: Assumed, guessed: Guessed, lengths: list[float] | None
-) -> tuple[list[Stretch], int]:
+) -> tuple[list[Span], int]:
     """The stretches of a run with the costs of its plan, and the GPUs of one generator."""
     check_fp8(cfg, gpu)
     try:
@@ -139,7 +139,7 @@ def _as_planned(
     if problems := [problem for part in parts for problem in part.plan.limits()]:
         raise ConfigError(f"simulate: the plan does not fit: {problems[0]}; required one that does (r1engine plan)")
     return [
-        Stretch(
+        Span(
             part.strides, costs_of_plan(part.plan, guessed), work_of(cfg, part.plan.job.prompt_tokens),
             _source(lengths, part.plan.job.mean_tokens, part.plan.job.max_tokens, guessed),
         )
@@ -154,8 +154,8 @@ def _source(lengths: list[float] | None, mean: float, limit: int, guessed: Guess
     return lambda: drawn_from(cut, int(guessed.seed))
 
 
-def _as_measured(cfg: RlConfig, found: Measured, guessed: Guessed) -> Stretch:
-    return Stretch(
+def _as_measured(cfg: RlConfig, found: Measured, guessed: Guessed) -> Span:
+    return Span(
         cfg.steps / cfg.steps_per_rollout, costs_of_run(found, guessed), work_of(cfg, 0.0),
         lambda: drawn_from(found.lengths, int(guessed.seed)),
     )  # fmt: skip

@@ -20,7 +20,7 @@ from r1engine.plan.phases import decode_step, generator_slots
 from r1engine.plan.planner import Plan
 from r1engine.plan.sizes import forward_work, total_parameters
 from r1engine.plan.timeline.lengths import read_lengths
-from r1engine.plan.timeline.strides import Costs, Work, strides
+from r1engine.plan.timeline.strides import Costs, Demand, strides
 
 TRAINED = ("score", "logprobs", "update")  # phases of a run's rows that grow with the tokens
 STATE = WEIGHT + 12  # bytes a parameter in a checkpoint: bf16, fp32 master weight and two moments
@@ -40,9 +40,9 @@ class Guessed:
     seed: float = 0.0
 
 
-def work_of(cfg: RlConfig, prompt_tokens: float) -> Work:
+def work_of(cfg: RlConfig, prompt_tokens: float) -> Demand:
     """What a stride of a run takes."""
-    return Work(
+    return Demand(
         questions=cfg.grpo.questions,
         group_size=cfg.grpo.group_size,
         prompt_tokens=prompt_tokens,
@@ -178,5 +178,5 @@ def _steps(found: Measured, wanted: Iterator[int | None]) -> Iterator[float]:
             step=lambda samples: 1.0, train_token=0.0, refresh=0.0, checkpoint=0.0, restart=0.0,
             generators=found.ranks, slots=found.cfg.rollout.slots, has_own_gpus=False, gpus=found.ranks,
         )  # fmt: skip
-        once = Work(questions=work.questions, group_size=work.group_size, prompt_tokens=0.0)
+        once = Demand(questions=work.questions, group_size=work.group_size, prompt_tokens=0.0)
         yield next(strides(costs, once, iter(lengths))).generate

@@ -20,7 +20,7 @@ class _Generator:
     waiting: deque[Sample] = field(default_factory=deque)
 
     def advance(self, time: float, step_seconds: Callable[[int], float]) -> float:
-        """Work until `time`; returns the tokens drawn."""
+        """Demand until `time`; returns the tokens drawn."""
         made = (time - self.time) / step_seconds(len(self.running)) if self.running else 0.0
         self.time, self.steps = time, self.steps + made
         return made * len(self.running)

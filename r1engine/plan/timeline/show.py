@@ -16,7 +16,7 @@ from r1engine.observe.figures import BLUE, GREEN, ORANGE, RED
 from r1engine.observe.put import put_text
 from r1engine.plan.timeline.costs import Guessed
 from r1engine.plan.timeline.strides import Stride
-from r1engine.plan.timeline.whole import Checkpoints, Choice, Stretch, hours_of, mean_seconds
+from r1engine.plan.timeline.whole import Checkpoints, Choice, Span, hours_of, mean_seconds
 
 SHOWN_LENGTHS = 8192  # of a histogram
 PHASES = (("generate", BLUE), ("train", ORANGE), ("refresh", GREEN))
@@ -27,7 +27,7 @@ class Simulation:
     """Everything that is shown."""
 
     cfg: RlConfig
-    stretches: list[Stretch]
+    stretches: list[Span]
     drawn: list[list[Stride]]  # of each stretch
     staleness: list[Choice]
     generators: list[Choice]

@@ -27,7 +27,7 @@ class Costs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class Demand:
     """What a stride takes."""
 
     questions: int
@@ -62,7 +62,7 @@ class _Question:
 class _OnTheWay:
     """The questions that are drawn, in the order of their issue."""
 
-    def __init__(self, work: Work, pool: Pool, lengths: Iterator[float]) -> None:
+    def __init__(self, work: Demand, pool: Pool, lengths: Iterator[float]) -> None:
         self._work, self._pool, self._lengths = work, pool, lengths
         self._questions: dict[int, _Question] = {}
         self._issued = 0
@@ -100,7 +100,7 @@ class _OnTheWay:
         return chosen
 
 
-def strides(costs: Costs, work: Work, lengths: Iterator[float]) -> Iterator[Stride]:
+def strides(costs: Costs, work: Demand, lengths: Iterator[float]) -> Iterator[Stride]:
     """One stride after the other, without an end.
 
     Args:

@@ -9,7 +9,7 @@ from itertools import islice
 
 from r1engine.config import ConfigError
 from r1engine.plan.timeline.failures import Life, daly, live
-from r1engine.plan.timeline.strides import Costs, Stride, Work, strides
+from r1engine.plan.timeline.strides import Costs, Demand, Stride, strides
 
 WARM_UP = 2  # strides that fill what is drawn ahead
 LONGEST = 2.0  # times between failures, that may lie between two checkpoints
@@ -18,12 +18,12 @@ Lengths = Callable[[], Iterator[float]]  # anew from the beginning: what is comp
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Span:
     """A part of the run in which completions have one limit."""
 
     count: float  # strides
     costs: Costs
-    work: Work
+    work: Demand
     lengths: Lengths
 
     def draw(self, number: int) -> list[Stride]:
@@ -36,7 +36,7 @@ def mean_seconds(drawn: list[Stride]) -> float:
     return sum(stride.seconds for stride in drawn) / len(drawn)
 
 
-def hours_of(stretches: list[Stretch], drawn: list[list[Stride]]) -> float:
+def hours_of(stretches: list[Span], drawn: list[list[Stride]]) -> float:
     """Of all strides of a run, from those that were drawn of each stretch; without checkpoints and failures."""
     return sum(s.count * mean_seconds(found) for s, found in zip(stretches, drawn, strict=True)) / 3600
 
@@ -53,7 +53,7 @@ class Choice:
     is_configured: bool
 
 
-def by_staleness(stretches: list[Stretch], number: int) -> list[Choice]:
+def by_staleness(stretches: list[Span], number: int) -> list[Choice]:
     """On-policy, a step ahead, and two with half as many questions again on their way."""
     asked = [("on-policy", 0, 1.0), ("one step ahead", 1, 1.0), ("two, 1.5 times the questions", 2, 1.5)]
     work = stretches[0].work
@@ -71,7 +71,7 @@ def by_staleness(stretches: list[Stretch], number: int) -> list[Choice]:
     ]
 
 
-def by_generators(stretches: list[Stretch], number: int, gpus_each: int) -> list[Choice]:
+def by_generators(stretches: list[Span], number: int, gpus_each: int) -> list[Choice]:
     """More and fewer generators on GPUs of their own."""
     costs = stretches[0].costs
     counts = sorted({max(1, round(costs.generators * share)) for share in (0.25, 0.5, 1, 2, 4)})
@@ -84,7 +84,7 @@ def by_generators(stretches: list[Stretch], number: int, gpus_each: int) -> list
     return found
 
 
-def _choice(name: str, stretches: list[Stretch], number: int, *, is_configured: bool) -> Choice:
+def _choice(name: str, stretches: list[Span], number: int, *, is_configured: bool) -> Choice:
     drawn = [stretch.draw(number) for stretch in stretches]
     busy = sum(stride.busy for stride in drawn[0]) / number
     gpus = stretches[0].costs.gpus
@@ -122,7 +122,7 @@ class Checkpoints:
 
 
 def by_checkpoints(
-    stretches: list[Stretch], drawn: list[list[Stride]], configured: int, gpu_mtbf_hours: float, seed: int
+    stretches: list[Span], drawn: list[list[Stride]], configured: int, gpu_mtbf_hours: float, seed: int
 ) -> Checkpoints:
     """Replay the run with failures, saving every 1, 2, 4 ... strides.
 

@@ -71,7 +71,7 @@ def _memory_chart(plan: Plan, phase: str, terms: str) -> Chart:
 
 def _time_chart(plan: Plan) -> Chart:
     phases = [phase.name for phase in plan.phases]
-    causes = dict.fromkeys(name for phase in plan.phases for name in phase.seconds)
+    causes = dict.fromkeys(name for phase in plan.phases for name, s in phase.seconds.items() if s >= 0.05)
     bars = [
         _bar(name, phases, [phase.seconds.get(name, 0.0) for phase in plan.phases], color)
         for name, color in zip(causes, cycle(COLORS), strict=False)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from r1engine.data.questions import FIELDS, read_question
+from r1engine.data.reading import reference_in
 from r1engine.data.rows import parse_line
 from r1engine.rewards.functions.rule import FUNCTIONS
 from r1engine.rewards.record import Record, Score
@@ -63,7 +64,7 @@ def score_file(source: Path, out: Path, scorer: Scorer, console: Console) -> Non
 def read_records(path: Path, reward: str | None = None) -> list[Record]:
     """The records of a JSONL file: reward, completion, and what the reward needs; id is the line if not given.
 
-    `reward` is that of lines that name none; None: each must.
+    `reward` is that of lines that name none; None: math, as in data. The answer of math may be a whole solution.
 
     Bytes that are no UTF-8 are kept as lone surrogates, as they can only come from a completion.
 
@@ -86,8 +87,10 @@ def _record(line: str, where: str, number: int, reward: str | None) -> Record:
     row = parse_line(line, where)
     if not isinstance(row, dict):
         raise ValueError(f"{where}: found {type(row).__name__}, required an object with `reward` and `completion`")
-    defaults = {"prompt": "", "question": ""} | ({} if reward is None else {"reward": reward})
+    defaults = {"prompt": "", "question": "", "reward": reward or "math"}
     row = defaults | {name: value for name, value in row.items() if value is not None}
+    if row["reward"] == "math" and isinstance(row.get("answer"), str):
+        row["answer"] = reference_in(row["answer"], "auto")
     for name in ("reward", "completion", "prompt"):
         if not isinstance(row.get(name), str):
             raise ValueError(f"{where}: {name} is {row.get(name)!r:.80}, required a text")
@@ -148,8 +151,8 @@ def _print_summary(graded: list[tuple[Record, Score]], console: Console) -> None
 
 
 def _print_reasons(title: str, reasons: list[str], console: Console) -> None:
-    """Reasons that differ only in a number or formula are counted together."""
-    kinds = Counter(re.sub(r"\S*[\d\\{}]\S*", "#", reason)[:100] for reason in reasons)
+    """Reasons that differ only in a number or formula are counted together; an empty box is none."""
+    kinds = Counter(re.sub(r"(?<!\S)(?!\\boxed\{\})\S*[\d\\{}]\S*", "#", reason)[:100] for reason in reasons)
     if kinds:
         console.print(title + ":")
         for kind, count in kinds.most_common(5):

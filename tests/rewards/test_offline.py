@@ -72,6 +72,16 @@ def test_file_is_scored_in_order_with_tables_and_the_undecided(tmp_path):
     assert "undecided: 1" in done.stdout and "e: the answer has a power in an exponent" in done.stdout
 
 
+def test_samples_of_raw_questions_are_graded_as_a_run_would(tmp_path):
+    raw = {"question": "1+1?", "answer": "1 + 1 = <<1+1=2>>2\n#### 2"}
+    source = write(tmp_path / "in.jsonl", raw | {"completion": "\\boxed{2}"}, raw | {"completion": "two"})
+    done = reward(source, "--out", tmp_path / "out.jsonl", "workers=1", "deadline_seconds=60")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["reward"], row["verdict"]) for row in rows] == [("math", "right"), ("math", "wrong")]
+    assert "1 x no answer block and no \\boxed{}" in done.stdout
+
+
 def test_row_of_a_record_is_read_as_the_same_record(tmp_path):
     # So that undecided.jsonl of a run can be graded again.
     made = Record(Question("q", "5", "math", None, "zh"), "a\udcff", "Solve: q <think>", id="7/1")
@@ -85,7 +95,7 @@ def test_row_of_a_record_is_read_as_the_same_record(tmp_path):
         ({"reward": "mathz", "completion": "a"}, "found reward 'mathz', required one of math, choice, exact, format"),
         ({"reward": "math", "completion": "a"}, "found no `answer`, required by reward 'math'"),
         ({"reward": "math", "completion": 5, "answer": "5"}, "completion is 5, required a text"),
-        ({"completion": "a"}, "reward is None, required a text"),
+        ({"completion": "a"}, "found no `answer`, required by reward 'math'"),
         ({"reward": "math", "completion": "a", "answer": [1]}, "answer is [1], required a number or a text"),
         ({"reward": "language", "completion": "a", "language": "xx"}, "found language 'xx', required one of ar, be"),
         ([1], "found list, required an object with `reward` and `completion`"),

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from r1engine import checkpoint, config, ranks
-from r1engine.config import ConfigError, StageConfig
+from r1engine.config import ConfigError, StageConfig, to_yaml
 from r1engine.ending import Ended, Ending
 from r1engine.model import parallel
 from r1engine.model.cpu import keep_freed_memory
@@ -274,6 +274,7 @@ class Run:
         (self.cfg.run_dir / FAILURE).unlink(missing_ok=True)
         self.progress.heartbeat = Heartbeat(self.cfg.run_dir)  # a refused start changes nothing in the folder
         changed = record_start(self.cfg, step=self.step, ranks=self.world.size)
+        self.log.log_config(self.step, to_yaml(self.cfg))
         if folder is not None:
             self.progress.note(f"resumed from {folder.name}" + (f"; changed: {', '.join(changed)}" if changed else ""))
         return self._rows()

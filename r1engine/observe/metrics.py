@@ -81,8 +81,8 @@ class MetricsLog:
         self._metrics.write(_line({"step": step, **row}))
         self._metrics.flush()
         if self._tensorboard is not None:
-            for key, value in row.items():
-                self._tensorboard.add_scalar(key, value, step)
+            for key, value in row.items():  # a tag without a section would be a section of its own
+                self._tensorboard.add_scalar(key if "/" in key else f"train/{key}", value, step)
             self._tensorboard.flush()
         for follower in self._followers:
             follower.log(step, row)
@@ -95,8 +95,16 @@ class MetricsLog:
             rows: prompt, question, answer, completion, "reward/<component>", advantage, length (tokens), truncated.
         """
         _append(self._samples, step, rows)
+        if self._tensorboard is not None and rows:
+            name = "heldout" if rows[0].get("heldout") else "training"
+            self._tensorboard.add_text(f"samples/{name}", _as_text(rows[0]), step)
         for follower in self._followers:
             follower.samples(step, rows)
+
+    def log_config(self, step: int, text: str) -> None:
+        """Shows the configuration of a start in TensorBoard."""
+        if self._tensorboard is not None:
+            self._tensorboard.add_text("config", _indented(text), step)
 
     def log_undecided(self, step: int, rows: list[dict]) -> None:
         """Appends to undecided.jsonl the completions that no rule could decide, whole.
@@ -218,6 +226,17 @@ def _line(row: dict[str, Any]) -> str:
     if nonfinite:
         row = {**row, **dict.fromkeys(nonfinite), "nonfinite": nonfinite}
     return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _as_text(sample: dict[str, Any]) -> str:
+    """A completion for TensorBoard, which reads Markdown: all of it as code."""
+    facts = {name: sample.get(name) for name in ("answer", "verdict", "reason", "advantage", "length")}
+    told = "\n".join(f"{name}: {value}" for name, value in facts.items())
+    return _indented(f"{sample.get('prompt', '')}\n{sample.get('completion', '')}\n\n{told}")
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def _append(file: TextIO, step: int, rows: list[dict]) -> None:

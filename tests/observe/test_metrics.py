@@ -95,8 +95,26 @@ def test_tensorboard_shows_each_step_once_after_resume(tmp_path):
 
     write_steps(tmp_path, [1, 2, 3], tensorboard=True)
     write_steps(tmp_path, [3, 4], tensorboard=True, resume_step=2)
-    events = EventAccumulator(str(tmp_path / "tb")).Reload().Scalars("loss")
+    events = EventAccumulator(str(tmp_path / "tb")).Reload().Scalars("train/loss")
     assert [(event.step, event.value) for event in events] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)]
+
+
+def test_tensorboard_shows_the_configuration_and_a_completion_as_code(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = open_log(tmp_path, tensorboard=True)
+    log.log_config(0, "seed: 7\nsteps: 2\n")
+    log.log(1, {"reward/mean": 0.5, "lr": 1e-6})
+    log.log_samples(1, [{"prompt": "1+1?", "completion": "<b>2</b>\nso", "answer": "2", "verdict": "right"}])
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert events.Tags()["scalars"] == ["reward/mean", "train/lr"]
+    config, sample = (
+        events.Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0].decode()
+        for name in ("config", "samples/training")
+    )
+    assert config == "    seed: 7\n    steps: 2"
+    assert sample.startswith("    1+1?\n    <b>2</b>\n    so\n    \n    answer: 2\n    verdict: right")
 
 
 def test_tensorboard_that_is_not_installed_is_named_with_the_command(tmp_path, monkeypatch):

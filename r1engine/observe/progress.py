@@ -11,8 +11,9 @@ from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from r1engine.observe.heartbeat import Heartbeat
 
@@ -29,6 +30,15 @@ _SHOWN = {
     "drawn": ("drawn", "{:,.0f}"),
     "accepted": ("right", "{:.1%}"),
 }
+
+
+class _Count(MofNCompleteColumn):
+    """Units done; where their number is not known, those so far, or the seconds that the phase has taken."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is not None:
+            return super().render(task)
+        return Text(f"{task.completed:,.0f}" if task.completed else f"{task.elapsed or 0:.0f} s")
 
 
 class Progress:
@@ -169,7 +179,7 @@ class Progress:
         bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            _Count(),
             TextColumn("{task.fields[values]}"),
             TextColumn("{task.fields[eta]}"),
             console=self._console,

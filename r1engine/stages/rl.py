@@ -192,6 +192,7 @@ class RlStage:
             return Evaluated(metrics, samples, "held-out pass@1 is unknown: no sample could be decided")
         low, high = metrics["eval/pass_at_1_low"], metrics["eval/pass_at_1_high"]
         note = f"held-out pass@1 {metrics['eval/pass_at_1']:.3f} (95 % {low:.3f} to {high:.3f})"
+        note += f", format {metrics['eval/format']:.3f}, {metrics['eval/length_mean']:.0f} tokens"
         return Evaluated(metrics, samples, note)
 
     def save(self, folder: Path) -> dict[str, Any]:

@@ -133,8 +133,10 @@ def test_a_phase_of_unknown_length_does_not_show_the_last_total():
         progress.phase("generate", total=40)
         progress.advance(40)
         progress.phase("train")
-    shown = [line for line in lines(console) if "train" in line]
-    assert shown and "0/?" in shown[-1]
+        progress.phase("evaluate")
+        progress.advance(1021)
+    shown = {name: [line for line in lines(console) if name in line] for name in ("train", "evaluate")}
+    assert "0 s" in shown["train"][-1] and "1,021" in shown["evaluate"][-1] and "?" not in shown["train"][-1]
 
 
 BEFORE = {"eval/pass_at_1": 0.1, "eval/format": 0.5, "eval/length_mean": 40.0, "eval/truncated": 0.2, "step": 0}

@@ -6,9 +6,11 @@ in the same sequence). The first token of a sequence has logp 0 and weight 0. No
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 
 from r1engine.data.question import Question
@@ -184,11 +186,34 @@ def to_sequences(
     ]
 
 
-def pack(sequences: list[Sequence], shape: RowShape) -> list[list[PackedBatch]]:
-    """Deal sequences to shards, longest first to the least loaded, and pack each shard's into rows by best fit.
+class Packed:
+    """The rows of each shard; every shard has equally many, at least one. They are made when a shard is asked for:
+    a rank needs one, however many there are."""
 
-    Returns:
-        Rows of each shard; every shard has equally many, at least one.
+    def __init__(self, shards: list[list[list[Sequence]]], multiple: int) -> None:
+        """
+        Args:
+            shards:   of each the sequences of its rows.
+            multiple: of tokens, that rows are filled up to.
+        """
+        self._shards, self._multiple = shards, multiple
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, shard: int) -> list[PackedBatch]:
+        return [_row(items, self._multiple) for items in self._shards[shard]]
+
+    def __iter__(self) -> Iterator[list[PackedBatch]]:
+        return (self[shard] for shard in range(len(self)))
+
+    def row_lengths(self) -> list[list[int]]:
+        """Tokens of each row of each shard, padding included."""
+        return [[filled_up(_size(items), self._multiple) for items in rows] for rows in self._shards]
+
+
+def pack(sequences: list[Sequence], shape: RowShape) -> Packed:
+    """Deal sequences to shards, longest first to the least loaded, and pack each shard's into rows by best fit.
 
     Raises:
         ValueError: a sequence does not fit a row.
@@ -196,7 +221,7 @@ def pack(sequences: list[Sequence], shape: RowShape) -> list[list[PackedBatch]]:
     return pack_units([[sequence] for sequence in sequences], shape)
 
 
-def pack_units(units: list[list[Sequence]], shape: RowShape) -> list[list[PackedBatch]]:
+def pack_units(units: list[list[Sequence]], shape: RowShape) -> Packed:
     """The same for units, such as pairs, of sequences that stay side by side in one row.
 
     Raises:
@@ -215,7 +240,12 @@ def pack_units(units: list[list[Sequence]], shape: RowShape) -> list[list[Packed
     rows = [_best_fit(dealt, capacity) for dealt in shard_units]
     num_rows = max(1, *(len(r) for r in rows))
     num_rows += -num_rows % shape.num_rows_multiple
-    return [[_row(items, shape.multiple) for items in shard + [[]] * (num_rows - len(shard))] for shard in rows]
+    return Packed([shard + [[]] * (num_rows - len(shard)) for shard in rows], shape.multiple)
+
+
+def filled_up(num_tokens: int, multiple: int) -> int:
+    """Tokens of a row with so many, which is filled up to a multiple and never empty."""
+    return max(num_tokens + -num_tokens % multiple, multiple)
 
 
 def _size(unit: list[Sequence]) -> int:
@@ -240,8 +270,8 @@ def _best_fit(units: list[list[Sequence]], capacity: int) -> list[list[Sequence]
 
 def _row(items: list[Sequence], multiple: int) -> PackedBatch:
     """One row. A sequence of zeros with weight 0 fills it up to the multiple; an empty row is nothing else."""
-    num_tokens = sum(len(s.tokens) for s in items)
-    padding = -num_tokens % multiple if items else multiple
+    num_tokens = _size(items)
+    padding = filled_up(num_tokens, multiple) - num_tokens
     items = [*items, Sequence([0] * padding, padding, 0.0)] if padding else items
     lengths = [len(s.tokens) for s in items]
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
@@ -251,13 +281,13 @@ def _row(items: list[Sequence], multiple: int) -> PackedBatch:
     for start, s in zip(starts, items, strict=False):
         weighted = slice(start + s.num_prompt, start + len(s.tokens))
         if s.targets is None:
-            loss_weight[weighted], advantage[weighted] = s.weight, torch.tensor(s.advantage)
+            loss_weight[weighted], advantage[weighted] = s.weight, torch.from_numpy(np.asarray(s.advantage, np.float32))
         for index, target in s.targets or ():
             loss_weight[start + index], advantage[start + index] = s.weight, target
         if s.logp is not None:
-            rollout_logp[weighted] = torch.tensor(s.logp)
+            rollout_logp[weighted] = torch.from_numpy(np.array(s.logp, np.float32))
     return PackedBatch(
-        tokens=torch.tensor([t for s in items for t in s.tokens]),
+        tokens=torch.from_numpy(np.concatenate([np.array(s.tokens, np.int64) for s in items])),
         positions=torch.arange(total) - cu_seqlens[:-1].repeat_interleave(torch.tensor(lengths)),
         cu_seqlens=cu_seqlens.int(),
         max_seqlen=max(lengths),

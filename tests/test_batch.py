@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from r1engine import batch
 from r1engine.batch import (
     Completion,
     PackedBatch,
@@ -293,3 +294,15 @@ def test_a_unit_is_never_split_over_rows_or_shards(shards):
     assert sorted(found) == sorted(wanted)
     with pytest.raises(ValueError, match="2 sequences that stay together, of 26 tokens does not fit a row of 24"):
         pack_units([[Sequence([0] * 13, 0, 1.0)] * 2], RowShape(max_tokens=27, multiple=4))
+
+
+def test_a_rank_makes_its_own_rows_only(monkeypatch):
+    made, row = [], batch._row
+    monkeypatch.setattr(batch, "_row", lambda items, multiple: made.append(items) or row(items, multiple))
+    shards = pack(of_lengths(4, 9, 3, 5, 7), RowShape(max_tokens=16, shards=3, multiple=4))
+    assert len(shards) == 3 and not made
+    rows = shards[1]
+    assert len(made) == len(rows) > 0
+    assert shards.row_lengths() == [[len(row.tokens) for row in rows] for rows in shards]
+    assert shards.row_lengths()[1] == [len(row.tokens) for row in rows]
+    assert pack([], RowShape(max_tokens=16, shards=2, multiple=4)).row_lengths() == [[4], [4]]

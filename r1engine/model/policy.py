@@ -14,7 +14,7 @@ from megatron.core import parallel_state as ps
 from megatron.core import tensor_parallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from r1engine.batch import PackedBatch, RowShape, TokenOutputs
+from r1engine.batch import Packed, PackedBatch, RowShape, TokenOutputs
 from r1engine.config import Model, Optimizer, Parallel
 from r1engine.config.stage import row_multiple
 from r1engine.hf.architecture import Head, architecture_of, read_architecture
@@ -118,11 +118,12 @@ class Policy:
         rounds = layout.pipeline if layout.virtual > 1 else 1
         return RowShape(max_tokens, self.world.dp_size, self.row_multiple, rounds)
 
-    def computed_tokens(self, shards: list[list[PackedBatch]]) -> int:
+    def computed_tokens(self, shards: Packed) -> int:
         """Tokens that all ranks compute for the rows of an update, padding included."""
+        lengths = shards.row_lengths()
         if self._layout.virtual == 1:
-            return sum(len(row.tokens) for rows in shards for row in rows)
-        return sum(len(rows) * max(len(row.tokens) for row in rows) for rows in shards)  # see `_run`
+            return sum(map(sum, lengths))
+        return sum(len(rows) * max(rows) for rows in lengths)  # see `_run`
 
     @property
     def row_multiple(self) -> int:

@@ -7,13 +7,13 @@ from itertools import pairwise
 
 import torch
 
-from r1engine.batch import PackedBatch, RowShape, pack
+from r1engine.batch import Packed, PackedBatch, RowShape, pack
 from r1engine.batch import Sequence as PackedText
 from r1engine.model.policy import Policy
 from r1engine.ranks import World
 
 
-def own_rows(shards: list[list[PackedBatch]], world: World) -> list[PackedBatch]:
+def own_rows(shards: Packed, world: World) -> list[PackedBatch]:
     """This data-parallel rank's rows, on its device."""
     return [row.to(world.device) for row in shards[world.dp_rank]]
 
@@ -55,7 +55,7 @@ def probabilities_at(
     return found
 
 
-def batch_metrics(policy: Policy, shards: list[list[PackedBatch]], lengths: list[int]) -> dict[str, float]:
+def batch_metrics(policy: Policy, shards: Packed, lengths: list[int]) -> dict[str, float]:
     """Of texts of these lengths (tokens) in the rows of all ranks."""
     tokens = sum(lengths)
     return {"texts": len(lengths), "tokens": tokens, "padding_share": 1 - tokens / policy.computed_tokens(shards)}

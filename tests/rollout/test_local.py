@@ -135,7 +135,7 @@ def test_logp_agrees_with_transformers(tmp_path, monkeypatch, name, is_compiled)
     assert [(c.prompt.id, c.sample) for c in completions] == [(i, j) for i in range(5) for j in range(2)]
     assert max(len(c.tokens) for c in completions) == 70
     for completion in completions:
-        assert logp_error(model, completion, temperature=0.8) < 1e-5
+        assert logp_error(model, completion, temperature=0.8) < 2e-5  # 1.1e-5 on some CPUs
 
 
 def test_a_growing_cache_keeps_its_contents(tmp_path):

@@ -13,7 +13,7 @@ warnings.filterwarnings("ignore")
 from layout_updates import by_sequence  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
 
-from r1engine.batch import PackedBatch, Sequence, pack, pack_units  # noqa: E402
+from r1engine.batch import Packed, Sequence, pack, pack_units  # noqa: E402
 from r1engine.config import Model, Optimizer, Parallel  # noqa: E402
 from r1engine.model.parallel import join, leave  # noqa: E402
 from r1engine.model.policy import Policy  # noqa: E402
@@ -48,7 +48,7 @@ def pairs(count: int = 6) -> list[tuple[list[int], list[int]]]:
     return made
 
 
-def rows_of_pairs(policy: Policy) -> list[list[PackedBatch]]:
+def rows_of_pairs(policy: Policy) -> Packed:
     """Of each data-parallel rank."""
     weight = 1 / len(pairs())
     units = [[Sequence(text, len(text) - 1, weight) for text in pair] for pair in pairs()]
@@ -62,7 +62,7 @@ def steps() -> list[tuple[list[int], tuple[tuple[int, float], ...]]]:
     return [(text, tuple((i, rng.choice([0.0, 0.25, 1.0])) for i in range(1, len(text), 3))) for text in texts]
 
 
-def rows_of_steps(policy: Policy) -> list[list[PackedBatch]]:
+def rows_of_steps(policy: Policy) -> Packed:
     """Of each data-parallel rank."""
     weight = 1 / sum(len(targets) for _, targets in steps())
     sequences = [Sequence(text, 0, weight, targets=targets) for text, targets in steps()]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from r1kernels import logprob_entropy
+from r1kernels.logprob_entropy.triton_impl import GRADIENT_REGISTERS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INF = float("inf")
@@ -165,13 +166,21 @@ def forward(arch: int, dtype: str = "bf16", width: int = 8, **flags: object) -> 
     return aot.Kernel(f"{MODULE}:partials_kernel", signature, constants, arch, num_warps=8, unaligned=LENGTHS)
 
 
-def backward(arch: int, entropy: bool = False) -> aot.Kernel:
+def backward(arch: int, entropy: bool = False, per_row: bool = False, **flags: object) -> aot.Kernel:
     sums = ("top_ptr", "log_total_ptr", "grad_logp_ptr", *(("entropy_ptr", "grad_entropy_ptr") if entropy else ()))
     signature = ROW | dict.fromkeys(sums, "*fp32") | {"out_ptr": "*bf16", "out_outer": "i64", "out_inner": "i32"}
     constants = (
-        COMMON | SHAPE | {"out_column": 1} | ({} if entropy else {"entropy_ptr": None, "grad_entropy_ptr": None})
+        COMMON
+        | SHAPE
+        | {"out_column": 1}
+        | ({} if entropy else {"entropy_ptr": None, "grad_entropy_ptr": None})
+        | flags
     )
-    return aot.Kernel(f"{MODULE}:gradient_kernel", signature, constants, arch, num_warps=8, unaligned=LENGTHS)
+    if per_row:
+        signature |= {"mask_ptr": "*i1", "temperature_ptr": "*fp32"}
+        constants = {name: value for name, value in constants.items() if name not in signature}
+    options = {"num_warps": 8, "max_registers": GRADIENT_REGISTERS, "unaligned": LENGTHS}
+    return aot.Kernel(f"{MODULE}:gradient_kernel", signature, constants, arch, **options)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +188,8 @@ def compiled() -> dict[str, aot.Compiled]:
     kernels = {f"forward {arch}": forward(arch) for arch in (80, 90, 100)}
     kernels |= {"forward fp32": forward(90, "fp32", 4), "logp only": forward(90, ENTROPY=False, SQUARES=False)}
     kernels |= {f"backward {arch}": backward(arch) for arch in (80, 90, 100)}
-    kernels |= {"backward with entropy": backward(90, entropy=True)}
+    kernels |= {"backward with entropy": backward(90, entropy=True), "backward by row": backward(90, per_row=True)}
+    kernels |= {"backward softcap": backward(90, SOFTCAP=True)}
     return dict(zip(kernels, aot.compile_triton(list(kernels.values())), strict=True))
 
 
@@ -187,8 +197,8 @@ def test_no_spills_no_float64_and_wide_loads(compiled):
     # Vocabulary and stride are multiples of 16, as 129280 and 151936 are: the code does not depend on their values.
     for name, made in compiled.items():
         assert made.spill_free, name
-        # Four blocks of 256 threads fit a multiprocessor; of the backward three, as Triton 3.7 compiles it (3.9: four).
-        assert made.registers <= (85 if name.startswith("backward") else 64), (name, made.registers)
+        # Four blocks of 256 threads fit a multiprocessor, of the backward three.
+        assert made.registers <= (GRADIENT_REGISTERS if name.startswith("backward") else 64), (name, made.registers)
         assert ".f64" not in made.ptx, name
         assert made.count("LDG", "128") == 4, name
         # Four, and four of zeros for a row that is ignored.
@@ -199,6 +209,8 @@ def test_no_spills_no_float64_and_wide_loads(compiled):
 def test_one_exponential_an_element_and_no_barrier_among_the_loads(compiled):
     elements = {name: 16 if name == "forward fp32" else 32 for name in compiled}  # of a thread in a block
     for name, made in compiled.items():
+        if "softcap" in name:  # a tanh more an element
+            continue
         exponentials = made.count("MUFU", "EX2")
         extra = 2 if not name.startswith("backward") else 0  # running maximum: one a block, one at the end
         assert exponentials == elements[name] + extra, (name, exponentials)

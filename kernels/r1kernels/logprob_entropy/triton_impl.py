@@ -12,6 +12,7 @@ from r1kernels.logprob_entropy import triton_kernels as kernels
 from r1kernels.logprob_entropy.problem import Problem, RowSums
 
 NUM_WARPS = 8
+GRADIENT_REGISTERS = 80  # three blocks of 256 threads on a multiprocessor; left alone it takes 84 to 127, and two fit
 REPEAT = 4  # 128-bit loads a thread has in flight
 
 
@@ -77,7 +78,8 @@ def gradient(
     )
     with torch.cuda.device_of(out):
         if problem.selection.keep_ids is None:
-            kernels.gradient_kernel[(num_rows,)](**arguments, out_ptr=out, **strides(out, "out"), **_launch(problem))
+            options = _launch(problem) | {"maxnreg": GRADIENT_REGISTERS}
+            kernels.gradient_kernel[(num_rows,)](**arguments, out_ptr=out, **strides(out, "out"), **options)
         else:
             # The kept logits are read before they may be overwritten by zeros.
             kept = torch.empty(len(problem.selection.keep_ids), dtype=torch.float32, device=out.device)

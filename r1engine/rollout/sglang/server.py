@@ -20,6 +20,8 @@ from r1engine.rollout.sglang.client import Client, ServerError
 
 TESTED_VERSION = "0.5.23"
 INSTALL = f"python3.12 -m venv sglang-env && sglang-env/bin/pip install sglang=={TESTED_VERSION}"
+# What torchrun tells this rank. PyTorch in a server would take it for itself, and wait for the store of torchrun.
+LAUNCHERS = re.compile(r"((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*")
 LOG_LINES = 25  # shown when a start fails
 LOG_BYTES, LOG_FILES = 64 * 2**20, 3  # of a log before it is begun anew; how many older ones are kept
 
@@ -112,7 +114,7 @@ class Server:
 
         Args:
             command:       of the launcher, its --host and --port those of `url`.
-            env:           added to this process's environment.
+            env:           added to this process's environment, without what a launcher of ranks put there.
             url:           http://host:port.
             log:           file of the server's output.
             stall_seconds: see Client.
@@ -136,7 +138,7 @@ class Server:
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 command,
-                env=os.environ | env,
+                env={name: value for name, value in os.environ.items() if not LAUNCHERS.fullmatch(name)} | env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

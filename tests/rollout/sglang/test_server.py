@@ -56,6 +56,23 @@ def test_stop_ends_the_whole_tree_even_what_ignores_sigterm_or_is_stopped(tmp_pa
     assert not exists(child) and not server.is_running
 
 
+def test_a_server_is_no_rank_of_the_trainer(tmp_path, monkeypatch):
+    told = (
+        "RANK",
+        "LOCAL_RANK",
+        "GROUP_WORLD_SIZE",
+        "MASTER_PORT",
+        "TORCHELASTIC_USE_AGENT_STORE",
+        "TORCHELASTIC_RUN_ID",
+    )
+    for name in (*told, "OF_THE_USER"):
+        monkeypatch.setenv(name, "1")
+    server = start(tmp_path, "import os; print(*os.environ)")
+    server.process.wait()
+    found = server.log.read_text().split()
+    assert "OF_THE_USER" in found and "PATH" in found and not {*told} & {*found}
+
+
 def test_a_start_that_fails_shows_the_last_lines_of_the_log(tmp_path):
     server = start(tmp_path, "print('line one'); raise SystemExit('CUDA out of memory: tried to allocate')")
     with pytest.raises(

@@ -94,7 +94,9 @@ def _read_files(path: Path) -> dict[Path, Header]:
     """
     files = sorted(path.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"model.path: {path} has no *.safetensors file")
+        others = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in path.glob(kind))
+        found = f", only {', '.join(others[:3])}: loading a pickle runs what it says" if others else ""
+        raise ValueError(f"model.path: {path} has no *.safetensors file{found}")
     named = {file.name for file in files}
     if (path / INDEX).is_file():
         weight_map = read_json(path / INDEX).get("weight_map")

@@ -7,6 +7,7 @@ and written in its order. So the rows and their order depend neither on the orde
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import shutil
@@ -127,14 +128,17 @@ def left_out(work: Path, number: int) -> Path:
 
 
 @cache
-def _filter_of(work: Path) -> tuple[Filter, Target | None]:
-    """Once a process."""
-    found: Filter = pickle.loads((work / "filter").read_bytes())
+def _filter_of(work: Path, digest: str) -> tuple[Filter, Target | None]:
+    """Once a process. Loading a pickle runs what it says: only what the first process has written is loaded."""
+    data = (work / "filter").read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise RuntimeError(f"curate: {work / 'filter'} is not what this run has written; it is not loaded")
+    found: Filter = pickle.loads(data)
     return found, target_of(found.cfg)
 
 
-def _filter_unit(work: Path, number: int, unit: Unit) -> Filtered:
-    found, target = _filter_of(work)
+def _filter_unit(work: Path, digest: str, number: int, unit: Unit) -> Filtered:
+    found, target = _filter_of(work, digest)
     return found.unit(number, unit, target)
 
 
@@ -187,18 +191,20 @@ def _processes(cfg: CurateConfig) -> int:
 
 def _filtered(cfg: CurateConfig, units: list[Unit], shared: Filter, progress: Progress) -> list[Filtered]:
     """Every unit, filtered; in their order."""
-    (shared.work / "filter").write_bytes(pickle.dumps(shared))
+    data = pickle.dumps(shared)
+    (shared.work / "filter").write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
     progress.phase("filter", len(units))
     results: list[Filtered] = []
     if min(_processes(cfg), len(units)) == 1 or sum(unit.path.stat().st_size for unit in units) < SMALL_BYTES:
         for number, unit in enumerate(units):
-            results.append(_filter_unit(shared.work, number, unit))
+            results.append(_filter_unit(shared.work, digest, number, unit))
             progress.advance()
         return results
     # Spawned: a fork of a process that has threads (torch, gRPC) may hang.
     context = get_context("spawn")
     with ProcessPoolExecutor(min(_processes(cfg), len(units)), mp_context=context) as pool:
-        futures = [pool.submit(_filter_unit, shared.work, number, unit) for number, unit in enumerate(units)]
+        futures = [pool.submit(_filter_unit, shared.work, digest, number, unit) for number, unit in enumerate(units)]
         try:
             for future in as_completed(futures):
                 results.append(future.result())

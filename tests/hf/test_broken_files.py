@@ -152,3 +152,11 @@ def test_more_experts_a_token_than_there_are_is_refused(folder):
     if "n_routed_experts" in json.loads((folder / "config.json").read_text()):
         changed(folder / "config.json", num_experts_per_tok=16, n_group=1, topk_group=1)
         assert refusal(folder) == "config.json: num_experts_per_tok is 16, required <= 8 experts"
+
+
+def test_weights_that_are_pickles_are_named_and_not_loaded(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(
+        ValueError, match=r"no \*\.safetensors file, only pytorch_model\.bin: loading a pickle runs what"
+    ):
+        read_all(folder)

@@ -1,9 +1,11 @@
 """The kind of stage `curate`: what comes out of which rows, and what a damaged input or a full disk leaves."""
 
 import json
+import pickle
 import random
 import resource
 from collections import Counter
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -294,3 +296,14 @@ def test_a_pipeline_takes_the_data_of_one_stage_into_another(tmp_path):
     assert second.cfg.sources == [tmp_path / "runs" / "first" / "data.parquet"]
     assert second.needs == {"sources.0": "first", "decontaminate.0": "first"}
     assert second.cfg.inputs().keys() == {"sources.0", "decontaminate.0"}
+
+
+def test_a_filter_that_somebody_else_has_written_is_not_loaded(tmp_path):
+    class Runs:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    (tmp_path / "filter").write_bytes(pickle.dumps(Runs()))
+    with pytest.raises(RuntimeError, match=r"filter is not what this run has written; it is not loaded"):
+        stage._filter_of(tmp_path, "0" * 64)
+    assert not (tmp_path / "ran").exists()

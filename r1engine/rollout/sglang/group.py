@@ -55,7 +55,7 @@ class BroadcastGroup:
                 for i, c in enumerate(clients)
             ]
             try:
-                self._group: dist.ProcessGroup | None = _new_group(backend, f"tcp://{host}:{port}", size, self.name)
+                self._group: dist.ProcessGroup | None = _new_group(backend, host, port, size, self.name)
             finally:
                 for future in joining:
                     future.result()  # a server that says why it does not join says more than PyTorch
@@ -79,13 +79,13 @@ class BroadcastGroup:
         self._group = None
 
 
-def _new_group(backend: str, address: str, size: int, name: str) -> dist.ProcessGroup:
+def _new_group(backend: str, host: str, port: int, size: int, name: str) -> dist.ProcessGroup:
     """A process group outside the default one, as SGLang's ranks build theirs; PyTorch has no public call for it."""
-    from torch.distributed.distributed_c10d import PrefixStore, _new_process_group_helper, rendezvous
+    from torch.distributed.distributed_c10d import PrefixStore, _new_process_group_helper
 
     timeout = timedelta(seconds=JOIN_SECONDS)
-    store, _, _ = next(rendezvous(address, 0, size, timeout=timeout))
-    store.set_timeout(timeout)
+    # Not by a rendezvous: under torchrun that waits for a store of torchrun's at this address.
+    store = dist.TCPStore(host, port, size, is_master=True, timeout=timeout)
     group, _ = _new_process_group_helper(
         size,
         0,

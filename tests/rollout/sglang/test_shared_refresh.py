@@ -4,6 +4,7 @@ are in test_real_moe.py."""
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ def refreshes(folder: Path, urls: dict[str, list[str]], out: Path, count: int) -
     cfg = RlConfig(model={"path": folder}, parallel={"tensor": 2, "expert": 2})
     world = join(cfg.parallel)
     policy = Policy(cfg.model, cfg.parallel, cfg.optimizer, world)
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # as under torchrun: groups have their own
     told: dict[str, list] = {}
     for route, own in urls.items():
         refresher = Refresher(

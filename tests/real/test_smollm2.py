@@ -59,7 +59,7 @@ def stage(folder, world, tmp_path_factory):
             "template": "chat",
             "max_tokens": 256,
         },
-        sft={"epochs": 4, "batch_size": 4},
+        sft={"epochs": 8, "batch_size": 4},
         optimizer={"lr": 1e-4},
     )
     return make_stage(cfg, world, Phases(), Progress("", enabled=False))
@@ -105,33 +105,6 @@ def test_a_few_steps_teach_and_the_exported_model_talks_and_stops(folder, stage,
     assert text.endswith("<|im_end|>") and "Ossip" in text
 
 
-def test_reinforcement_learning_asks_in_the_chat_template(folder, world, tmp_path):
-    (tmp_path / "q.jsonl").write_text(
-        '{"question": "What is 2+3?", "answer": "5"}\n{"question": "1+1?", "answer": "2"}\n'
-    )
-    cfg = RlConfig(
-        model={"path": folder},
-        run_dir=tmp_path / "run",
-        steps=1,
-        data={"train": tmp_path / "q.jsonl", "template": "chat", "max_prompt_tokens": 128},
-        grpo={"questions": 2, "group_size": 2, "minibatches": 1},
-        rollout={"max_tokens": 24},
-        rewards={"workers": 1},
-    )
-    stage = make_stage(cfg, world, Phases(), Progress("", enabled=False))
-    try:
-        stage.begin([])
-        done = stage.advance(0)
-    finally:
-        stage.close()
-    assert (
-        "<|im_start|>user\nWhat is 2+3?<|im_end|>"
-        in {p.question.text: p.text for p in stage.prompts.prompts}["What is 2+3?"]
-    )
-    print({key: done.metrics[key] for key in ("logp_diff/mean", "logp_diff/max", "loss", "grad_norm")})
-    assert done.metrics["logp_diff/mean"] < 1e-3 and done.metrics["logp_diff/max"] < 0.05
-
-
 LAST_NUMBER = """
 import re
 
@@ -141,7 +114,7 @@ def last_number(completion, answer):
 """
 
 
-def test_reinforcement_learning_from_a_chat_model_has_a_signal(folder, world, tmp_path):
+def test_reinforcement_learning_asks_in_the_chat_template_and_has_a_signal(folder, world, tmp_path):
     sums = [(2, 3), (1, 1), (4, 4), (5, 2), (3, 6), (7, 1), (2, 2), (9, 3)]
     rows = [{"question": f"What is {a}+{b}?", "answer": str(a + b), "reward": "functions"} for a, b in sums]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -159,10 +132,13 @@ def test_reinforcement_learning_from_a_chat_model_has_a_signal(folder, world, tm
     stage = make_stage(cfg, world, Phases(), Progress("", enabled=False))
     try:
         stage.begin([])
-        done = [stage.advance(step).metrics for step in range(2)]
+        advances = [stage.advance(step) for step in range(2)]
     finally:
         stage.close()
-    shown = ("reward/last_number", "reward/std", "groups/without_signal", "grad_norm")
+    done, samples = [advance.metrics for advance in advances], [s for advance in advances for s in advance.samples]
+    assert all(f"<|im_start|>user\n{sample['question']}<|im_end|>" in sample["prompt"] for sample in samples)
+    assert all(row["logp_diff/mean"] < 1e-3 and row["logp_diff/max"] < 0.05 for row in done)
+    shown = ("reward/last_number", "reward/std", "groups/without_signal", "grad_norm", "logp_diff/max")
     print([{key: row[key] for key in shown} for row in done])
     assert all(0 < row["reward/last_number"] < 1 and row["grad_norm"] > 0 for row in done)
     assert all(row["groups/without_signal"] < 1 for row in done)
@@ -188,21 +164,22 @@ def test_an_evaluation_draws_what_transformers_draws_and_grades_it(folder, tmp_p
         out=tmp_path / "out",
         temperature=1e-4,  # the likeliest token, unless two are equal
         top_p=1.0,
-        max_tokens=48,
+        max_tokens=160,
         template="chat",
         benchmarks={"gsm8k": {"file": tmp_path / "test.jsonl", "samples": 1}},
     )
     found = evaluate(folder, suite, note=print)["gsm8k"]
     print(found)
     replies = list(Store(suite.out).replies("gsm8k").values())
-    assert len(replies) == found["replies"] == 20 and found["score"]["mean"] > 0.1
+    assert len(replies) == found["replies"] == 20 and found["undecided"]["count"] == 0 and found["truncated"] < 1
     (entry,) = load_entries(suite.benchmarks, has_judge=False)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    asks = list(entry.asks(0))[::4]
     equal = 0
-    for ask in entry.asks(0):
+    for ask in asks:
         asked = tokenizer.apply_chat_template(
             [{"role": "user", "content": ask.text}], add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-        drawn = model.generate(**asked, max_new_tokens=48, do_sample=False)[0, asked["input_ids"].shape[1] :]
+        drawn = model.generate(**asked, max_new_tokens=160, do_sample=False)[0, asked["input_ids"].shape[1] :]
         equal += tokenizer.decode(drawn, skip_special_tokens=True) == Store(suite.out).replies("gsm8k")[ask.key].text
-    assert equal >= 19  # rounding may turn one of 960 tokens round
+    assert equal >= len(asks) - 1  # rounding may turn one of 800 tokens round

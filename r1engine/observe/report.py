@@ -28,6 +28,11 @@ _HEADLINES = {
     "length_mean": ("Mean response length", False),
     "truncated": ("Truncated", True),
 }
+_FACT_NAMES = {  # of summary.json; others are their keys
+    "peak_rss_gb": "peak memory (GB)",
+    "logp_diff_mean": "trainer against generator (nats)",
+    "logp_diff_max": "at most",
+}
 
 
 def write_report(run_dir: Path, *, refresh_seconds: int | None = None) -> tuple[Path, Path]:
@@ -251,8 +256,14 @@ def _facts(rows: list[dict], summary: dict) -> list[tuple[str, str]]:
     facts = [("steps", f"{rows[-1]['step']:,}"), (name, f"{tokens:,.0f}")]
     facts.append(("wall time", f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"))
     for key, value in summary.items():
-        if key != "seconds" and not key.endswith(("_before", "_after")) and isinstance(value, (str, int, float)):
-            facts.append((key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value)))
+        if (
+            key in ("seconds", "steps")
+            or key.endswith(("_before", "_after"))
+            or not isinstance(value, (str, int, float))
+        ):
+            continue
+        name = _FACT_NAMES.get(key, key.replace("_", " "))
+        facts.append((name, f"{value:.4g}" if isinstance(value, float) else str(value)))
     return facts
 
 

@@ -87,7 +87,9 @@ def full_run(tmp_path_factory):
     rows.append({"step": 30, "eval/pass_at_1": 0.75, "eval/format": 1.0, "eval/length_mean": 60.0})
     write_lines(run_dir / "metrics.jsonl", rows)
     write_lines(run_dir / "samples.jsonl", [sample(1, completion=ATTACK, question=ATTACK), sample(30)])
-    (run_dir / "summary.json").write_text(json.dumps({"seconds": 90.0, "note": "<i>x</i>", "pass_at_1_after": 0.75}))
+    (run_dir / "summary.json").write_text(
+        json.dumps({"seconds": 90.0, "note": "<i>x</i>", "pass_at_1_after": 0.75, "peak_rss_gb": 0.5, "steps": 30})
+    )
     return run_dir, write_report(run_dir)
 
 
@@ -105,7 +107,7 @@ def test_the_headlines_are_the_first_and_the_last_evaluation(full_run):
     assert '<span class="old">12.5%</span>' in text and '<span class="new">75.0%</span>' in text
     assert '<span class="old">30.0</span>' in text and '<span class="new">60.0</span>' in text
     assert "step 0 \N{RIGHTWARDS ARROW} step 30" in text
-    assert "wall time <b>1.5 min</b>" in text
+    assert "wall time <b>1.5 min</b>" in text and "peak memory (GB) <b>0.5</b>" in text and text.count("steps <b>") == 1
     assert "tokens generated <b>3,000</b>" in text
 
 

@@ -1,8 +1,7 @@
 """A stand-in for an SGLang server: no model, but the calls that bring weights, with SGLang 0.5.23's rules.
 
 It keeps the tensors that came, under their Hugging Face names, and answers the checksums of a server that holds them.
-`fault(path, number of the call)` says whether the server leaves its groups and answers with an error, as one does that
-is killed and started again.
+`fault(path, number of the call)` says whether the server ends: it leaves its groups and never answers again.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from safetensors.torch import load_file
 from r1engine.hf.architecture import Architecture
 from r1engine.rollout.sglang.checksum import Expected
 
-TIMEOUT = timedelta(seconds=60)
+TIMEOUT = timedelta(seconds=20)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -48,6 +47,7 @@ class WeightServer:
         self.calls: Counter[str] = Counter()
         self.groups: dict[str, list[dist.ProcessGroup]] = {}
         self.problems: list[str] = []
+        self.is_gone = False
         self._has_session, self._one = False, threading.Lock()  # SGLang's scheduler takes one call after the other
         outer = self
 
@@ -58,6 +58,9 @@ class WeightServer:
                     with outer._one:
                         answer = outer.answer(self.path, body) or {"success": True}
                     self.send_response(200)
+                except ConnectionAbortedError:
+                    self.close_connection = True
+                    return
                 except Exception as error:
                     outer.problems.append(f"{self.path}: {error}")
                     answer = {"success": False, "message": str(error)}
@@ -68,8 +71,9 @@ class WeightServer:
                 self.wfile.write(data)
 
             def do_GET(self) -> None:
-                self.send_response(200)
-                self.end_headers()
+                if not outer.is_gone:
+                    self.send_response(200)
+                    self.end_headers()
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -84,10 +88,10 @@ class WeightServer:
 
     def answer(self, path: str, body: dict) -> dict | None:
         self.calls[path] += 1
-        if self.fault(path, self.calls[path]):
+        if self.is_gone or self.fault(path, self.calls[path]):
+            self.is_gone = True
             self.groups.clear()
-            self._has_session = False
-            raise RuntimeError("ended")
+            raise ConnectionAbortedError("ended")
         if path.startswith("/update_weights_from_") and path != "/update_weights_from_disk" and not self._has_session:
             raise RuntimeError("must run between begin_weight_update() and end_weight_update()")
         if path == "/begin_weight_update":

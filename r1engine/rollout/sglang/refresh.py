@@ -250,7 +250,7 @@ class Refresher:
             elif error is not None:
                 raise error
 
-    def _fail(self, endpoint: Endpoint, error: Exception, report: Report) -> None:
+    def _fail(self, endpoint: Endpoint, error: BaseException, report: Report) -> None:
         endpoint.fail(f"in a refresh: {error}")
         report.failed.append(str(error))
 
@@ -291,14 +291,22 @@ class Refresher:
             "shapes": [list(t.shape) for t in bucket.tensors],
             "group_name": self._group.name,
         }
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1 + len(usable)) as pool:
             sending = pool.submit(self._group.broadcast, flat)
-            self._post_each(usable, "/update_weights_from_distributed", body, report)
-            error = sending.exception()
-        self._is_broken = error is not None or not all(e.is_usable for e in usable)
-        if error is not None and all(e.is_usable for e in usable):  # nobody says whose fault it is
-            for endpoint in usable:
-                self._fail(endpoint, ServerError(f"{endpoint.client.url}: a broadcast failed ({error})"), report)
+            path = "/update_weights_from_distributed"
+            posts = [pool.submit(e.client.post, path, body, seconds=CONTROL_SECONDS) for e in usable]
+        errors = {id(e): error for e, post in zip(usable, posts, strict=True) if (error := post.exception())}
+        broke = sending.exception()
+        if not errors and broke is None:
+            return
+        if unknown := next((error for error in errors.values() if not isinstance(error, ServerError)), None):
+            raise unknown
+        # What a server that ends takes with it are the broadcasts of the others, which answer all the same.
+        self._is_broken = True
+        ended = [e for e in usable if id(e) in errors and not _answers(e)]
+        for endpoint in ended or [e for e in usable if id(e) in errors] or usable:
+            error = errors.get(id(endpoint)) or ServerError(f"{endpoint.client.url}: a broadcast failed ({broke})")
+            self._fail(endpoint, error, report)
 
     # ------------------------------------------------------------------ verifying
 
@@ -331,6 +339,14 @@ class Refresher:
                 f"refresh: {client.url} does not hold weights {version}: {len(wrong)} tensors are wrong: "
                 f"{', '.join(wrong[:5])}"
             )
+
+
+def _answers(endpoint: Endpoint) -> bool:
+    try:
+        endpoint.client.get("/health", seconds=5.0)
+    except ServerError:
+        return False
+    return True
 
 
 def _begin(endpoint: Endpoint) -> None:

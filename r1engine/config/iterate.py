@@ -11,6 +11,7 @@ from pydantic import Field
 from r1engine.config.drawing import SampledModel
 from r1engine.config.pipeline import Pipeline, PipelineFile, plan
 from r1engine.config.process import StepMarking
+from r1engine.config.searching import SearchConfig
 from r1engine.config.section import Count, LocalPath, Positive, Section
 from r1engine.config.source import ConfigError, Source, read_source, validate
 
@@ -147,18 +148,21 @@ def _data(file: IterateFile, searches: list[str]) -> dict[str, Any]:
     }
 
 
+def _template(file: IterateFile) -> dict[str, Any]:
+    """How the searches ask, and so what is trained on."""
+    return {"template": file.common.get("template", SearchConfig.model_fields["template"].default)}
+
+
 def _actor(file: IterateFile, base: str, data: str) -> dict[str, Any]:
-    template = {"template": file.common["template"]} if "template" in file.common else {}
     own = file.actor_training | {"stage": "sft", "model": file.actor_training.get("model", {}) | {"path": base}}
-    return own | {"data": template | file.actor_training.get("data", {}) | {"train": data}}
+    return own | {"data": _template(file) | file.actor_training.get("data", {}) | {"train": data}}
 
 
 def _value(file: IterateFile, base: str, data: str) -> dict[str, Any]:
-    template = {"template": file.common["template"]} if "template" in file.common else {}
     own = file.value_training | {
         "stage": "process_reward",
         "model": file.value_training.get("model", {}) | {"path": base},
     }
-    own |= {"steps": file.steps.model_dump(mode="json"), "data": template | file.value_training.get("data", {})}
+    own |= {"steps": file.steps.model_dump(mode="json"), "data": _template(file) | file.value_training.get("data", {})}
     process = {"after_error": "keep", "means": "value"} | file.value_training.get("process", {})
     return own | {"data": own["data"] | {"train": data}, "process": process}

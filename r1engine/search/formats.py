@@ -98,7 +98,7 @@ class TurnWriter:
     def __init__(self, folder: Path, policy: PromptTokenizer) -> None:
         self._tokenizer, self._policy = load_tokenizer(folder), policy
         self._form = ChatFormat(folder, self._tokenizer, Data(template="chat"))
-        self.pair: tuple[int, int] | None = _last(self._tokenizer, "+"), _last(self._tokenizer, "-")
+        self.pair: tuple[int, int] | None = _answers(self._tokenizer, folder)
 
     def head(self, path: StepPath) -> tuple[int, ...]:
         """Nothing: the question stands in the first step's turn."""
@@ -151,8 +151,8 @@ def make_writer(name: FormatName, folder: Path, policy: PromptTokenizer) -> Path
         bos = token.get("content", "") if isinstance(token, dict) else token
         return MarkWriter(tokenizer, policy, (bos, "\n"), ("", _last(tokenizer, "\n")))
     if name == "math_shepherd":
-        pair = _last(tokenizer, "+"), _last(tokenizer, "-")
-        return MarkWriter(tokenizer, policy, ("", " "), ("", _last(tokenizer, " \u043a\u0438")), pair)
+        mark = _last(tokenizer, " \u043a\u0438")
+        return MarkWriter(tokenizer, policy, ("", " "), ("", mark), _answers(tokenizer, folder))
     return TurnWriter(folder, policy)
 
 
@@ -172,6 +172,18 @@ def format_of_folder(folder: Path) -> FormatName:
             f"scorer.path: {folder} is {name} without good and bad tokens; required a score head, or scorer.format"
         )
     raise ValueError(f"scorer.path: {folder} does not say how it is asked; required scorer.format")
+
+
+def _answers(tokenizer: PromptTokenizer, folder: Path) -> tuple[int, int]:
+    """The tokens of + and -.
+
+    Raises:
+        ValueError: they are one.
+    """
+    good, bad = _last(tokenizer, "+"), _last(tokenizer, "-")
+    if good == bad:
+        raise ValueError(f"{folder}: found token {good} for both + and -, required one for each")
+    return good, bad
 
 
 def _last(tokenizer: PromptTokenizer, text: str) -> int:

@@ -216,7 +216,14 @@ class ServerScorer:
                 f"scorer {server.endpoint.urls}: {len(found)} log-probabilities from {server.what}, required "
                 f"{len(ask.tokens) + 1 - ask.at[0]}"
             )
-        return [_sigmoid(_difference(found[index + 1 - ask.at[0]])) for index in ask.at]
+        return [self._of_pair(found[index + 1 - ask.at[0]]) for index in ask.at]
+
+    def _of_pair(self, entries: Any) -> float:
+        """P(good) of the log-probabilities of good and bad, each with its token."""
+        assert self._writer.pair is not None
+        logp = {token: value for value, token, *_ in entries}
+        good, bad = self._writer.pair
+        return _sigmoid(logp[good] - logp[bad])
 
     def _post(self, server: _Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
         reply = server.endpoint.post(path, body)
@@ -240,12 +247,6 @@ def _probability(logits: Any, server: _Server) -> float:
             f"scorer {server.endpoint.urls}: found {logits!r:.60} from {server.what}, required 1 or 2 labels"
         )
     return _sigmoid(logits[0] if len(logits) == 1 else logits[1] - logits[0])
-
-
-def _difference(entries: Any) -> float:
-    """Of the log-probabilities of good and bad, in the order in which they were asked for."""
-    good, bad = entries
-    return float(good[0] - bad[0])
 
 
 def _sigmoid(z: float) -> float:

@@ -43,7 +43,7 @@ def test_every_seed_has_what_the_page_says(found):
     assert 0.75 < found["rollout labels: accuracy"] < 0.9 and found["rollout labels: wrong called right"] > 0.25
     exact, hard, soft = (found[f"F1, {kind} labels"] for kind in ("exact", "hard rollout", "soft rollout"))
     assert exact >= 0.75 and soft < hard <= exact - 0.2
-    assert found["best-of-16, vote"] >= found["best-of-16, majority"] + 0.2
+    assert found["best-of-16, vote"] >= found["best-of-16, majority"] + 0.15
     assert found["beam of 4, vote"] > found["best-of-4, vote"] and found["best-of-64, best"] < found["best-of-16, best"]
     assert found["best-of-16, vote by hard labels"] < found["best-of-16, vote"]
     rule = found["RL by the rule: accuracy at the end"]

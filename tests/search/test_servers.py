@@ -5,7 +5,8 @@ import json
 import math
 
 import pytest
-from model_folders import save_model
+import real
+from model_folders import SIZES, save_model
 from model_server import ModelServer
 
 from r1engine.batch import Prompt
@@ -39,8 +40,8 @@ class Stand(ModelServer):
             return {"/model_info": self.model, "/server_info": self.settings}.get(path, "flushed")
         tokens, meta = body["input_ids"], self.meta
         if path == "/generate":
-            start, good = body["logprob_start_len"], body["token_ids_logprob"][0]
-            rows = [[[logit(tokens[:i]), good, None], [0.0, 6, None]] for i in range(start, len(tokens))]
+            start, (good, bad) = body["logprob_start_len"], body["token_ids_logprob"]
+            rows = [[[0.0, bad, None], [logit(tokens[:i]), good, None]] for i in range(start, len(tokens))]
             return {"meta_info": meta | {"input_token_ids_logprobs": rows}}
         at = body.get("token_indices_to_pool")
         if at is None or self.ignores_positions:
@@ -110,14 +111,21 @@ def test_without_one_a_path_is_a_request(folder, serve):
     assert body == {"input_ids": [3, 4, 5, 6, 7, 8, 9], "token_indices_to_pool": [3, 4, 6]}
 
 
-def test_two_answers_of_a_language_model(folder, serve):
-    server = serve(architecture="Qwen2ForCausalLM")
-    scorer = opened(folder, server.url, name="math_shepherd")
+def test_two_answers_of_a_language_model(folder, serve, tmp_path):
+    save_model(tmp_path, "qwen2", **SIZES | {"vocab_size": len(real.BYTES)})
+    tokenizer = real.add_tokenizer(tmp_path)
+    server = serve("Qwen2ForCausalLM")
+    scorer = opened(tmp_path, server.url, name="math_shepherd")
     [found] = scorer.score([path(scored=2)])
     [(_, body)] = server.asked
     tokens, at = body["input_ids"], body["logprob_start_len"]
+    assert body["token_ids_logprob"] == [tokenizer.token_to_id("+"), tokenizer.token_to_id("-")]
     assert found[0] == pytest.approx(probability(tokens[: at + 1]))
     assert len(found) == 2 and tokens[-1] == tokens[-2]  # the entry behind the last place
+    with pytest.raises(ValueError, match=r"found Qwen2ForSequenceClassification .*, required a language model"):
+        opened(tmp_path, serve().url, name="math_shepherd")
+    with pytest.raises(ValueError, match=r"found token 0 for both \+ and -, required one for each"):
+        opened(folder, server.url, name="math_shepherd")
 
 
 def test_a_question_keeps_its_server_until_that_one_is_gone(folder, serve):
@@ -141,7 +149,5 @@ def test_servers_that_cannot_score_are_refused(folder, serve):
     opened(folder, serve(architecture="LlamaForSequenceClassification", ignores_positions=True).url)  # one by one
     with pytest.raises(ValueError, match=r"found Qwen2ForCausalLM \(sglang 0.5.23\), required a model with a score"):
         opened(folder, serve(architecture="Qwen2ForCausalLM").url)
-    with pytest.raises(ValueError, match=r"found Qwen2ForSequenceClassification .*, required a language model"):
-        opened(folder, serve().url, name="math_shepherd")
     with pytest.raises(ValueError, match="found a solution of 130 tokens, required fewer than the 128 positions"):
         opened(folder, serve().url).score([path()._replace(steps=((5,) * 128,))])

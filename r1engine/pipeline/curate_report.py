@@ -19,10 +19,16 @@ from r1engine.data.mixture import PAPER, statistics
 
 _EXCERPT = 600  # characters of a text in the report
 _HEADINGS = ("domain", "rows", "rounds", "tokens mean", "p50", "p95", "paper: rows", "tokens mean")
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:right}td:first-child,th:first-child{text-align:left}
+# Narrow screens scroll what is wide; colours of text and page are the browser's, light or dark.
+HEAD = (
+    "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+    "<meta name=color-scheme content='light dark'>"
+)
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;overflow-wrap:anywhere}
+.wide,table{display:block;overflow-x:auto}table{border-collapse:collapse}
+td,th{padding:.2em .8em;text-align:right}td:first-child,th:first-child{text-align:left}
 .bar{display:inline-block;height:1em;background:#4472c4}.bar.kept{background:#3a9d5d}pre{white-space:pre-wrap;
-background:#f4f4f4;padding:.6em;margin:.3em 0}summary{cursor:pointer}.detail{color:#666}"""
+background:#8881;padding:.6em;margin:.3em 0}summary{cursor:pointer}.detail{opacity:.7}"""
 
 
 def shown(example: Example) -> str:
@@ -103,7 +109,7 @@ def write_report(
     details = "".join(_example_block(reason, examples.get(reason, [])) for reason in counts["dropped"])
     title = html.escape(cfg.run_dir.name)
     path.write_text(
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+        f"{HEAD}<title>{title}</title><style>{STYLE}</style>"
         f"<h1>{title}</h1><p>{counts['kept']:,} of {counts['read']:,} rows are kept.</p>"
         f"<h2>Filters, in order</h2><table>{waterfall(counts)}</table>"
         f"<h2>What is kept, beside the paper's Table 5</h2><table><tr>{head}</tr>{body}</table>"

@@ -10,7 +10,7 @@ from r1engine.config import CurateConfig, EvaluateConfig
 from r1engine.config.pipeline import Pipeline
 from r1engine.observe.put import put_text
 from r1engine.pipeline import manifest
-from r1engine.pipeline.curate_report import STYLE, waterfall
+from r1engine.pipeline.curate_report import HEAD, STYLE, waterfall
 from r1engine.pipeline.status import short_counts
 
 NAME = "report.html"  # of the pipeline's folder, and of every stage that has one
@@ -29,8 +29,8 @@ def write_report(pipeline: Pipeline) -> None:
     finished = sum(found is not None for found in done.values())
     title = html.escape(str(pipeline.run_dir))
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>",
-        f"<style>{STYLE}svg a{{fill:#1a5fb4}}svg text{{font-size:13px}}</style><h1>{title}</h1>",
+        f"{HEAD}<title>{title}</title>",
+        f"<style>{STYLE}svg text{{font-size:13px;fill:currentColor}}svg a{{fill:#4a8fe0}}</style><h1>{title}</h1>",
         f"<p>{finished} of {len(done)} stages are done, in {seconds:,.0f} s; lines join what is made from what.</p>",
         _graph(pipeline, done),
     ]
@@ -66,10 +66,11 @@ def _graph(pipeline: Pipeline, done: dict[str, manifest.Manifest | None]) -> str
         cells = (name, stage.cfg.stage, f"{found.seconds:,.1f} s" if found else "", _told(found))
         pieces.append(f"<circle cx={_ARCS - 6} cy={to} r=4 fill='#{'3a9d5d' if found else 'bbb'}'/>")
         for column, cell in zip(_COLUMNS, cells, strict=True):
-            color = "" if found else " fill='#888'"
+            color = "" if found else " opacity=.6"
             pieces.append(f"<text x={_ARCS + 6 + column} y={to + 4}{color}>{cell}</text>")
     height = len(heights) * _ROW
-    return f"<svg xmlns='http://www.w3.org/2000/svg' width=1200 height={height}>{''.join(pieces)}</svg>"
+    svg = f"<svg xmlns='http://www.w3.org/2000/svg' width=1200 height={height}>{''.join(pieces)}</svg>"
+    return f"<div class=wide>{svg}</div>"
 
 
 def _told(found: manifest.Manifest | None) -> str:

@@ -151,7 +151,10 @@ class Run:
                 self.steps = stage.steps
                 if folder is not None:
                     self._resume(stage, folder)
-                return stage, self.world.from_first(lambda: self._accept(folder))
+                rows = self.world.from_first(lambda: self._accept(folder))
+                if not self.world.is_first:
+                    self.progress.heartbeat = Heartbeat(self.cfg.run_dir, rank=self.world.rank)
+                return stage, rows
             except BaseException:
                 stage.close()
                 raise

@@ -143,11 +143,23 @@ def simulate(
         fail(ConfigError.of(error))
 
 
-def doctor() -> None:
-    """Print what this machine has: versions, devices, memory, disk, the compiled kernels."""
-    from r1engine.doctor import print_table
+def doctor(
+    run_dir: Annotated[
+        Path | None, typer.Argument(metavar="[RUN_DIR]", help="Of a run that seems to stand still: who waits for whom.")
+    ] = None,
+) -> None:
+    """Print what this machine has: versions, devices, memory, disk, compiled kernels; of a run, where its ranks are."""
+    if run_dir is None:
+        from r1engine.doctor import print_table
 
-    print_table()
+        print_table()
+        return
+    from r1engine.observe.stall import lines
+
+    try:
+        typer.echo("\n".join(lines(run_dir)))
+    except (ValueError, OSError) as error:
+        fail(ConfigError.of(error))
 
 
 def data(

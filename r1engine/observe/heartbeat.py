@@ -1,4 +1,7 @@
-"""heartbeat.json in the run folder: what the run was doing when it last moved. A watchdog looks at its age."""
+"""heartbeat.json in the run folder: what the run was doing when it last moved. A watchdog looks at its age.
+
+The first rank writes it; heartbeats/RANK.json are those of the others, which write at each phase.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,23 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from shutil import rmtree
 
 from r1engine.observe.starts import now
 
-NAME = "heartbeat.json"
-EVERY_SECONDS = 1.0  # a phase may count thousands of units a second
+NAME, OTHERS = "heartbeat.json", "heartbeats"
+EVERY_SECONDS = 1.0  # between two of one phase, which may count thousands of units a second
 
 
 class Heartbeat:
     """Written where progress is told, so that a run that hangs has an old one."""
 
-    def __init__(self, run_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path, self._clock = run_dir / NAME, clock
+    def __init__(self, run_dir: Path, clock: Callable[[], float] = time.monotonic, *, rank: int = 0) -> None:
+        """The first rank takes away what the others of an earlier start have left."""
+        if rank == 0:
+            rmtree(run_dir / OTHERS, ignore_errors=True)
+        self._path = run_dir / OTHERS / f"{rank}.json" if rank else run_dir / NAME
+        self._clock, self._phase = clock, ""
         self._beaten = -EVERY_SECONDS
 
     def beat(self, phase: str, done: int, step: int, steps: int) -> None:
@@ -31,12 +39,14 @@ class Heartbeat:
             step:  optimizer steps done, of `steps`; both 0 before the first stride.
             steps: of the run.
         """
-        if self._clock() - self._beaten < EVERY_SECONDS:
+        if self._clock() - self._beaten < EVERY_SECONDS and phase == self._phase:
             return
-        self._beaten = self._clock()
+        self._beaten, self._phase = self._clock(), phase
         row = {"time": now(), "phase": phase, "done": done, "step": step, "steps": steps}
         text = json.dumps(row | {"host": socket.gethostname(), "pid": os.getpid()})
         temporary = self._path.with_suffix(".tmp")
         with suppress(OSError):  # a full disk ends the run where it loses something, not here
+            if self._path.parent.name == OTHERS:
+                self._path.parent.mkdir(exist_ok=True)
             temporary.write_text(text + "\n")
             os.replace(temporary, self._path)

@@ -110,6 +110,8 @@ class Progress:
         """
         self.current = name
         if not self._enabled:
+            self._phase = name
+            self._beat()
             return
         self._phase, self._phase_total, self._phase_done, self._lined_at = name, total, 0, self._clock()
         self._beat()
@@ -140,6 +142,7 @@ class Progress:
             row:  the metrics row; what it lacks is not shown.
         """
         if not self._enabled:
+            self._step = step
             return
         clock = self._clock()
         if step > self._step:

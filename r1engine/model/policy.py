@@ -31,7 +31,7 @@ from r1engine.model.layers.score import initial_score
 from r1engine.model.megatron_config import transformer_config
 from r1engine.model.rating import lent_reward_model, read_reward_model
 from r1engine.model.state import dist_checkpoint
-from r1engine.model.state.offload import Offloader, lent_weights, moved
+from r1engine.model.state.offload import Offloader, gradients, lent_weights, moved
 from r1engine.model.state.sharded_weights import ShardedWeights
 from r1engine.model.state.written_folder import write_folder
 from r1engine.ranks import World
@@ -97,7 +97,8 @@ class Policy:
         self._fresh = {SCORE: initial_score(found.hidden_size, seed)} if head != found.head else {}
         self._load()
         movable = partial(moved, self._weights.local, self.chunks, self.optimizer)
-        self._offloader = Offloader(movable, world.device, is_on=layout.offload)
+        scratch = partial(gradients, self.chunks)
+        self._offloader = Offloader(movable, world.device, is_on=layout.offload, scratch=scratch)
 
     def _check_machine(self) -> None:
         """Refuse a model that is not computed here."""

@@ -185,10 +185,14 @@ def test_offloading_frees_storages_and_restores_every_view(monkeypatch):
     flat = torch.arange(6.0)
     views = [flat[:2], flat[2:]]
     monkeypatch.setattr(Offloader, "DEVICE_TYPES", {"cpu"})
-    offloader = Offloader(lambda: [*views, torch.empty(0)], torch.device("cpu"), is_on=True)
+    scratch = torch.ones(5)
+    offloader = Offloader(
+        lambda: [*views, torch.empty(0)], torch.device("cpu"), is_on=True, scratch=lambda: [scratch, views[0]]
+    )
     offloader.offload()
-    assert flat.untyped_storage().nbytes() == 0
+    assert flat.untyped_storage().nbytes() == scratch.untyped_storage().nbytes() == 0
     offloader.restore()
+    assert torch.equal(scratch, torch.zeros(5))  # nobody wants what it had
     assert torch.equal(flat, torch.arange(6.0))
     assert views[1].data_ptr() == flat[2:].data_ptr()
 

@@ -21,15 +21,24 @@ class Offloader:
 
     DEVICE_TYPES = frozenset({"cuda"})  # whose memory others want; from a CPU's storages nothing is gained
 
-    def __init__(self, tensors: Callable[[], Iterable[torch.Tensor]], device: torch.device, *, is_on: bool) -> None:
+    def __init__(
+        self,
+        tensors: Callable[[], Iterable[torch.Tensor]],
+        device: torch.device,
+        *,
+        is_on: bool,
+        scratch: Callable[[], Iterable[torch.Tensor]] = tuple,
+    ) -> None:
         """
         Args:
             tensors: lists the tensors to move; asked at each offload, as optimizer state appears late.
             device:  where they are; both calls do nothing on a CPU,
             is_on:   and nothing where this is False.
+            scratch: lists tensors whose contents nobody wants: they are not copied, and come back as zeros.
         """
-        self._tensors, self._is_on = tensors, is_on and device.type in self.DEVICE_TYPES
-        self._saved: list[tuple[torch.UntypedStorage, torch.UntypedStorage]] = []
+        self._tensors, self._scratch = tensors, scratch
+        self._is_on = is_on and device.type in self.DEVICE_TYPES
+        self._saved: list[tuple[torch.UntypedStorage, torch.UntypedStorage | int]] = []  # or its bytes, of scratch
 
     def check_awake(self) -> None:
         """For what reads or writes the tensors: that their contents are not in host memory."""
@@ -39,11 +48,9 @@ class Offloader:
         """Copy every distinct storage to the host and free its device memory."""
         if not self._is_on or self._saved:
             return
-        storages = {s.data_ptr(): s for s in (t.untyped_storage() for t in self._tensors())}
-        for storage in storages.values():
-            # What other processes share (on a CPU: what a checkpoint has written) is not ours to free.
-            if storage.nbytes() and storage.resizable():
-                self._saved.append((storage, self._copy(storage)))
+        moved, scratch = _storages(self._tensors()), _storages(self._scratch())
+        self._saved += [(storage, self._copy(storage)) for storage in moved.values()]
+        self._saved += [(storage, storage.nbytes()) for at, storage in scratch.items() if at not in moved]
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         for storage, _ in self._saved:
@@ -58,15 +65,32 @@ class Offloader:
     def restore(self) -> None:
         """Bring the contents back."""
         for storage, host in self._saved:
-            storage.resize_(host.nbytes())
-            storage.copy_(host, non_blocking=True)
+            if isinstance(host, int):
+                storage.resize_(host)
+                torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage).zero_()
+            else:
+                storage.resize_(host.nbytes())
+                storage.copy_(host, non_blocking=True)
         if self._saved and torch.cuda.is_available():
             torch.cuda.synchronize()
         self._saved = []
 
 
+def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, torch.UntypedStorage]:
+    """Each once. What other processes share (on a CPU: what a checkpoint has written) is not ours to free."""
+    found = {s.data_ptr(): s for s in (t.untyped_storage() for t in tensors)}
+    return {at: storage for at, storage in found.items() if storage.nbytes() and storage.resizable()}
+
+
+def gradients(chunks: list[Any]) -> Iterator[torch.Tensor]:
+    """The buffers of gradients, which each update sets to zero before it adds to them."""
+    for chunk in chunks:
+        yield from (buffer.grad_data for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers])
+
+
 def moved(weights: Mapping[str, torch.Tensor], chunks: list[Any], optimizer: Any) -> Iterator[torch.Tensor]:
-    """What a training state has in device memory: weights, gradients, optimizer state that does not live on the host.
+    """What a training state has in device memory beside its gradients: weights, and optimizer state that does not live
+    on the host.
 
     Args:
         weights:   of this rank.
@@ -76,7 +100,6 @@ def moved(weights: Mapping[str, torch.Tensor], chunks: list[Any], optimizer: Any
     yield from (tensor.data for tensor in weights.values())
     for chunk in chunks:
         for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]:
-            yield buffer.grad_data
             if buffer.param_data is not None:
                 yield buffer.param_data
     for item in held(optimizer):

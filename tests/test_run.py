@@ -77,6 +77,7 @@ def test_run_writes_what_it_promises(case, undisturbed):
         assert all(row["grad_norm"] > 0 for row in rows if row["step"] > 4 and "loss" in row)  # resume may go wrong
     elif case.kind == "reward_model":
         assert summary["accuracy_after"] == 1.0 and summary["length_correlation"] > 0.9  # the chosen text is longer
+        assert summary["probe_score"] == [row["eval/probe_score"] for row in rows if "eval/probe_score" in row][-1]
         assert trained == list(range(1, 9))
         ratings = json.loads((undisturbed / "ratings.json").read_text())
         assert {name: sum(counts) for name, counts in ratings["counts"].items()} == {"chosen": 8, "rejected": 8}

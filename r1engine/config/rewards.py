@@ -63,9 +63,14 @@ class RewardModelServer(GradingServer):
     """The conversation as the model was trained on it, with {prompt} and {response}; "": that in the folder."""
     batch_size: Positive = 32
     """Texts of a request."""
+    probe_score: float | None = None
+    """`probe_score` of the model's summary.json: servers that give another score to the same text, which normalize it,
+    say, or hold another model, are refused at the start; null: any score is taken."""
 
     @model_validator(mode="after")
     def _one_way(self) -> RewardModelServer:
+        if self.path is not None and self.probe_score is not None:
+            raise ValueError("probe_score: found a number, required null with path: there is no server to ask")
         if (self.path is None) == (not self.urls):
             found = "both" if self.urls else "neither"
             raise ValueError(f"path and urls: found {found}, required one of them")

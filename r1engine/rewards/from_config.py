@@ -34,7 +34,7 @@ def make_scorer(rewards: Rewards, *, workers: int | None = None) -> Scorer:
             max_tokens=server.max_tokens,
         )
     models = {
-        name: RewardModel(servers_of(s), s.model, s.template, batch_size=s.batch_size, parallel=s.parallel)
+        name: RewardModel(servers_of(s), s.model, s.template, s.batch_size, s.parallel, s.probe_score)
         for name, s in rewards.reward_models.items()
         if s.path is None
     }

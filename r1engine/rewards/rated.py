@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from r1engine.rewards.format import TAGS
 
 NAME = "rated_template.txt"
+PROBE = ("What is 1 + 1?", "1 + 1 is 2.")  # whose score the trainer writes down, and servers are asked for
 _MARKER = re.compile(r"<[^<>\s]+>|\[/?INST\]")  # of a chat template
 
 

@@ -20,6 +20,7 @@ from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
 from r1engine.plan.utilization import training_flops
 from r1engine.ranks import World
+from r1engine.rewards.rated import PROBE
 from r1engine.stages.identity import Identity, model_identity, setting
 from r1engine.stages.inputs import rating_batches, write_ratings
 from r1engine.stages.prepared import prepared_to_rate
@@ -50,6 +51,7 @@ class RewardModelStage:
         self.policy = Policy(cfg.model, layout, cfg.optimizer, world, seed=cfg.seed, head="score")
         options = cfg.reward_model
         self._is_pairs = options.loss == "pairwise"
+        self._probe = rated.tokens([rated.head(PROBE[0])], [PROBE[1]])[0]
         self._loss = partial(pairwise, margin=options.margin, center=options.center) if self._is_pairs else pointwise
 
     def _read(self, name: str, path: Path, form: PromptFormat, rated: RatedForm) -> tuple[RatedTable, str]:
@@ -118,6 +120,7 @@ class RewardModelStage:
         table, scores = self.heldout, self._scores(self.heldout)
         lengths, labels = table.lengths(), None if self._is_pairs else np.asarray(table.values)
         found = {f"eval/{name}": value for name, value in measures(scores, lengths, labels).items()}
+        found["eval/probe_score"] = self._probe_score()
         right, sign = outcomes(scores, labels), 1 if labels is None else 2 * labels - 1
         size = scores[:, 0] - scores[:, 1] if labels is None else scores[:, 0]
         found["eval/loss"] = float(np.logaddexp(0, -sign * size).mean())
@@ -133,17 +136,28 @@ class RewardModelStage:
     def _scores(self, table: RatedTable) -> np.ndarray:
         """[N, texts of each] float64, on every rank."""
         own: dict[int, list[float]] = {}
-        size, k = self.cfg.reward_model.batch_size, self.cfg.texts_of_unit
+        size = self.cfg.reward_model.batch_size
         for start in range(0, len(table), size):  # not all in memory at once
             indices = list(range(start, min(start + size, len(table))))
             units = self._units(table, indices, np.array(indices) - start)
-            rows = own_rows(pack_units(units, self.policy.row_shape(self.cfg.row_tokens)), self.world)
-            for row, values in zip(rows, self.policy.scores(rows), strict=True):
-                score, place, weight = (of_texts(x, row).tolist() for x in (values, row.advantage, row.loss_weight))
-                for i in range(0, sum(w > 0 for w in weight), k):
-                    own[start + round(place[i])] = score[i : i + k]
+            own |= {start + place: scores for place, scores in self._own_scores(units).items()}
         together = {i: found for part in self.world.everyones(own) for i, found in part.items()}
         return np.array([together[i] for i in range(len(table))])
+
+    def _own_scores(self, units: list[list[Sequence]]) -> dict[int, list[float]]:
+        """Of the units in this rank's rows: the number in the place of the advantage -> the scores of the texts."""
+        found, k = {}, len(units[0])
+        rows = own_rows(pack_units(units, self.policy.row_shape(self.cfg.row_tokens)), self.world)
+        for row, values in zip(rows, self.policy.scores(rows), strict=True):
+            score, place, weight = (of_texts(x, row).tolist() for x in (values, row.advantage, row.loss_weight))
+            for i in range(0, sum(w > 0 for w in weight), k):
+                found[round(place[i])] = score[i : i + k]
+        return found
+
+    def _probe_score(self) -> float:
+        """Of PROBE, on every rank."""
+        own = self._own_scores([[Sequence(self._probe, len(self._probe) - 1, 1.0, advantage=0.0)]])
+        return next(found[0][0] for found in self.world.everyones(own) if found)
 
     # ------------------------------------------------------------------ checkpoints and the end
 
@@ -165,6 +179,7 @@ class RewardModelStage:
             "accuracy_before": before.get("eval/accuracy"),
             "accuracy_after": after.get("eval/accuracy"),
             "length_correlation": after.get("eval/length_correlation"),
+            "probe_score": after.get("eval/probe_score"),
             "loss_last": trained[-1] if trained else None,
         }
 

@@ -1,10 +1,12 @@
 """The generative judge against a real HTTP server on this machine; the server is a fake of SGLang's edge."""
 
+import math
 import threading
 
 import pytest
 from model_server import ModelServer, fair_judge, rates, says, shown_texts
 
+from r1engine.config.rewards import RewardModelServer
 from r1engine.rewards.servers.endpoint import ModelServers, ModelServersError
 from r1engine.rewards.servers.judge import CANARIES, GenerativeJudge, Pair
 from r1engine.rewards.servers.reward_model import RewardModel
@@ -145,6 +147,16 @@ def test_reward_model_that_fails_gives_no_score_and_is_refused_by_the_check(serv
     assert score is None and reason in problem
     with pytest.raises(RuntimeError, match=r"reward model rm at http.*: found no score \("):
         model.check()
+
+
+def test_reward_model_whose_score_of_the_probe_is_not_the_trainers_is_refused(serve):
+    server = serve(rates(lambda text: 1 / (1 + math.exp(-2.5))))  # the sigmoid of what the trainer has
+    reward_model(server).check()
+    reward_model(server, probe_score=0.95).check()  # it is 0.924: rounding of another format
+    with pytest.raises(RuntimeError, match=r"found the score 0\.9241 for the probe, required probe_score 2\.5000"):
+        reward_model(server, probe_score=2.5).check()
+    with pytest.raises(ValueError, match="probe_score: found a number, required null with path"):
+        RewardModelServer(path="/models/rm", probe_score=2.5)
 
 
 def test_one_text_that_a_reward_model_refuses_costs_no_other(serve):

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool  # its threads are daemons: no silent server delays the end of the program
 from typing import Any
 
-from r1engine.rewards.rated import forgery, rendered, template_problem
+from r1engine.rewards.rated import PROBE, forgery, rendered, template_problem
 from r1engine.rewards.servers.endpoint import ModelServers, ModelServersError
 
+NEAR = 0.05  # that trainer and server may differ by, of a score
 Rating = tuple[float | None, str]  # a score, higher is better, or None and why there is none
 
 
@@ -23,6 +24,7 @@ class RewardModel:
     template: str  # of the conversation as the model was trained on it, with {prompt} and {response}
     batch_size: int = 32  # texts of a request
     parallel: int = 16  # requests at once
+    probe_score: float | None = None  # of PROBE, as the trainer has it
 
     def __post_init__(self) -> None:
         if problem := template_problem(self.template):
@@ -46,14 +48,19 @@ class RewardModel:
         return ratings
 
     def check(self) -> None:
-        """Asks for a score.
+        """Asks for the score of PROBE.
 
         Raises:
-            RuntimeError: there is none.
+            RuntimeError: there is none, or it is not the trainer's.
         """
-        score, problem = self.rate([("What is 1 + 1?", "1 + 1 is 2.")])[0]
+        score, problem = self.rate([PROBE])[0]
         if score is None:
             raise RuntimeError(f"reward model {self.model} at {self.endpoint.urls}: found no score ({problem})")
+        if self.probe_score is not None and abs(score - self.probe_score) > NEAR:
+            raise RuntimeError(
+                f"reward model {self.model} at {self.endpoint.urls}: found the score {score:.4f} for the probe, "
+                f"required probe_score {self.probe_score:.4f}; it normalizes scores, or is another model or template"
+            )
 
     def _rate_batch(self, texts: list[str]) -> list[Rating]:
         try:

@@ -13,6 +13,7 @@ from model_folders import SIZES, save_model
 from r1engine.batch import Sequence, pack
 from r1engine.config import Model, Optimizer, Parallel
 from r1engine.model.policy import Policy
+from r1engine.rewards.rated import PROBE
 from r1engine.rewards.servers.endpoint import ModelServers
 from r1engine.rewards.servers.judge import GenerativeJudge, Pair
 from r1engine.rewards.servers.reward_model import RewardModel
@@ -41,7 +42,8 @@ def test_scores_in_the_trainer_of_its_export_and_behind_a_server_are_the_same(tm
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", dtype=torch.float32)
     pairs = [("1 + 1?", "2"), ("Hello!", "Hello, what can I do?"), ("1 + 1?", "It is 3.")]
     with real.serving(tmp_path / "model", tmp_path / "server.log", "--is-embedding") as url:
-        rater = RewardModel(ModelServers(url), "tiny", "U: {prompt} A: {response}.", batch_size=2)
+        (probe,) = trained_scores(policy, [tokenizer.encode("U: {} A: {}.".format(*PROBE)).ids])
+        rater = RewardModel(ModelServers(url), "tiny", "U: {prompt} A: {response}.", batch_size=2, probe_score=probe)
         rater.check()
         ratings = rater.rate(pairs)
     assert not any(problem for _, problem in ratings)

@@ -33,7 +33,9 @@ def gpu(monkeypatch):
 
 
 def test_make_gpu_is_one_call_with_a_time(tmp_path):
-    done = subprocess.run(["make", "-n", "gpu", "SECONDS_LEFT=240"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "-n", "--no-print-directory", "gpu", "SECONDS_LEFT=240"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.stdout == "python3 benchmarks/gpu.py --seconds 240\n"
 
 

@@ -79,20 +79,18 @@ def test_a_process_reward_model_is_a_reward_model_of_single_texts():
     language, assumed = read_architecture(MODEL), Assumed()
     assert trained_part(language, cfg) == trained_part(language, labels)
     assert job_of(cfg, assumed) == job_of(labels, assumed)
-    with redirect_stdout(StringIO()) as out:
-        assert run_plan(cfg, 8, "h100", auto=False, assume=["mean_tokens=1000"], as_json=False, html=None)
-    assert "75,000 solutions" in out.getvalue()
+    assert "75,000 solutions" in on_ranks(1, _text_of_plan, cfg)[0]
 
 
-def _printed_of_pairs() -> str:
-    cfg = RewardModelConfig(model={"path": MODEL, "recompute": True}, parallel={"tensor": 2, "pipeline": 2})
+def _text_of_plan(cfg: RewardModelConfig | ProcessRewardConfig) -> str:
     with redirect_stdout(StringIO()) as out:
         assert run_plan(cfg, 8, "h100", auto=False, assume=["mean_tokens=1000"], as_json=False, html=None)
     return out.getvalue()
 
 
 def test_the_command_plans_a_reward_model_as_megatron_builds_it():
-    text = " ".join(on_ranks(1, _printed_of_pairs)[0].split())
+    cfg = RewardModelConfig(model={"path": MODEL, "recompute": True}, parallel={"tensor": 2, "pipeline": 2})
+    text = " ".join(on_ranks(1, _text_of_plan, cfg)[0].split())
     assert text.startswith("7.50 B parameters") and "one step: 512 texts of 1,000 tokens on average, 8,192" in text
     assert "1 epoch of the paper's 66,000 pairs: " in text
 

@@ -76,26 +76,17 @@ def common(job: dict[str, Any], scratch: str) -> dict[str, Any]:
     } | SETTINGS[job["setting"]]
 
 
-def sft_trainer(job: dict[str, Any], texts: list[Any], scratch: str, callbacks: list[TrainerCallback]) -> SFTTrainer:
-    """`texts`: tokens, and how many of them are trained on."""
-    rows = [{"input_ids": tokens, "labels": [-100] * n + tokens[n:]} for tokens, n in texts]
-    return SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32),
-        args=SFTConfig(**common(job, scratch)),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(job["folder"]),
-        callbacks=callbacks,
-    )
-
-
-def reward_trainer(
-    job: dict[str, Any], texts: list[Any], scratch: str, callbacks: list[TrainerCallback]
-) -> RewardTrainer:
-    """`texts`: the tokens of the chosen text and of the rejected one."""
-    rows = [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in texts]
-    return RewardTrainer(
-        model=AutoModelForSequenceClassification.from_pretrained(job["folder"], dtype=torch.float32),
-        args=RewardConfig(**common(job, scratch)),
+def trainer_of(job: dict[str, Any], texts: list[Any], scratch: str, callbacks: list[TrainerCallback]) -> Any:
+    """`texts`: tokens, and how many of them are the prompt's; or the tokens of a chosen text and of a rejected one."""
+    if job["kind"] == "reward_model":
+        rows = [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in texts]
+        model, config, trainer = AutoModelForSequenceClassification, RewardConfig, RewardTrainer
+    else:
+        rows = [{"input_ids": tokens, "labels": [-100] * n + tokens[n:]} for tokens, n in texts]
+        model, config, trainer = AutoModelForCausalLM, SFTConfig, SFTTrainer
+    return trainer(
+        model=model.from_pretrained(job["folder"], dtype=torch.float32),
+        args=config(**common(job, scratch)),
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(job["folder"]),
         callbacks=callbacks,
@@ -106,9 +97,8 @@ def main() -> None:
     answer, job = open_answers(), json.loads(sys.argv[1])
     torch.set_num_threads(1)
     texts = json.loads(Path(job["texts"]).read_text())
-    make = reward_trainer if job["kind"] == "reward_model" else sft_trainer
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = make(job, texts, scratch, [StepByStep(answer)])
+        trainer = trainer_of(job, texts, scratch, [StepByStep(answer)])
         answer({"trl": importlib.metadata.version("trl"), "transformers": importlib.metadata.version("transformers")})
         trainer.train()
 

@@ -23,6 +23,12 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print
 Live = Annotated[
     bool, typer.Option("--live", help="With --dry-run: try the sandbox of this machine and ask the servers, too.")
 ]
+DryRunStages = Annotated[bool, typer.Option("--dry-run", help="Check every stage, print what would run, stop.")]
+Status = Annotated[bool, typer.Option("--status", help="Print what is done, and stop.")]
+Redo = Annotated[
+    str | None,
+    typer.Option("--redo", metavar="STAGE", help="Make it again, and what is made from it; old folders are kept."),
+]
 
 
 @contextmanager

@@ -10,8 +10,11 @@ import typer
 from r1engine.cli.border import (
     ConfigPath,
     DryRun,
+    DryRunStages,
     Live,
     Overrides,
+    Redo,
+    Status,
     agree,
     fail,
     is_first,
@@ -90,14 +93,11 @@ def curate(
 def pipeline(
     config: ConfigPath,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every stage, print what would run, stop.")] = False,
+    dry_run: DryRunStages = False,
     live: Live = False,
-    status: Annotated[bool, typer.Option("--status", help="Print what is done, and stop.")] = False,
+    status: Status = False,
     until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop when this one is done.")] = None,
-    redo: Annotated[
-        str | None,
-        typer.Option("--redo", metavar="STAGE", help="Make it again, and what is made from it; old folders are kept."),
-    ] = None,
+    redo: Redo = None,
 ) -> None:
     """Run the stages of CONFIG in order; what is done is not run again. On ranks: torchrun -m r1engine pipeline ..."""
     from r1engine.config.pipeline import load_pipeline
@@ -113,12 +113,9 @@ def pipeline(
 def iterate(
     config: ConfigPath,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every stage, print what would run, stop.")] = False,
-    status: Annotated[bool, typer.Option("--status", help="Print what is done, and stop.")] = False,
-    redo: Annotated[
-        str | None,
-        typer.Option("--redo", metavar="STAGE", help="Make it again, and what is made from it; old folders are kept."),
-    ] = None,
+    dry_run: DryRunStages = False,
+    status: Status = False,
+    redo: Redo = None,
 ) -> None:
     """Rounds of MCTS, actor and value model, beside rejection sampling; what is done is not run again."""
     from r1engine.config.iterate import load_rounds

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from shutil import rmtree
 
+from r1engine.observe.put import put_text
 from r1engine.observe.starts import now
 
 NAME, OTHERS = "heartbeat.json", "heartbeats"
@@ -44,9 +45,7 @@ class Heartbeat:
         self._beaten, self._phase = self._clock(), phase
         row = {"time": now(), "phase": phase, "done": done, "step": step, "steps": steps}
         text = json.dumps(row | {"host": socket.gethostname(), "pid": os.getpid()})
-        temporary = self._path.with_suffix(".tmp")
         with suppress(OSError):  # a full disk ends the run where it loses something, not here
             if self._path.parent.name == OTHERS:
                 self._path.parent.mkdir(exist_ok=True)
-            temporary.write_text(text + "\n")
-            os.replace(temporary, self._path)
+            put_text(self._path, text + "\n", is_lasting=False)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, also after a power failure; who looks at one meanwhile has the old one."""
+"""Files that are whole or not there; who looks at one meanwhile has the old one."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from pathlib import Path
 from typing import Any
 
 
-def put_text(path: Path, text: str) -> None:
-    """Write a text in the place of what is there."""
+def put_text(path: Path, text: str, *, is_lasting: bool = True) -> None:
+    """Write a text in the place of what is there.
+
+    Args:
+        path:       of the file.
+        text:       all of it.
+        is_lasting: wait for the disk, so that a power failure leaves the old file or this one; else only a kill does.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if is_lasting:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:  # no space: half a file is of no use
         temporary.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from r1engine.config.source import read_source
 from r1engine.observe import figures
 from r1engine.observe.charts import Group, chart_groups, comparison
 from r1engine.observe.packed import packed, packed_plotly
+from r1engine.observe.put import put_text
 from r1engine.observe.rated import Ratings, rated_charts, rated_drawings
 from r1engine.observe.starts import read_starts
 
@@ -72,7 +72,9 @@ def write_report(run_dir: Path, *, refresh_seconds: int | None = None) -> tuple[
         samples_note=note,
         refresh_seconds=refresh_seconds,
     )
-    return png, _put(text, run_dir / "report.html")
+    html = run_dir / "report.html"
+    put_text(html, text)
+    return png, html
 
 
 def write_comparison(run_dirs: list[Path], out: Path) -> Path:
@@ -100,7 +102,8 @@ def write_comparison(run_dirs: list[Path], out: Path) -> Path:
         {"title": "Settings that differ", "head": ["", *names], "rows": rows},
     ]
     text = page(" / ".join(names), comparison(runs), tables=[table for table in tables if table["rows"]])
-    return _put(text, out)
+    put_text(out, text)
+    return out
 
 
 def page(title: str, groups: list[Group], **parts: Any) -> str:
@@ -140,14 +143,6 @@ def read_rows_of(run_dir: Path) -> list[dict]:
     if not rows:
         raise ValueError(f"report: {metrics} has no row; the run has not finished a step")
     return rows
-
-
-def _put(text: str, path: Path) -> Path:
-    """Writes a page; who looks at it meanwhile has the old one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
 
 
 def _short_name(run_dir: Path, among: list[Path]) -> str:

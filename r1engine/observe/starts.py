@@ -22,6 +22,7 @@ from r1engine import config
 from r1engine.config import RlConfig, StageConfig
 from r1engine.config.read import flat, plain
 from r1engine.config.source import read_source
+from r1engine.observe.put import put_text
 
 NAME = "provenance.json"
 PACKAGES = (
@@ -70,9 +71,7 @@ def record_start(cfg: StageConfig, *, step: int, ranks: int) -> list[str]:
         }
         | ({"functions": sources} if sources else {})
     )
-    temporary = cfg.run_dir / (NAME + ".tmp")
-    temporary.write_text(json.dumps({"starts": starts}, indent=1) + "\n")
-    os.replace(temporary, cfg.run_dir / NAME)
+    put_text(cfg.run_dir / NAME, json.dumps({"starts": starts}, indent=1) + "\n")
     return starts[-1]["changed"]
 
 

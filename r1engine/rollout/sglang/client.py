@@ -56,6 +56,14 @@ class Client:
         """As `post`, without a body."""
         return asyncio.run(self._once("GET", path, None, seconds))
 
+    def answers(self) -> bool:
+        """Whether the server is there now and ready."""
+        try:
+            self.get("/health", seconds=5.0)
+        except ServerError:
+            return False
+        return True
+
     async def _once(self, method: str, path: str, body: dict | None, seconds: float | None) -> dict[str, Any]:
         async with aiohttp.ClientSession() as session:
             return await self.call(session, method, path, body, seconds)

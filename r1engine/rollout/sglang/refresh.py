@@ -303,7 +303,7 @@ class Refresher:
             raise unknown
         # What a server that ends takes with it are the broadcasts of the others, which answer all the same.
         self._is_broken = True
-        ended = [e for e in usable if id(e) in errors and not _answers(e)]
+        ended = [e for e in usable if id(e) in errors and not e.client.answers()]
         for endpoint in ended or [e for e in usable if id(e) in errors] or usable:
             error = errors.get(id(endpoint)) or ServerError(f"{endpoint.client.url}: a broadcast failed ({broke})")
             self._fail(endpoint, error, report)
@@ -339,14 +339,6 @@ class Refresher:
                 f"refresh: {client.url} does not hold weights {version}: {len(wrong)} tensors are wrong: "
                 f"{', '.join(wrong[:5])}"
             )
-
-
-def _answers(endpoint: Endpoint) -> bool:
-    try:
-        endpoint.client.get("/health", seconds=5.0)
-    except ServerError:
-        return False
-    return True
 
 
 def _begin(endpoint: Endpoint) -> None:

@@ -7,7 +7,6 @@ from the count whether a registration lives; the clocks of two machines are neve
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from r1engine.config import RlConfig
 from r1engine.config.addresses import address_problem
+from r1engine.observe.put import put_text
 
 STALE_SECONDS = 60.0  # a count that stands still for so long; a network file system may show a change late
 
@@ -36,9 +36,7 @@ def registry(cfg: RlConfig) -> Path:
 def announce(file: Path, registration: Registration) -> None:
     """Write a registration; who reads it sees the old one or the new one, whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(registration)))
-    os.replace(partial, file)
+    put_text(file, json.dumps(asdict(registration)), is_lasting=False)
 
 
 def read(file: Path) -> Registration:

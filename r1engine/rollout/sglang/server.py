@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from r1engine.rollout.sglang.client import Client, ServerError
+from r1engine.rollout.sglang.client import Client
 
 TESTED_VERSION = "0.5.23"
 INSTALL = f"python3.12 -m venv sglang-env && sglang-env/bin/pip install sglang=={TESTED_VERSION}"
@@ -160,8 +160,7 @@ class Server:
         while True:
             if (code := self.process.poll()) is not None:
                 raise RuntimeError(f"sglang: {self.client.url} ended with status {code}{self._reason()}")
-            with contextlib.suppress(ServerError):
-                self.client.get("/health", seconds=5)
+            if self.client.answers():
                 return
             waited = time.monotonic() - started
             if waited > seconds:
@@ -174,11 +173,7 @@ class Server:
     @property
     def is_ready(self) -> bool:
         """Whether it answers now."""
-        try:
-            self.client.get("/health", seconds=5)
-        except ServerError:
-            return False
-        return True
+        return self.client.answers()
 
     def rotate_log(self, most_bytes: int = LOG_BYTES) -> None:
         """Begin the log anew if it is longer; LOG_FILES older ones are kept as .1, .2, ... The server writes on."""

@@ -1,7 +1,6 @@
 """Shared fixtures, and which tests a session runs, in which order. Every test process is one Megatron rank; layouts of
 several ranks are in tests/parallel."""
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -20,7 +19,10 @@ HERE = Path(__file__).parent
 TURNS = 9
 # The files of ten CPU seconds or more, longest first: xdist deals files in this order, so that none ends alone.
 LONGEST = (
-    "test_run.py",
+    "runs/test_resume.py",
+    "runs/test_signals.py",
+    "runs/test_torchrun.py",
+    "runs/test_written.py",
     "parallel/test_layouts.py",
     "rewards/test_hostile_programs.py",
     "parallel/test_reshard.py",
@@ -84,9 +86,9 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     All processes of one session share it: the first that asks makes it, and nobody writes into it.
     """
     from ranks import forked
+    from shared import alone, session_folder
 
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny_base"
+    folder = session_folder(tmp_path_factory) / "tiny_base"
     settings = [
         f"run_dir={folder}",
         "stages.tiny.hidden_size=32",
@@ -100,8 +102,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     root = Path(__file__).resolve().parents[1]
     script = root / "tests" / "support" / "until_base.py"
-    with open(folder.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(folder):
         done = forked(1, script, root / "configs" / "demo.yaml", *settings)  # does nothing where it is done
     assert done.returncode == 0, done.stderr[-3000:]
     return folder

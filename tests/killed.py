@@ -1,4 +1,4 @@
-"""Runs `r1engine COMMAND ...` for test_run.py, and stops it with a real signal at a chosen moment.
+"""Runs `r1engine COMMAND ...` for tests/runs, and stops it with a real signal at a chosen moment.
 
 killed.py SIGNAL AT COMMAND [arguments]: raises SIGNAL in this process when optimizer update AT (from 1) has been made,
 before anything is logged or saved of it. AT 0: when the stage is built; -1: in the middle of a save; -3: twice in

@@ -87,3 +87,8 @@ def test_plain_ascii_is_counted_as_beside_other_scripts():
     ):
         scripts, latin = _count(f"{sentence} \u4e2d\u6587")
         assert _count(sentence) == ({}, latin) and scripts == {"Han": 2}
+
+
+@pytest.mark.parametrize("name", ["\\alpha_total", "x_total", "total_2", "_total", "2total", "\\frac12total"])
+def test_names_of_variables_do_not_count_also_behind_a_command(name):
+    assert language_share(f"{name} {TEXTS['zh']}", "zh")[0] == 1.0

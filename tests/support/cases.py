@@ -5,7 +5,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from ranks import forked
+import torch
+from ranks import forked, torchrun
+from shared import alone
 
 ROOT = Path(__file__).parents[2]
 DRIVER = ROOT / "tests" / "killed.py"
@@ -74,10 +76,13 @@ class Case:
         self.model = model
 
     def undisturbed_on(self, ranks: int) -> Path:
-        """The folder of a run that nothing disturbed; that of one rank is there."""
-        folder = self.folder / ("undisturbed" if ranks == 1 else "two_ranks")
-        if not folder.exists():
-            assert self.run(folder, ranks=ranks).returncode == 0
+        """The folder of a run that nothing disturbed, made by the first that asks. Nobody writes into it."""
+        folder = self.folder / f"undisturbed_on_{ranks}"
+        start = torchrun if self.kind == "sft" and ranks == 1 else forked  # the launcher itself is tested, too
+        with alone(folder):
+            if not folder.exists():
+                done = self.run(folder, ranks=ranks, start=start)
+                assert done.returncode == 0, done.stderr[-3000:]
         return folder
 
     def run(
@@ -102,6 +107,32 @@ def write_pairs(path: Path, rows: list[dict]) -> None:
         chosen, rejected = (f"{thoughts} <answer> {' '.join([answer] * count)} </answer>" for count in (6, 1))
         pairs.append({"prompt": row["question"], "chosen": chosen, "rejected": rejected, "delta": 2, "domain": "sums"})
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+
+
+def same_run(reference: Path, run_dir: Path) -> None:
+    """Logs and the last checkpoint are equal in every bit. Needs the fixture `world`: a rank reads checkpoints."""
+    assert logged(run_dir) == logged(reference)
+    expected = last_checkpoint(reference)
+    assert len(expected) > 10
+    assert differing(expected, last_checkpoint(run_dir)) == []
+
+
+def differing(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors that are not equal in every bit."""
+    assert expected.keys() == found.keys()
+    return [name for name in expected if not torch.equal(expected[name], found[name])]
+
+
+def last_checkpoint(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the checkpoint that `latest` names: weights, optimizer state, reference."""
+    from megatron.core import dist_checkpointing
+
+    from r1engine.model.cpu import on_cpu
+
+    folder = run_dir / "checkpoints" / (run_dir / "checkpoints" / "latest").read_text().strip() / "model"
+    with on_cpu():
+        tensors = dist_checkpointing.load_plain_tensors(str(folder))
+    return {k: v for k, v in tensors.items() if isinstance(v, torch.Tensor)}
 
 
 def logged(run_dir: Path) -> tuple[list[dict], list[dict]]:

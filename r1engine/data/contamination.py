@@ -12,6 +12,7 @@ import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -135,8 +136,7 @@ class EvaluationIndex:
         """The first n-gram that is in the index."""
         if len(found) < self.size or not len(self._positions):
             return None
-        get = self._numbers.get
-        numbers = np.array([get(unit, 0) for unit in found], np.int32)
+        numbers = np.fromiter(map(self._numbers.get, found, repeat(0)), np.int32, len(found))
         hashes = self._hashes(numbers)
         places = np.flatnonzero(self._table[hashes >> self._shift])
         entries = np.searchsorted(self._hashes_sorted[:-1], hashes[places])  # never behind the last one

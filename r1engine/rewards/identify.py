@@ -6,6 +6,7 @@ languages are close to each other is left to `classify`, so that rounding decide
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,17 @@ _AT_ONCE = 2**22  # bytes of the matrix of texts
 @cache
 def identifier_of(candidates: tuple[str, ...]) -> LanguageIdentifier:
     """The identifier that chooses among these languages."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
+    identifier = copy(_all_languages())
     identifier.set_languages(candidates)
     return identifier
+
+
+@cache
+def _all_languages() -> LanguageIdentifier:
+    """As the package ships it; to read and unpack it takes most of a second."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE)
 
 
 def classify_all(texts: list[str], candidates: tuple[str, ...]) -> list[str]:
@@ -34,7 +41,7 @@ def classify_all(texts: list[str], candidates: tuple[str, ...]) -> list[str]:
     identifier = identifier_of(candidates)
     if len(texts) < FEW:
         return [identifier.classify(text)[0] for text in texts]
-    encoded = [np.frombuffer(identifier._encode(text), np.uint8) for text in texts]
+    encoded = [identifier._encode(text) for text in texts]
     order = sorted(range(len(texts)), key=lambda i: -len(encoded[i]))  # those that go on are always the first ones
     found = [""] * len(texts)
     while order:
@@ -48,39 +55,49 @@ def classify_all(texts: list[str], candidates: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _scores(texts: list[np.ndarray], candidates: tuple[str, ...]) -> np.ndarray:
+def _scores(texts: list[bytes], candidates: tuple[str, ...]) -> np.ndarray:
     """[len(texts), len(candidates)] float32: naive Bayes, the logarithm of 1 + the count of each feature.
 
     Args:
-        texts: bytes of each, the longest first.
+        texts: in UTF-8, the longest first.
     """
-    moves, rows, outputs = _automaton()
     table, prior = _weights(candidates)
-    lengths = np.array([len(text) for text in texts])
-    padded = np.zeros((len(texts), lengths[0] if len(lengths) else 0), np.uint8)
-    for i, text in enumerate(texts):
-        padded[i, : len(text)] = text
-    columns = np.ascontiguousarray(padded.T)
-    states, seen = np.zeros(len(texts), np.int64), []
-    for step, letters in enumerate(columns):
-        active = int(np.searchsorted(-lengths, -step, side="left"))
-        states = moves[rows[states[:active]] + letters[:active]]
-        features = outputs[states]
-        places = np.flatnonzero(features >= 0)
-        seen.append(places * len(table) + features[places])
-    keys, counts = np.unique(np.concatenate(seen) if seen else np.zeros(0, np.int64), return_counts=True)
-    owners, features = np.divmod(keys, len(table))
+    owners, features, counts = _features(texts, len(table))
     weighted = np.log1p(counts.astype(np.float32))[:, None] * table[features]
     scores = [np.bincount(owners, weighted[:, c], minlength=len(texts)) for c in range(len(candidates))]
     return np.stack(scores, axis=1) + prior
 
 
+def _features(texts: list[bytes], num_features: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(text, feature, how often it is there) of each feature of each text; `texts`: the longest first."""
+    rows, states, ends = _automaton()
+    lengths = np.array([len(text) for text in texts])
+    steps = np.arange(lengths.max(initial=0))
+    is_text = steps < lengths[:, None]
+    cells = np.zeros(is_text.shape, np.int64)
+    cells[is_text] = np.frombuffer(b"".join(texts), np.uint8)
+    cells = np.ascontiguousarray(cells.T)
+    active = len(texts) - np.searchsorted(lengths[::-1], steps, side="right")
+    row = np.full(len(texts), rows[-1])
+    for cell, count in zip(cells, active.tolist(), strict=True):
+        here = cell[:count]
+        here += row[:count]
+        rows.take(here, out=row[:count], mode="clip")  # no index is out of range; checking it needs a copy
+    found = ends[states[cells]]
+    places = np.flatnonzero((found >= 0) & is_text.T)
+    keys, counts = np.unique(places % max(1, len(texts)) * num_features + found.ravel()[places], return_counts=True)
+    owners, features = np.divmod(keys, num_features)
+    return owners, features, counts
+
+
 @cache
 def _automaton() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Next state by row and byte, row of each state, feature that each state ends (-1: none)."""
-    identifier = identifier_of(("en",))
-    moves = np.frombuffer(identifier.tk_nextmove, np.uint32).astype(np.int64)
-    return moves, np.array(identifier._rowbase, np.int64), np.array(identifier.tk_output, np.int64)
+    """Of each cell, which is a state's row plus a byte: the row of the next state, and that state. The feature that ends
+    in each state (-1: none). The row where texts begin stands behind the others."""
+    identifier = _all_languages()
+    states = np.frombuffer(identifier.tk_nextmove, np.uint32)
+    rows = np.array(identifier._rowbase, np.int32)
+    return np.append(rows[states], rows[0]), states, np.array(identifier.tk_output, np.int64)
 
 
 @cache

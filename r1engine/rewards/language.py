@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
@@ -66,11 +66,13 @@ _NO_LANGUAGE = re.compile(
     r"```.{0,5000}?```|`[^`\n]{0,500}`"  # code; an unclosed fence hides nothing
     r"|\$\$.{0,2000}?\$\$|\$[^$\n]{0,500}\$|\\\(.{0,2000}?\\\)|\\\[.{0,2000}?\\\]"  # formulas
     r"|\\begin\{(\w{1,20}\*?)\}.{0,2000}?\\end\{\1\}"
-    r"|\\[A-Za-z]+|</?\w{1,20}>|https?://\S+|(?<!\w)\w*[\d_]\w*",
+    r"|\\[A-Za-z]+|</?\w{1,20}>|https?://\S+",  # each begins with its own letter, which keeps the search quick
     re.DOTALL | re.ASCII,
 )
+_NAME = re.compile(r"(?<!\w)[A-Za-z]*+[\d_]\w*", re.ASCII)  # numbers and names of variables
 _SENTENCE = re.compile(r"[.!?;:\n\u3002\uff01\uff1f\uff1b\uff1a\u0964\u061f]+")
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
+_ASCII_WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")  # the same on ASCII, quicker
 _MATH_NAMES = frozenset(("sin", "cos", "tan", "cot", "log", "ln", "exp", "mod", "max", "min", "gcd", "lcm", "det"))
 
 
@@ -92,13 +94,14 @@ def language_share(
     """
     found = Counter[str]()
     latin: list[str] = []
+    in_latin = _LANGUAGE_SCRIPT.get(target) is None
     for sentence in dict.fromkeys(_sentences(text[:MAX_CHARACTERS])):
         scripts, words = _count(sentence)
         for script, number in scripts.items():
             found[_language_of_script(script, scripts, target)] += number
-        if words and _LANGUAGE_SCRIPT.get(target) is None:
+        if words and in_latin:
             latin.append(" ".join(words))
-        else:
+        elif words:
             found["Latin script"] += len(words)
     chunks = _chunks(latin)
     for chunk, language in zip(chunks, _identify(chunks, target, detector), strict=True):
@@ -134,14 +137,14 @@ def check_language(code: str, where: str) -> None:
 
 
 def _sentences(text: str) -> list[str]:
-    parts = _SENTENCE.split(_NO_LANGUAGE.sub(" ", text))
+    parts = _SENTENCE.split(_NAME.sub(" ", _NO_LANGUAGE.sub(" ", text)))
     return [part.strip() for part in parts if part.strip()]
 
 
-def _count(sentence: str) -> tuple[Counter[str], list[str]]:
+def _count(sentence: str) -> tuple[Mapping[str, int], list[str]]:
     """(words, or characters, by script; the words in Latin script)."""
     if sentence.isascii():
-        return Counter(), [word for word in _WORD.findall(sentence) if _has_language(word)]
+        return {}, list(filter(_has_language, _ASCII_WORD.findall(sentence)))
     scripts, latin = Counter[str](), []
     for word in _WORD.findall(sentence):
         if word.isascii():  # the same as below, quicker
@@ -166,7 +169,7 @@ def _has_language(word: str) -> bool:
     return not (len(word) < 2 or (word.isupper() and len(word) <= 4) or word.lower() in _MATH_NAMES)
 
 
-def _language_of_script(script: str, scripts: Counter[str], target: str) -> str:
+def _language_of_script(script: str, scripts: Mapping[str, int], target: str) -> str:
     """The language of the words in one script of a sentence."""
     if script == "Han":  # Japanese if there is kana, or where a short sentence leaves it open
         short = target == "ja" and scripts["Han"] <= _JAPANESE_WITHOUT_KANA

@@ -1,7 +1,7 @@
 """The kind of stage `pairs`: two answers to a question, judged several times in both orders (v2, section 3.1 and B.2).
 
-Every judgement is a line of judgements.jsonl under the digest of what was asked, so a stage that was killed asks only
-for the others. The texts of all answers are in memory.
+Every reply is a line of judgements.jsonl under the digest of what was asked, so a stage that was killed asks only for
+the others, and for those that the server refused. The texts of all answers are in memory.
 """
 
 from __future__ import annotations

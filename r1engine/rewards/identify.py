@@ -92,8 +92,10 @@ def _features(texts: list[bytes], num_features: int) -> tuple[np.ndarray, np.nda
 
 @cache
 def _automaton() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each cell, which is a state's row plus a byte: the row of the next state, and that state. The feature that ends
-    in each state (-1: none). The row where texts begin stands behind the others."""
+    """Rows and states after each cell, which is a state's row plus a byte; and the feature that ends in each state.
+
+    The row where texts begin stands behind the others. Feature -1 is none.
+    """
     identifier = _all_languages()
     states = np.frombuffer(identifier.tk_nextmove, np.uint32)
     rows = np.array(identifier._rowbase, np.int32)

@@ -1,4 +1,4 @@
-"""A killed run goes on in every bit as if nothing had happened, and also goes on in another layout and one step ahead."""
+"""A killed run goes on in every bit as if nothing had happened, and it goes on in another layout and one step ahead."""
 
 import json
 import os

@@ -1,8 +1,12 @@
-"""An evaluation against its generator, and how long it takes to go on: python benchmarks/bench_evaluate.py [--smoke]
+"""An evaluation beside its generator, transformers and lm-eval; how long it takes to go on; what grading adds.
 
-One row a case. `drawing`: tokens a CPU second of `evaluate` (loading, drawing, grading, files, summary) against those
-of the embedded generator alone, run by run in turns. `resume`: seconds to find what is missing of so many stored and
-graded replies.
+    python benchmarks/bench_evaluate.py [--peer-python .venv-lm-eval/bin/python] [--smoke]
+
+`drawing`: tokens a CPU second of `evaluate` (weights, drawing, grading, files, summary), of the embedded generator
+alone, of transformers.generate alone, and of an evaluation by lm-eval's hf backend (`make lm-eval`): the same model,
+prompts and sampling, in turns; with replies of one length, and with replies that end by themselves. `grading`: wall
+seconds that are left to grade when the last reply is drawn. `resume`: seconds to find what is missing of so many
+stored and graded replies.
 """
 
 from __future__ import annotations
@@ -11,86 +15,240 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import timing
 import torch
-from bench_generate import SIZES, SMOKE_SIZES, Case, new_model, run_ours
+from bench_generate import SIZES, SMOKE_SIZES, Case, new_model, run_ours, run_transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
+from r1engine import ranks
 from r1engine.batch import Prompt
 from r1engine.config.evaluation import BenchmarkSettings, Suite
 from r1engine.data.question import Question
-from r1engine.evaluation.entries import load_entries
+from r1engine.evaluation.entries import Ask, load_entries
 from r1engine.evaluation.evaluate import evaluate
 from r1engine.evaluation.lines import GradeLine, SampleLine
-from r1engine.evaluation.runner import missing
+from r1engine.evaluation.runner import Grading, draw_and_grade, missing
+from r1engine.evaluation.samplers import LocalSampler, OnReply
 from r1engine.evaluation.store import Store
+from r1engine.rewards.from_config import make_scorer
 from r1engine.rollout.local.generator import LocalGenerator
 
 
+@dataclass(frozen=True)
+class Model:
+    """A random model in a folder, the questions that it is asked, and the ids that end a reply."""
+
+    folder: Path
+    module: torch.nn.Module
+    stops: list[int]
+    questions: Path
+    prompts: list[Prompt]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="tiny cases, to see that the script runs")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="tiny cases, no peer: does it run?")
     parser.add_argument("--device", choices=("cpu",), default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peer-python", metavar="PATH", help="python of an environment with lm-eval")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    case = Case("drawing", 64, 4, 16, 64, 64, 16)
+    cases = [Case("one_length", 64, 4, 32, 64, 64, 0), Case("own_lengths", 64, 4, 32, 64, 64, 16)]
     if args.smoke:
-        case = Case("drawing", 4, 2, 16, 8, 4, 16)
+        cases, args.repeats, args.peer_python = [Case("smoke", 4, 2, 16, 8, 4, 16)], 1, None
     with tempfile.TemporaryDirectory(prefix="bench-evaluate-") as folder:
-        cpu = torch.device("cpu")
-        drawn = drawing(Path(folder), case, 1 if args.smoke else args.repeats, args.smoke)
-        timing.emit("evaluate", "drawing", cpu, drawn)
-        timing.emit("evaluate", "resume", cpu, resume(Path(folder), 400 if args.smoke else 32_000))
+        for case in cases:
+            model = make_model(Path(folder) / case.name, case, SMOKE_SIZES if args.smoke else SIZES)
+            drawn = drawing(model, case, args.repeats, args.peer_python)
+            timing.emit("evaluate", f"drawing/{case.name}", torch.device("cpu"), drawn)
+        for name, reward, answer, text in GRADED:
+            left = grading(model, name, reward, answer, text, 8 if args.smoke else 500, 1 if args.smoke else 3)
+            timing.emit("evaluate", f"grading/{name}", torch.device("cpu"), left)
+        found = resume(Path(folder), 400 if args.smoke else 32_000)
+        timing.emit("evaluate", "resume", torch.device("cpu"), found)
 
 
-def write_questions(path: Path, count: int) -> None:
-    rows = [{"question": f"w{n % 500} of {n}", "answer": "w3", "reward": "exact"} for n in range(count)]
+def make_model(folder: Path, case: Case, sizes: dict[str, object]) -> Model:
+    """A random model whose tokens are words, divided by blanks, and one question for each prompt of the case."""
+    size = int(str(sizes["vocab_size"]))
+    stops = list(range(1, 1 + case.num_stops)) or [size]  # behind the vocabulary: never drawn
+    module = new_model(folder, sizes, stops)
+    words = {f"<{i}>" if i in stops else f"w{i}": i for i in range(size + 1)}  # no word begins with the end's text
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    end = {"eos_token": f"<{stops[0]}>", "pad_token": "w0", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(end))
+    ids = [[100 + (i * 7 + j) % 300 for j in range(case.prompt_tokens)] for i in range(case.prompts)]
+    prompts = [Prompt(i, tokens, "", Question("")) for i, tokens in enumerate(ids)]
+    questions = folder / "questions.jsonl"
+    write_questions(questions, [" ".join(f"w{token}" for token in tokens) for tokens in ids])
+    return Model(folder, module, stops, questions, prompts)
+
+
+def write_questions(path: Path, texts: Iterable[str], reward: str = "exact", answer: str = "w3", **fields: Any) -> None:
+    rows = [{"question": text, "answer": answer, "reward": reward} | fields for text in texts]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def drawing(folder: Path, case: Case, repeats: int, is_small: bool) -> dict[str, object]:
-    """CPU seconds of both sides, medians, and the share of the generator's speed."""
-    model, stops = folder / "model", list(range(1, 1 + case.num_stops))
-    weights = new_model(model, SMOKE_SIZES if is_small else SIZES, stops)
-    generator = LocalGenerator(model, seed=0, slots=case.slots, device=torch.device("cpu"), dtype=torch.float32)
-    generator.load_weights(weights.state_dict().items())
-    questions = folder / "questions.jsonl"
-    write_questions(questions, case.prompts)
-    prompts = [Prompt(i, [0], "", Question("")) for i in range(case.prompts)]  # as the tokenizer makes them
+def suite_of(model: Model, case: Case, out: Path) -> Suite:
+    asked = BenchmarkSettings(file=model.questions, kind="questions", samples=case.samples)
+    return Suite(
+        out=out, max_tokens=case.max_tokens, slots=case.slots, template="none", temperature=1.0, top_p=1.0,
+        benchmarks={"mine": asked},
+    )  # fmt: skip
 
-    def ours(number: int) -> float:
-        asked = BenchmarkSettings(file=questions, kind="questions", samples=case.samples)
-        suite = Suite(
-            out=folder / f"out{number}", max_tokens=case.max_tokens, slots=case.slots, template="none",
-            temperature=1.0, top_p=1.0, benchmarks={"mine": asked},
-        )  # fmt: skip
-        before = cpu_seconds()
-        found = evaluate(model, suite, note=lambda text: None)["mine"]
-        return tokens_per(found["tokens"] * found["replies"], before)
 
-    def alone() -> float:
-        before = cpu_seconds()
-        return tokens_per(run_ours(generator, prompts, case), before)
+# ---- drawing -------------------------------------------------------------------------------------------------------
 
-    ours(0), alone()
-    runs = [(ours(1 + i), alone()) for i in range(repeats)]
-    return {
-        "replies": case.prompts * case.samples,
-        "evaluate_tokens_per_cpu_second": round(statistics.median(a for a, _ in runs)),
-        "generator_tokens_per_cpu_second": round(statistics.median(b for _, b in runs)),
-        "share_of_generator": round(statistics.median(a / b for a, b in runs), 3),
+
+def drawing(model: Model, case: Case, repeats: int, peer_python: str | None) -> dict[str, object]:
+    """Tokens a CPU second of each side, medians, and ours over the others': medians of the rounds' ratios."""
+    generator = LocalGenerator(model.folder, seed=0, slots=case.slots, device=torch.device("cpu"), dtype=torch.float32)
+    generator.load_weights(model.module.state_dict().items())
+    outs = (model.folder / f"out{number}" for number in count())
+
+    def whole() -> int:
+        found = evaluate(model.folder, suite_of(model, case, next(outs)), note=lambda text: None)["mine"]
+        return round(found["tokens"] * found["replies"])
+
+    sides: dict[str, Callable[[], float]] = {
+        "evaluate": lambda: rate(whole),
+        "generator": lambda: rate(lambda: run_ours(generator, model.prompts, case)),
+        "transformers": lambda: rate(lambda: run_transformers(model.module, model.prompts, case, model.stops)),
     }
+    peer = Peer(peer_python, model, case) if peer_python else None
+    if peer is not None:
+        sides["lm_eval"] = peer.rate
+    rates = timing.interleaved(sides, rounds=repeats, warmup=1)
+    if peer is not None:
+        peer.close()
+    ratios = {
+        f"over_{name}": statistics.median(a / b for a, b in zip(rates["evaluate"], found, strict=True))
+        for name, found in rates.items() if name != "evaluate"
+    }  # fmt: skip
+    medians = {f"{name}_tokens_per_cpu_second": round(statistics.median(found)) for name, found in rates.items()}
+    versions = {"peer_versions": peer.versions} if peer is not None else {}
+    return {"replies": case.prompts * case.samples, "repeats": repeats} | medians | ratios | versions
+
+
+class Peer:
+    """lm-eval's side: a child process in its own environment, which evaluates when it is told to."""
+
+    def __init__(self, python: str, model: Model, case: Case) -> None:
+        job = {"folder": str(model.folder), "file": str(model.questions), "stops": model.stops}
+        job |= {"samples": case.samples, "max_tokens": case.max_tokens, "slots": case.slots}
+        job |= {"max_length": case.prompt_tokens + case.max_tokens, "threads": torch.get_num_threads()}
+        self.process = subprocess.Popen(
+            [python, Path(__file__).with_name("lm_eval_peer.py"), json.dumps(job)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.versions = self._read()
+
+    def rate(self) -> float:
+        """Tokens a CPU second of one evaluation, as the child measures them."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("evaluate\n")
+        self.process.stdin.flush()
+        answer = self._read()
+        return answer["tokens"] / answer["cpu_seconds"]
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"lm_eval_peer.py ended with status {self.process.wait()}; run it by hand")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """The child ends when nothing more comes."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def rate(run: Callable[[], int]) -> float:
+    """Tokens a CPU second of this process and of its children that have ended."""
+    before = os.times()
+    tokens = run()
+    return tokens / (sum(os.times()[:4]) - sum(before[:4]))
+
+
+# ---- grading -------------------------------------------------------------------------------------------------------
+
+DOUBLE = [{"stdin": f"{n}\n", "stdout": f"{2 * n}\n"} for n in range(3)]
+GRADED = [
+    ("code", "code", "", "```python\nn = int(input())\nprint(n + sum(1 for _ in range(n + 10**5)) - 10**5)\n```"),
+    ("algebra", "math", "x^2 + 3x + 2", "<answer>(x + 1)(x + 2)</answer>"),
+]
+
+
+class Instead(LocalSampler):
+    """Draws as the model does, and hands over another text for each reply: one that takes long to grade."""
+
+    text = ""
+    ended = 0.0  # when the last one was drawn
+
+    def draw(self, asks: Sequence[Ask], on_reply: OnReply, on_tokens: Callable[[int], None]) -> None:
+        super().draw(asks, lambda ask, line: on_reply(ask, replace(line, text=self.text)), on_tokens)
+        self.ended = time.perf_counter()
+
+
+def grading(model: Model, name: str, reward: str, answer: str, text: str, replies: int, repeats: int) -> dict[str, Any]:
+    """Wall seconds of a whole evaluation, and what was left of them when the last reply was drawn."""
+    case = Case(name, replies // 4, 4, 0, 256, 64, 0)
+    questions = model.folder / f"{name}.jsonl"
+    tests = {"tests": DOUBLE} if reward == "code" else {}
+    write_questions(questions, (f"w{n % 500} w{n}" for n in range(replies // 4)), reward, answer, **tests)
+    wholes, lefts, alone = [], [], []
+    for number in range(repeats):
+        suite = suite_of(replace(model, questions=questions), case, model.folder / f"{name}{number}")
+        whole, left, graded = graded_run(model.folder, suite, text)
+        wholes.append(whole), lefts.append(left), alone.append(graded)
+    shares = [left / whole for left, whole in zip(lefts, wholes, strict=True)]
+    medians = {"seconds": wholes, "left_seconds": lefts, "grading_alone_seconds": alone, "left_share": shares}
+    return {"replies": replies} | {key: statistics.median(found) for key, found in medians.items()}
+
+
+def graded_run(folder: Path, suite: Suite, text: str) -> tuple[float, float, float]:
+    """Wall seconds of the evaluation, after the last reply of it, and of grading the stored replies alone."""
+    entries = load_entries(suite.benchmarks, has_judge=False)
+    store, world = Store(suite.out), ranks.start()
+    store.begin({"target": "", "same": {}, "benchmarks": {}})
+    sampler = Instead(folder, suite, torch.device("cpu"))
+    sampler.text = text
+    with make_scorer(suite.rewards) as scorer:
+        began = time.perf_counter()
+        found = draw_and_grade(store, entries, 0, world, lambda: sampler, Grading(scorer, None), lambda text: None)
+        ended = time.perf_counter()
+        assert found["mine"]["score"]["mean"] == 1.0, found["mine"]
+        for file in (store.folder / "grades").iterdir():
+            file.unlink()
+        again = time.perf_counter()
+        draw_and_grade(store, entries, 0, world, lambda: sampler, Grading(scorer, None), lambda text: None)
+        return ended - began, ended - sampler.ended, time.perf_counter() - again
+
+
+# ---- resume --------------------------------------------------------------------------------------------------------
 
 
 def resume(folder: Path, replies: int) -> dict[str, object]:
     """Seconds to read what is stored and see that nothing is missing."""
     questions = folder / "many.jsonl"
-    write_questions(questions, replies // 4)
+    write_questions(questions, (f"w{n}" for n in range(replies // 4)))
     settings = BenchmarkSettings(file=questions, kind="questions", samples=4)
     (entry,) = load_entries({"mine": settings}, has_judge=False)
     store, text = Store(folder / "stored"), "A reply of a thousand characters. " * 30
@@ -105,16 +263,6 @@ def resume(folder: Path, replies: int) -> dict[str, object]:
     seconds = time.perf_counter() - began
     assert not left.asks and not left.replies
     return {"replies": replies, "seconds": seconds}
-
-
-def cpu_seconds() -> float:
-    """Of this process and its children that have ended."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
-
-
-def tokens_per(tokens: float, before: float) -> float:
-    return tokens / max(1e-9, cpu_seconds() - before)
 
 
 if __name__ == "__main__":

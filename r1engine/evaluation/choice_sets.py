@@ -199,13 +199,19 @@ def _c_eval_subjects() -> dict[str, str]:
 
 
 def load_c_eval(settings: BenchmarkSettings) -> list[Item]:
-    """The owners' val files, one a subject: what is asked about follows from a file's name."""
+    """The owners' zip, the folder that it makes, or its folder val: what is asked about follows from a file's name."""
+    path, columns = settings.file, ("id", *_PLAIN)
+    if path.suffix == ".zip":
+        tables = zipped_tables(path, "_val.csv", columns)
+    else:
+        folder = path / "val" if (path / "val").is_dir() else path
+        tables = {str(file): table_rows(file, columns) for file in folder_files(folder, "_val.csv")}
     items, ids = [], []
-    for path in folder_files(settings.file, "_val.csv"):
-        name = path.name.removesuffix("_val.csv")
+    for place, rows in tables.items():
+        name = Path(place).name.removesuffix("_val.csv")
         if name not in _c_eval_subjects():
-            raise ValueError(f"{path}: found the subject {name}, required the name of one of C-Eval's, as law_val.csv")
-        for row in table_rows(path, ("id", *_PLAIN)):
+            raise ValueError(f"{place}: found the subject {name}, required the name of one of C-Eval's, as law_val.csv")
+        for row in rows:
             items.append(_four_options(row, "question", "answer", subject=_c_eval_subjects()[name]))
             ids.append(f"{name}/{row.text('id')}")
     return _with_ids(items, ids)
@@ -278,7 +284,8 @@ CHOICE_SETS = (
         load=load_c_eval,
         ask=ask_c_eval,
         metric="EM",
-        wanted="a folder of *_val.csv: id, question, A, B, C, D, answer; the answers of the test files are not public",
+        wanted="ceval-exam.zip or a folder of its *_val.csv: id, question, A, B, C, D, answer; the answers of its test"
+        " files are not public",
         licence="CC BY-NC-SA 4.0",
         published=1346,
     ),
@@ -289,7 +296,7 @@ CHOICE_SETS = (
         load=load_wsc,
         ask=ask_wsc,
         metric="EM",
-        wanted=".jsonl or .json lines: target (span1_text, span2_text), label, text",
+        wanted="test_public.json of FewCLUE or dev.json of CLUE: target (span1_text, span2_text), label, text",
         licence="none stated",
         published=None,
     ),

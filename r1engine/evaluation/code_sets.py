@@ -10,7 +10,7 @@ from r1engine.config.evaluation import BenchmarkSettings
 from r1engine.data.question import Question
 from r1engine.evaluation.benchmark import Benchmark, Graded, Item, Reply
 from r1engine.evaluation.contests import codeforces_totals, read_contests, read_ratings
-from r1engine.evaluation.files import FileRow, folder_files, object_rows, unique
+from r1engine.evaluation.files import FileRow, each_object, folder_files, object_rows, unique
 from r1engine.evaluation.prompts import prompt
 from r1engine.rewards.code.problems import test_fields
 from r1engine.rewards.code.rule import CODE
@@ -27,7 +27,7 @@ def load_live_code_bench(settings: BenchmarkSettings) -> list[Item]:
     """
     items, dates = [], []
     for path in folder_files(settings.file, ".jsonl"):
-        for row in object_rows(path, _LIVE_CODE_BENCH):
+        for row in each_object(path, _LIVE_CODE_BENCH):
             dates.append(day := _day(row))
             if (settings.first_day or day) <= day <= (settings.last_day or day):
                 question = Question(row.text("question_content"), "", "code", test_fields(row.fields), place=row.place)
@@ -43,6 +43,9 @@ def load_live_code_bench(settings: BenchmarkSettings) -> list[Item]:
 
 def _day(row: FileRow) -> datetime.date:
     """The day of a contest; its hour does not count, so that the last day of a window is whole."""
+    value = row.fields["contest_date"]
+    if isinstance(value, datetime.datetime):  # of a Parquet file
+        return value.date()
     text = row.text("contest_date")
     try:
         return datetime.datetime.fromisoformat(text).date()

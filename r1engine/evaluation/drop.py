@@ -132,7 +132,7 @@ def load_drop(settings: BenchmarkSettings) -> list[Item]:
             return _with_examples([_simple_evals_item(row) for row in _lines(folder / dev)], shots)
     train, dev = _OWN_FILES
     if (folder / dev).exists() and (folder / train).exists():
-        examples = [f"{item.data['context']} {item.data['references'][0][0]}" for item in _own_items(folder / train)]
+        examples = [f"{item.data['context']} {item.question.answer}" for item in _own_items(folder / train)]
         return _with_examples(_own_items(folder / dev), examples)
     raise ValueError(f"{folder}: found neither {' and '.join(_FILES[0])} nor {' and '.join(_OWN_FILES)}")
 
@@ -149,32 +149,31 @@ def _simple_evals_item(row: FileRow) -> Item:
 
 
 def _own_items(path: Path) -> list[Item]:
-    """The owners' JSON: passages, each with its questions."""
+    """The owners' JSON: passages, each with its questions. A question that nobody answered is left out."""
     items, ids = [], []
     for name, passage in one_object(path).items():
         for pair in FileRow(f"{path}: {name}", passage if isinstance(passage, dict) else {}).items("qa_pairs"):
+            if not isinstance(pair, dict):
+                raise ValueError(f"{path}: {name}: found a question that is {pair!r:.40}, required an object")
             row = FileRow(f"{path}: {name}: {pair.get('query_id')}", {**pair, "passage": passage.get("passage")})
-            answers = [pair.get("answer"), *(pair.get("validated_answers") or [])]
-            references = [spans for answer in answers if (spans := _spans(answer))]
-            if not references:
-                raise ValueError(
-                    f"{row.place}: answer is {pair.get('answer')!r:.80}, required a number, spans or a date"
-                )
-            context = f"Passage: {row.text('passage')}\nQuestion: {row.text('question')}\nAnswer:"
-            items.append(_drop_item(row.place, context, references, cluster=name))
-            ids.append(row.text("query_id"))
+            answers = [row.fields.get("answer"), *(row.fields.get("validated_answers") or [])]
+            references = [spans for answer in answers if (spans := _spans(answer, row.place))]
+            if references:
+                context = f"Passage: {row.text('passage')}\nQuestion: {row.text('question')}\nAnswer:"
+                items.append(_drop_item(row.place, context, references, cluster=name))
+                ids.append(row.text("query_id"))
     return [replace(item, id=one) for item, one in zip(items, unique(ids), strict=True)]
 
 
-def _spans(answer: Any) -> list[str]:
-    """The spans of an annotator's answer; a number or a date is one."""
-    if not isinstance(answer, dict):
-        return []
-    if str(answer.get("number") or "").strip():
-        return [str(answer["number"])]
+def _spans(answer: Any, place: str) -> list[str]:
+    """The spans of an annotator's answer; a number or a date is one. None if all of them are blank."""
+    if not isinstance(answer, dict) or not answer.keys() & {"number", "spans", "date"}:
+        raise ValueError(f"{place}: an answer is {answer!r:.80}, required one with number, spans or date")
+    number, date = answer.get("number"), answer.get("date") or {}
+    if number is not None and str(number).strip():
+        return [str(number)]
     if answer.get("spans"):
         return [str(span) for span in answer["spans"]]
-    date = answer.get("date") or {}
     text = " ".join(str(date.get(part) or "") for part in ("day", "month", "year")).strip()
     return [text] if text else []
 

@@ -25,6 +25,7 @@ from r1engine.web import NoReply, all_of, lines, opened, parsed, request
 BYTES_PER_TOKEN = 2048  # of a stream, with the JSON around the text
 ROOM_BYTES = 2**20
 FAILURES = 3  # replies in a row that fail after all tries: nobody is there
+REFUSE_ALL = (401, 403, 404)  # statuses of a wrong key, model or path: the next request fares no better
 PAUSE_SECONDS = 0.5  # before the second try; doubles with each
 
 
@@ -40,13 +41,23 @@ class Streamed:
     models: set[str] = field(default_factory=set)
 
     def add(self, part: dict[str, Any]) -> int:
-        """Takes a part of a stream, or a whole reply; returns the parts of text that came."""
+        """Takes a part of a stream, or a whole reply; returns the parts of text that came.
+
+        Raises:
+            NoReply: the server tells of an error, or the part has another form than OpenAI's.
+        """
+        if part.get("error"):
+            raise NoReply(f"the server says {json.dumps(part['error'])[:200]}")
+        try:
+            return self._add(part)
+        except (AttributeError, TypeError):
+            raise NoReply(f"the server sent {json.dumps(part)[:200]}, required choices with content") from None
+
+    def _add(self, part: dict[str, Any]) -> int:
         if isinstance(model := part.get("model"), str) and model:
             self.models.add(model)
         if isinstance(usage := part.get("usage"), dict):
-            self.tokens, self.prompt_tokens = usage.get("completion_tokens"), usage.get("prompt_tokens")
-        if part.get("error"):
-            raise NoReply(f"the server says {json.dumps(part['error'])[:200]}")
+            self.tokens, self.prompt_tokens = _count(usage, "completion_tokens"), _count(usage, "prompt_tokens")
         count = 0
         for choice in part.get("choices") or []:
             said = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
@@ -144,14 +155,16 @@ class EndpointSampler:
                 found = await self._streamed(session, body, limit, on_tokens)
             except NoReply as error:
                 problem = str(error)
-                if error.is_refusal:
-                    break
-                continue
+                if not error.is_refusal:
+                    continue
+                if error.status in REFUSE_ALL:
+                    self._note_failure(f"no answer ({problem})")
+                break
             self._check_model(found.models)
             self._failed_in_row = 0
             return self._line(ask, shown, found, time.monotonic() - started)
         else:
-            self._note_failure(problem)
+            self._note_failure(f"no answer after {self._settings.tries} tries ({problem})")
         return SampleLine(ask.item.id, ask.sample, "", None, "error", None, ask.seed, 0.0, problem[:300])
 
     def _body(self, ask: Ask, shown: Shown | None) -> tuple[dict[str, Any], int]:
@@ -216,7 +229,12 @@ class EndpointSampler:
     def _note_failure(self, problem: str) -> None:
         self._failed_in_row += 1
         if self._failed_in_row >= FAILURES and self._problem is None:
-            self._problem = RuntimeError(f"{self.url}: no answer after {self._settings.tries} tries ({problem})")
+            self._problem = RuntimeError(f"{self.url}: {problem}")
+
+
+def _count(usage: dict[str, Any], name: str) -> int | None:
+    value = usage.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 async def _events(response: aiohttp.ClientResponse, most_bytes: int) -> AsyncGenerator[dict[str, Any], None]:

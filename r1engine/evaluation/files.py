@@ -13,6 +13,7 @@ import io
 import json
 import math
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -99,7 +100,13 @@ def unique(ids: Iterable[str]) -> list[str]:
 
 
 def object_rows(path: Path, required: Sequence[str]) -> list[FileRow]:
-    """The objects of a .jsonl file (also .jsonl.gz) or of the one list of a .json file, or the rows of a .parquet file.
+    """All rows of `each_object`."""
+    return list(each_object(path, required))
+
+
+def each_object(path: Path, required: Sequence[str]) -> Iterator[FileRow]:
+    """The objects of lines of JSON (.jsonl, .jsonl.gz), of a .json file that is one list or such lines, or the rows of
+    a .parquet file, one after the other: a file of LiveCodeBench has more than a gigabyte.
 
     Args:
         path:     of the file.
@@ -109,23 +116,31 @@ def object_rows(path: Path, required: Sequence[str]) -> list[FileRow]:
         ValueError: the file is missing, empty or another one, or a line is no object; file and line are named.
     """
     if path.suffix == ".parquet":
-        return _checked(path, _parquet(path), required)
-    text = _text(path)
-    if path.suffix == ".json":
-        whole = _json(text, f"{path}")
-        listed = whole if isinstance(whole, list) else None
-        if listed is None:
-            raise ValueError(f"{path}: found {type(whole).__name__}, required a list of objects")
-        found = [(f"{path}: item {number}", value) for number, value in enumerate(listed, 1)]
+        rows: Iterator[FileRow] = iter(_parquet(path))
     else:
-        lines = enumerate(text.split("\n"), 1)
-        found = [(f"{path}:{n}", _json(line, f"{path}:{n}")) for n, line in lines if line.strip()]
-    rows = []
-    for place, value in found:
-        if not isinstance(value, dict):
-            raise ValueError(f"{place}: found {type(value).__name__}, required an object")
-        rows.append(FileRow(place, value))
-    return _checked(path, rows, required)
+        rows = (_object(place, value) for place, value in _values(path))
+    first = next(rows, None)
+    _check_fields(path, first, required)
+    assert first is not None
+    yield first
+    yield from rows
+
+
+def _values(path: Path) -> Iterator[tuple[str, Any]]:
+    """The items of the one list that a .json file is, else the lines: owners name files of lines .json, too."""
+    if path.suffix == ".json" and (text := _text(path)).lstrip().startswith("["):
+        for number, value in enumerate(_json(text, f"{path}"), 1):
+            yield f"{path}: item {number}", value
+        return
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
+            yield f"{path}:{number}", _json(line, f"{path}:{number}")
+
+
+def _object(place: str, value: Any) -> FileRow:
+    if not isinstance(value, dict):
+        raise ValueError(f"{place}: found {type(value).__name__}, required an object")
+    return FileRow(place, value)
 
 
 def read_json(path: Path) -> Any:
@@ -178,7 +193,7 @@ def zipped_tables(
     try:
         with zipfile.ZipFile(path) as archive:
             for name in sorted(archive.namelist()):
-                if name.endswith(ending):
+                if name.endswith(ending) and not Path(name).name.startswith("."):
                     inside = Path(f"{path}/{name}")
                     text = _decoded(archive.read(name, password.encode() or None), inside)
                     found[name] = _checked(inside, list(_parsed(text, str(inside), ",", header)), required)
@@ -199,7 +214,7 @@ def folder_files(path: Path, *endings: str) -> list[Path]:
         raise ValueError(f"{path}: {_why(FileNotFoundError())}")
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.name.endswith(endings))
+    files = sorted(file for file in path.iterdir() if file.name.endswith(endings) and not file.name.startswith("."))
     if not files:
         raise ValueError(
             f"{path}: found no file {' or '.join('*' + one for one in endings)} in it, required at least one"
@@ -226,15 +241,19 @@ def _parsed(text: str, path: str, delimiter: str, header: Sequence[str] | None) 
 
 
 def _checked(path: Path, rows: list[FileRow], required: Sequence[str]) -> list[FileRow]:
-    if not rows:
+    _check_fields(path, rows[0] if rows else None, required)
+    return rows
+
+
+def _check_fields(path: Path, first: FileRow | None, required: Sequence[str]) -> None:
+    if first is None:
         raise ValueError(f"{path}: found no rows, required at least one")
-    there = rows[0].fields
+    there = first.fields
     if missing := [name for name in required if not any(one in there for one in name.split("|"))]:
         raise ValueError(
-            f"{rows[0].place}: found the fields {', '.join(map(str, there))[:200]}, required {', '.join(required)} "
+            f"{first.place}: found the fields {', '.join(map(str, there))[:200]}, required {', '.join(required)} "
             f"(missing: {', '.join(missing)})"
         )
-    return rows
 
 
 def _parquet(path: Path) -> list[FileRow]:
@@ -252,17 +271,27 @@ def _text(path: Path) -> str:
     try:
         data = path.read_bytes()
         return _decoded(gzip.decompress(data) if path.suffix == ".gz" else data, path)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: {_why(error)}") from error
 
 
-def _decoded(data: bytes, path: Path) -> str:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                yield _decoded(line, path, number)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: {_why(error)}") from error
+
+
+def _decoded(data: bytes, path: Path, line: int = 1) -> str:
+    """The text of a file, or of what begins with this line of it."""
+    if line == 1 and data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError(f"{path}:1: found UTF-16, required UTF-8; save it again as UTF-8")
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line += data.count(b"\n", 0, error.start)
         raise ValueError(
             f"{path}:{line}: found the byte 0x{data[error.start]:02x}, which is no UTF-8; save the file as UTF-8"
         ) from None

@@ -105,7 +105,24 @@ def test_questions_of_the_owners_json_belong_to_their_passage(tmp_path):
     items = row.load(BenchmarkSettings(file=tmp_path))
     assert [item.id for item in items] == ["a", "b", "c"] and {item.cluster for item in items} == {"nfl_1"}
     assert items[1].data["references"] == [["Bears", "Packers"], ["3"]] and items[2].question.answer == "3 May"
-    data["nfl_1"]["qa_pairs"][0] = pair("a", none)
+    shown = {example.rpartition("Answer: ")[2] for item in items for example in item.data["examples"]}
+    assert shown == {"3", "Bears, Packers", "3 May"}  # an example shows all of an answer's spans
+    data["nfl_1"]["qa_pairs"][:2] = [pair("a", none), pair("b", none, number)]
     (tmp_path / "drop_dataset_dev.json").write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=r"dev\.json: nfl_1: a: answer is .*, required a number, spans or a date"):
-        row.load(BenchmarkSettings(file=tmp_path))
+    items = row.load(BenchmarkSettings(file=tmp_path))
+    assert [item.id for item in items] == ["b", "c"] and items[0].data["references"] == [["3"]]
+    for answer in (None, {"text": "3"}):
+        data["nfl_1"]["qa_pairs"][0] = pair("a", answer)
+        (tmp_path / "drop_dataset_dev.json").write_text(json.dumps(data))
+        with pytest.raises(ValueError, match=r"dev\.json: nfl_1: a: an answer is .*, required one with number, spans"):
+            row.load(BenchmarkSettings(file=tmp_path))
+
+
+def test_a_number_that_is_0_is_an_answer(tmp_path):
+    zero = {"number": 0, "date": {"day": "", "month": "", "year": ""}, "spans": []}
+    pair = {"query_id": "a", "question": "How many?", "answer": zero, "validated_answers": []}
+    data = {"p": {"passage": "None.", "qa_pairs": [pair] * 3}}
+    for name in ("train", "dev"):
+        (tmp_path / f"drop_dataset_{name}.json").write_text(json.dumps(data))
+    items = benchmark_of("drop", "").load(BenchmarkSettings(file=tmp_path))
+    assert [item.question.answer for item in items] == ["0"] * 3

@@ -124,6 +124,37 @@ def test_a_request_that_is_refused_is_missing_at_the_end_and_the_others_are_ther
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["benchmarks"]["sums"]["missing"] == 1
 
 
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_wrong_key_or_model_ends_the_evaluation_before_every_request_is_refused(status, serve, tmp_path):
+    server = serve(lambda number, body: [f"status {status}"])
+    with pytest.raises(RuntimeError, match=f"no answer .HTTP {status} .*; 0 of 40 replies are stored"):
+        run(server, suite(tmp_path, 20))
+    assert len(server.seen) <= 6  # three, and those that were under way
+
+
+ODD = [
+    {"choices": [{"delta": {"content": ["a part"]}}]},
+    {"choices": [{"delta": "text"}]},
+    {"choices": {"0": "text"}},
+    {"choices": 3},
+]
+
+
+@pytest.mark.parametrize("part", ODD)
+def test_a_reply_of_another_form_is_asked_again_and_named(part, serve, tmp_path):
+    server = serve(lambda number, body: [part] if number == 1 else right(number, body))
+    assert run(server, suite(tmp_path))["score"]["mean"] == 1.0 and len(server.seen) == 9
+    server.reply = lambda number, body: [part]
+    with pytest.raises(RuntimeError, match=r"the server sent .*, required choices with content"):
+        run(server, suite(tmp_path, out=tmp_path / "other"))
+
+
+def test_a_count_of_tokens_that_is_none_is_left_out(serve, tmp_path):
+    usage = {"usage": {"completion_tokens": "many", "prompt_tokens": None}, "choices": []}
+    server = serve(lambda number, body: [*right(number, body), usage])
+    assert run(server, suite(tmp_path))["tokens"] is None
+
+
 def test_a_model_that_changes_in_the_middle_ends_the_evaluation(serve, tmp_path):
     changed = {"model": "another", "choices": [{"delta": {"content": "\\boxed{1}"}}]}
     server = serve(lambda number, body: [changed] if number == 3 else right(number, body))

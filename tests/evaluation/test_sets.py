@@ -1,4 +1,4 @@
-"""The owners' files: rows that are invented, in the owners' forms; how they are asked and graded; what is refused."""
+"""The owners' benchmarks: rows that are invented, in the owners' forms; how they are asked and graded."""
 
 from __future__ import annotations
 
@@ -9,41 +9,17 @@ import io
 import json
 import zipfile
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from owners_files import lines, loaded, mark_of, table
 
-from r1engine.config.evaluation import BenchmarkSettings
 from r1engine.evaluation.benchmark import Graded, Judged, Marked, Reply
-from r1engine.evaluation.benchmarks import BENCHMARKS, benchmark_of
 from r1engine.evaluation.prompts import FOLDER, prompt
 from r1engine.rewards import Scorer, ScorerSettings
-
-
-def lines(path: Path, *rows: dict) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def table(path: Path, *rows: list, encoding: str = "utf-8") -> Path:
-    text = io.StringIO()
-    csv.writer(text, delimiter="\t" if path.suffix == ".tsv" else ",").writerows(rows)
-    path.write_bytes(text.getvalue().encode(encoding))
-    return path
-
-
-def loaded(name: str, path: Path, **settings):
-    row = benchmark_of(name, "")
-    return row, row.load(BenchmarkSettings(file=path, **settings))
-
-
-def mark_of(row, item, reply: str, sample: int = 0) -> Marked:
-    mark = row.grade(item, sample, Reply(reply, "stop"))
-    assert isinstance(mark, Marked)
-    return mark
-
 
 # ---- mathematics ---------------------------------------------------------------------------------------------------
 
@@ -101,17 +77,6 @@ def test_ids_are_the_owners_or_of_the_text_and_never_the_line(tmp_path):
     assert len({item.id for item in items}) == 3 and again[0].id == items[1].id
     _, own = loaded("math_500", lines(tmp_path / "x.jsonl", rows[0] | {"unique_id": "test/1"}))
     assert own[0].id == "test/1"
-
-
-def test_all_files_of_a_folder_and_every_format_give_the_same(tmp_path):
-    rows = [{"problem": f"p{n}", "answer": str(n)} for n in range(3)]
-    lines(tmp_path / "a.jsonl", *rows)
-    (tmp_path / "b.json").write_text(json.dumps(rows))
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "c.parquet")
-    _, one = loaded("aime_2024", tmp_path / "a.jsonl")
-    for name in ("b.json", "c.parquet"):
-        assert loaded("aime_2024", tmp_path / name)[1] == one
-    assert len(loaded("aime_2024", tmp_path)[1]) == 9
 
 
 # ---- multiple choice -----------------------------------------------------------------------------------------------
@@ -219,14 +184,28 @@ def test_c_eval_and_cluewsc_are_asked_in_chinese(tmp_path):
         "D. d\n\u7b54\u6848\uff1a\u8ba9\u6211\u4eec\u4e00\u6b65\u4e00\u6b65\u601d\u8003\uff0c"
     )
     assert mark_of(bench, item, "\u56e0\u6b64\u7b54\u6848\u9009D\u3002").verdict == "right"
-    (tmp_path / "no_such_val.csv").write_text("id\n")
+    (tmp_path / "no_such_val.csv").write_text("id,question,A,B,C,D,answer\n0,Q?,a,b,c,d,D\n")
     with pytest.raises(ValueError, match="found the subject no_such"):
         loaded("c_eval", tmp_path)
-    bench, (item,) = loaded("cluewsc", lines(tmp_path / "test.jsonl", WSC))
+    bench, (item,) = loaded("cluewsc", lines(tmp_path / "test_public.json", WSC))  # lines, whatever its owners name it
     assert bench.ask(item, 0).startswith(
         "Ming said he\u2026\n\u6b64\u5904\uff0c\u201che\u201d\u662f\u5426\u6307\u4ee3\u201cMing\u201c\uff1f"
     )
     assert [mark_of(bench, item, f"\u7b54\u6848: {letter}").score for letter in "AB"] == [0.0, 1.0]
+
+
+def test_c_eval_from_the_owners_zip_and_the_folder_that_it_makes(tmp_path):
+    head = ["id", "question", "A", "B", "C", "D"]
+    for folder, columns, row in (("val", [*head, "answer"], ["0", "Q?", "a", "b", "c", "d", "D"]), ("test", head, [])):
+        (tmp_path / folder).mkdir()
+        table(tmp_path / folder / f"law_{folder}.csv", columns, row)
+    path = tmp_path / "ceval-exam.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("__MACOSX/val/._law_val.csv", b"\x00\x05\x16\x07")  # of a zip that was made on a Mac
+        for file in (tmp_path / "val/law_val.csv", tmp_path / "test/law_test.csv"):
+            archive.write(file, file.relative_to(tmp_path))
+    found = [[item.id for item in loaded("c_eval", where)[1]] for where in (path, tmp_path, tmp_path / "val")]
+    assert found == [["law/0"]] * 3
 
 
 # ---- programs ------------------------------------------------------------------------------------------------------
@@ -254,6 +233,9 @@ def test_the_window_of_live_code_bench_holds_its_last_day(tmp_path):
         ValueError, match=r"found contests from 2024-07-31 to 2025-02-01, required some from 2026-01-01"
     ):
         loaded("livecodebench", path, first_day="2026-01-01")
+    rows = [problem("c", days["c"]) | {"contest_date": datetime.fromisoformat(days["c"])}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "test.parquet")
+    assert [item.id for item in loaded("livecodebench", tmp_path / "test.parquet", **window)[1]] == ["c"]
     with pytest.raises(ValueError, match=r"test\.jsonl:1: contest_date is 'soon', required a date"):
         loaded("livecodebench", lines(path, problem("a", "soon")))
 
@@ -333,70 +315,6 @@ def test_frames_with_and_without_its_articles(tmp_path):
     assert isinstance(graded, Graded) and graded.record.question.reward == "judge"
     with pytest.raises(ValueError, match="wiki_items is null, required a list"):
         loaded("frames", path, articles=True)
-
-
-# ---- what is refused -----------------------------------------------------------------------------------------------
-
-
-def test_a_mark_of_byte_order_is_no_part_of_the_text(tmp_path):
-    text = json.dumps({"problem": "a", "answer": "1"})
-    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\r\n")
-    assert loaded("math_500", tmp_path / "x.jsonl")[1][0].question.text == "a"
-    path = table(tmp_path / "gpqa_diamond.csv", GPQA, ["Which?", "r", "a", "b", "c", "rec1"], encoding="utf-8-sig")
-    assert loaded("gpqa_diamond", path)[1][0].question.text == "Which?"
-
-
-FIRST = b'{"problem": "a", "answer": "1"}\n'
-HEAD = (",".join(REDUX) + "\n").encode()
-REFUSED = [
-    ("math_500", "x.jsonl", FIRST + b'{"problem": "b", "answer": null}\n', "x.jsonl:2: answer is null"),
-    ("math_500", "x.jsonl", FIRST + b'\n{"problem": "b"}\n', "x.jsonl:3: answer is missing"),
-    ("math_500", "x.jsonl", b'{"problem": "a", "answer": ["1"]}', "x.jsonl:1: answer is ['1'], required a text or a"),
-    ("math_500", "x.jsonl", b'{"problem": " ", "answer": "1"}', "x.jsonl:1: problem is blank"),
-    ("math_500", "x.jsonl", b'{"problem": "a", "answer": "1"', "x.jsonl:1: not valid JSON"),
-    ("math_500", "x.jsonl", b"[1]", "x.jsonl:1: found list, required an object"),
-    ("math_500", "x.jsonl", b"\n", "x.jsonl: found no rows"),
-    (
-        "math_500",
-        "x.jsonl",
-        FIRST + b"\xd5",
-        "x.jsonl:2: found the byte 0xd5, which is no UTF-8; save the file as UTF-8",
-    ),
-    ("math_500", "x.jsonl", b"\xff\xfe{\x00", "x.jsonl:1: found UTF-16, required UTF-8"),
-    ("math_500", "x.jsonl", b'{"prompt": "a"}', "found the fields prompt, required problem|question"),
-    ("math_500", "x.parquet", b"PAR1", "x.parquet: found a file that cannot be read"),
-    ("aime_2024", "x.jsonl", b'{"problem": "a", "answer": "1/2"}', "required a whole number from 0 to 999"),
-    ("gsm8k", "x.jsonl", b'{"question": "a", "answer": "18"}', "required #### and a number"),
-    ("mmlu", "law_test.csv", b"q,a,b,c,d,A\nq,a,b\n", "law_test.csv:2: found 3 columns, required 6"),
-    ("mmlu", "law_test.csv", b"q,a,b,c,d,E\n", "law_test.csv:1: answer is 'E', required a letter from A to D"),
-    ("mmlu", "data.zip", b"PK", "data.zip: found a file that cannot be read"),
-    ("gpqa_diamond", "gpqa.csv", b"Question,A,B\nq,a,b\n", "required Question, Correct Answer, Incorrect Answer 1"),
-    ("mmlu_redux", "x.csv", HEAD + b"q,nonsense,0,ok,,,\n", "choices is 'nonsense', required a list"),
-    ("mmlu_redux", "x.csv", HEAD + b"q,\"['a','b']\",2,ok,,,\n", "answer is '2', required a number from 0 to 1"),
-    ("mmlu_redux", "x.csv", HEAD + b"q,\"['a','b']\",1,odd,,,\n", "error_type is 'odd'"),
-    (
-        "cluewsc",
-        "x.jsonl",
-        b'{"target": {}, "label": "maybe", "text": "a"}',
-        "label is 'maybe', required true or false",
-    ),
-    ("drop", "x.jsonl", b"{}\n", "found no folder, required one with drop_v0_train.jsonl.gz"),
-]
-
-
-@pytest.mark.parametrize(("name", "file", "content", "message"), REFUSED)
-def test_what_cannot_be_read_is_refused_with_file_and_line(tmp_path, name, file, content, message):
-    (tmp_path / file).write_bytes(content)
-    with pytest.raises(ValueError) as refused:
-        loaded(name, tmp_path / file)
-    assert message in str(refused.value)
-
-
-@pytest.mark.parametrize("row", BENCHMARKS, ids=lambda row: row.name)
-def test_a_file_that_is_not_there_is_refused_by_name(tmp_path, row):
-    with pytest.raises(ValueError, match=r"no such file|found no folder"):
-        row.load(BenchmarkSettings(file=tmp_path / "missing.jsonl"))
-    assert row.wanted and (row.licence or row.name == "questions")
 
 
 # ---- prompts -------------------------------------------------------------------------------------------------------

@@ -62,7 +62,8 @@ class _Streaming(BaseHTTPRequestHandler):
                 if not self._part(part):
                     return
             self._event({"choices": [{"delta": {}, "finish_reason": self.server.finish}]})
-            self._event({"choices": [], "usage": {"completion_tokens": len(parts), "prompt_tokens": 3}})
+            if not any(isinstance(part, dict) and "usage" in part for part in parts):
+                self._event({"choices": [], "usage": {"completion_tokens": len(parts), "prompt_tokens": 3}})
             self.wfile.write(b"data: [DONE]\n\n")
         except OSError:  # the client has gone
             return

@@ -253,7 +253,7 @@ def test_without_the_runtime_of_pytorch_the_state_says_so(monkeypatch: pytest.Mo
 @needs_library
 def test_another_interface_version_is_refused(monkeypatch: pytest.MonkeyPatch, fresh_library: None) -> None:
     monkeypatch.setattr(cpu_lib, "ABI_VERSION", 99)
-    with pytest.raises(RuntimeError, match=r"_cpu\.so has interface version 2, 99 is required; run `pip install \.`"):
+    with pytest.raises(RuntimeError, match=r"_cpu\.so has interface version 3, 99 is required; run `pip install \.`"):
         cpu_lib.takes(torch.ones(8))
 
 

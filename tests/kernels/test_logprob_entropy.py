@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from r1kernels import logprob_entropy
+from r1kernels import cpu_lib, logprob_entropy
 from r1kernels.logprob_entropy import cpu_impl
 from r1kernels.logprob_entropy.problem import Selection, Softmax
 from r1kernels.logprob_entropy.reference import logprob_entropy_reference
@@ -15,9 +15,13 @@ from r1kernels.logprob_entropy.reference import logprob_entropy_reference
 INF = float("inf")
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    """Several row blocks even in tiny cases, the last of them not full."""
+@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def either_way(request, monkeypatch):
+    """The compiled functions, and PyTorch with several row blocks even in tiny cases, the last of them not full."""
+    if request.param == "torch":
+        monkeypatch.setattr(cpu_impl.compiled, "takes", lambda *tensors: False)
+    elif cpu_lib.library_path() is None:
+        pytest.skip("_cpu.so is not built: no C++ compiler")
     monkeypatch.setattr(cpu_impl, "BLOCK_ELEMENTS", 300)
 
 

@@ -1,4 +1,6 @@
-"""logprob_entropy in PyTorch, tuned for CPUs: a block of rows at a time, so that every pass stays in a core's cache.
+"""logprob_entropy for CPUs: compiled, and what is not compiled through PyTorch, a block of rows at a time.
+
+A block is small enough for every pass to stay in a core's cache.
 
 A row is summed up relative to one of its own logits, the label's where that one is likely enough: PyTorch's softmax
 then does the maximum, the exponentials and the sum in one call, and nothing loses digits beside a large offset.
@@ -10,6 +12,7 @@ from collections.abc import Iterator
 
 import torch
 
+from r1kernels.logprob_entropy import compiled
 from r1kernels.logprob_entropy.problem import Problem, RowSums
 
 BLOCK_ELEMENTS = 1 << 18  # logits a thread handles at once: 1 MiB of float32, and as much for their softmax
@@ -22,6 +25,8 @@ Place = slice | torch.Tensor  # some of the N rows
 
 def partials(problem: Problem, *, entropy: bool, squares: bool) -> torch.Tensor:
     """As `Logprob.partials`."""
+    if compiled.takes(problem):
+        return compiled.partials(problem, entropy=entropy, squares=squares)
     out = torch.zeros(5, len(problem.labels), dtype=problem.dtype, device=problem.logits.device)
     column, is_here = _columns(problem)
     used = problem.is_used()
@@ -167,6 +172,9 @@ def gradient(
     out: torch.Tensor,
 ) -> None:
     """As `Logprob.gradient`."""
+    if compiled.takes(problem, out):
+        compiled.gradient(problem, sums, grad_logp, grad_entropy, out)
+        return
     used = problem.is_used()
     rows = None if used.all() else used.nonzero()[:, 0]
     inner = out.shape[1]

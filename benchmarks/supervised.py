@@ -1,4 +1,4 @@
-"""What bench_sft.py and bench_reward_model.py share: texts, TRL's side as a child process, and the rows."""
+"""What the benchmarks of supervised steps share: texts, TRL's side as a child process, and the rows."""
 
 from __future__ import annotations
 

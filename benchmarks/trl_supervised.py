@@ -1,4 +1,4 @@
-"""The TRL side of bench_sft.py and bench_reward_model.py: a trainer that takes one step for each line on stdin.
+"""The TRL side of the benchmarks of supervised steps: a trainer that takes one step for each line on stdin.
 
 Runs under the Python of an environment that has TRL (benchmarks/README.md) and imports nothing of r1engine.
 Answers on stdout with one line of JSON: versions when ready, then the CPU seconds and the loss of each step.
@@ -18,7 +18,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    TrainerCallback,
+)
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 Answer = Callable[[dict[str, object]], None]
@@ -39,8 +45,9 @@ def open_answers() -> Answer:
 class StepByStep(TrainerCallback):
     """Waits for the parent before each optimizer step, and reports when it is logged."""
 
-    def __init__(self, answer: Answer) -> None:
-        self.answer, self.cpu = answer, 0.0
+    def __init__(self, answer: Answer, parts: int) -> None:
+        """`parts`: batches whose mean losses the trainer adds up for a step, where it should take their mean."""
+        self.answer, self.parts, self.cpu = answer, parts, 0.0
 
     def on_step_begin(self, args, state, control, **kwargs):
         if not sys.stdin.readline():
@@ -52,7 +59,7 @@ class StepByStep(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:
-            self.answer({"cpu": self.cpu, "loss": logs["loss"]})
+            self.answer({"cpu": self.cpu, "loss": logs["loss"] / self.parts})
 
 
 def common(job: dict[str, Any], scratch: str) -> dict[str, Any]:
@@ -76,9 +83,38 @@ def common(job: dict[str, Any], scratch: str) -> dict[str, Any]:
     } | SETTINGS[job["setting"]]
 
 
+class TwoLabels:
+    """The folder's model with a score of two labels: a softmax that equals the sigmoid of the folder's score."""
+
+    @staticmethod
+    def from_pretrained(folder: str, dtype: torch.dtype) -> Any:
+        model = AutoModelForTokenClassification.from_pretrained(folder, dtype=dtype)
+        score = model.score.weight.detach()
+        model.score = torch.nn.Linear(score.shape[1], 2, dtype=dtype)
+        with torch.no_grad():
+            model.score.weight.copy_(torch.cat([torch.zeros_like(score), score]))
+            model.score.bias.zero_()
+        model.num_labels = model.config.num_labels = 2
+        return model
+
+
+def spread(size: int, last: list[int], labels: list[float]) -> list[int]:
+    """[size] the label at each step's last token, -100 at the others."""
+    found = [-100] * size
+    for index, label in zip(last, labels, strict=True):
+        found[index] = int(label)
+    return found
+
+
 def trainer_of(job: dict[str, Any], texts: list[Any], scratch: str, callbacks: list[TrainerCallback]) -> Any:
-    """`texts`: tokens, and how many of them are the prompt's; or the tokens of a chosen text and of a rejected one."""
-    if job["kind"] == "reward_model":
+    """`texts`: tokens, and how many of them are the prompt's; the tokens of a chosen text and of a rejected one; or
+    tokens, the index of each step's last one, and the steps' labels."""
+    if job["kind"] == "process_reward":
+        from trl.experimental.prm import PRMConfig, PRMTrainer  # until TRL 1.13
+
+        rows = [{"input_ids": tokens, "labels": spread(len(tokens), last, labels)} for tokens, last, labels in texts]
+        model, config, trainer = TwoLabels, PRMConfig, PRMTrainer
+    elif job["kind"] == "reward_model":
         rows = [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in texts]
         model, config, trainer = AutoModelForSequenceClassification, RewardConfig, RewardTrainer
     else:
@@ -98,7 +134,9 @@ def main() -> None:
     torch.set_num_threads(1)
     texts = json.loads(Path(job["texts"]).read_text())
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = trainer_of(job, texts, scratch, [StepByStep(answer)])
+        # PRMTrainer's loss is a mean whatever the accumulation: its step is of their sum.
+        parts = common(job, scratch)["gradient_accumulation_steps"] if job["kind"] == "process_reward" else 1
+        trainer = trainer_of(job, texts, scratch, [StepByStep(answer, parts)])
         answer({"trl": importlib.metadata.version("trl"), "transformers": importlib.metadata.version("transformers")})
         trainer.train()
 

@@ -127,7 +127,7 @@ def export_checkpoint(target: EvaluationTarget, world: World) -> None:
     try:
         policy = Policy(model, cfg.parallel, cfg.optimizer, layout, seed=cfg.seed)
         with policy.awake():
-            policy.load(target.checkpoint / "model", has_snapshot=False)
+            policy.load(target.checkpoint / "model")
             policy.export(target.folder, identity={"checkpoint": target.identity["manifest.json"]})
     finally:
         parallel.leave_layout()

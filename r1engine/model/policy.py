@@ -377,14 +377,14 @@ class Policy:
         return dist_checkpoint.Saved([chunk.module for chunk in self.chunks], self._weights.local)
 
     @runs_on_cpu
-    def save(self, folder: Path, snapshot: dict[str, torch.Tensor] | None) -> None:
+    def save(self, folder: Path, snapshot: dict[str, torch.Tensor] | None = None) -> None:
         """Write model, optimizer and reference into `folder` as a Megatron distributed checkpoint."""
         self._offloader.check_awake()
         dist_checkpoint.save(folder, self._model(), self.optimizer, snapshot)
 
     @runs_on_cpu
     @torch.no_grad()
-    def load(self, folder: Path, has_snapshot: bool) -> dict[str, torch.Tensor] | None:
+    def load(self, folder: Path, has_snapshot: bool = False) -> dict[str, torch.Tensor] | None:
         """Read back what `save` wrote; returns the reference's snapshot if there is one."""
         self._offloader.check_awake()
         template = self.snapshot() if has_snapshot else None

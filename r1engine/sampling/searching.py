@@ -159,11 +159,12 @@ def _search_all(
     lockstep = Lockstep(crew, settings, limits, how, cfg.seed)
     progress.phase(name)
     progress.start(len(done), len(done) + len(prompts))
-    if crew.scorer is not None:
-        crew.scorer.clear()
     begun, marked, counters = time.monotonic(), 0, _Counters(crew)
     with files.part(name, world.rank) as part:
         try:
+            if crew.scorer is not None:
+                crew.scorer.clear()
+            world.wait()  # a server forgets nothing while another rank asks it
             for number, tree in enumerate(lockstep.run(prompts[world.rank :: world.size], progress.advance), start=1):
                 part.write(row_of(name, settings, tree))
                 counters.note(files, name, world.rank)

@@ -5,11 +5,13 @@ Nothing is searched for in a text: each step is tokenized by itself, so that its
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from r1engine.config.stage import Data
 from r1engine.data.chat import ChatFormat, Message
+from r1engine.hf.architecture import Architecture
 from r1engine.hf.files import read_json
 from r1engine.hf.tokenizer import PromptTokenizer, load_tokenizer, stop_tokens
 from r1engine.search.scored_folder import read_scored_folder
@@ -188,6 +190,18 @@ def _answers(tokenizer: PromptTokenizer, folder: Path) -> tuple[int, int]:
 
 def _last(tokenizer: PromptTokenizer, text: str) -> int:
     return tokenizer.encode_continuations([text])[0].ids[-1]
+
+
+def check_tokens(tokens: Sequence[int], arch: Architecture, folder: Path, most: int) -> None:
+    """Looks at a question with its steps before the model of a folder runs it.
+
+    Raises:
+        ValueError: there are more than `most` tokens, or one that the model has not.
+    """
+    if len(tokens) > most:
+        raise ValueError(f"scorer: found a solution of {len(tokens)} tokens, required at most {most}: {folder}")
+    if tokens and max(tokens) >= arch.vocab_size:
+        raise ValueError(f"scorer: found token {max(tokens)}, required below {arch.vocab_size}: {folder}")
 
 
 def known_means(name: FormatName, folder: Path) -> str:

@@ -17,7 +17,7 @@ from r1engine.hf.tokenizer import PromptTokenizer
 from r1engine.rollout.local.decoder import Decoder
 from r1engine.rollout.local.heads import read_scored
 from r1engine.rollout.local.kept import KeptSegments, Segment
-from r1engine.search.formats import FormatName, format_of_folder, known_means, make_writer
+from r1engine.search.formats import FormatName, check_tokens, format_of_folder, known_means, make_writer
 from r1engine.search.tree import StepPath
 
 if TYPE_CHECKING:
@@ -124,15 +124,7 @@ class LocalScorer:
             key = _key(before, chunk.tokens) if chunk.tokens else before
             found.append(_Part(key, chunk.tokens, chunk.read))
         tokens = [token for part in found for token in part.tokens]
-        if len(tokens) > self._arch.max_positions:
-            found_tokens = f"found a solution of {len(tokens)} tokens"
-            raise ValueError(
-                f"scorer: {found_tokens}, required at most the {self._arch.max_positions} positions of the model"
-            )
-        if tokens and max(tokens) >= self._arch.vocab_size:
-            raise ValueError(
-                f"scorer: found token {max(tokens)}, required below {self._arch.vocab_size}: {self._folder}"
-            )
+        check_tokens(tokens, self._arch, self._folder, self._arch.max_positions)
         return found
 
     def _plan(self, parts: list[_Part], scores: dict[bytes, float]) -> _Run | None:

@@ -23,7 +23,7 @@ from r1engine.config.process import StepScorerSection
 from r1engine.hf.score_folder import read_trunk
 from r1engine.hf.tokenizer import PromptTokenizer
 from r1engine.rewards.servers.endpoint import ModelServers, ModelServersError
-from r1engine.search.formats import FormatName, known_means, make_writer
+from r1engine.search.formats import FormatName, check_tokens, known_means, make_writer
 from r1engine.search.tree import StepPath
 
 Way = Literal["one by one", "at once", "two answers"]
@@ -70,7 +70,8 @@ class ServerScorer:
             ValueError: a server has another kind of model, or one that ignores positions.
             RuntimeError: a server does not answer.
         """
-        self._arch, self._writer, self._cfg = read_trunk(folder), make_writer(name, folder, policy), cfg
+        self._arch, self._folder, self._cfg = read_trunk(folder), folder, cfg
+        self._writer = make_writer(name, folder, policy)
         self.labels = known_means(name, folder)
         self.tokens_run: int | None = 0
         self._counting = Lock()
@@ -81,7 +82,8 @@ class ServerScorer:
 
         Raises:
             RuntimeError: no server answers.
-            ValueError: a path is longer than the model's context, or a server gives other scores than were asked for.
+            ValueError: a path is longer than the model's context, has tokens that the model has not, or a server gives
+                other scores than were asked for.
         """
         asks = [self._ask_of(path) for path in paths]
         if not asks:
@@ -111,11 +113,7 @@ class ServerScorer:
         for chunk in chunks:
             at.append(len(tokens) + chunk.read if chunk.tokens else at[-1] if at else len(tokens) - 1)
             tokens += chunk.tokens
-        if len(tokens) >= self._arch.max_positions:
-            raise ValueError(
-                f"scorer: found a solution of {len(tokens)} tokens, required fewer than the "
-                f"{self._arch.max_positions} positions of the model"
-            )
+        check_tokens(tokens, self._arch, self._folder, self._arch.max_positions - 1)  # a server keeps one for a draw
         wanted = at[path.scored :]
         return _Ask(path.prompt.id, tokens[: wanted[-1] + 1] if wanted else [], wanted)
 
@@ -216,14 +214,9 @@ class ServerScorer:
                 f"scorer {server.endpoint.urls}: {len(found)} log-probabilities from {server.what}, required "
                 f"{len(ask.tokens) + 1 - ask.at[0]}"
             )
-        return [self._of_pair(found[index + 1 - ask.at[0]]) for index in ask.at]
-
-    def _of_pair(self, entries: Any) -> float:
-        """P(good) of the log-probabilities of good and bad, each with its token."""
-        assert self._writer.pair is not None
-        logp = {token: value for value, token, *_ in entries}
         good, bad = self._writer.pair
-        return _sigmoid(logp[good] - logp[bad])
+        rows = [{token: logp for logp, token, *_ in found[index + 1 - ask.at[0]] or []} for index in ask.at]
+        return [_probability([row.get(bad), row.get(good)], server) for row in rows]
 
     def _post(self, server: _Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
         reply = server.endpoint.post(path, body)
@@ -238,16 +231,17 @@ class ServerScorer:
 
 
 def _probability(logits: Any, server: _Server) -> float:
-    """Sigmoid of one label; of two the softmax's second, "right"."""
+    """Sigmoid of one label; of two the softmax's second, "right" or "good".
+
+    Raises:
+        ValueError: it is not one or two finite numbers.
+    """
     if isinstance(logits, list) and len(logits) == 1 and isinstance(logits[0], list):
         [logits] = logits
     is_known = isinstance(logits, list) and len(logits) in (1, 2) and all(isinstance(z, float | int) for z in logits)
     if not is_known or not all(map(math.isfinite, logits)):
         raise ValueError(
-            f"scorer {server.endpoint.urls}: found {logits!r:.60} from {server.what}, required 1 or 2 labels"
+            f"scorer {server.endpoint.urls}: found {logits!r:.60} from {server.what}, required 1 or 2 finite numbers"
         )
-    return _sigmoid(logits[0] if len(logits) == 1 else logits[1] - logits[0])
-
-
-def _sigmoid(z: float) -> float:
+    z = logits[0] if len(logits) == 1 else logits[1] - logits[0]
     return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))

@@ -169,7 +169,7 @@ def _check_texts(cfg: SftConfig) -> list[str]:
     form = inputs.format_of(cfg)
 
     def table(path: Path, folder: Path) -> TextTable:
-        return TextTable(inputs.write_texts(cfg, path, folder, "texts", form))
+        return TextTable(inputs.write_texts(cfg, path, folder, form, "texts"))
 
     return _check_tables(cfg, table, partial(inputs.text_batches, cfg))
 
@@ -179,7 +179,7 @@ def _check_ratings(cfg: RewardModelConfig) -> list[str]:
     rated = form_to_train(form, load_tokenizer(cfg.model.folder))
 
     def table(path: Path, folder: Path) -> RatedTable:
-        return RatedTable(inputs.write_ratings(cfg, path, folder, "ratings", form, rated))
+        return RatedTable(inputs.write_ratings(cfg, path, folder, form, rated, "ratings"))
 
     return _check_tables(cfg, table, partial(inputs.rating_batches, cfg))
 
@@ -188,7 +188,7 @@ def _check_steps(cfg: ProcessRewardConfig) -> list[str]:
     form = inputs.format_of(cfg)
 
     def table(path: Path, folder: Path) -> StepTable:
-        return StepTable(inputs.write_step_tokens(cfg, path, folder, "steps", form))
+        return StepTable(inputs.write_step_tokens(cfg, path, folder, form, "steps"))
 
     return _check_tables(cfg, table, partial(inputs.step_batches, cfg))
 

@@ -210,7 +210,7 @@ def note_unusable(scorer: Scorer, table: PromptTable, most: float) -> str:
     return note
 
 
-def write_texts(cfg: SftConfig, path: Path, cache: Path, key: str, form: PromptFormat) -> Path:
+def write_texts(cfg: SftConfig, path: Path, cache: Path, form: PromptFormat, key: str) -> Path:
     """The texts of one of the run's files as tokens, below `cache`; see `cached_texts`.
 
     Raises:
@@ -222,7 +222,7 @@ def write_texts(cfg: SftConfig, path: Path, cache: Path, key: str, form: PromptF
 
 
 def write_ratings(
-    cfg: RewardModelConfig, path: Path, cache: Path, key: str, form: PromptFormat, rated: RatedForm
+    cfg: RewardModelConfig, path: Path, cache: Path, form: PromptFormat, rated: RatedForm, key: str
 ) -> Path:
     """The pairs or labels of one of the run's files as tokens, below `cache`; see `cached_ratings`.
 
@@ -234,7 +234,7 @@ def write_ratings(
     return written
 
 
-def write_step_tokens(cfg: ProcessRewardConfig, path: Path, cache: Path, key: str, form: PromptFormat) -> Path:
+def write_step_tokens(cfg: ProcessRewardConfig, path: Path, cache: Path, form: PromptFormat, key: str) -> Path:
     """The solutions of one of the run's files as tokens, below `cache`; see `cached_steps`.
 
     Raises:

@@ -14,7 +14,6 @@ from r1engine.config import ProcessRewardConfig
 from r1engine.data.chat import PromptFormat
 from r1engine.data.step_table import LabelledSteps, StepTable, learned, steps_key
 from r1engine.evaluation.steps import step_measures
-from r1engine.model.policy import Policy
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
 from r1engine.plan.utilization import training_flops
@@ -26,6 +25,7 @@ from r1engine.stages.prepared import prepared_to_score
 from r1engine.stages.process_loss import cross_entropy_of_steps, squared_error_of_steps
 from r1engine.stages.rows import batch_metrics, own_rows, probabilities_at
 from r1engine.stages.stage import Advance, Evaluated
+from r1engine.stages.supervised import policy_of, read_once
 
 FEW_WRONG = 0.01  # share of wrong steps below which a note is due
 
@@ -48,19 +48,14 @@ class ProcessRewardStage:
         self.steps = self.batches.steps
         means = cfg.process.means or ("value" if self.train.of_rollouts >= 0.5 else "correctness")
         self.cfg = cfg = prepared_to_score(cfg, form, world, ScoredFolder.of(cfg.steps, means))
-        layout = cfg.parallel.model_copy(update={"offload": False})  # nothing else wants the device's memory
-        self.policy = Policy(cfg.model, layout, cfg.optimizer, world, seed=cfg.seed, head="score")
+        self.policy = policy_of(cfg, world, "score")
         is_squared = cfg.process.loss == "squared"
         self._loss = squared_error_of_steps if is_squared else cross_entropy_of_steps
 
     def _read(self, name: str, path: Path, form: PromptFormat) -> tuple[StepTable, str]:
         """The tokens of a file, written once below run_dir, and the digest of all that they depend on. Collective."""
-        key = self.world.from_first(partial(steps_key, path, form, self.cfg))
-        cache = self.cfg.run_dir / "tokens" / name
-        table = StepTable(self.world.from_first(partial(write_step_tokens, self.cfg, path, cache, key, form)))
-        for note in table.notes:
-            self._progress.note(note)
-        return table, key
+        write = partial(write_step_tokens, self.cfg, path, self.cfg.run_dir / "tokens" / name, form)
+        return read_once(StepTable, partial(steps_key, path, form, self.cfg), write, self.world, self._progress)
 
     def identity(self) -> Identity:
         """What must not change between a checkpoint and the run that goes on from it; the layout may."""
@@ -144,12 +139,12 @@ class ProcessRewardStage:
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Model and optimizer into `folder`/model."""
-        self.policy.save(folder / "model", None)
+        self.policy.save(folder / "model")
         return {}
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Read back what `save` wrote."""
-        self.policy.load(folder / "model", has_snapshot=False)
+        self.policy.load(folder / "model")
 
     def summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Held-out measures before and after, and the last training loss."""

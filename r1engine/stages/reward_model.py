@@ -15,7 +15,6 @@ from r1engine.data.chat import PromptFormat
 from r1engine.data.rated import RatedForm
 from r1engine.data.rated_table import RatedTable, ratings_key
 from r1engine.evaluation.ratings import accuracy, measures, outcomes, shown
-from r1engine.model.policy import Policy
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
 from r1engine.plan.utilization import training_flops
@@ -27,6 +26,7 @@ from r1engine.stages.prepared import prepared_to_rate
 from r1engine.stages.reward_loss import of_texts, pairwise, pointwise
 from r1engine.stages.rows import batch_metrics, own_rows
 from r1engine.stages.stage import Advance, Evaluated
+from r1engine.stages.supervised import policy_of, read_once
 
 RATINGS = "ratings.json"  # what the report draws of the last evaluation
 
@@ -47,8 +47,7 @@ class RewardModelStage:
         self.heldout = self._read("heldout", heldout, form, rated)[0] if heldout is not None else None
         self.batches = rating_batches(cfg, len(self.train))
         self.steps = self.batches.steps
-        layout = cfg.parallel.model_copy(update={"offload": False})  # nothing else wants the device's memory
-        self.policy = Policy(cfg.model, layout, cfg.optimizer, world, seed=cfg.seed, head="score")
+        self.policy = policy_of(cfg, world, "score")
         options = cfg.reward_model
         self._is_pairs = options.loss == "pairwise"
         self._probe = rated.tokens([rated.head(PROBE[0])], [PROBE[1]])[0]
@@ -56,13 +55,9 @@ class RewardModelStage:
 
     def _read(self, name: str, path: Path, form: PromptFormat, rated: RatedForm) -> tuple[RatedTable, str]:
         """The tokens of a file, written once below run_dir, and the digest of all that they depend on. Collective."""
-        key = self.world.from_first(partial(ratings_key, path, form, rated, self.cfg))
-        cache = self.cfg.run_dir / "tokens" / name
-        write = partial(write_ratings, self.cfg, path, cache, key, form, rated)
-        table = RatedTable(self.world.from_first(write))
-        for note in table.notes:
-            self._progress.note(note)
-        return table, key
+        key = partial(ratings_key, path, form, rated, self.cfg)
+        write = partial(write_ratings, self.cfg, path, self.cfg.run_dir / "tokens" / name, form, rated)
+        return read_once(RatedTable, key, write, self.world, self._progress)
 
     def identity(self) -> Identity:
         """What must not change between a checkpoint and the run that goes on from it; the layout may."""
@@ -163,12 +158,12 @@ class RewardModelStage:
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Model and optimizer into `folder`/model."""
-        self.policy.save(folder / "model", None)
+        self.policy.save(folder / "model")
         return {}
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Read back what `save` wrote."""
-        self.policy.load(folder / "model", has_snapshot=False)
+        self.policy.load(folder / "model")
 
     def summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Held-out accuracy before and after, how much it has to do with the length, and the last training loss."""

@@ -17,7 +17,6 @@ from r1engine.batch import PackedBatch, Sequence, TokenOutputs, pack
 from r1engine.config import SftConfig
 from r1engine.data.chat import PromptFormat
 from r1engine.data.texts import TextTable, texts_key
-from r1engine.model.policy import Policy
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
 from r1engine.plan.utilization import training_flops
@@ -27,6 +26,7 @@ from r1engine.stages.inputs import text_batches, write_texts
 from r1engine.stages.prepared import prepared
 from r1engine.stages.rows import batch_metrics, own_rows
 from r1engine.stages.stage import Advance, Evaluated
+from r1engine.stages.supervised import policy_of, read_once
 
 
 def cross_entropy(outputs: TokenOutputs, row: PackedBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -57,18 +57,14 @@ class SftStage:
         self.heldout = self._read("heldout", cfg.data.heldout, form)[0] if cfg.data.heldout is not None else None
         self.batches = text_batches(cfg, len(self.train))
         self.steps = self.batches.steps
-        layout = cfg.parallel.model_copy(update={"offload": False})  # nothing else wants the device's memory
-        self.policy = Policy(cfg.model, layout, cfg.optimizer, world, seed=cfg.seed)
+        self.policy = policy_of(cfg, world, "tokens")
 
     def _read(self, name: str, path: Path, form: PromptFormat) -> tuple[TextTable, str]:
         """The tokens of a file, written once below run_dir, and the digest of all that they depend on. Collective."""
         folder, data = self.cfg.model.folder, self.cfg.data
-        key = self.world.from_first(partial(texts_key, path, form, data, folder / "tokenizer.json"))
-        cache = self.cfg.run_dir / "tokens" / name
-        table = TextTable(self.world.from_first(partial(write_texts, self.cfg, path, cache, key, form)))
-        for note in table.notes:
-            self._progress.note(note)
-        return table, key
+        key = partial(texts_key, path, form, data, folder / "tokenizer.json")
+        write = partial(write_texts, self.cfg, path, self.cfg.run_dir / "tokens" / name, form)
+        return read_once(TextTable, key, write, self.world, self._progress)
 
     def identity(self) -> Identity:
         """What must not change between a checkpoint and the run that goes on from it; the layout may."""
@@ -138,12 +134,12 @@ class SftStage:
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Model and optimizer into `folder`/model."""
-        self.policy.save(folder / "model", None)
+        self.policy.save(folder / "model")
         return {}
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Read back what `save` wrote."""
-        self.policy.load(folder / "model", has_snapshot=False)
+        self.policy.load(folder / "model")
 
     def summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Held-out loss before and after, and the last training loss."""

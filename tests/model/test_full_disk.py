@@ -15,7 +15,7 @@ def test_a_write_that_fails_half_way_is_named_and_leaves_the_last_whole_checkpoi
     def save(step: int) -> None:
         partial = checkpoint.begin(tmp_path, step)
         (partial / "model").mkdir()
-        policy.save(partial / "model", None)
+        policy.save(partial / "model")
         checkpoint.commit(partial, {"step": step})
 
     save(1)

@@ -134,17 +134,21 @@ def test_a_scorer_that_is_gone_ends_a_search_and_later_it_goes_on(world, tmp_pat
     asked = []
 
     def reply(path, body):
-        if not body:
+        if path.endswith("_info"):
             info = {"architectures": ["Qwen2ForSequenceClassification"], "version": "1"}
             return 200, json.dumps(info).encode()
         asked.append(path)
-        is_gone = path == "/classify" and len(asked) > limit
+        is_gone = path == gone and len(asked) > limit
         return None if is_gone else (200, json.dumps({"embedding": [0.5], "meta_info": {}}).encode())
 
     server = ModelServer(reply)
     of_scorer = {"path": world / "scorer", "urls": [server.url], "tries": 1, "parallel": 1}
     keys = {"scorer": of_scorer, "search": {"n": 2, "width": 2, "method": "beam", "questions_at_once": 1}}
-    cfg, limit = settings(world, tmp_path / "run", **keys), 12
+    cfg, limit, gone = settings(world, tmp_path / "run", **keys), 0, "/flush_cache"
+    with pytest.raises(RunFailed, match=r"scorer http://127.0.0.1:\d+/flush_cache: .*; what is done is kept, and the"):
+        run(cfg)
+    asked.clear()
+    limit, gone = 12, "/classify"
     with pytest.raises(
         RunFailed, match=r"scorer http://127.0.0.1:\d+/classify: .*; what is done is kept, and the same"
     ):

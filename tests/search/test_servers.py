@@ -149,5 +149,32 @@ def test_servers_that_cannot_score_are_refused(folder, serve):
     opened(folder, serve(architecture="LlamaForSequenceClassification", ignores_positions=True).url)  # one by one
     with pytest.raises(ValueError, match=r"found Qwen2ForCausalLM \(sglang 0.5.23\), required a model with a score"):
         opened(folder, serve(architecture="Qwen2ForCausalLM").url)
-    with pytest.raises(ValueError, match="found a solution of 130 tokens, required fewer than the 128 positions"):
-        opened(folder, serve().url).score([path()._replace(steps=((5,) * 128,))])
+    scorer = opened(folder, serve().url)
+    with pytest.raises(ValueError, match="found a solution of 128 tokens, required at most 127: "):
+        scorer.score([path()._replace(steps=((5,) * 126,))])
+    with pytest.raises(ValueError, match="found token 96, required below 96"):  # which may end a server on a GPU
+        scorer.score([path()._replace(steps=((5, 96),))])
+
+
+def test_what_a_server_does_not_score_is_no_score(folder, serve, tmp_path):
+    server = serve()
+    scorer = opened(folder, server.url)
+    server.answer = lambda path, body: {"embedding": [float("nan")], "meta_info": {}}
+    with pytest.raises(ValueError, match=r"found \[nan\] from Qwen2.* \(sglang 0.5.23\), required 1 or 2 finite"):
+        scorer.score([path()])
+    server.answer = lambda path, body: {"error": "no"}
+    with pytest.raises(ValueError, match=r"found \{'error': 'no'\}, required a reply of /classify"):
+        scorer.score([path()])
+    save_model(tmp_path, "qwen2", **SIZES | {"vocab_size": len(real.BYTES)})
+    good = real.add_tokenizer(tmp_path).token_to_id("+")
+    server = serve("Qwen2ForCausalLM")
+    scorer = opened(tmp_path, server.url, name="math_shepherd")
+    row = [[-1.0, good, None]]  # nothing of the other answer
+    server.answer = lambda path, body: {
+        "meta_info": {"input_token_ids_logprobs": [row] * (len(body["input_ids"]) - body["logprob_start_len"])}
+    }
+    with pytest.raises(ValueError, match=r"found \[None, -1.0\] from Qwen2ForCausalLM"):
+        scorer.score([path()])
+    server.answer = lambda path, body: {"meta_info": {"input_token_ids_logprobs": [row]}}
+    with pytest.raises(ValueError, match=r"1 log-probabilities from Qwen2ForCausalLM .*, required \d+"):
+        scorer.score([path()])

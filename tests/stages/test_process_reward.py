@@ -117,7 +117,7 @@ def write(path, *rows):
 
 
 def table_of(cfg, folder) -> StepTable:
-    return StepTable(write_step_tokens(cfg, cfg.data.train, folder, "key", format_of(cfg)))
+    return StepTable(write_step_tokens(cfg, cfg.data.train, folder, format_of(cfg), "key"))
 
 
 ROW = {"question": "What is 1+1?", "steps": ["one;", "and one", "are two"], "labels": [1, 0.5, None]}

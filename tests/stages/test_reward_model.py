@@ -104,7 +104,7 @@ def write(path, *rows):
 def table_of(cfg, folder) -> RatedTable:
     form = format_of(cfg)
     rated = form_to_train(form, load_tokenizer(cfg.model.folder))
-    return RatedTable(write_ratings(cfg, cfg.data.train_file, folder, "key", form, rated))
+    return RatedTable(write_ratings(cfg, cfg.data.train_file, folder, form, rated, "key"))
 
 
 def test_a_rated_text_is_the_template_s_and_what_a_server_makes_of_it(model, tmp_path):

@@ -1,6 +1,7 @@
 """The stage `label` on a tiny model: a line a solution, undecided is null, a killed one goes on to the same file."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ import torch
 from r1engine.config import LabelConfig, StepMarking, TinyChainConfig
 from r1engine.data.steps import read_steps
 from r1engine.demo import tiny_chain as demo
+from r1engine.observe.progress import Progress
 from r1engine.ranks import World
-from r1engine.sampling.labelling import label
+from r1engine.sampling.labelling import _labelled, label
 
 ALONE = World(0, 1, torch.device("cpu"))
 DIGESTS = {"model.path": "m", "questions": "q"}
@@ -57,6 +59,18 @@ def test_labels_of_a_run_and_of_one_that_was_killed_are_the_same(chains, tmp_pat
     assert (tmp_path / "b" / "steps.jsonl").read_text() == file.read_text()
     with pytest.raises(ValueError, match=r"steps\.jsonl: made with other policy; choose another run_dir, or remove it"):
         label(settings(chains, tmp_path / "a"), ALONE, DIGESTS | {"model.path": "other"})
+
+
+def test_questions_of_which_nothing_is_decided_are_named(tmp_path, capsys):
+    of_questions = {3: [[None, None], [None]], 5: [[None, 0.0]], 9: [[None]]}
+    rows = [
+        [{"id": f"{q}/{i}", "labels": labels} for i, labels in enumerate(found)] for q, found in of_questions.items()
+    ]
+    crew = SimpleNamespace(label=lambda prompts: rows, away=[])  # a model and a grader outside of this test
+    with Progress("run", enabled=True) as progress:
+        found = _labelled(crew, tmp_path, ALONE, [], progress)
+    assert [row["labels"] for row in found] == [[None, None], [None], [None, 0.0], [None]]  # unknown is not 0
+    assert "no step is labelled of 3 solutions (questions 3, 9 ...): nothing is decided" in capsys.readouterr().out
 
 
 def test_marks_that_the_policy_does_not_write_are_refused(chains, tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--peer-python", metavar="PATH", help="python of an environment with lm-eval")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    cases = [Case("one_length", 64, 4, 32, 64, 64, 0), Case("own_lengths", 64, 4, 32, 64, 64, 16)]
+    cases = [Case("one_length", 64, 4, 32, 64, 64, 0), Case("own_lengths", 128, 4, 32, 64, 64, 16)]
     if args.smoke:
         cases, args.repeats, args.peer_python = [Case("smoke", 4, 2, 16, 8, 4, 16)], 1, None
     with tempfile.TemporaryDirectory(prefix="bench-evaluate-") as folder:

@@ -88,7 +88,8 @@ def question_of(row: Row, reading: Reading = AS_IS) -> Question:
     except ValueError as error:
         if "answer" in fields:
             raise
-        raise ValueError(f"{error}; the fields there are {row.columns}") from error
+        there = "answer is null" if "answer" in row.columns else f"the fields there are {row.columns}"
+        raise ValueError(f"{error}; {there}") from error
     for name, text in (("question", question.text), ("answer", question.answer)):
         try:
             text.encode()

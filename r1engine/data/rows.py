@@ -120,6 +120,23 @@ def missing(field: str, columns: list[str]) -> str:
     )
 
 
+def utf8(data: bytes, path: Path, line: int = 1) -> str:
+    """The text of a file, or of what begins with this line of it, without the mark of its byte order.
+
+    Raises:
+        ValueError: it is in another encoding; the line is named.
+    """
+    if line == 1 and data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"{path}:1: found UTF-16, required UTF-8; save it again as UTF-8")
+    try:
+        return data.decode("utf-8-sig" if line == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        line += data.count(b"\n", 0, error.start)
+        raise ValueError(
+            f"{path}:{line}: found the byte 0x{data[error.start]:02x}, which is no UTF-8; save the file as UTF-8"
+        ) from None
+
+
 def parse_line(line: str | bytes, where: str) -> Any:
     """The JSON value of a line. The numbers of an object keep their spelling.
 
@@ -165,13 +182,14 @@ def _opened(path: Path) -> BinaryIO:
 def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
-            yield number, parse_line(line, place(path, number))
+            yield number, parse_line(utf8(line, path, number), place(path, number))
 
 
 def _list(file: BinaryIO, path: Path) -> Iterator[tuple[int, Any]]:
     """The entries of a list; of an object that holds one list alone, those of the list."""
+    text = utf8(file.read(), path)
     try:
-        found = json.loads(file.read(), parse_float=SpelledFloat)
+        found = json.loads(text, parse_float=SpelledFloat)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     lists = [value for value in found.values() if isinstance(value, list)] if isinstance(found, dict) else []

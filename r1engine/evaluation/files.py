@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from r1engine.data.rows import utf8
+
 csv.field_size_limit(2**30)
 
 
@@ -195,7 +197,7 @@ def zipped_tables(
             for name in sorted(archive.namelist()):
                 if name.endswith(ending) and not Path(name).name.startswith("."):
                     inside = Path(f"{path}/{name}")
-                    text = _decoded(archive.read(name, password.encode() or None), inside)
+                    text = utf8(archive.read(name, password.encode() or None), inside)
                     found[name] = _checked(inside, list(_parsed(text, str(inside), ",", header)), required)
     except (OSError, zipfile.BadZipFile, RuntimeError) as error:
         raise ValueError(f"{path}: {_why(error)}") from error
@@ -270,7 +272,7 @@ def _parquet(path: Path) -> list[FileRow]:
 def _text(path: Path) -> str:
     try:
         data = path.read_bytes()
-        return _decoded(gzip.decompress(data) if path.suffix == ".gz" else data, path)
+        return utf8(gzip.decompress(data) if path.suffix == ".gz" else data, path)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: {_why(error)}") from error
 
@@ -279,22 +281,9 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             for number, line in enumerate(stream, 1):
-                yield _decoded(line, path, number)
+                yield utf8(line, path, number)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: {_why(error)}") from error
-
-
-def _decoded(data: bytes, path: Path, line: int = 1) -> str:
-    """The text of a file, or of what begins with this line of it."""
-    if line == 1 and data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError(f"{path}:1: found UTF-16, required UTF-8; save it again as UTF-8")
-    try:
-        return data.decode("utf-8-sig" if line == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        line += data.count(b"\n", 0, error.start)
-        raise ValueError(
-            f"{path}:{line}: found the byte 0x{data[error.start]:02x}, which is no UTF-8; save the file as UTF-8"
-        ) from None
 
 
 def _json(text: str, place: str) -> Any:

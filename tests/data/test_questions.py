@@ -113,7 +113,16 @@ def test_bad_json_names_the_line(write):
 
 def test_bytes_that_are_no_text_name_the_line(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"question": "a", "answer": "b"}\n{"question": "\xff"}\n')
-    assert refusal(tmp_path / "a.jsonl").startswith("a.jsonl:2: not valid JSON: ")
+    assert refusal(tmp_path / "a.jsonl") == "a.jsonl:2: found the byte 0xff, which is no UTF-8; save the file as UTF-8"
+    (tmp_path / "a.jsonl").write_bytes('{"question": "a", "answer": "b"}\n'.encode("utf-16"))
+    assert refusal(tmp_path / "a.jsonl") == "a.jsonl:1: found UTF-16, required UTF-8; save it again as UTF-8"
+    (tmp_path / "a.json").write_bytes(b'[\n{"question": "caf\xe9", "answer": "b"}]')
+    assert refusal(tmp_path / "a.json") == "a.json:2: found the byte 0xe9, which is no UTF-8; save the file as UTF-8"
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_first_line(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"question": "a", "answer": "b"}\n')
+    assert [question.text for question in read_questions(tmp_path / "a.jsonl")] == ["a"]
 
 
 def test_broken_parquet_is_refused(write):
@@ -143,7 +152,7 @@ def test_parquet_null_is_a_missing_field(tmp_path):
         ({"question": " ", "answer": 1}, "question is ' ', required a text that is not empty"),
         (
             {"question": "a", "answer": None},
-            "found no `answer`, required by reward 'math'; the fields there are ['answer', 'question']",
+            "found no `answer`, required by reward 'math'; answer is null",
         ),
         ({"question": "a", "answer": True}, "answer is True, required a number or a text"),
         ({"question": "a", "answer": [1]}, "answer is [1], required a number or a text"),

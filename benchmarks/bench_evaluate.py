@@ -4,9 +4,9 @@
 
 `drawing`: tokens a CPU second of `evaluate` (weights, drawing, grading, files, summary), of the embedded generator
 alone, of transformers.generate alone, and of an evaluation by lm-eval's hf backend (`make lm-eval`): the same model,
-prompts and sampling, in turns; with replies of one length, and with replies that end by themselves. `grading`: wall
-seconds that are left to grade when the last reply is drawn. `resume`: seconds to find what is missing of so many
-stored and graded replies.
+prompts and sampling, in turns; with replies of one length, and with replies that end by themselves. `grading`: what
+500 slow graders add to the wall time of an evaluation, beside graders that decide at once. `resume`: seconds to find
+what is missing of so many stored and graded replies.
 """
 
 from __future__ import annotations
@@ -67,13 +67,14 @@ def main() -> None:
     if args.smoke:
         cases, args.repeats, args.peer_python = [Case("smoke", 4, 2, 16, 8, 4, 16)], 1, None
     with tempfile.TemporaryDirectory(prefix="bench-evaluate-") as folder:
-        for case in cases:
-            model = make_model(Path(folder) / case.name, case, SMOKE_SIZES if args.smoke else SIZES)
+        sizes = SMOKE_SIZES if args.smoke else SIZES
+        made = [make_model(Path(folder) / case.name, case, sizes) for case in cases]
+        for model, case in zip(made, cases, strict=True):
             drawn = drawing(model, case, args.repeats, args.peer_python)
             timing.emit("evaluate", f"drawing/{case.name}", torch.device("cpu"), drawn)
-        for name, reward, answer, text in GRADED:
-            left = grading(model, name, reward, answer, text, 8 if args.smoke else 500, 1 if args.smoke else 3)
-            timing.emit("evaluate", f"grading/{name}", torch.device("cpu"), left)
+        for graded in GRADED:
+            found = grading(made[0], graded, 8 if args.smoke else 500, args.repeats)
+            timing.emit("evaluate", f"grading/{graded.name}", torch.device("cpu"), found)
         found = resume(Path(folder), 400 if args.smoke else 32_000)
         timing.emit("evaluate", "resume", torch.device("cpu"), found)
 
@@ -190,10 +191,23 @@ def rate(run: Callable[[], int]) -> float:
 # ---- grading -------------------------------------------------------------------------------------------------------
 
 DOUBLE = [{"stdin": f"{n}\n", "stdout": f"{2 * n}\n"} for n in range(3)]
+
+
+@dataclass(frozen=True)
+class Graded:
+    """Replies that all have this text, right by this reward."""
+
+    name: str
+    reward: str
+    answer: str
+    text: str
+
+
 GRADED = [
-    ("code", "code", "", "```python\nn = int(input())\nprint(n + sum(1 for _ in range(n + 10**5)) - 10**5)\n```"),
-    ("algebra", "math", "x^2 + 3x + 2", "<answer>(x + 1)(x + 2)</answer>"),
+    Graded("code", "code", "", "```python\nprint(2 * int(input()))\n```"),
+    Graded("algebra", "math", "x^2 + 3x + 2", "<answer>(x + 1)(x + 2)</answer>"),
 ]
+AT_ONCE = Graded("at_once", "exact", "w3", "<answer>w3</answer>")
 
 
 class Instead(LocalSampler):
@@ -207,39 +221,54 @@ class Instead(LocalSampler):
         self.ended = time.perf_counter()
 
 
-def grading(model: Model, name: str, reward: str, answer: str, text: str, replies: int, repeats: int) -> dict[str, Any]:
-    """Wall seconds of a whole evaluation, and what was left of them when the last reply was drawn."""
-    case = Case(name, replies // 4, 4, 0, 256, 64, 0)
-    questions = model.folder / f"{name}.jsonl"
-    tests = {"tests": DOUBLE} if reward == "code" else {}
-    write_questions(questions, (f"w{n % 500} w{n}" for n in range(replies // 4)), reward, answer, **tests)
-    wholes, lefts, alone = [], [], []
-    for number in range(repeats):
-        suite = suite_of(replace(model, questions=questions), case, model.folder / f"{name}{number}")
-        whole, left, graded = graded_run(model.folder, suite, text)
-        wholes.append(whole), lefts.append(left), alone.append(graded)
-    shares = [left / whole for left, whole in zip(lefts, wholes, strict=True)]
-    medians = {"seconds": wholes, "left_seconds": lefts, "grading_alone_seconds": alone, "left_share": shares}
-    return {"replies": replies} | {key: statistics.median(found) for key, found in medians.items()}
+def grading(model: Model, graded: Graded, replies: int, repeats: int) -> dict[str, object]:
+    """Wall seconds of an evaluation: with this grader, with one that decides at once, by turns; what the first has
+    left to grade when its last reply is drawn; and of grading alone."""
+    case = Case(graded.name, replies // 4, 4, 0, 128, 64, 0)
+    numbers = count()
+
+    def seconds(what: Graded) -> tuple[float, float, float]:
+        questions = model.folder / f"{what.name}.jsonl"
+        tests = {"tests": DOUBLE} if what.reward == "code" else {}
+        texts = (f"w{n % 500} w{n}" for n in range(replies // 4))
+        write_questions(questions, texts, what.reward, what.answer, **tests)
+        out = model.folder / f"{graded.name}{next(numbers)}"
+        return graded_run(model.folder, suite_of(replace(model, questions=questions), case, out), what.text)
+
+    seconds(AT_ONCE)
+    runs = [(seconds(graded), seconds(AT_ONCE)) for _ in range(repeats)]
+    columns = {
+        "seconds": [whole for (whole, _, _), _ in runs],
+        "seconds_graded_at_once": [whole for _, (whole, _, _) in runs],
+        "added_share": [1 - plain / whole for (whole, _, _), (plain, _, _) in runs],
+        "left_seconds": [left for (_, left, _), _ in runs],
+        "left_share": [left / whole for (whole, left, _), _ in runs],
+        "grading_alone_seconds": [alone for (_, _, alone), _ in runs],
+    }
+    return {"replies": replies, "repeats": repeats} | {
+        name: statistics.median(found) for name, found in columns.items()
+    }
 
 
 def graded_run(folder: Path, suite: Suite, text: str) -> tuple[float, float, float]:
     """Wall seconds of the evaluation, after the last reply of it, and of grading the stored replies alone."""
     entries = load_entries(suite.benchmarks, has_judge=False)
-    store, world = Store(suite.out), ranks.start()
+    store, world = Store(suite.out or folder), ranks.start()
     store.begin({"target": "", "same": {}, "benchmarks": {}})
     sampler = Instead(folder, suite, torch.device("cpu"))
     sampler.text = text
     with make_scorer(suite.rewards) as scorer:
-        began = time.perf_counter()
-        found = draw_and_grade(store, entries, 0, world, lambda: sampler, Grading(scorer, None), lambda text: None)
-        ended = time.perf_counter()
-        assert found["mine"]["score"]["mean"] == 1.0, found["mine"]
-        for file in (store.folder / "grades").iterdir():
-            file.unlink()
-        again = time.perf_counter()
-        draw_and_grade(store, entries, 0, world, lambda: sampler, Grading(scorer, None), lambda text: None)
-        return ended - began, ended - sampler.ended, time.perf_counter() - again
+
+        def draw() -> float:
+            began = time.perf_counter()
+            found = draw_and_grade(store, entries, 0, world, lambda: sampler, Grading(scorer, None), lambda text: None)
+            assert found["mine"]["score"]["mean"] == 1.0, found["mine"]
+            return time.perf_counter() - began
+
+        whole = draw()
+        left = time.perf_counter() - sampler.ended
+        store.discard_grades("mine")
+        return whole, left, draw()
 
 
 # ---- resume --------------------------------------------------------------------------------------------------------
@@ -258,11 +287,11 @@ def resume(folder: Path, replies: int) -> dict[str, object]:
         grades.append(GradeLine(*ask.key, "wrong", 0.0, "8", "another text", entry.row.grader))
     samples.close()
     store.write_grades("mine", grades)
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     left = missing(store, [entry], 0, 0, 1)
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     assert not left.asks and not left.replies
-    return {"replies": replies, "seconds": seconds}
+    return {"replies": replies, "seconds": seconds, "cpu_seconds": cpu}
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # Keys of a suite that change no reply.
 FREE = {"out", "slots", "endpoint", "sglang", "rewards", "benchmarks"}
 WAIT_MINUTES = 24 * 60  # ranks end their shares at different times
+SHOWN_CHARACTERS, SHOWN_TOKENS = 200, 5  # of the first prompt to each benchmark
 GRADERS = ("math-verify", "sympy", "py3langid")  # packages whose version is noted
 
 
@@ -124,7 +125,7 @@ def _run(
             say(f"warning: {caution}")
         if target.checkpoint is not None:
             export_checkpoint(target, world)
-        sampler, served = _prepared(target, suite, world, store.folder, say)
+        sampler, served = _prepared(target, suite, entries, world, store.folder, say)
 
         def begin() -> None:
             if is_fresh:
@@ -138,7 +139,12 @@ def _run(
 
 
 def _prepared(
-    target: EvaluationTarget, suite: Suite, world: World, out: Path, say: Callable[[str], None]
+    target: EvaluationTarget,
+    suite: Suite,
+    entries: Sequence[Entry],
+    world: World,
+    out: Path,
+    say: Callable[[str], None],
 ) -> tuple[Callable[[], Sampler], dict[str, str]]:
     """What makes the sampler of this rank, and who serves, for the manifest."""
     from r1engine.evaluation.samplers import LocalSampler, shows_of
@@ -155,12 +161,31 @@ def _prepared(
         return lambda: server, {"model": asked.model, "served": ", ".join(names)}
     folder = target.folder
     assert folder is not None
+    tell_prompts(folder, suite, entries, say)  # what is wrong with the template is told before the weights are read
     if suite.generator == "sglang":
         from r1engine.evaluation.served import ServedSampler
 
         return lambda: ServedSampler(folder, suite, world.size, out, say), {}
-    shows_of(folder, suite)  # what is wrong with the template is told before the weights are read
     return lambda: LocalSampler(folder, suite, world.device), {}
+
+
+def tell_prompts(folder: Path, suite: Suite, entries: Sequence[Entry], say: Callable[[str], None]) -> None:
+    """Tells how each benchmark's first question is shown to the model, and whether replies end before `max_tokens`.
+
+    Raises:
+        ValueError: the folder has no tokenizer, no end token or no such template, or holds no model.
+    """
+    from r1engine.evaluation.samplers import shows_of
+    from r1engine.hf.architecture import read_architecture
+
+    shows, context = shows_of(folder, suite), read_architecture(folder).max_positions
+    if suite.max_tokens >= context:
+        say(f"warning: the model's context has {context:,} tokens: replies end there, not at {suite.max_tokens:,}")
+    for entry in entries:
+        (shown,) = shows.all([next(iter(entry.asks(suite.seed)))])
+        end = "" if entry.is_private else f", ends in {shown.text[-SHOWN_CHARACTERS:]!r}"
+        ids = ", ".join(map(str, shown.tokens[:SHOWN_TOKENS]))
+        say(f"{entry.name}: first prompt, {len(shown.tokens)} tokens ({ids}, ...){end}")
 
 
 def check_graders(suite: Suite, target: EvaluationTarget, entries: Sequence[Entry], say: Callable[[str], None]) -> None:

@@ -191,11 +191,24 @@ def test_a_reply_ends_where_the_context_does_and_a_prompt_that_fills_it_is_cut_b
     path = tmp_path / "long.jsonl"
     rows = [{"question": " ".join(["w5"] * n), "answer": "1"} for n in (positions - 3, positions)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = run(model, suite(tmp_path / "out", path, mine={"samples": 2}, max_tokens=32_768))
+    told: list[str] = []
+    found = evaluate(model, suite(tmp_path / "out", path, mine={"samples": 2}, max_tokens=32_768), note=told.append)
+    assert f"warning: the model's context has {positions} tokens: replies end there, not at 32,768" in told
     lines = Store(tmp_path / "out").replies("mine").values()
     assert sorted({line.tokens for line in lines if line.prompt_tokens == positions}) == [0]
     assert all(line.tokens <= 3 for line in lines)
     assert found["mine"]["truncated"] >= 0.5 and found["mine"]["score"]["mean"] == 0.0
+
+
+def test_the_first_prompt_is_shown_as_the_model_gets_it_and_a_private_one_without_its_text(model, questions, tmp_path):
+    told: list[str] = []
+    for number, private in enumerate((False, True)):
+        mine = {"questions": 1, "samples": 1, "private": private}
+        evaluate(model, suite(tmp_path / f"{number}", questions, mine=mine), note=told.append)
+    ids = [Tokenizer.from_file(str(model / "tokenizer.json")).token_to_id("w2")] * 2
+    prompts = [line for line in told if "first prompt" in line]
+    head = f"mine: first prompt, 2 tokens ({ids[0]}, {ids[1]}, ...)"
+    assert prompts == [f"{head}, ends in 'w2 w2'", head]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -43,6 +44,21 @@ MMLU = [
 ]
 OPTIONS = ["ice", "rain", "steam", "fog"]
 
+
+def solutions() -> list[tuple[str, str, int, int, int]]:
+    """GSM8K's own solutions as replies, where R1_EVALUATION_DATA names a folder with gsm8k/test.jsonl; every fourth
+    question is given the solution of the one before it."""
+    path = Path(os.environ.get("R1_EVALUATION_DATA", "/nowhere")) / "gsm8k/test.jsonl"
+    texts = [json.loads(line)["answer"] for line in path.read_text().splitlines()] if path.exists() else []
+    numbers = [text.rpartition("#### ")[2] for text in texts]
+    given = [number - (number % 4 == 3) for number in range(len(texts))]
+    rights = [int(number == numbers[other]) for number, other in zip(numbers, given, strict=True)]
+    replies = [texts[other] for other in given]
+    return [(number, reply, *[right] * 3) for number, reply, right in zip(numbers, replies, rights, strict=True)]
+
+
+GSM8K += solutions()
+
 LM_EVAL = """
 import json, sys
 from pathlib import Path
@@ -55,7 +71,7 @@ for name, (file, path) in asked["tasks"].items():
     settings |= {"training_split": None, "validation_split": None, "fewshot_split": None}
     settings["dataset_kwargs"] = {"data_files": {"test": path}}
     tasks.append({key: value for key, value in settings.items() if value is not None and key not in ("tag", "group")})
-model = {"model": "m", "base_url": asked["url"] + "/chat/completions", "num_concurrent": 1, "max_retries": 1}
+model = {"model": "m", "base_url": asked["url"] + "/chat/completions", "num_concurrent": 4, "max_retries": 1}
 done = lm_eval.simple_evaluate(
     model="local-chat-completions", model_args=model, tasks=tasks, apply_chat_template=True, log_samples=True,
     bootstrap_iters=0,
@@ -75,9 +91,6 @@ def both(tmp_path_factory) -> tuple[dict, dict]:
     """What both found: benchmark -> question -> (right here,), and -> (strict, flexible); lm-eval's own results."""
     folder = tmp_path_factory.mktemp("both")
     cache = {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    replies = {}
-    for name, rows in (("gsm8k", GSM8K), ("mmlu", MMLU)):
-        replies |= {f"{name} question {number}?": row[1] for number, row in enumerate(rows)}
     gsm8k, mmlu = folder / "gsm8k.jsonl", folder / "law_test.csv"
     lines = [{"question": f"gsm8k question {n}?", "answer": f"Steps.\n#### {row[0]}"} for n, row in enumerate(GSM8K)]
     gsm8k.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -90,8 +103,8 @@ def both(tmp_path_factory) -> tuple[dict, dict]:
     (folder / "mmlu.jsonl").write_text("".join(json.dumps(line) + "\n" for line in theirs))
 
     def reply(number: int, body: dict) -> list[str]:
-        asked = json.dumps(body["messages"])
-        return [next(text for question, text in replies.items() if question in asked)]
+        name, row = re.search(r"(gsm8k|mmlu) question (\d+)\?", json.dumps(body["messages"])).groups()
+        return [{"gsm8k": GSM8K, "mmlu": MMLU}[name][int(row)][1]]
 
     server = ChatServer(reply)
     try:

@@ -72,8 +72,9 @@ def main() -> None:
         for model, case in zip(made, cases, strict=True):
             drawn = drawing(model, case, args.repeats, args.peer_python)
             timing.emit("evaluate", f"drawing/{case.name}", torch.device("cpu"), drawn)
+        replies, max_tokens = (8, 8) if args.smoke else (500, 512)
         for graded in GRADED:
-            found = grading(made[0], graded, 8 if args.smoke else 500, args.repeats)
+            found = grading(made[0], graded, replies, max_tokens, args.repeats)
             timing.emit("evaluate", f"grading/{graded.name}", torch.device("cpu"), found)
         found = resume(Path(folder), 400 if args.smoke else 32_000)
         timing.emit("evaluate", "resume", torch.device("cpu"), found)
@@ -221,10 +222,10 @@ class Instead(LocalSampler):
         self.ended = time.perf_counter()
 
 
-def grading(model: Model, graded: Graded, replies: int, repeats: int) -> dict[str, object]:
+def grading(model: Model, graded: Graded, replies: int, max_tokens: int, repeats: int) -> dict[str, object]:
     """Wall seconds of an evaluation: with this grader, with one that decides at once, by turns; what the first has
     left to grade when its last reply is drawn; and of grading alone."""
-    case = Case(graded.name, replies // 4, 4, 0, 128, 64, 0)
+    case = Case(graded.name, replies // 4, 4, 0, max_tokens, 64, 0)
     numbers = count()
 
     def seconds(what: Graded) -> tuple[float, float, float]:
@@ -235,7 +236,6 @@ def grading(model: Model, graded: Graded, replies: int, repeats: int) -> dict[st
         out = model.folder / f"{graded.name}{next(numbers)}"
         return graded_run(model.folder, suite_of(replace(model, questions=questions), case, out), what.text)
 
-    seconds(AT_ONCE)
     runs = [(seconds(graded), seconds(AT_ONCE)) for _ in range(repeats)]
     columns = {
         "seconds": [whole for (whole, _, _), _ in runs],

@@ -11,16 +11,21 @@ and train with it:
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
-def close(final_answer: str | None, answer: str) -> float | None:
-    """1 for the reference itself, less the further a number is from it; 0 without an answer.
+def close(final_answer: str | None, completion: str, answer: str) -> float | None:
+    """1 for the reference itself, less the further a number is from it; 0 without a number.
 
-    None says that nothing can be said: the completion is then undecided, which is no reward of 0.
+    Small models mark no answer: the last number that they write then counts. None says that nothing can be said: the
+    completion is then undecided, which is no reward of 0.
     """
     if final_answer is None:
-        return 0.0
+        numbers = re.findall(r"-?\d+(?:\.\d+)?", completion)
+        if not numbers:
+            return 0.0
+        final_answer = numbers[-1]
     try:
         found, wanted = float(final_answer), float(answer)
     except ValueError:

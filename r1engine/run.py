@@ -302,7 +302,7 @@ class Run:
             self.log.log_samples(self.step, done.samples)
 
     def _evaluate(self, stage: Stage) -> None:
-        self.progress.phase("evaluate")
+        self.progress.phase("evaluate", unit="tokens")
         began = time.monotonic()
         found = stage.evaluate(self.step)
         self.phases.skip()
@@ -384,14 +384,14 @@ class Run:
             "seed": self.cfg.seed,
         }
         (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        png, html = write_report(run_dir)
+        report = write_report(run_dir)
         console = Console()
         evaluations = [row for row in rows if any(key.startswith("eval/") for key in row)]
         samples = [json.loads(line) for line in (run_dir / "samples.jsonl").read_text().splitlines()]
         if evaluations:
             heldout = [sample for sample in samples if sample.get("heldout")][-2:]
             print_summary(evaluations[0], evaluations[-1], heldout, console=console)
-        files = {"curves": png, "report": html, "summary": run_dir / "summary.json"}
+        files = {"report": report, "summary": run_dir / "summary.json"}
         if self.step == stage.steps:
             files["model"] = run_dir / "model"
         console.print("\n".join(f"{name}: {path}" for name, path in files.items()), highlight=False)

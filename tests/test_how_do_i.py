@@ -304,5 +304,5 @@ def test_a_stage_is_its_class_its_configuration_and_two_lines(tmp_path):
     losses = [row["loss"] for row in rows]
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 1
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["loss_last"] == losses[-1]
-    for name in ("report.html", "curves.png", "model/model.safetensors", "checkpoints/step_00000005/state.json"):
+    for name in ("report.html", "model/model.safetensors", "checkpoints/step_00000005/state.json"):
         assert (tmp_path / "run" / name).stat().st_size > 0, name

@@ -19,14 +19,34 @@ PAGES = sorted([README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
 FOLDERS = ("r1engine", "kernels", "csrc", "tests", "docs", "configs", "examples", "benchmarks")
 
 
+def snippet(package: str) -> str:
+    """The README's example of a package."""
+    codes = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (code,) = [code for code in codes if f"from {package}" in code]
+    return code
+
+
 def test_the_ops_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     names: dict = {}
-    exec(code, names)
+    exec(snippet("r1kernels"), names)
     assert names["logits"].grad.abs().sum() > 0
 
 
-def test_the_engine_example_runs(tiny_base, tmp_path):
+def test_the_stage_example_runs(tiny_base, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(tiny_base)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    code = snippet("r1engine")
+    assert len([line for line in code.splitlines() if line]) <= 14
+    script = tmp_path / "example.py"
+    small = code.replace('"steps=8"', '"steps=1", "optimizer.warmup_steps=0", "grpo.questions=4", "rewards.workers=1"')
+    script.write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{small}")
+    done = forked(1, script)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.match(r"1 \d\.\d+ \S", done.stdout) and (tmp_path / "runs" / "eight_steps" / "model.safetensors").exists()
+
+
+def test_the_loop_example_runs(tiny_base, tmp_path):
     for name in ("tiny", "base"):
         (tmp_path / name).symlink_to(tiny_base / name)
     done = forked(1, ROOT / "examples" / "own_loop.py", tmp_path, 2)

@@ -72,8 +72,7 @@ def report(
             return
         if live is not None:
             os.nice(10)  # beside the run itself
-        for written in write_report(run_dirs[0], refresh_seconds=live):
-            typer.echo(written)
+        typer.echo(write_report(run_dirs[0], refresh_seconds=live))
     except (ValueError, OSError) as error:
         fail(ConfigError.of(error))
 

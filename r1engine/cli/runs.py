@@ -59,6 +59,8 @@ def train(
             typer.echo(to_yaml(cfg), nl=False)
             return
         check_start(cfg, world_size())
+        if is_first():
+            typer.echo(f"{cfg.run_dir}: the configuration is good; loading PyTorch and the model")
         from r1engine.run import train as run  # brings torch, so only once the config is known to be good
 
         with ranks_of_a_run(cfg.parallel.timeout_minutes) as ending:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from r1engine.config.curate import CurateConfig
-from r1engine.config.data_files import REQUIRED, data_files
+from r1engine.config.data_files import HUB, REQUIRED, data_files, is_data_file
 from r1engine.config.evaluate import EvaluateConfig
 from r1engine.config.kind import KindConfig
 from r1engine.config.label import LabelConfig
@@ -97,13 +97,14 @@ def parse(source: Source) -> KindConfig:
 
 
 def load_rewards(overrides: list[str]) -> Rewards:
-    """Section `rewards` with `key.sub=value` overrides of its keys, for scoring outside of a run.
+    """Section `rewards` with `key.sub=value` overrides of its keys, for scoring outside of a run. The keys may be
+    written as a run has them, with `rewards.` in front.
 
     Raises:
         ConfigError: an override is none, or names no key or value of the section.
     """
     # A model that is named is meant to be asked: its weight is of no matter here.
-    rewards = validate(Rewards, read_overrides(overrides))
+    rewards = validate(Rewards, read_overrides([override.removeprefix("rewards.") for override in overrides]))
     if problems := rewards.server_problems() + rewards.function_problems():
         raise ConfigError(problems)
     return rewards
@@ -129,11 +130,12 @@ def check_files(cfg: StageConfig) -> None:
     """
     problems = []
     if cfg.model.path is not None and not os.path.isfile(cfg.model.path / "config.json"):
-        problems.append(f"model.path: found no config.json in {cfg.model.path}, required a Hugging Face folder")
+        hint = _hub_hint(cfg.model.path)
+        problems.append(f"model.path: found no config.json in {cfg.model.path}, required a Hugging Face folder{hint}")
     for key, file in cfg.input_files().items():
         try:
             if not os.path.isfile(data_files(file)[0]):
-                problems.append(f"{key}: found no file {file}, required {REQUIRED}")
+                problems.append(f"{key}: found no file {file}, required {REQUIRED}{_hub_hint(file)}")
         except ValueError as error:
             problems.append(f"{key}: {error}")
     for package in (*cfg.log.trackers, *(("prometheus_client",) if cfg.log.prometheus_port is not None else ())):
@@ -141,6 +143,12 @@ def check_files(cfg: StageConfig) -> None:
             problems.append(f"log: found no package {package}, required by its keys; `pip install {PIP[package]}`")
     if problems:
         raise ConfigError(problems)
+
+
+def _hub_hint(path: Path) -> str:
+    """How to name what may be meant on the Hugging Face Hub: OWNER/NAME without an ending of a file."""
+    is_a_name = len(path.parts) == 2 and not path.is_absolute() and not path.parent.exists() and not is_data_file(path)
+    return f" (on the Hugging Face Hub: {HUB}{path})" if is_a_name else ""
 
 
 def check_world(cfg: StageConfig, world_size: int) -> int:

@@ -76,7 +76,8 @@ def explain(
         key = f"{'.'.join(loc)}: " if loc else ""
         return [(loc, key + line) for line in str(item["ctx"]["error"]).splitlines()]
     if item["type"] in ("extra_forbidden", "invalid_key"):
-        return [(loc, _unknown_key(loc, model, others))]
+        inside = list(_names_in(_value_at(data, loc)))  # verl's keys have three parts, of which none is ours
+        return [(loc, _unknown_key(loc, model, others, inside))]
     path, field = _field_at(loc, model)
     found = _value_at(data, path)
     what = "nothing" if item["type"] == "missing" else show(found)
@@ -139,7 +140,13 @@ def _words(kind: Any, metadata: list[Any]) -> str:
     return " ".join([_TYPE_WORDS[kind], " and ".join(bounds)]).strip()
 
 
-def _unknown_key(loc: KeyPath, model: type[BaseModel], others: Mapping[str, type[BaseModel]]) -> str:
+def _names_in(value: Any) -> Iterator[str]:
+    """The last parts of the keys of a section."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield from _names_in(inner) if isinstance(inner, dict) else [str(key)]
+
+
+def _unknown_key(loc: KeyPath, model: type[BaseModel], others: Mapping[str, type[BaseModel]], inside: list[str]) -> str:
     section: type[BaseModel] = model
     for part in loc[:-1]:
         if part in section.model_fields:  # else it is the name of a section, or its place in a list
@@ -154,8 +161,8 @@ def _unknown_key(loc: KeyPath, model: type[BaseModel], others: Mapping[str, type
     owners = [kind for kind, other in others.items() if other is not model and _has_key(other, loc)]
     if owners:
         return f"{message}; it belongs to stage: {' or '.join(owners)}"
-    if alias := answer_to(key):
-        return f"{message}; {alias}"
+    if aliases := [answer for name in (key, *inside) if (answer := answer_to(name))]:
+        return f"{message}; {'; '.join(aliases)}"
     if close:
         return f"{message}; did you mean {' or '.join(repr(name) for name in close)}?"
     owner = ".".join(loc[:-1]) or "the config"

@@ -1,13 +1,13 @@
-"""One self-contained HTML page of one or several evaluations: whiskers, scatter, histograms, the replies. No torch.
+"""One self-contained HTML page of one or several evaluations: scores, differences, lengths, the replies. No torch.
 
 Of private benchmarks the page holds numbers and letters, no text.
 """
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ from r1engine.evaluation.compare import paired
 from r1engine.evaluation.results import Summary
 from r1engine.evaluation.show import mean_tokens, papers, points, share, vote
 from r1engine.evaluation.store import Store
-from r1engine.observe.report import embedded_json
+from r1engine.observe.charts import Chart, Group, chart_layout
+from r1engine.observe.figures import COLORS, GREY
+from r1engine.observe.packed import packed
+from r1engine.observe.page import charted, compact_json, render
 
-TEMPLATE = Path(__file__).parent / "page_template.html"
 TEXT_BYTES = 24_000_000  # of replies in a page: a browser opens that at once
 TEXT_CHARACTERS = 40_000  # of one reply, half from its beginning and half from its end
-COLORS = ("#1f6feb", "#d1242f", "#2da44e", "#8250df", "#bf8700", "#57606a")
-WIDTH, ROW = 560, 22  # of the whiskers' picture, in CSS pixels
-BINS = 20
+BINS = 20  # of the lengths of replies
+HEAD = ("benchmark", "evaluation", "metric", "n x k", "score", "cons", "undecided", "truncated", "unread", "tokens")
 
 
 def write_page(outs: Sequence[Path], path: Path | None = None) -> Path:
@@ -40,16 +41,18 @@ def write_page(outs: Sequence[Path], path: Path | None = None) -> Path:
     path = path or outs[0] / "report.html"
     summaries = [stored_summary(out) for out in outs]
     names = list(dict.fromkeys(name for one in summaries for name in one["benchmarks"]))
-    sections = [_section(name, outs, summaries) for name in names]
-    head = "".join(
-        f'<p><b style="color:{COLORS[i % len(COLORS)]}">&#9632;</b> {html.escape(one["target"])} '
-        f"<small>{html.escape(str(out))}</small></p>"
-        for i, (out, one) in enumerate(zip(outs, summaries, strict=True))
+    titles = [f"{number}: {one['target']}" for number, one in enumerate(summaries, 1)]
+    whole = f"Evaluation of {summaries[0]['target']}" if len(outs) == 1 else f"{len(outs)} evaluations"
+    groups: list[Group] = [("", [score_chart(names, titles, summaries)])]
+    groups += [(_title(name, summaries), _charts(name, titles, outs, summaries)) for name in names]
+    text = render(
+        "evaluation.html",
+        whole,
+        facts=[(title, str(out)) for title, out in zip(titles, outs, strict=True)],
+        tables=[_results(names, summaries), *_differences(outs)],
+        replies=packed(compact_json(_replies(names, outs, summaries))),
+        **charted([group for group in groups if group[1]]),
     )
-    data = embedded_json(_replies(names, outs, summaries))
-    text = TEMPLATE.read_text(encoding="utf-8")
-    for mark, value in (("HEAD", head), ("SECTIONS", _differences(outs) + "".join(sections)), ("DATA", data)):
-        text = text.replace(f"<!--{mark}-->", value)
     try:
         path.write_text(text, encoding="utf-8", errors="replace")  # a reply can hold half a surrogate pair
     except OSError as error:
@@ -57,26 +60,32 @@ def write_page(outs: Sequence[Path], path: Path | None = None) -> Path:
     return path
 
 
-def _section(name: str, outs: Sequence[Path], summaries: list[dict[str, Any]]) -> str:
-    found = [(i, one["benchmarks"][name]) for i, one in enumerate(summaries) if name in one["benchmarks"]]
-    first = found[0][1]
-    rows = "".join(_row(i, summary) for i, summary in found)
-    table = (
-        "<table><tr><th><th>n x k<th>score<th>cons<th>undecided<th>truncated<th>unread<th>mean tokens</tr>"
-        f"{rows}</table>"
-    )
-    private = "<p>Private: this page holds no text of it.</p>" if first.get("private") else ""
-    pictures = whiskers(found, papers(first.get("kind", name)))
-    if len(found) > 1:
-        pictures += scatter(*(scores_in(outs[i], name) for i, _ in found[:2]))
-    lengths = "".join(_lengths(i, name, outs[i]) for i, _ in found)
-    title = html.escape(f"{name}: {first['title']} ({first['metric']})")
-    return f"<h2>{title}</h2>{private}{table}<div class=row>{pictures}{lengths}</div>"
+def _title(name: str, summaries: list[dict[str, Any]]) -> str:
+    first = next(one["benchmarks"][name] for one in summaries if name in one["benchmarks"])
+    note = "; private: this page holds no text of it" if first.get("private") else ""
+    return f"{name}: {first['title']} ({first['metric']}{note})"
 
 
-def _row(index: int, found: Summary) -> str:
+def _results(names: Sequence[str], summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """A row a benchmark and evaluation; columns that would say nothing are left out."""
+    rows = [
+        [name, str(number), *_cells(one["benchmarks"][name])]
+        for name in names
+        for number, one in enumerate(summaries, 1)
+        if name in one["benchmarks"]
+    ]
+    kept = [i for i in range(len(HEAD)) if any(row[i] not in ("", "-", "0") for row in rows)]
+    return {
+        "title": "Scores, with half of the 95 % interval over questions",
+        "head": [HEAD[i] for i in kept],
+        "rows": [[row[i] for i in kept] for row in rows],
+    }
+
+
+def _cells(found: Summary) -> list[str]:
     undecided = found.get("undecided") or {"count": 0}
-    cells = [
+    return [
+        found["metric"],
         f"{found['questions']:,} x {found['samples']}",
         points(found.get("score")),
         vote(found),
@@ -85,85 +94,100 @@ def _row(index: int, found: Summary) -> str:
         share(found.get("unread")),
         mean_tokens(found),
     ]
-    color = COLORS[index % len(COLORS)]
-    return f'<tr><td style="color:{color}">&#9632;' + "".join(f"<td>{cell}" for cell in cells) + "</tr>"
 
 
-def whiskers(found: Sequence[tuple[int, Summary]], theirs: dict[str, float]) -> str:
-    """A picture: the score of each evaluation with its interval, and a tick for each model of the paper.
-
-    Args:
-        found:  number of the evaluation, its summary of the benchmark.
-        theirs: model -> the paper's score in points.
-    """
-    height = ROW * (len(found) + 2)
-    parts = []
-    for row, (index, summary) in enumerate(found):
-        score, y, color = summary.get("score"), ROW * (row + 0.7), COLORS[index % len(COLORS)]
-        if score is not None:
-            low, mean, high = (score[key] * WIDTH for key in ("low", "mean", "high"))
-            parts.append(f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke="{color}" stroke-width="2"/>')
-            parts.append(f'<circle cx="{mean:.1f}" cy="{y}" r="4" fill="{color}"/>')
-    base = ROW * (len(found) + 0.7)
-    for model, value in theirs.items():
-        if value <= 100:
-            x = value / 100 * WIDTH
-            parts.append(
-                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{base}" stroke="#999" stroke-dasharray="2 3">'
-                f"<title>{html.escape(model)} {value:g}</title></line>"
-            )
-    for tick in range(0, 101, 20):
-        parts.append(f'<text x="{tick / 100 * WIDTH:.1f}" y="{base + ROW}" font-size="11">{tick}</text>')
-    return f'<svg viewBox="-10 0 {WIDTH + 30} {height}" width="{WIDTH}">{"".join(parts)}</svg>'
-
-
-def scatter(first: dict[str, float], second: dict[str, float]) -> str:
-    """A picture: the score of each question in two evaluations."""
-    size = 240
-    points_of = Counter((score, second[question]) for question, score in first.items() if question in second)
-    dots = "".join(
-        f'<circle cx="{x * size:.1f}" cy="{size - y * size:.1f}" r="{2 + count**0.5:.1f}" fill="{COLORS[0]}" '
-        f'fill-opacity="0.4"><title>{count} questions</title></circle>'
-        for (x, y), count in points_of.items()
-    )
-    axis = f'<line x1="0" y1="{size}" x2="{size}" y2="0" stroke="#ccc"/>'
-    frame = f'<rect width="{size}" height="{size}" fill="none" stroke="#ccc"/>'
-    return f'<svg viewBox="-12 -12 {size + 24} {size + 24}" width="{size}">{frame}{axis}{dots}</svg>'
+def score_chart(names: Sequence[str], titles: Sequence[str], summaries: list[dict[str, Any]]) -> Chart:
+    """The score of each evaluation with its interval, a line a benchmark, and the scores of the paper's models."""
+    data, rows = [], dict(zip(reversed(names), range(len(names)), strict=True))
+    for number, (title, one, color) in enumerate(zip(titles, summaries, cycle(COLORS), strict=False)):
+        scored = [(name, one["benchmarks"][name]["score"]) for name in names if name in one["benchmarks"]]
+        known = [(name, score) for name, score in scored if score is not None]
+        above = 0.5 * (number + 1) / (len(titles) + 1)  # the first on top, half a line for all
+        error = {"type": "data", "symmetric": False, "thickness": 2, "width": 0}
+        error["array"] = [100 * (score["high"] - score["mean"]) for _, score in known]
+        error["arrayminus"] = [100 * (score["mean"] - score["low"]) for _, score in known]
+        x, y = [100 * score["mean"] for _, score in known], [rows[name] + 0.25 - above for name, _ in known]
+        dots = {"type": "scatter", "mode": "markers", "name": title, "x": x, "y": y, "error_x": error}
+        data.append(dots | {"marker": {"color": color, "size": 9}, "hovertemplate": "%{x:.1f}"})
+    kinds = {name: one["benchmarks"][name].get("kind", name) for one in summaries for name in one["benchmarks"]}
+    theirs = [(model, x, rows[name]) for name in names for model, x in papers(kinds[name]).items() if x <= 100]
+    if theirs:
+        models, x, y = (list(column) for column in zip(*theirs, strict=True))
+        ticks = {"type": "scatter", "mode": "markers", "name": "the paper's models", "x": x, "y": y, "text": models}
+        marker = {"color": GREY, "symbol": "line-ns-open", "size": 14}
+        data.append(ticks | {"marker": marker, "hovertemplate": "%{text} %{x:.1f}"})
+    axis = {"tickvals": list(rows.values()), "ticktext": list(rows), "zeroline": False, "automargin": True}
+    axis |= {"range": [-0.6, len(rows) - 0.4]}
+    layout = chart_layout(axis, "points, with the 95 % interval")
+    layout["xaxis"] |= {"range": [-3, 103]}
+    layout |= {"hovermode": "closest", "height": 190 + 46 * len(rows)}
+    layout["legend"] = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
+    return {"title": "Scores", "data": data, "layout": layout}
 
 
-def _lengths(index: int, name: str, out: Path) -> str:
-    """A histogram of the tokens of a reply, those that were cut in grey."""
-    lines = [line for line in Store(out).replies(name).values() if line.tokens is not None]
-    if not lines:
-        return ""
-    most = max(1, *(line.tokens or 0 for line in lines))
-    counts = [[0, 0] for _ in range(BINS)]
-    for line in lines:
-        counts[min(BINS - 1, (line.tokens or 0) * BINS // most)][line.finish == "length"] += 1
-    tallest, bars = max(sum(pair) for pair in counts), []
-    for number, (ended, cut) in enumerate(counts):
-        x, up, grey = number * 12, 100 * ended / tallest, 100 * cut / tallest
-        color = COLORS[index % len(COLORS)]
-        bars.append(f'<rect x="{x}" y="{100 - up:.1f}" width="10" height="{up:.1f}" fill="{color}"/>')
-        bars.append(f'<rect x="{x}" y="{100 - up - grey:.1f}" width="10" height="{grey:.1f}" fill="#999"/>')
-    label = f'<text y="116" font-size="11">tokens, to {most:,}; grey: cut</text>'
-    return f'<svg viewBox="0 0 240 120" width="240">{"".join(bars)}{label}</svg>'
+def _charts(name: str, titles: Sequence[str], outs: Sequence[Path], summaries: list[dict[str, Any]]) -> list[Chart]:
+    """Of a benchmark: lengths of the replies, and the questions of the first two evaluations that have it."""
+    found = [i for i, one in enumerate(summaries) if name in one["benchmarks"]]
+    lengths = {titles[i]: _lengths(outs[i], name) for i in found}
+    charts = [_length_chart(lengths, titles)] if any(lengths.values()) else []
+    if len(found) > 1:
+        first, second = (scores_in(outs[i], name) for i in found[:2])
+        charts.append(question_chart(first, second, *(titles[i] for i in found[:2])))
+    return charts
 
 
-def _differences(outs: Sequence[Path]) -> str:
-    rows = ""
-    for number, out in enumerate(outs[1:], start=1):
+def _lengths(out: Path, name: str) -> list[tuple[int, bool]]:
+    """Tokens of each reply, and whether the limit cut it."""
+    lines = Store(out).replies(name).values()
+    return [(line.tokens, line.finish == "length") for line in lines if line.tokens is not None]
+
+
+def question_chart(first: dict[str, float], second: dict[str, float], x: str, y: str) -> Chart:
+    """The score of each question in two evaluations; a dot grows with the questions that share it."""
+    counts = Counter((score, second[question]) for question, score in first.items() if question in second)
+    at = {"x": [x for x, _ in counts], "y": [y for _, y in counts]}
+    sizes = [6 + 4 * count**0.5 for count in counts.values()]
+    dots: Chart = {"type": "scatter", "mode": "markers", "name": "questions", "text": list(counts.values()), **at}
+    dots |= {"marker": {"color": COLORS[0], "size": sizes, "opacity": 0.5}, "hovertemplate": "%{text} questions"}
+    line: Chart = {"type": "scatter", "mode": "lines", "name": "equal", "x": [0, 1], "y": [0, 1], "hoverinfo": "skip"}
+    axis = {"title": {"text": y}, "range": [-0.06, 1.06]}
+    layout = chart_layout(axis, x) | {"hovermode": "closest", "showlegend": False}
+    layout["xaxis"] |= {"range": [-0.06, 1.06]}
+    data = [line | {"line": {"color": GREY, "dash": "dash", "width": 1}}, dots]
+    return {"title": "Score of each question", "data": data, "layout": layout}
+
+
+def _length_chart(lengths: dict[str, list[tuple[int, bool]]], titles: Sequence[str]) -> Chart:
+    """Histograms of the tokens of a reply in steps; dotted: of those that the limit cut."""
+    width = max(1, -(-(max(tokens for of in lengths.values() for tokens, _ in of) + 1) // BINS))
+    edges, data = [width * i for i in range(BINS + 1)], []
+    for title, of in lengths.items():
+        color = COLORS[list(titles).index(title) % len(COLORS)]
+        for what, dash, found in (
+            ("", "solid", [tokens for tokens, _ in of]),
+            (", cut", "dot", [tokens for tokens, is_cut in of if is_cut]),
+        ):
+            if not found:
+                continue
+            counts = Counter(tokens // width for tokens in found)
+            y = [counts[i] for i in range(BINS)]
+            steps = {"type": "scatter", "mode": "lines", "name": title + what, "x": edges, "y": [*y, y[-1]]}
+            data.append(steps | {"line": {"color": color, "dash": dash, "shape": "hv", "width": 2}})
+    layout = chart_layout({"title": {"text": "replies"}, "rangemode": "tozero"}, "tokens of a reply")
+    return {"title": "Lengths of the replies", "data": data, "layout": layout}
+
+
+def _differences(outs: Sequence[Path]) -> list[dict[str, Any]]:
+    rows = []
+    for number, out in enumerate(outs[1:], start=2):
         for found in paired(outs[0], out):
             d = found.difference
-            rows += (
-                f'<tr><td style="color:{COLORS[number % len(COLORS)]}">&#9632;<td>{html.escape(found.benchmark)}'
-                f"<td>{100 * d.mean:+.1f}<td>{100 * d.low:+.1f} to {100 * d.high:+.1f}<td>{found.p:.3g}"
-                f"<td>{found.adjusted:.3g}</tr>"
-            )
-    if not rows:
-        return ""
-    head = "<tr><th><th>benchmark<th>difference<th>95 %<th>p<th>p (Holm)</tr>"
-    return f"<h2>Differences to the first, over the questions that both have</h2><table>{head}{rows}</table>"
+            interval = f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
+            tested = [f"{found.p:.3g}", f"{found.adjusted:.3g}"]
+            rows.append([found.benchmark, str(number), f"{100 * d.mean:+.1f}", interval, *tested])
+    head = ["benchmark", "evaluation", "difference", "95 % interval", "p", "p (Holm)"]
+    title = "Differences to the first, over the questions that both have"
+    return [{"title": title, "head": head, "rows": rows}] if rows else []
 
 
 def _replies(names: Sequence[str], outs: Sequence[Path], summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:

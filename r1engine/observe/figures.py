@@ -1,13 +1,9 @@
-"""The figures of the report, and one PNG of them (matplotlib); charts.py draws the same series for the page."""
+"""The figures of the report: titles, units and lines; charts.py draws them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate, cycle
-from pathlib import Path
-from typing import Any
 
 Row = dict[str, float]
 
@@ -206,88 +202,6 @@ def _by_domain(rows: list[Row]) -> list[Figure]:
     return found
 
 
-def write_png(
-    rows: list[Row], path: Path, lengths: Lengths | None = None, more: list[Callable[[Any], None]] | None = None
-) -> None:
-    """Draws the figures into one PNG, without a display.
-
-    Args:
-        rows:    of metrics.jsonl, one a step.
-        path:    of the file.
-        lengths: of the texts of supervised training.
-        more:    what draws further figures, each on the axes that it is given.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figures = figures_of(rows)
-    further: list[Callable[[Any], None]] = [*(more or [])]
-    if lengths is not None:
-        further.append(partial(_draw_lengths, lengths=lengths))
-    num_rows = -(-(len(figures) + len(further)) // 2)
-    engine = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15)
-    canvas = Canvas(figsize=(12.5, 4.0 * num_rows), dpi=150, layout=engine)
-    FigureCanvasAgg(canvas)
-    places = list(canvas.subplots(num_rows, 2).flat)
-    for draw, axes in zip(further, places[len(figures) :], strict=False):
-        draw(axes)
-    for axes in places[len(figures) + len(further) :]:
-        axes.set_axis_off()
-    for axes, figure in zip(places, figures, strict=False):
-        dress(axes, figure.title, x_label(figure), figure.y_label)
-        if _draw_lines(axes, rows, figure):
-            axes.legend(fontsize=8.5, frameon=False, loc="best")
-        else:
-            axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", color=GREY)
-        if figure.is_fraction:
-            axes.set_ylim(-0.03, 1.03)
-        elif not figure.is_log and axes.dataLim.y0 >= 0:
-            axes.set_ylim(bottom=0)
-    canvas.savefig(path, facecolor="white")
-
-
 def x_label(figure: Figure) -> str:
     """What the x axis counts."""
     return "tokens" if figure.over_tokens else "optimizer step"
-
-
-def dress(axes: Any, title: str, x: str, y: str) -> None:
-    """Title, labels and grid of a figure in the report's style."""
-    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color="#1d2733", pad=8)
-    axes.set_xlabel(x, fontsize=9)
-    axes.set_ylabel(y, fontsize=9)
-    axes.tick_params(labelsize=8.5, colors="#4a5563", length=3)
-    axes.grid(True, color="#e6eaef", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#c4ccd6")
-
-
-def _draw_lengths(axes, lengths: Lengths) -> None:
-    dress(axes, LENGTHS_TITLE, "tokens of a text", "texts")
-    axes.stairs(lengths.texts, lengths.edges, fill=True, color=BLUE)
-    axes.axvline(lengths.row_tokens, color=RED, linestyle="--", linewidth=1.4, label="a packed row")
-    axes.set_xscale("log", base=2)
-    axes.legend(fontsize=8.5, frameon=False, loc="best")
-
-
-def _draw_lines(axes, rows: list[Row], figure: Figure) -> bool:
-    """Draws the lines of one figure; False if none has a point."""
-    drawn = False
-    for series in figure.series:
-        steps, values = points(rows, series.key, only_positive=figure.is_log, over_tokens=figure.over_tokens)
-        if not steps:
-            continue
-        drawn = True
-        if (ends := band(rows, series.key))[0]:
-            axes.fill_between(*ends, color=series.color, alpha=0.15, linewidth=0)
-        marker = "o" if series.is_rare or len(steps) < SMOOTH_FROM else None
-        if series.is_rare or len(steps) < SMOOTH_FROM:
-            axes.plot(steps, values, color=series.color, marker=marker, markersize=4, linewidth=1.8, label=series.name)
-        else:
-            axes.plot(steps, values, color=series.color, linewidth=0.8, alpha=0.3)
-            axes.plot(steps, smoothed(values), color=series.color, linewidth=1.9, label=series.name)
-    if figure.is_log and drawn:
-        axes.set_yscale("log")
-    return drawn

@@ -14,7 +14,7 @@ _BACK = bytes.maketrans(b",./", b"<>&")
 
 
 def packed(text: str) -> str:
-    """For an element <script type="text/plain">; `unpacked` of report_template.html reads it."""
+    """For an element <script type="text/plain">; `unpacked` of templates/parts.html reads it."""
     return base64.b85encode(zlib.compress(text.encode(), 9)).translate(_SAFE).decode()
 
 

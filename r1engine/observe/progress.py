@@ -33,12 +33,13 @@ _SHOWN = {
 
 
 class _Count(MofNCompleteColumn):
-    """Units done; where their number is not known, those so far, or the seconds that the phase has taken."""
+    """Units done; where their number is not known, those so far and what they are, or the seconds of the phase."""
 
     def render(self, task: Task) -> Text:
         if task.total is not None:
             return super().render(task)
-        return Text(f"{task.completed:,.0f}" if task.completed else f"{task.elapsed or 0:.0f} s")
+        unit = task.fields.get("unit", "")
+        return Text(f"{task.completed:,.0f} {unit}".rstrip() if task.completed else f"{task.elapsed or 0:.0f} s")
 
 
 class Progress:
@@ -73,6 +74,7 @@ class Progress:
         self._seconds_per_step: deque[float] = deque(maxlen=_MEDIAN_OF)
         self._phase, self._phase_done, self._lined_at = "", 0, clock()
         self._phase_total: int | None = None
+        self._unit = ""
         self._bars = self._make_bars() if enabled and self._console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -101,14 +103,15 @@ class Progress:
         elif self._enabled:
             self._line(f"{self._title}: {total} steps")
 
-    def phase(self, name: str, total: int | None = None) -> None:
+    def phase(self, name: str, total: int | None = None, *, unit: str = "") -> None:
         """Names what is going on.
 
         Args:
             name:  generate, update, ...
-            total: units it will take (tokens, completions, ...), counted by `advance`; None: not known.
+            total: units it will take, counted by `advance`; None: not known.
+            unit:  what is counted, told where the total is not known: tokens, rows, ...
         """
-        self.current = name
+        self.current, self._unit = name, unit
         if not self._enabled:
             self._phase = name
             self._beat()
@@ -118,7 +121,7 @@ class Progress:
         if self._bars is not None:
             # A fresh task: rich cannot set the total of an old one back to unknown.
             self._bars.remove_task(self._phase_bar)
-            self._phase_bar = self._bars.add_task(f"  {escape(name)}", total=total, values="", eta="")
+            self._phase_bar = self._bars.add_task(f"  {escape(name)}", total=total, values="", eta="", unit=unit)
 
     def advance(self, n: int = 1) -> None:
         """Counts `n` more units of the phase as done."""
@@ -131,8 +134,8 @@ class Progress:
         elif self._clock() - self._lined_at >= _PHASE_LINE_SECONDS:
             self._lined_at = self._clock()
             total = self._phase_total
-            of = f"{self._phase_done / total:4.0%} of {total:,}" if total else f"{self._phase_done:,}"
-            self._line(f"  {self._phase} {of}")
+            of = f"{self._phase_done / total:4.0%} of {total:,}" if total else f"{self._phase_done:,} {self._unit}"
+            self._line(f"  {self._phase} {of}".rstrip())
 
     def step(self, step: int, row: dict[str, float]) -> None:
         """Reports a finished iteration.

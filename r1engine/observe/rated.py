@@ -1,14 +1,13 @@
-"""What `ratings.json` of a reward model's last evaluation holds, drawn for the page and for curves.png."""
+"""What `ratings.json` of a reward model's last evaluation holds, drawn for the page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from r1engine.observe.charts import Chart, chart_layout
-from r1engine.observe.figures import BLUE, GREEN, GREY, RED, dress
+from r1engine.observe.figures import BLUE, GREEN, GREY, RED
 
 SCORES, LENGTHS, CALIBRATION = "Held-out scores", "Score against length", "Calibration"
 _COLORS = {"chosen": GREEN, "safe": GREEN, "rejected": RED, "unsafe": RED}
@@ -26,7 +25,7 @@ class Ratings:
 
 
 def rated_charts(ratings: Ratings) -> list[Chart]:
-    """For the page: histograms of both kinds of texts, score against length, how often it is right when so sure."""
+    """Histograms of both kinds of texts, score against length, how often it is right when so sure."""
     ends = list(pairwise(ratings.edges))
     bars = [
         {
@@ -56,30 +55,6 @@ def rated_charts(ratings: Ratings) -> list[Chart]:
         ),
         _chart(CALIBRATION, [ideal | {"line": {"color": GREY, "dash": "dash"}}, found], calibrated),
     ]
-
-
-def rated_drawings(ratings: Ratings) -> list[Callable[[Any], None]]:
-    """The same for matplotlib: each draws on the axes that it is given."""
-
-    def scores(axes: Any) -> None:
-        dress(axes, SCORES, "score", "texts")
-        for name, counts in ratings.counts.items():
-            axes.stairs(counts, ratings.edges, fill=True, alpha=0.6, color=_COLORS.get(name, GREY), label=name)
-        axes.legend(fontsize=8.5, frameon=False, loc="best")
-
-    def lengths(axes: Any) -> None:
-        dress(axes, LENGTHS, "tokens of a text", "score")
-        axes.scatter(ratings.lengths, ratings.scores, s=9, alpha=0.5, color=BLUE)
-
-    def calibration(axes: Any) -> None:
-        dress(axes, CALIBRATION, "probability that it gives", "share right")
-        said, right, _ = zip(*ratings.calibration, strict=True)
-        axes.plot([0.5, 1], [0.5, 1], color=GREY, linestyle="--", linewidth=1.4, label="as sure as right")
-        axes.plot(said, right, color=BLUE, marker="o", markersize=4, linewidth=1.8, label="held-out rows")
-        axes.set_ylim(-0.03, 1.03)
-        axes.legend(fontsize=8.5, frameon=False, loc="best")
-
-    return [scores, lengths, calibration]
 
 
 def _chart(title: str, data: list[dict[str, Any]], layout: dict[str, Any]) -> Chart:

@@ -1,4 +1,4 @@
-"""Writes curves.png and report.html, one self-contained page, from the logs of a run."""
+"""Writes report.html, one self-contained page, from the logs of a run."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from r1engine.config.read import flat
 from r1engine.config.source import read_source
-from r1engine.observe import figures
-from r1engine.observe.charts import Group, chart_groups, comparison
-from r1engine.observe.packed import packed, packed_plotly
+from r1engine.observe.charts import chart_groups, comparison
+from r1engine.observe.figures import Lengths
+from r1engine.observe.packed import packed
+from r1engine.observe.page import compact_json, page
 from r1engine.observe.put import put_text
-from r1engine.observe.rated import Ratings, rated_charts, rated_drawings
+from r1engine.observe.rated import Ratings, rated_charts
 from r1engine.observe.starts import read_starts
 
-_TEMPLATE = Path(__file__).with_name("report_template.html")
 _SAMPLE_BYTES = 16_000_000  # completions put into the page; a browser opens that at once,
 _PACKED_BYTES = 5_000_000  # and the page stays under 8 MB
 # key of an evaluation -> (name, is a share)
@@ -35,7 +35,7 @@ _FACT_NAMES = {  # of summary.json; others are their keys
 }
 
 
-def write_report(run_dir: Path, *, refresh_seconds: int | None = None) -> tuple[Path, Path]:
+def write_report(run_dir: Path, *, refresh_seconds: int | None = None) -> Path:
     """Draws what the logs of a run hold: the paper's curves, every other series, phase times, sampled completions.
 
     Reads metrics.jsonl and, if present, samples.jsonl, lengths.json, ratings.json, summary.json, provenance.json and
@@ -44,10 +44,10 @@ def write_report(run_dir: Path, *, refresh_seconds: int | None = None) -> tuple[
 
     Args:
         run_dir: folder of a run, finished or going on.
-        refresh_seconds: of a run that goes on: the page loads itself again so often. Then curves.png is left as it is.
+        refresh_seconds: of a run that goes on: the page loads itself again so often.
 
     Returns:
-        (run_dir/curves.png, run_dir/report.html).
+        run_dir/report.html.
 
     Raises:
         FileNotFoundError: metrics.jsonl is missing.
@@ -56,11 +56,8 @@ def write_report(run_dir: Path, *, refresh_seconds: int | None = None) -> tuple[
     rows = read_rows_of(run_dir)
     samples, num_shown, num_samples = _packed_samples(run_dir / "samples.jsonl")
     summary = _read_object(run_dir / "summary.json") if (run_dir / "summary.json").exists() else {}
-    png = run_dir / "curves.png"
-    lengths = figures.Lengths(**_read_object(run_dir / "lengths.json")) if (run_dir / "lengths.json").exists() else None
+    lengths = Lengths(**_read_object(run_dir / "lengths.json")) if (run_dir / "lengths.json").exists() else None
     ratings = Ratings(**_read_object(run_dir / "ratings.json")) if (run_dir / "ratings.json").exists() else None
-    if refresh_seconds is None:
-        figures.write_png(rows, png, lengths, rated_drawings(ratings) if ratings else None)
     note = "" if num_shown == num_samples else f"Of {num_samples} logged completions, {num_shown} are shown here."
     text = page(
         run_dir.resolve().name,
@@ -74,7 +71,7 @@ def write_report(run_dir: Path, *, refresh_seconds: int | None = None) -> tuple[
     )
     html = run_dir / "report.html"
     put_text(html, text)
-    return png, html
+    return html
 
 
 def write_comparison(run_dirs: list[Path], out: Path) -> Path:
@@ -104,34 +101,6 @@ def write_comparison(run_dirs: list[Path], out: Path) -> Path:
     text = page(" / ".join(names), comparison(runs), tables=[table for table in tables if table["rows"]])
     put_text(out, text)
     return out
-
-
-def page(title: str, groups: list[Group], **parts: Any) -> str:
-    """One self-contained page of report_template.html: everything but charts and samples is escaped.
-
-    Args:
-        title:  of the page.
-        groups: of charts.
-        parts:  of the template: facts (name, value), headlines, tables, details, samples (packed JSON), samples_note,
-            refresh_seconds; what is left out is not shown.
-    """
-    from jinja2 import Environment, StrictUndefined
-
-    charts = [chart for _, group in groups for chart in group]
-    numbers = iter(range(len(charts)))
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    defaults: dict[str, Any] = dict.fromkeys(("facts", "headlines", "tables", "details"), ())
-    return template.render(
-        **(defaults | {"samples": "", "samples_note": "", "refresh_seconds": None} | parts),
-        title=title,
-        groups=[
-            {"title": name, "charts": [{"title": chart["title"], "number": next(numbers)} for chart in group]}
-            for name, group in groups
-        ],
-        charts=packed(_json([{"data": chart["data"], "layout": chart["layout"]} for chart in charts])),
-        plotly=packed_plotly(),
-    )
 
 
 def read_rows_of(run_dir: Path) -> list[dict]:
@@ -226,19 +195,10 @@ def _packed_samples(path: Path) -> tuple[str, int, int]:
     while True:
         kept = {*steps[::stride], *steps[-1:]}
         shown = [row for row in rows if row["step"] in kept]
-        text = packed(_json(shown))
+        text = packed(compact_json(shown))
         if len(text) <= _PACKED_BYTES or stride >= len(steps):
             return text, len(shown), len(rows)
         stride *= -(-len(text) // _PACKED_BYTES)
-
-
-def embedded_json(value: object) -> str:
-    """JSON for a <script type="application/json"> element: no text in it can end the element or start another."""
-    return _json(value).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, allow_nan=False, separators=(",", ":"))  # ASCII
 
 
 def _facts(rows: list[dict], summary: dict) -> list[tuple[str, str]]:

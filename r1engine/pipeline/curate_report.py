@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections import Counter
 from dataclasses import asdict
@@ -16,19 +15,10 @@ from r1engine.config.curate import CurateConfig
 from r1engine.data.examples import Example
 from r1engine.data.filters import REASONS
 from r1engine.data.mixture import PAPER, statistics
+from r1engine.observe.page import render
 
 _EXCERPT = 600  # characters of a text in the report
 _HEADINGS = ("domain", "rows", "rounds", "tokens mean", "p50", "p95", "paper: rows", "tokens mean")
-# Narrow screens scroll what is wide; colours of text and page are the browser's, light or dark.
-HEAD = (
-    "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-    "<meta name=color-scheme content='light dark'>"
-)
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;overflow-wrap:anywhere}
-.wide,table{display:block;overflow-x:auto}table{border-collapse:collapse}
-td,th{padding:.2em .8em;text-align:right}td:first-child,th:first-child{text-align:left}
-.bar{display:inline-block;height:1em;background:#4472c4}.bar.kept{background:#3a9d5d}pre{white-space:pre-wrap;
-background:#8881;padding:.6em;margin:.3em 0}summary{cursor:pointer}.detail{opacity:.7}"""
 
 
 def shown(example: Example) -> str:
@@ -102,49 +92,31 @@ def write_report(
         counts:   counts.json.
         examples: reason -> (number, id, detail, text) of rows that were left out for it.
     """
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in _HEADINGS)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in _lines(counts)
+    table = {"title": "What is kept, beside the paper's Table 5", "head": _HEADINGS, "rows": _lines(counts)}
+    rows = {reason: [row[1:] for row in examples.get(reason, [])] for reason in counts["dropped"]}
+    keys = ("source", "detail", "text")
+    text = render(
+        "curate.html",
+        cfg.run_dir.name,
+        facts=[("rows read", f"{counts['read']:,}"), ("kept", f"{counts['kept']:,}")],
+        bars=waterfall(counts),
+        table=table,
+        reasons=[
+            {"name": reason, "rows": [dict(zip(keys, row, strict=True)) for row in found]}
+            for reason, found in rows.items()
+        ],
     )
-    details = "".join(_example_block(reason, examples.get(reason, [])) for reason in counts["dropped"])
-    title = html.escape(cfg.run_dir.name)
-    path.write_text(
-        f"{HEAD}<title>{title}</title><style>{STYLE}</style>"
-        f"<h1>{title}</h1><p>{counts['kept']:,} of {counts['read']:,} rows are kept.</p>"
-        f"<h2>Filters, in order</h2><table>{waterfall(counts)}</table>"
-        f"<h2>What is kept, beside the paper's Table 5</h2><table><tr>{head}</tr>{body}</table>"
-        f"<h2>Rows that were left out</h2>{details}</html>\n",
-        encoding="utf-8",
-        errors="replace",
-    )
+    path.write_text(text, encoding="utf-8", errors="replace")
 
 
-def waterfall(counts: dict[str, Any]) -> str:
-    """Rows of a table of HTML: what leaves by each filter, in their order, and what is left."""
-    left, bars = counts["read"], []
-    for reason, by_domain in counts["dropped"].items():
-        here = sum(by_domain.values())
-        title = ", ".join(f"{domain} {count:,}" for domain, count in by_domain.items())
-        bars.append(_bar(reason, title, here, left, counts["read"]))
-        left -= here
-    return "".join([*bars, _bar("kept", "", left, left, counts["read"])])
-
-
-def _bar(name: str, title: str, count: int, left: int, total: int) -> str:
-    """A line of the waterfall: behind what is gone before, as wide as what goes here."""
-    before, wide = (100 * (1 - left / total), 100 * count / total) if total else (0.0, 0.0)
-    is_kept = " kept" if name == "kept" else ""
-    return (
-        f"<tr title='{html.escape(title)}'><td>{html.escape(name)}</td><td>{count:,}</td><td>{wide:.1f} %</td>"
-        f"<td style='width:40em;text-align:left'><span class='bar{is_kept}' "
-        f"style='margin-left:{before:.2f}%;width:{wide:.2f}%'></span></td></tr>"
-    )
-
-
-def _example_block(reason: str, found: list[tuple[int, str, str, str]]) -> str:
-    rows = "".join(
-        f"<p><b>{html.escape(source)}</b> <span class=detail>{html.escape(detail)}</span></p>"
-        f"<pre>{html.escape(text)}</pre>"
-        for _, source, detail, text in found
-    )
-    return f"<details><summary>{html.escape(reason)}</summary>{rows}</details>"
+def waterfall(counts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Bars of `waterfall_of` of templates/parts.html: what leaves by each filter, in their order, and what is left."""
+    total, left = counts["read"], counts["read"]
+    bars = []
+    dropped = {reason: (sum(found.values()), found) for reason, found in counts["dropped"].items()}
+    for name, (count, by_domain) in [*dropped.items(), ("kept", (counts["kept"], {}))]:
+        title = ", ".join(f"{domain} {number:,}" for domain, number in by_domain.items())
+        before, percent = (100 * (1 - left / total), 100 * count / total) if total else (0.0, 0.0)
+        bars.append({"name": name, "title": title, "count": count, "percent": percent, "before": before})
+        left -= count
+    return bars

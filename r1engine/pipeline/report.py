@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
+from typing import TYPE_CHECKING, Any
 
 from r1engine.config import CurateConfig, EvaluateConfig
-from r1engine.config.pipeline import Pipeline
+from r1engine.config.pipeline import Pipeline, PlannedStage
+from r1engine.observe.page import render
 from r1engine.observe.put import put_text
 from r1engine.pipeline import manifest
-from r1engine.pipeline.curate_report import HEAD, STYLE, waterfall
+from r1engine.pipeline.curate_report import waterfall
 from r1engine.pipeline.status import short_counts
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 NAME = "report.html"  # of the pipeline's folder, and of every stage that has one
-_ROW, _ARCS = 26, 220  # pixels: height of a stage's line, width of the arrows' column
-_COLUMNS = (0, 170, 280, 350)  # of name, kind, seconds and counts
+_ROW, _ARCS = 30, 200  # CSS pixels: height of a stage's line in base.html, width of the arcs' column
+_Done = dict[str, manifest.Manifest | None]
 
 
 def write_report(pipeline: Pipeline) -> None:
@@ -27,73 +31,69 @@ def write_report(pipeline: Pipeline) -> None:
     done = {stage.name: manifest.read(stage.cfg.run_dir) for stage in pipeline.stages}
     seconds = sum(found.seconds for found in done.values() if found is not None)
     finished = sum(found is not None for found in done.values())
-    title = html.escape(str(pipeline.run_dir))
-    parts = [
-        f"{HEAD}<title>{title}</title>",
-        f"<style>{STYLE}svg text{{font-size:13px;fill:currentColor}}svg a{{fill:#4a8fe0}}</style><h1>{title}</h1>",
-        f"<p>{finished} of {len(done)} stages are done, in {seconds:,.0f} s; lines join what is made from what.</p>",
-        _graph(pipeline, done),
-    ]
-    for stage in pipeline.stages:
-        if done[stage.name] is None:
-            continue
-        if isinstance(stage.cfg, EvaluateConfig):
-            text = (stage.cfg.run_dir / stage.cfg.MAKES["page"]).read_text(encoding="utf-8")
-            parts.append(f"<h2>{html.escape(stage.name)}</h2>{_tables(text)}")
-        if isinstance(stage.cfg, CurateConfig):
-            counts = json.loads((stage.cfg.run_dir / stage.cfg.MAKES["counts"]).read_text(encoding="utf-8"))
-            parts.append(f"<h2>{html.escape(stage.name)}: what left, and why</h2><table>{waterfall(counts)}</table>")
-    put_text(pipeline.run_dir / NAME, "".join(parts) + "</html>\n")
+    text = render(
+        "pipeline.html",
+        str(pipeline.run_dir),
+        facts=[("stages done", f"{finished} of {len(done)}"), ("time", f"{seconds:,.0f} s")],
+        graph=_graph(pipeline, done),
+        stages=[_line(stage, done[stage.name]) for stage in pipeline.stages],
+        parts=[part for stage in pipeline.stages if done[stage.name] is not None for part in _parts(stage)],
+    )
+    put_text(pipeline.run_dir / NAME, text)
 
 
-def _graph(pipeline: Pipeline, done: dict[str, manifest.Manifest | None]) -> str:
-    """An SVG: a line for each stage, and arcs from what it is made from."""
-    heights = {stage.name: (i + 0.5) * _ROW for i, stage in enumerate(pipeline.stages)}
-    pieces = []
+def _line(stage: PlannedStage, found: manifest.Manifest | None) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "kind": stage.cfg.stage,
+        "page": f"{stage.name}/{NAME}" if (stage.cfg.run_dir / NAME).is_file() else None,
+        "is_done": found is not None,
+        "seconds": "" if found is None else f"{found.seconds:,.1f} s",
+        "told": "to run" if found is None else short_counts(found.counts),
+    }
+
+
+def _graph(pipeline: Pipeline, done: _Done) -> dict[str, Any]:
+    """A dot for each stage, and arcs from what it is made from."""
+    heights = {stage.name: round((i + 0.5) * _ROW) for i, stage in enumerate(pipeline.stages)}
+    arcs, right = [], _ARCS - 10
     for stage in pipeline.stages:
-        to, found = heights[stage.name], done[stage.name]
         for key, needed in stage.needs.items():
-            start = heights[needed]
-            bend = _ARCS - 14 - min(_ARCS - 20, 10 + 0.45 * (to - start))
-            pieces.append(
-                f"<path d='M{_ARCS - 10} {start} C{bend:.0f} {start} {bend:.0f} {to} {_ARCS - 10} {to}' fill=none "
-                f"stroke='#{'7a9cc6' if found else 'ccc'}'><title>{html.escape(f'{needed}: {key} of {stage.name}')}"
-                "</title></path>"
-            )
-        name = html.escape(stage.name)
-        if (stage.cfg.run_dir / NAME).is_file():
-            name = f"<a href='{name}/{NAME}'>{name}</a>"
-        cells = (name, stage.cfg.stage, f"{found.seconds:,.1f} s" if found else "", _told(found))
-        pieces.append(f"<circle cx={_ARCS - 6} cy={to} r=4 fill='#{'3a9d5d' if found else 'bbb'}'/>")
-        for column, cell in zip(_COLUMNS, cells, strict=True):
-            color = "" if found else " opacity=.6"
-            pieces.append(f"<text x={_ARCS + 6 + column} y={to + 4}{color}>{cell}</text>")
-    height = len(heights) * _ROW
-    svg = f"<svg xmlns='http://www.w3.org/2000/svg' width=1200 height={height}>{''.join(pieces)}</svg>"
-    return f"<div class=wide>{svg}</div>"
+            start, to = heights[needed], heights[stage.name]
+            bend = round(_ARCS - 14 - min(_ARCS - 20, 10 + 0.45 * (to - start)))
+            path = f"M{right} {start} C{bend} {start} {bend} {to} {right} {to}"
+            is_done = done[stage.name] is not None
+            arcs.append({"path": path, "title": f"{needed}: {key} of {stage.name}", "is_done": is_done})
+    dots = [{"y": y, "is_done": done[name] is not None} for name, y in heights.items()]
+    return {"width": _ARCS, "height": len(heights) * _ROW, "arcs": arcs, "dots": dots}
 
 
-def _told(found: manifest.Manifest | None) -> str:
-    return "to run" if found is None else html.escape(short_counts(found.counts))
+def _parts(stage: PlannedStage) -> list[dict[str, Any]]:
+    """What the page shows of a finished stage, if anything."""
+    if isinstance(stage.cfg, EvaluateConfig):
+        text = (stage.cfg.run_dir / stage.cfg.MAKES["page"]).read_text(encoding="utf-8")
+        return [{"title": stage.name, "blocks": _blocks(text), "bars": []}]
+    if isinstance(stage.cfg, CurateConfig):
+        counts = json.loads((stage.cfg.run_dir / stage.cfg.MAKES["counts"]).read_text(encoding="utf-8"))
+        return [{"title": f"{stage.name}: what left, and why", "blocks": [], "bars": waterfall(counts)}]
+    return []
 
 
-def _tables(markdown: str) -> str:
+def _blocks(markdown: str) -> list[dict[str, Any]]:
     """The tables of a page in Markdown, and its other lines."""
-    pieces = []
+    blocks: list[dict[str, Any]] = []
     for block in markdown.strip().split("\n\n"):
         lines = [line for line in block.splitlines() if not re.fullmatch(r"[|-]+", line)]
         if not lines or not lines[0].startswith("|"):
-            pieces.append(f"<p>{html.escape(block)}</p>")
+            blocks.append({"text": _bold(block)})
             continue
-        rows = [[html.escape(cell.strip()) for cell in line.strip("|").split("|")] for line in lines]
-        tag = "th"
-        pieces.append("<table>")
-        for row in rows:
-            pieces.append("<tr>" + "".join(f"<{tag}>{_bold(cell)}</{tag}>" for cell in row) + "</tr>")
-            tag = "td"
-        pieces.append("</table>")
-    return "".join(pieces)
+        head, *rows = [[_bold(cell.strip()) for cell in line.strip("|").split("|")] for line in lines]
+        blocks.append({"text": "", "title": "", "head": head, "rows": rows})
+    return blocks
 
 
-def _bold(cell: str) -> str:
-    return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", cell)
+def _bold(text: str) -> Markup:
+    from markupsafe import escape
+
+    escaped = escape(text)
+    return type(escaped)(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escaped))

@@ -35,10 +35,11 @@ def _told(stage: PlannedStage) -> tuple[str, str, str, str]:
 
 
 def short_counts(counts: dict[str, object]) -> str:
-    """The first few numbers of a stage, in a line."""
-    numbers = [(key, value) for key, value in counts.items() if isinstance(value, int | float)]
+    """The first few numbers of a stage, in a line, without how often it paused to evaluate and save, and how long."""
+    numbers = {key.replace("_", " "): value for key, value in counts.items() if isinstance(value, int | float)}
+    told = [key for key in numbers if not key.startswith(("evaluation", "checkpoint")) and not key.endswith("seconds")]
     return ", ".join(
-        f"{key} {value:,}" if isinstance(value, int) else f"{key} {value:.3g}" for key, value in numbers[:6]
+        f"{key} {value:,}" if isinstance(value := numbers[key], int) else f"{key} {value:.3g}" for key in told[:6]
     )
 
 

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from r1engine.observe.charts import Chart, Group, chart_layout
 from r1engine.observe.figures import COLORS, RED
+from r1engine.observe.page import page
 from r1engine.observe.put import put_text
-from r1engine.observe.report import page
 from r1engine.plan.memory import PHASE_TERMS
 from r1engine.plan.planner import Plan
 from r1engine.plan.show import memory_table, ranking_table, time_table, unit_of

@@ -23,6 +23,7 @@ from r1engine.rewards.rules import rule_of
 from r1engine.rewards.sandbox import probe
 from r1engine.rewards.scorer import Scorer
 
+_VARIABLE = r"(?<!\S)(?!\\boxed\{\})\S*[\d\\{}](?:\S*[^\s;:,])?"  # a number or formula, not the mark behind it
 SHOWN = 20  # undecided records that are listed; all are in the output file
 
 
@@ -152,7 +153,7 @@ def _print_summary(graded: list[tuple[Record, Score]], console: Console) -> None
 
 def _print_reasons(title: str, reasons: list[str], console: Console) -> None:
     """Reasons that differ only in a number or formula are counted together; an empty box is none."""
-    kinds = Counter(re.sub(r"(?<!\S)(?!\\boxed\{\})\S*[\d\\{}]\S*", "#", reason)[:100] for reason in reasons)
+    kinds = Counter(re.sub(_VARIABLE, "#", reason)[:100] for reason in reasons)
     if kinds:
         console.print(title + ":")
         for kind, count in kinds.most_common(5):

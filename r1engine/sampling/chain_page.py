@@ -9,10 +9,11 @@ from typing import Any
 
 from r1engine.config.tiny_chain import TinyChainReportConfig
 from r1engine.hf.tokenizer import PromptTokenizer, load_tokenizer
-from r1engine.observe.charts import Chart
+from r1engine.observe.charts import Chart, chart_layout
 from r1engine.observe.figures import COLORS
+from r1engine.observe.page import page
 from r1engine.observe.put import put_json, put_text
-from r1engine.observe.report import page, read_rows_of
+from r1engine.observe.report import read_rows_of
 from r1engine.sampling.chain_truth import Numbers, label_quality, of_scorer, of_trees, process_right, trained
 from r1engine.sampling.search_page import curves, most_telling
 from r1engine.sampling.search_rows import Row, tree_text
@@ -21,6 +22,14 @@ from r1engine.sampling.whole_lines import whole_lines
 SCORERS = ("exact", "hard", "soft")
 POLICIES = ("rule", "sum", "min")
 ROUND = ("before", "after", "rejected")
+HEADINGS = {  # first words of what was measured -> title of its table in the page
+    ("labels",): "Labels of steps by rollouts, against the truth",
+    ("scorer",): "Scorers of steps, by the labels that trained them",
+    ("exact", "rollouts"): "Searches, by the labels of their scorer",
+    ("reward",): "Training by a reward: the rule, and two sums of a scorer's steps",
+    ROUND: "A round of MCTS and training, beside rejection sampling",
+    ("round", "reject"): "What the round and the rejection sampling drew",
+}
 MOST_STEPS = 200  # of a tree in the page
 HACKED = 2  # completions of each hacked policy that are shown
 
@@ -88,26 +97,34 @@ def _write_page(cfg: TinyChainReportConfig, found: dict[str, Numbers], exact: Ro
     details += [{"title": f"hacked: reward {name}", "text": _completions(runs[name])} for name in ("sum", "min")]
     charts = [
         curves(exact["searches"], exact["envelope"]),
-        _of_runs(runs, "reward/accuracy", "Accuracy while trained by the rule and by a PRM"),
+        _of_runs(runs, "reward/accuracy", "Accuracy while trained by the rule and by a PRM", "accuracy"),
+        _of_runs(runs, "completion/length_mean", "Tokens of a completion", "tokens"),
     ]
-    charts.append(_of_runs(runs, "completion/length_mean", "Tokens of a completion"))
-    table = {"title": "All", "head": ["what", "found"], "rows": [_cells(name, n) for name, n in found.items()]}
-    put_text(cfg.run_dir / "report.html", page(cfg.run_dir.name, [("", charts)], tables=[table], details=details))
+    text = page("Search on chains of sums", [("", charts)], tables=tables_of(found), details=details)
+    put_text(cfg.run_dir / "report.html", text)
 
 
-def _cells(name: str, numbers: Numbers) -> list[str]:
-    return [name, ", ".join(f"{key} {_shown(value)}" for key, value in numbers.items())]
+def tables_of(found: dict[str, Numbers]) -> list[dict[str, Any]]:
+    """What was measured, a table a heading of `HEADINGS`; a cell that a row does not have is empty."""
+    tables = []
+    for names, title in HEADINGS.items():
+        rows = {name: numbers for name, numbers in found.items() if name.split()[0] in names}
+        keys = list(dict.fromkeys(key for numbers in rows.values() for key in numbers))
+        cells = [
+            [name, *(_shown(numbers[key]) if key in numbers else "" for key in keys)] for name, numbers in rows.items()
+        ]
+        tables += [{"title": title, "head": ["", *keys], "rows": cells}] if rows else []
+    return tables
 
 
-def _of_runs(runs: dict[str, Path], key: str, title: str) -> Chart:
+def _of_runs(runs: dict[str, Path], key: str, title: str, unit: str) -> Chart:
     """A metric of several runs over the step."""
     traces = []
     for (name, run_dir), color in zip(runs.items(), cycle(COLORS), strict=False):
         points = [(row["step"], row[key]) for row in read_rows_of(run_dir) if key in row]
         x, y = [step for step, _ in points], [value for _, value in points]
         traces.append({"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": {"color": color}})
-    layout = {"height": 320, "margin": {"l": 64, "r": 20, "t": 28, "b": 64}, "showlegend": True}
-    return {"title": title, "data": traces, "layout": layout | {"xaxis": {"title": {"text": "step"}}}}
+    return {"title": title, "data": traces, "layout": chart_layout({"title": {"text": unit}, "rangemode": "tozero"})}
 
 
 def _completions(run_dir: Path) -> str:

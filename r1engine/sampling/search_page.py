@@ -9,8 +9,8 @@ from r1engine.config.searching import SearchConfig
 from r1engine.hf.tokenizer import PromptTokenizer
 from r1engine.observe.charts import Chart
 from r1engine.observe.figures import COLORS
+from r1engine.observe.page import page
 from r1engine.observe.put import put_text
-from r1engine.observe.report import page
 from r1engine.sampling.envelope import envelope_cells
 from r1engine.sampling.search_rows import Row, tree_text
 
@@ -43,7 +43,7 @@ def write_page(cfg: SearchConfig, rows: list[Row], table: Row, tokenizer: Prompt
         ("aggregate", cfg.search.aggregate),
     ]
     text = page(
-        cfg.run_dir.name,
+        f"Search: {cfg.run_dir.name}",
         [("", [curves(searches, table["envelope"])])],
         facts=facts,
         tables=[{"title": "Searches; tokens of a question", "head": head, "rows": lines}, *_choices(table["envelope"])],

@@ -113,7 +113,7 @@ def rollout(parts: Parts, step: int) -> tuple[list[Graded], list[Graded]]:
 def draw(parts: Parts, step: int, *, questions: int | None = None, drawing: int = 0) -> list[Graded]:
     """Completions of new questions with their scores, from all ranks; see `Rollouts.take`."""
     cfg, size = parts.cfg, parts.cfg.grpo.group_size
-    parts.progress.phase("generate")  # counts tokens; nobody knows how many there will be
+    parts.progress.phase("generate", unit="tokens")  # nobody knows how many there will be
     with parts.phases("generate"):
         completions = parts.rollouts.take(step, parts.progress.advance, questions=questions, drawing=drawing)
     with parts.phases("score"):

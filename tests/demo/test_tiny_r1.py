@@ -82,8 +82,8 @@ def test_kills_anywhere_in_the_miniature_leave_the_same_table(tmp_path, monkeypa
     expected = outcome(tmp_path / "whole")
     assert len(expected) == 14  # 9 models of the table, two reward models, the one that all begins with; two files
     page = (tmp_path / "whole" / "report.html").read_text()
-    assert "17 of 17 stages are done" in page and "cold_data: what left, and why" in page
-    assert "<th>R1-Zero</th>" in page and "<td>pass@1</td>" in page
+    assert "stages done <b>17 of 17</b>" in page and "cold_data: what left, and why" in page
+    assert "R1-Zero</th>" in page and "<td>pass@1</td>" in page
     again = f"run_dir={tmp_path / 'killed'}"
     rng, ended = random.Random(TRIALS), []
     for _ in range(TRIALS):  # anywhere in what a kill has left of the whole, on the average

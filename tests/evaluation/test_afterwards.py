@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from chat_server import ChatServer
+from pages import embedded
 from typer.testing import CliRunner
 
 from r1engine.cli import app
@@ -118,18 +119,24 @@ def test_the_page_is_whole_in_itself_and_holds_every_reply(outs, tmp_path):
     assert command("show", *outs, "--html", page).exit_code == 0
     text = page.read_text()
     assert re.findall(r'(?:src|href)="|https?://', text.replace("http://127.0.0.1", "")) == []
-    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
-    rows = json.loads(data)
+    rows, charts = embedded(text, "data"), embedded(text, "charts")
     assert len(rows) == 40 and {row["o"] for row in rows} == {0, 1}
-    assert "<script>" not in data.replace("<\\/", "") or "<script>\\\\boxed" in data  # a reply closes nothing
-    assert not set(data) & set("<>&")  # nor opens: within <!--<script> the page's own </script> would end nothing
-    assert text.count("<circle") >= 3
+    assert any("<script>" in row["t"] for row in rows) and "boxed" not in text  # replies are packed: no HTML to read
+    scores = [trace for trace in charts[0]["data"] if "error_x" in trace]
+    assert [len(trace["x"]) for trace in scores] == [1, 1] and all(trace["error_x"]["array"][0] > 0 for trace in scores)
+    assert scores[0]["y"] > scores[1]["y"]  # the first above the second
+    labels = [chart["layout"]["xaxis"]["title"]["text"] for chart in charts[1:]]
+    assert labels == ["tokens of a reply", scores[0]["name"]]
+    assert sum(charts[2]["data"][1]["text"]) == 10  # each question is a dot, or in one
 
 
 def test_a_private_benchmark_is_on_pages_without_text(tmp_path, data):
     out = evaluated(tmp_path / "x", data, {1}, "benchmarks.sums.private=true")
     text = (out / "report.html").read_text()
-    assert "boxed" not in text and "Private" in text and '"v":"right"' in text
+    assert "boxed" not in text and "private: this page holds no text of it" in text
+    rows = embedded(text, "data")
+    assert "right" in {row["v"] for row in rows}
+    assert {(row["t"], row["a"], row["r"]) for row in rows} == {("", None, "")}
 
 
 def test_verdicts_of_another_harness_have_an_interval(tmp_path):

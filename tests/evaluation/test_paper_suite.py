@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from chat_server import ChatServer
 from model_server import ModelServer, says
+from pages import embedded
 from typer.testing import CliRunner
 
 from r1engine.cli import app
@@ -115,7 +116,9 @@ def test_what_a_harness_grades_goes_out_without_thoughts_and_comes_back(out, tmp
 
 
 def test_private_texts_are_on_no_page(out):
-    assert "Which 1?" not in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    private = [row for row in embedded(page, "data") if not row["t"]]
+    assert "Which 1?" not in page + json.dumps(embedded(page, "data")) and private
 
 
 def test_the_papers_scores_and_what_contradicts_them():

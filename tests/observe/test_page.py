@@ -16,18 +16,22 @@ from typer.testing import CliRunner
 
 from r1engine.cli import app
 from r1engine.config import RlConfig
+from r1engine.evaluation.page import question_chart, score_chart
 from r1engine.observe.charts import MOST_POINTS, chart_groups, thinned
 from r1engine.observe.live import LiveReport
-from r1engine.observe.packed import unpacked
+from r1engine.observe.packed import packed, unpacked
+from r1engine.observe.page import charted, compact_json, render
 from r1engine.observe.report import write_comparison, write_report
 from r1engine.observe.starts import record_start
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROBE = """<script>addEventListener("load", async () => {
-  await Promise.all([drawing, begun]);
+  if (document.getElementById("charts")) await Promise.all([drawing, begun]);
   const tokens = document.getElementById("tokens");
-  tokens.checked = true;
-  tokens.dispatchEvent(new Event("input"));
+  if (tokens) {
+    tokens.checked = true;
+    tokens.dispatchEvent(new Event("input"));
+  }
   for (const box of document.querySelectorAll(".chart")) drawChart(box);
   const found = JSON.stringify({
     wide: document.documentElement.scrollWidth, window: document.documentElement.clientWidth,
@@ -83,7 +87,7 @@ def test_every_series_of_a_run_is_drawn_in_its_group(run):
 
 
 def test_the_page_says_how_the_run_was_made(run):
-    text = html.unescape(write_report(run)[1].read_text())
+    text = html.unescape(write_report(run).read_text())
     starts = json.loads((run / "provenance.json").read_text())["starts"]
     for words in ("seed: 7", "2 ranks", starts[0]["host"], starts[0]["versions"]["torch"], "start 1: "):
         assert words in text, words
@@ -91,10 +95,8 @@ def test_the_page_says_how_the_run_was_made(run):
 
 
 def test_a_page_of_a_run_that_goes_on_loads_itself_again(run):
-    (run / "curves.png").unlink(missing_ok=True)
-    _, page = write_report(run, refresh_seconds=30)
+    page = write_report(run, refresh_seconds=30)
     assert '<meta http-equiv="refresh" content="30">' in page.read_text()
-    assert not (run / "curves.png").exists()
 
 
 def test_long_lines_are_thinned_to_means():
@@ -111,7 +113,7 @@ def test_runs_are_compared_with_what_differs(run, tmp_path, monkeypatch):
     (other / "config.yaml").write_text((run / "config.yaml").read_text().replace("seed: 7", "seed: 8"))
     done = CliRunner().invoke(app, ["report", str(run), str(other), "--out", str(tmp_path / "both.html")])
     assert done.exit_code == 0, done.output
-    text = (tmp_path / "both.html").read_text()
+    text = (tmp_path / "both.html").read_text().replace(' class="numeric"', "")
     assert "<td>seed</td><td>7</td><td>8</td>" in text and "<td>Held-out pass@1</td><td>60.0%</td>" in text
     charts = json.loads(unpacked(re.search(r'id="charts">(.*?)</script>', text)[1]))
     assert all({trace["name"] for trace in chart["data"]} == {"run", "other"} for chart in charts) and len(charts) > 15
@@ -141,6 +143,36 @@ def test_a_report_is_begun_when_it_is_time_and_ended_with_the_run(run, monkeypat
     assert process.poll() is not None
 
 
+def other_pages() -> dict[str, str]:
+    """One of each template beside the run's, with names that are longer than a phone is wide."""
+    long, table = "a_name_" * 20, {"title": "t", "head": ["", "x" * 60], "rows": [["y" * 60, "1.5"]]}
+    score = {"mean": 0.5, "low": 0.4, "high": 0.7}
+    charts = [("", [score_chart([long], [long], [{"benchmarks": {long: {"score": score}}}])])]
+    charts.append((long, [question_chart({"q": 1.0}, {"q": 0.5}, long, long)]))
+    reply = {"b": long, "o": 0, "q": long, "s": 0, "v": "wrong", "a": long, "r": long, "t": long}
+    replies = packed(compact_json([reply]))
+    bar = {"name": long[:40], "title": "math 1", "count": 1, "percent": 50.0, "before": 50.0}
+    stage = {"name": "tiny", "kind": "tiny", "page": None, "is_done": True, "seconds": "1 s", "told": long}
+    graph = {"width": 200, "height": 30, "arcs": [], "dots": [{"y": 15, "is_done": True}]}
+    parts = [{"title": long, "blocks": [{"text": long}, table | {"text": ""}], "bars": [bar]}]
+    reasons = [{"name": long, "rows": [{"source": long, "detail": long, "text": long}]}]
+    return {
+        "evaluation": render("evaluation.html", long, tables=[table], replies=replies, **charted(charts)),
+        "curate": render("curate.html", long, bars=[bar], table=table, reasons=reasons),
+        "pipeline": render("pipeline.html", long, graph=graph, stages=[stage], parts=parts),
+    }
+
+
+@pytest.mark.rotating
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@pytest.mark.parametrize("name", ["evaluation", "curate", "pipeline"])
+def test_the_other_pages_fit_a_phone(name, tmp_path):
+    (tmp_path / "page.html").write_text(other_pages()[name])
+    found = shown(tmp_path / "page.html", tmp_path, width=390)
+    assert found["wide"] == found["window"] <= 390
+    assert found["cards"] == (name == "evaluation") and found["charts"] >= 2 * found["cards"]
+
+
 def shown(page: Path, tmp_path: Path, *options: str, width: int | None = None) -> dict:
     """What the probe finds in the page, with every chart drawn; `width`: in a frame, as windows have a least width."""
     probed = tmp_path / "probed.html"
@@ -160,7 +192,7 @@ def shown(page: Path, tmp_path: Path, *options: str, width: int | None = None) -
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_a_browser_draws_the_page_wide_narrow_and_dark(run, tmp_path):
-    page = write_report(run)[1]
+    page = write_report(run)
     charts = page.read_text().count('class="chart"')
     wide = shown(page, tmp_path, "--window-size=1440,900")
     assert (wide["wide"], wide["cards"], wide["group"]) == (wide["window"], 1, 2)

@@ -61,8 +61,16 @@ def test_a_long_phase_has_a_line_at_most_every_ten_seconds():
         progress.phase("update")
         clock.seconds += 10
         progress.advance(7)
+        progress.phase("evaluate", unit="tokens")
+        clock.seconds += 10
+        progress.advance(9)
     # 10 s are over at the 17th, 34th unit; each 0.6 s.
-    assert timed_lines(console) == ["  generate  34% of 50", "  generate  68% of 50", "  update 7"]
+    assert timed_lines(console) == [
+        "  generate  34% of 50",
+        "  generate  68% of 50",
+        "  update 7",
+        "  evaluate 9 tokens",
+    ]
 
 
 def test_eta_is_from_the_median_and_counts_steps_not_calls():

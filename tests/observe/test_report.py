@@ -12,7 +12,7 @@ from r1engine.observe import figures, report
 from r1engine.observe.charts import chart_groups, line_chart
 from r1engine.observe.packed import packed, unpacked
 from r1engine.observe.rated import Ratings, rated_charts
-from r1engine.observe.report import embedded_json, write_report
+from r1engine.observe.report import write_report
 
 ATTACK = "</script><script>alert(1)</script><!-- <b>%%@PLOTLY@%%\u2028"
 
@@ -93,17 +93,16 @@ def full_run(tmp_path_factory):
     return run_dir, write_report(run_dir)
 
 
-def test_both_files_are_written_with_the_names_of_the_papers_figures(full_run):
-    run_dir, (png, page) = full_run
-    assert (png, page) == (run_dir / "curves.png", run_dir / "report.html")
-    assert png.read_bytes().startswith(b"\x89PNG")
+def test_the_page_has_the_names_of_the_papers_figures(full_run):
+    run_dir, page = full_run
+    assert page == run_dir / "report.html"
     text = page.read_text()
     assert "Figure 2 of the paper: accuracy during training" in text
     assert "Figure 3 of the paper: mean response length during training" in text
 
 
 def test_the_headlines_are_the_first_and_the_last_evaluation(full_run):
-    text = full_run[1][1].read_text()
+    text = full_run[1].read_text()
     assert '<span class="old">12.5%</span>' in text and '<span class="new">75.0%</span>' in text
     assert '<span class="old">30.0</span>' in text and '<span class="new">60.0</span>' in text
     assert "step 0 \N{RIGHTWARDS ARROW} step 30" in text
@@ -112,7 +111,7 @@ def test_the_headlines_are_the_first_and_the_last_evaluation(full_run):
 
 
 def test_a_completion_cannot_start_a_script(full_run):
-    page = full_run[1][1]
+    page = full_run[1]
     assert embedded(page)[0]["completion"] == ATTACK  # whole, as data
     assert not any(text.startswith("alert(1)") for _, text in parse(page).scripts)
     assert "<script>alert" not in page.read_text()
@@ -120,15 +119,15 @@ def test_a_completion_cannot_start_a_script(full_run):
 
 
 def test_the_page_needs_no_network(full_run):
-    parser = parse(full_run[1][1])
+    parser = parse(full_run[1])
     assert parser.sources == []
-    assert "default-src 'none'" in full_run[1][1].read_text()
-    assert len(embedded(full_run[1][1], "plotly")) > 1_000_000  # plotly itself
-    assert full_run[1][1].stat().st_size < 2_000_000
+    assert "default-src 'none'" in full_run[1].read_text()
+    assert len(embedded(full_run[1], "plotly")) > 1_000_000  # plotly itself
+    assert full_run[1].stat().st_size < 2_000_000
 
 
 def test_the_page_has_a_line_for_every_series_with_data(full_run):
-    names = names_in(full_run[1][1])
+    names = names_in(full_run[1])
     assert {"held-out questions (pass@1)", "training questions (accuracy reward)", "format", "generate"} <= names
     assert "truncated" not in names  # not in the rows
 
@@ -146,10 +145,9 @@ def test_the_page_has_a_line_for_every_series_with_data(full_run):
     ids=["nothing but a step", "one row", "no evaluation", "a NaN", "no difference", "only an evaluation"],
 )
 @pytest.mark.filterwarnings("error")
-def test_short_runs_are_drawn(tmp_path, monkeypatch, rows):
+def test_short_runs_are_drawn(tmp_path, rows):
     write_lines(tmp_path / "metrics.jsonl", rows)
-    png, page = write_report(tmp_path)
-    assert png.stat().st_size > 10_000
+    page = write_report(tmp_path)
     assert embedded(page) == []
 
 
@@ -170,8 +168,7 @@ def test_a_supervised_run_is_drawn_over_steps_tokens_and_domains(tmp_path):
     rows = [{"step": 0, **evaluated}, *map(supervised, range(1, 5)), {"step": 4, **evaluated}]
     write_lines(tmp_path / "metrics.jsonl", rows)
     (tmp_path / "lengths.json").write_text(json.dumps({"edges": [1, 2, 4], "texts": [3, 5], "row_tokens": 3}))
-    png, page = write_report(tmp_path)
-    assert png.stat().st_size > 10_000
+    page = write_report(tmp_path)
     text = page.read_text()
     assert re.findall(r"<h3>(.*?)</h3>", text)[1:] == [
         "Cross-entropy",
@@ -200,8 +197,7 @@ def test_a_reward_model_is_drawn_with_its_interval_scores_and_calibration(tmp_pa
     scores = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, -1.0], [3.0, -1.0]])
     drawn = shown(scores, np.array([[20, 10], [10, 20], [15, 15], [30, 5]]), None)
     (tmp_path / "ratings.json").write_text(json.dumps(drawn))
-    png, page = write_report(tmp_path)
-    assert png.stat().st_size > 10_000
+    page = write_report(tmp_path)
     assert re.findall(r"<h3>(.*?)</h3>", page.read_text()) == [
         "Held-out loss",
         "Held-out accuracy",
@@ -270,12 +266,6 @@ def test_the_samples_of_a_long_run_are_thinned_by_step(tmp_path, monkeypatch):
 def test_what_is_packed_holds_no_character_that_html_reads():
     text = packed(ATTACK + "\U0001f600" * 1000)
     assert unpacked(text) == ATTACK + "\U0001f600" * 1000 and not set(text) & set("<>&\"'")
-
-
-def test_embedded_json_has_no_character_that_html_reads():
-    text = embedded_json({"a": ATTACK + "&amp;"})
-    assert not set(text) & set("<>&\u2028")
-    assert json.loads(text) == {"a": ATTACK + "&amp;"}
 
 
 def test_smoothing_is_a_centered_mean():

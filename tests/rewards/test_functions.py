@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import runpy
 from pathlib import Path
 
 import pytest
@@ -190,16 +191,17 @@ def test_weights_are_one_unless_they_are_given():
 
 def test_example_is_tried_offline(tmp_path):
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    completions = ["<answer>5</answer>", "<answer>7</answer>", "<answer>x</answer>", "5"]
+    completions = ["<answer>5</answer>", "<answer>7</answer>", "<answer>x</answer>", "5 - 1 = 4, or 9"]
     lines = [json.dumps({"question": "2+3?", "answer": 5, "completion": text}) for text in completions]
     source.write_text("\n".join(lines))
     arguments = ["reward", str(source), "--out", str(out), "--function", f"{EXAMPLE}:close"]
-    done = CliRunner().invoke(app, [*arguments, "--function", f"{EXAMPLE}:rare", "workers=1"])
+    done = CliRunner().invoke(app, [*arguments, "--function", f"{EXAMPLE}:rare", "rewards.workers=1"])
     assert done.exit_code == 0, done.output
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["components"].get("close") for row in rows] == [1.0, pytest.approx(1 / 3), None, 0.0]
+    assert [row["components"].get("close") for row in rows] == [1.0, pytest.approx(1 / 3), None, 0.2]
     assert [row["components"]["rare"] for row in rows] == [1.0] * 4
     assert [row["verdict"] for row in rows] == ["right", "wrong", "undecided", "wrong"]
+    assert runpy.run_path(str(EXAMPLE))["close"](None, "none", "5") == 0.0
     assert rows[2]["unknown"] == {"close": "it returned None"} and math.isclose(rows[0]["score"], 1.0)
 
 

@@ -17,7 +17,7 @@ from r1engine.evaluation.afterwards import run_evaluations
 
 
 def test_run_writes_what_it_promises(case, undisturbed):
-    for name in ("config.yaml", "metrics.jsonl", "summary.json", "curves.png", "report.html", "heartbeat.json"):
+    for name in ("config.yaml", "metrics.jsonl", "summary.json", "report.html", "heartbeat.json"):
         assert (undisturbed / name).stat().st_size > 0, name
     summary = json.loads((undisturbed / "summary.json").read_text())
     rows, samples = logged(undisturbed)

@@ -20,9 +20,7 @@ import pytest
 SECONDS = 900  # for a machine that others use too
 _forks = multiprocessing.get_context("forkserver")
 # Seconds of imports: PyTorch, Megatron, transformers; what PyTorch's and Megatron's calls import; the report's.
-_forks.set_forkserver_preload(
-    ["r1engine.run", "torch._dynamo", "matplotlib.backends.backend_agg", "plotly.graph_objects", "pytest"]
-)
+_forks.set_forkserver_preload(["r1engine.run", "torch._dynamo", "jinja2", "plotly.offline", "pytest"])
 
 
 def torchrun(ranks: int, script: Path, *arguments: object, restarts: int = 0) -> subprocess.CompletedProcess:

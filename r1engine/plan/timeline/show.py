@@ -140,7 +140,7 @@ def print_simulation(simulation: Simulation, console: Console) -> None:
 
 def write_page(simulation: Simulation, path: Path) -> None:
     """One self-contained page with the tables and figures."""
-    from r1engine.observe.report import page
+    from r1engine.observe.page import page
 
     groups = [("", [_stride_chart(simulation), _length_chart(simulation)])]
     choices = [("How far ahead", simulation.staleness), ("How many generators", simulation.generators)]

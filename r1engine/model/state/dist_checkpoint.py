@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from r1engine.model.state.offload import lent_weights
 from r1engine.model.state.optimizer_state import Shard, restore, step_count, wanted_shards, written_shards
+from r1engine.model.state.plain_pickles import only_plain
 
 # Each save it tells that the first rank alone has what is not sharded of the optimizer: which is how it is meant.
 logging.getLogger("megatron.core.dist_checkpointing.validation").addFilter(
@@ -97,14 +98,15 @@ def load(
     folder: Path, model: Saved, optimizer: MegatronOptimizer, snapshot: dict[str, torch.Tensor] | None
 ) -> dict[str, torch.Tensor] | None:
     """Read into the model, the optimizer and the tensors of `snapshot`; returns the latter. Collective."""
-    step = dist_checkpointing.load_common_state_dict(str(folder))["step"]
+    step = dist_checkpointing.load_common_state_dict(str(folder))["step"]  # by weights_only
     tree: dict[str, Any] = {"model": model.sharded()}
     if step:
         tree["optimizer"] = wanted_shards(optimizer, _shards(tree["model"]))
     if snapshot is not None:
         tree["reference"] = _snapshot_shards(model, snapshot)
     # Not validated: together the ranks read less than all where a distributed optimizer leaves parts to each.
-    tree = dist_checkpointing.load(tree, str(folder), validate_access_integrity=False)
+    with only_plain(folder):
+        tree = dist_checkpointing.load(tree, str(folder), validate_access_integrity=False)
     model.load(tree["model"])
     if snapshot is not None:
         with lent_weights(model.local, snapshot):
@@ -118,4 +120,6 @@ def load(
 def load_weights(folder: Path, model: Saved) -> None:
     """Read the model alone. Collective."""
     tree = {"model": model.sharded()}
-    model.load(dist_checkpointing.load(tree, str(folder), validate_access_integrity=False)["model"])
+    with only_plain(folder):
+        read = dist_checkpointing.load(tree, str(folder), validate_access_integrity=False)
+    model.load(read["model"])

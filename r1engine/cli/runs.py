@@ -238,7 +238,10 @@ def serve(
         if evaluated is not None:
             if config is not None:
                 raise ConfigError(f"serve: found CONFIG {config} and --eval {evaluated}, required one of them")
-            how = {"servers": servers, "tensor": tensor, "reasoning": reasoning, "host": host or "127.0.0.1"}
+            from r1engine.rollout.sglang.listening import listening_host
+
+            address = listening_host(host) if host is not None else "127.0.0.1"
+            how = {"servers": servers, "tensor": tensor, "reasoning": reasoning, "host": address}
             _serve_folder(evaluated, python, how)
             return
         if config is None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from r1engine.hf.architecture import read_architecture
 from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.client import Client, ServerError
 from r1engine.rollout.sglang.key import key_of, run_key
+from r1engine.rollout.sglang.listening import listening_host, own_name
 from r1engine.rollout.sglang.registry import Registration, announce, read, registry
 from r1engine.rollout.sglang.server import Server, check_environment
 
@@ -142,38 +141,13 @@ def _checked(cfg: RlConfig, servers: int, host: str | None) -> str:
         )
     if s.port_range is not None and len(s.port_range) < servers:
         raise ConfigError(f"rollout.sglang.ports: found {s.ports}, required at least {servers}, one a server")
-    host = host or (own_name() if torch.cuda.is_available() else "127.0.0.1")
-    if host in ("0.0.0.0", "::", "*"):
-        raise ConfigError(
-            f"serve: found --host {host}, required the one address that the trainer reaches: on all interfaces the "
-            "servers would listen to networks that nobody thought of"
-        )
+    default = own_name() if host is None and torch.cuda.is_available() else "127.0.0.1"
+    host = listening_host(host if host is not None else default)
     key = key_of(run_key(cfg.run_dir))
     for file in (registry(cfg) / f"{host.replace(':', '_')}-{index}.json" for index in range(servers)):
         if (url := _answering(file, key)) is not None:
             raise ConfigError(f"serve: {file} names {url}, which answers: the servers of {host} run already")
     return host
-
-
-def own_name() -> str:
-    """This machine's name, if it stands for an address that only its own network reaches.
-
-    Raises:
-        ValueError: it stands for a public address, or for none.
-    """
-    name = socket.gethostname()
-    try:
-        found = ipaddress.ip_address(socket.gethostbyname(name))
-    except OSError as error:
-        raise ConfigError(
-            f"serve: the name {name} of this machine stands for no address ({error}); give --host"
-        ) from error
-    if found.is_global:
-        raise ConfigError(
-            f"serve: the name {name} of this machine stands for the public address {found}, required --host with its "
-            "address in the cluster"
-        )
-    return name
 
 
 def _answering(file: Path, key: str) -> str | None:

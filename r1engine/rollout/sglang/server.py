@@ -94,7 +94,7 @@ def free_port(host: str = "127.0.0.1", ports: range | None = None) -> int:
 
 
 def _probe(host: str) -> socket.socket:
-    probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    probe = socket.socket(socket.getaddrinfo(host, 1, type=socket.SOCK_STREAM)[0][0])
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     return probe
 

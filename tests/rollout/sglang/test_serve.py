@@ -21,6 +21,7 @@ from r1engine.config import ConfigError, RlConfig, Sglang
 from r1engine.ranks import World
 from r1engine.rollout.sglang import launch, registry, serve
 from r1engine.rollout.sglang.fleet import Fleet
+from r1engine.rollout.sglang.listening import listening_host, own_name
 from r1engine.rollout.sglang.registry import Registration, Registry, announce, read
 from r1engine.rollout.sglang.server import Server, free_port, url_of
 
@@ -169,11 +170,28 @@ def test_serve_refuses_before_it_starts_anything(folders, tmp_path, monkeypatch,
 
 
 def test_a_machine_whose_name_is_public_needs_an_address(monkeypatch):
-    monkeypatch.setattr(socket, "gethostbyname", lambda name: "8.8.8.8")
-    with pytest.raises(ConfigError, match=r"public address 8.8.8.8, required --host with its address in the cluster"):
-        serve.own_name()
-    monkeypatch.setattr(socket, "gethostbyname", lambda name: "10.1.2.3")
-    assert serve.own_name() == socket.gethostname()
+    found = ["10.1.2.3", "2001:4860::8"]
+    infos = lambda *args, **kwargs: [(0, 0, 0, "", (address, 1)) for address in found]  # noqa: E731
+    monkeypatch.setattr(socket, "getaddrinfo", infos)
+    with pytest.raises(ConfigError, match=r"public address 2001:4860::8, required --host with its address in the clu"):
+        own_name()
+    found.pop()
+    assert own_name() == socket.gethostname()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "0", "::", "[::]", "0:0:0:0:0:0:0:0", "", "*"])
+def test_every_form_of_all_interfaces_is_refused(host):
+    with pytest.raises(ConfigError, match=r"required the one address that the trainer reaches"):
+        listening_host(host)
+
+
+def test_an_address_may_have_every_form():
+    assert [listening_host(host) for host in ("::1", "[::1]", "127.0.0.1", "localhost")] == [
+        "::1", "::1", "127.0.0.1", "localhost",
+    ]  # fmt: skip
+    for host, problem in (("no-such-host.invalid", "stands for no address"), ("fe80::1%eth0", "without a zone")):
+        with pytest.raises(ConfigError, match=problem):
+            listening_host(host)
 
 
 def test_ports_come_from_the_range_and_addresses_of_every_form_fit():

@@ -226,6 +226,11 @@ def test_too_few_gpus_are_told_the_least_number_that_fits(least):
     assert f"the least number of H800s that fits is {least.layout.gpus}: TP" in console.export_text()
 
 
+def test_a_cluster_that_cannot_hold_one_layer_is_told_what_breaks():
+    nearest = search(V3, JOB, 1, GPUS["rtx4090"], Assumed(), keep=1)[0]  # a layer of experts alone takes 68 GB
+    assert not nearest.fits and nearest.limits()[0].startswith("GPU memory in update")
+
+
 SMALL = read_architecture(ROOT / "configs" / "models" / "Qwen2.5-Math-1.5B")
 SMALL_JOB = dataclasses.replace(
     JOB, mean_tokens=768.0, max_tokens=3072, row_tokens=4096, generator_tensor=1, generator_bytes=2

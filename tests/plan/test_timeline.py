@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from r1engine.cli import app
+from r1engine.config import ConfigError
 from r1engine.plan.timeline.command import replayed
 from r1engine.plan.timeline.costs import Guessed, read_measured
 from r1engine.plan.timeline.failures import daly, live
@@ -205,3 +206,6 @@ def test_a_run_that_was_measured_predicts_its_other_strides(tmp_path):
     check = replayed(read_measured(tmp_path), Guessed())
     assert check.measured == pytest.approx(sum(row["seconds/total"] for row in rows[1::2]))
     assert check.error == pytest.approx(0, abs=1e-6)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seconds/gen')
+    with pytest.raises(ConfigError, match="found a file that no run writes"):
+        read_measured(tmp_path)

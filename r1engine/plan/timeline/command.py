@@ -21,7 +21,7 @@ from r1engine.plan.timeline.costs import Guessed, Measured, costs_of_plan, costs
 from r1engine.plan.timeline.lengths import drawn_from, log_normal, read_lengths
 from r1engine.plan.timeline.show import Simulation, print_simulation, to_json, write_page
 from r1engine.plan.timeline.strides import strides
-from r1engine.plan.timeline.whole import Span, by_checkpoints, by_generators, by_staleness
+from r1engine.plan.timeline.whole import Lengths, Span, by_checkpoints, by_generators, by_staleness
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _as_planned(
     ], plan.job.generator_tensor  # fmt: skip
 
 
-def _source(lengths: list[float] | None, mean: float, limit: int, guessed: Guessed):
+def _source(lengths: list[float] | None, mean: float, limit: int, guessed: Guessed) -> Lengths:
     if lengths is None:
         return lambda: log_normal(mean, guessed.length_sigma, limit, int(guessed.seed))
     cut = [min(length, float(limit)) for length in lengths]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,9 +30,7 @@ class Guessed:
     """What neither a plan nor a data sheet knows. Printed with every simulation; change it with `--assume`."""
 
     length_sigma: float = 0.8  # of the logarithm of the lengths of completions
-    gpu_mtbf_hours: float = (
-        50_000.0  # of one GPU and its part of the node: Llama 3 (section 3.3.4), 419 in 54 days of 16,384
-    )
+    gpu_mtbf_hours: float = 50_000.0  # of a GPU and its part of the node: Llama 3, 3.3.4: 419 in 54 days of 16,384
     restart_seconds: float = 900.0  # until a failure is seen, and the run goes on
     checkpoint_gb_s: float = 10.0  # of the file system, all ranks together
     strides: float = 6.0  # that are drawn; a run repeats them
@@ -111,16 +108,19 @@ def read_measured(run_dir: Path) -> Measured:
     cfg = load(needed[0], [], RlConfig)
     if cfg.rollout.engine != "local":
         raise ConfigError(f"simulate: {run_dir}: found rollout.engine {cfg.rollout.engine}, required local")
-    rows = [row for row in map(json.loads, needed[1].read_text().splitlines()) if "seconds/generate" in row]
+    lengths, by_step = read_lengths(needed[2]), defaultdict[int, list[float]](list)
+    try:
+        rows = [row for row in map(json.loads, needed[1].read_text().splitlines()) if "seconds/generate" in row]
+        for sample in map(json.loads, needed[2].read_text().splitlines()):
+            if not sample.get("heldout"):
+                by_step[sample["step"]].append(float(sample["length"]))
+        summary = json.loads(text.read_text()) if (text := run_dir / "summary.json").is_file() else {}
+        ranks = read_starts(run_dir)[-1]["ranks"]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ConfigError(f"simulate: {run_dir}: found a file that no run writes ({error!r})") from error
     if len(rows) < 4:
         raise ConfigError(f"simulate: {run_dir}: found {len(rows)} strides, required 4")
-    by_step = defaultdict(list)
-    for sample in map(json.loads, needed[2].read_text().splitlines()):
-        if not sample.get("heldout"):
-            by_step[sample["step"]].append(float(sample["length"]))
-    summary = json.loads(text.read_text()) if (text := run_dir / "summary.json").is_file() else {}
-    ranks = read_starts(run_dir)[-1]["ranks"]
-    return Measured(cfg, ranks, rows, read_lengths(needed[2]), dict(by_step), summary)
+    return Measured(cfg, ranks, rows, lengths, dict(by_step), summary)
 
 
 def costs_of_run(found: Measured, guessed: Guessed, rows: list[dict[str, Any]] | None = None) -> Costs:
@@ -151,13 +151,12 @@ def _step_of(found: Measured, rows: list[dict[str, Any]]) -> tuple[float, float]
     steps and tokens; where not all lengths are known, all of it is of the step."""
     seconds = [row["seconds/generate"] for row in rows]
     if not found.is_complete or found.cfg.rollout.max_staleness:
-        return sum(seconds) / sum(islice(_steps(found, iter(lambda: None, 0)), len(rows))), 0.0
-    steps = [next(_steps(found, iter([row["step"]]))) for row in rows]
+        generator, count = random.Random(0), found.cfg.grpo.questions * found.cfg.grpo.group_size
+        return sum(seconds) / sum(_steps(found, generator.choices(found.lengths, k=count)) for _ in rows), 0.0
+    steps = [_steps(found, found.by_step[row["step"]]) for row in rows]
     tokens = [row["tokens_generated"] / found.ranks for row in rows]
-    ss, st, tt = (
-        sum(x * y for x, y in zip(a, b, strict=True)) for a, b in ((steps, steps), (steps, tokens), (tokens, tokens))
-    )
-    sy, ty = (sum(x * y for x, y in zip(a, seconds, strict=True)) for a in (steps, tokens))
+    ss, st, tt = _sumprod(steps, steps), _sumprod(steps, tokens), _sumprod(tokens, tokens)
+    sy, ty = _sumprod(steps, seconds), _sumprod(tokens, seconds)
     determinant = ss * tt - st * st
     base, each = ((sy * tt - ty * st) / determinant, (ty * ss - sy * st) / determinant) if determinant else (-1.0, 0.0)
     if base < 0 or each < 0 or not math.isfinite(base + each):
@@ -165,18 +164,16 @@ def _step_of(found: Measured, rows: list[dict[str, Any]]) -> tuple[float, float]
     return base, each
 
 
-def _steps(found: Measured, wanted: Iterator[int | None]) -> Iterator[float]:
-    """Decoding steps of strides with the lengths of a step, or (None) with any of the run's."""
-    import random
+def _sumprod(left: list[float], right: list[float]) -> float:
+    """Sum of the products."""
+    return sum(x * y for x, y in zip(left, right, strict=True))
 
-    generator = random.Random(0)
-    work = work_of(found.cfg, 0.0)
-    count = work.questions * work.group_size
-    for step in wanted:
-        lengths = found.by_step[step] if step is not None else generator.choices(found.lengths, k=count)
-        costs = Costs(
-            step=lambda samples: 1.0, train_token=0.0, refresh=0.0, checkpoint=0.0, restart=0.0,
-            generators=found.ranks, slots=found.cfg.rollout.slots, has_own_gpus=False, gpus=found.ranks,
-        )  # fmt: skip
-        once = Demand(questions=work.questions, group_size=work.group_size, prompt_tokens=0.0)
-        yield next(strides(costs, once, iter(lengths))).generate
+
+def _steps(found: Measured, lengths: list[float]) -> float:
+    """Decoding steps of a stride whose completions have these lengths."""
+    costs = Costs(
+        step=lambda samples: 1.0, train_token=0.0, refresh=0.0, checkpoint=0.0, restart=0.0,
+        generators=found.ranks, slots=found.cfg.rollout.slots, has_own_gpus=False, gpus=found.ranks,
+    )  # fmt: skip
+    once = Demand(questions=found.cfg.grpo.questions, group_size=found.cfg.grpo.group_size, prompt_tokens=0.0)
+    return next(strides(costs, once, iter(lengths))).generate

@@ -22,6 +22,7 @@ from r1engine.config import (
     to_yaml,
 )
 from r1engine.config.pipeline import is_pipeline, load_pipeline
+from r1engine.config.rollout import Sglang
 
 
 def show_config(
@@ -144,21 +145,62 @@ def simulate(
 
 def doctor(
     run_dir: Annotated[
-        Path | None, typer.Argument(metavar="[RUN_DIR]", help="Of a run that seems to stand still: who waits for whom.")
+        Path | None,
+        typer.Argument(
+            metavar="[RUN_DIR]",
+            help="Of a run that seems to stand still: who waits for whom. With --cluster: a folder on the file system "
+            "of the later run.",
+        ),
     ] = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Started by torchrun: what the ranks have and reach together.")
+    ] = False,
+    ports: Annotated[
+        str, typer.Option("--ports", metavar="FIRST-LAST", help="With --cluster: rollout.sglang.ports of the run.")
+    ] = "",
 ) -> None:
-    """Print what this machine has: versions, devices, memory, disk, compiled kernels; of a run, where its ranks are."""
-    if run_dir is None:
-        from r1engine.doctor import print_table
-
-        print_table()
-        return
-    from r1engine.observe.stall import lines
-
+    """Print what this machine has; of a run, where its ranks are; of a cluster, whether an expensive start may work."""
     try:
+        if cluster:
+            _doctor_cluster(run_dir, ports)
+            return
+        if ports:
+            raise ConfigError(f"doctor: found --ports {ports}, required --cluster with it")
+        if run_dir is None:
+            from r1engine.doctor import print_table
+
+            print_table()
+            return
+        from r1engine.observe.stall import lines
+
         typer.echo("\n".join(lines(run_dir)))
     except (ValueError, OSError) as error:
         fail(ConfigError.of(error))
+
+
+def _doctor_cluster(folder: Path | None, ports: str) -> None:
+    """Status 1 if something is to be done."""
+    if folder is None:
+        raise ConfigError("doctor --cluster: required a folder on the file system of the later run")
+    try:
+        wanted = Sglang(ports=ports).port_range
+    except ValueError as error:
+        raise ConfigError(f"doctor --ports: found {ports}, required FIRST-LAST such as 30000-30099") from error
+    from r1engine import ranks
+    from r1engine.cluster.checks import examine, print_findings
+
+    try:
+        world = ranks.start(timeout_minutes=5)
+        findings = examine(world, folder, wanted)
+    except RuntimeError as error:  # of the ranks' meeting
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    if world.is_first:
+        print_findings(findings)
+    world.everyones(None)  # a launcher ends all ranks when the first one ends
+    ranks.stop()
+    if any(finding.todo for finding in findings):
+        raise typer.Exit(1)
 
 
 def data(

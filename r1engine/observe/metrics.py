@@ -179,7 +179,7 @@ def device_telemetry() -> dict[str, float]:
         "gpu/sm_clock" (MHz); what the device does not report (a MIG slice has no utilization) is left out.
         Empty where there is no NVIDIA driver or nvidia-ml-py is not installed.
     """
-    handle = _nvml_device()
+    handle = nvml_device()
     if handle is None:
         return {}
     import pynvml
@@ -199,7 +199,7 @@ def device_telemetry() -> dict[str, float]:
 
 
 @cache
-def _nvml_device() -> Any | None:
+def nvml_device() -> Any | None:
     """NVML handle of the GPU that torch uses in this process; None without driver or nvidia-ml-py."""
     if importlib.util.find_spec("pynvml") is None:
         return None

@@ -18,10 +18,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 FORMAT = 2
 _STEP_NAME = re.compile(r"step_(\d{8,})")
@@ -107,8 +106,22 @@ def commit(partial: Path, state: dict) -> Path:
     for folder, _, _ in os.walk(partial, topdown=False):
         _fsync(Path(folder))
 
-    root, final = partial.parent, partial.with_name(f"step_{match[1]}")
-    replaced = partial.with_name(f".step_{match[1]}.replaced")
+    return _in_place(partial)
+
+
+def adopt(partial: Path) -> Path:
+    """The same of a folder of `begin` that was filled with files and manifest of a checkpoint; raises as `verify`."""
+    verify(partial)
+    for path in partial.rglob("*"):
+        _fsync(path)
+    _fsync(partial)
+    return _in_place(partial)
+
+
+def _in_place(partial: Path) -> Path:
+    """Renames a whole temporary folder to its step, and names it in `latest`."""
+    root, final = partial.parent, partial.with_name(f"step_{_step(partial):08d}")
+    replaced = partial.with_name(f".{final.name}.replaced")
     if final.exists():
         if replaced.exists():
             shutil.rmtree(replaced)
@@ -139,6 +152,11 @@ def note_best(run_dir: Path, metric: str, *, highest: bool) -> None:
             scored.append((value if highest else -value, folder.name))
     if scored:
         _write_name(root, "best", max(scored, key=lambda entry: entry[0])[1])
+
+
+def latest(run_dir: Path) -> str | None:
+    """The name that stands in `latest`; None: there is none."""
+    return _read_name(run_dir / "checkpoints", "latest")
 
 
 def best(run_dir: Path) -> Path | None:
@@ -241,32 +259,24 @@ def newest_complete(run_dir: Path, on_skip: Callable[[str], None]) -> Path | Non
     return None
 
 
+def read_files(folder: Path) -> dict[str, dict]:
+    """What the manifest of a folder lists: name -> size (bytes) and sha256.
+
+    Raises:
+        CorruptCheckpoint: it has none, or it is not one.
+    """
+    return _read_manifest(folder)["files"]
+
+
+def step_of(name: str) -> int | None:
+    """Of a folder's name; None: it is not that of a checkpoint."""
+    match = _STEP_NAME.fullmatch(name)
+    return int(match[1]) if match is not None else None
+
+
 def read_state(folder: Path) -> dict:
     """Reads state.json of a checkpoint that `newest_complete` returned."""
     return json.loads((folder / "state.json").read_text(encoding="utf-8"))
-
-
-def check_same(begun_with: Mapping[str, Sequence[Any]], here: Mapping[str, Sequence[Any]]) -> None:
-    """Checks that a checkpoint was made by the run that wants to go on from it.
-
-    Args:
-        begun_with: key of the configuration -> (what is compared, how a message names it), from state.json.
-        here:       the same of this run.
-
-    Raises:
-        ValueError: a value differs or is missing; the message names each key, both values, and what to do.
-    """
-    problems = []
-    for key, (value, name) in here.items():
-        if key not in begun_with:
-            problems.append(f"{key}: found {name}, but the checkpoint does not say what the run began with")
-            continue
-        before, named = begun_with[key]
-        if before != json.loads(json.dumps(value)):  # a tuple is a list in state.json
-            same = ", with another content" if named == name else ""
-            problems.append(f"{key}: found {name}, but the run began with {named}{same}")
-    if problems:
-        raise ValueError("; ".join(problems) + "; set back what has changed, or start over with another run_dir")
 
 
 def _folders(root: Path, pattern: re.Pattern[str]) -> list[Path]:

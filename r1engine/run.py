@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from r1engine import checkpoint, config, ranks
 from r1engine.config import ConfigError, StageConfig, to_yaml
@@ -24,6 +23,8 @@ from r1engine.ending import Ended, Ending
 from r1engine.model import parallel
 from r1engine.model.cpu import keep_freed_memory
 from r1engine.model.layers import flash, fp8
+from r1engine.observe.asked import Answers
+from r1engine.observe.end import tell_end
 from r1engine.observe.failure import NAME as FAILURE
 from r1engine.observe.failure import Failure, RunFailed, failed
 from r1engine.observe.heartbeat import Heartbeat
@@ -31,13 +32,14 @@ from r1engine.observe.live import LiveReport
 from r1engine.observe.metrics import MetricsLog, Phases, device_telemetry, peak_rss_gb
 from r1engine.observe.progress import Progress
 from r1engine.observe.report import write_report
-from r1engine.observe.starts import model_card, now, read_starts, record_start
-from r1engine.observe.summary import print_summary
+from r1engine.observe.starts import begun_and_ended, model_card, record_start
 from r1engine.observe.trackers import open_followers
 from r1engine.plan.utilization import utilization
 from r1engine.ranks import World, is_first_to
 from r1engine.run_lock import held
+from r1engine.saving import Saving
 from r1engine.stages import Advance, Stage, make_stage
+from r1engine.stages.identity import check_same
 
 
 def train(cfg: StageConfig, ending: Ending | None = None) -> None:
@@ -121,7 +123,10 @@ class Run:
         self.log: MetricsLog | None = None
         every = cfg.log.report_seconds
         self._live = LiveReport(cfg.run_dir, every_seconds=every) if world.is_first else None
-        self._saved: int | None = None  # step of the last good checkpoint
+        self._answers: Answers | None = None
+        self._saving = Saving(cfg.checkpoint, cfg.run_dir, progress.note)  # works on the first rank
+        self._saved: int | None = None  # step of the last checkpoint that is known to be good
+        self._written: int | None = None  # step of the last one whose shards are written
         self._scores: dict[int, dict[str, float]] = {}  # step of the last evaluation -> its metrics
         self._stride_began = self._save_seconds = 0.0
         self._apart: dict[str, list[float]] = {"evaluation": [], "checkpoint": []}  # seconds of each, not in the rows
@@ -141,7 +146,7 @@ class Run:
 
     def build(self) -> tuple[Stage, list[dict[str, Any]]]:
         """The stage, gone on from the newest checkpoint of run_dir if there is one, and the rows logged before it."""
-        folder = self.world.from_first(self._newest_checkpoint)
+        folder = self.world.from_first(self._saving.newest)
         self.progress.phase("load")
         if self.world.device.type == "cuda":
             self.progress.note(f"attention: {flash.choice()}")
@@ -154,6 +159,7 @@ class Run:
                 rows = self.world.from_first(lambda: self._accept(folder))
                 if not self.world.is_first:
                     self.progress.heartbeat = Heartbeat(self.cfg.run_dir, rank=self.world.rank)
+                self._answers = Answers(self.cfg.run_dir, self.world.rank)
                 return stage, rows
             except BaseException:
                 stage.close()
@@ -174,12 +180,14 @@ class Run:
             while self.step < stage.steps:
                 self._stride(stage)
                 if (number := self._asked()) is not None:
-                    if self._saved != self.step:
+                    if self._written != self.step:
                         self._save(stage)
+                    self._settle()
                     return self._ended(number)
         self.progress.phase("export")
         with stage.policy.awake():
             stage.policy.export(self.cfg.run_dir / "model", card=model_card(self.cfg, self.step))
+        self.world.from_first(self._saving.end)
         return None
 
     def _stride(self, stage: Stage) -> None:
@@ -196,7 +204,10 @@ class Run:
             self._save(stage)
 
     def close(self) -> None:
-        """Close the logs."""
+        """Close the logs. A checkpoint that is being committed becomes whole, also when the run has failed."""
+        self._saving.close()
+        if self._answers is not None:
+            self._answers.close()
         if self._live is not None:
             self._live.close()
         if self.log is not None:
@@ -214,7 +225,8 @@ class Run:
         grace = self.cfg.checkpoint.grace_seconds
         if self._stride_seconds is None:
             return f"{text} (how long one takes is not known yet; checkpoint.grace_seconds={grace})"
-        left = max(0.0, self._stride_seconds - (time.monotonic() - self._stride_began)) + self._save_seconds
+        saving = self._save_seconds + self._saving.seconds
+        left = max(0.0, self._stride_seconds - (time.monotonic() - self._stride_began)) + saving
         text += f", in about {left:.0f} s"
         if left > grace:
             text += f": longer than checkpoint.grace_seconds={grace}. After a kill before that, a restart goes on from "
@@ -253,6 +265,9 @@ class Run:
                 write_report(self.cfg.run_dir)
 
     def _checkpoint_name(self) -> str | None:
+        written = None if self._written is None else f"step_{self._written:08d}"
+        if checkpoint.latest(self.cfg.run_dir) == written:
+            self._saved = self._written
         return None if self._saved is None else f"step_{self._saved:08d}"
 
     # ------------------------------------------------------------------ logs and evaluation
@@ -322,41 +337,35 @@ class Run:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def _newest_checkpoint(self) -> Path | None:
-        folder = checkpoint.newest_complete(self.cfg.run_dir, self.progress.note)
-        if folder is not None and not self.cfg.checkpoint.resume:
-            raise ConfigError(
-                f"run_dir: {self.cfg.run_dir} holds checkpoints up to {folder.name}, and checkpoint.resume is false; "
-                "choose another run_dir, or move the folder away"
-            )
-        return folder
-
     def _resume(self, stage: Stage, folder: Path) -> None:
         state = checkpoint.read_state(folder)
-        checkpoint.check_same(state["identity"], stage.identity())
+        check_same(state["identity"], stage.identity())
         if state["step"] > stage.steps:
             raise ConfigError(f"steps: found {stage.steps}, required at least the {state['step']} of {folder.name}")
         with stage.policy.awake():
             stage.load(folder, state)
-        self.step = self._saved = state["step"]
+        self.step = self._saved = self._written = state["step"]
 
     def _save(self, stage: Stage) -> None:
+        """Until every rank has written its shards; what follows goes on beside the run."""
         began = time.monotonic()
         self.progress.phase("checkpoint")
+        self._settle()
         folder = self.world.from_first(lambda: self._begin_checkpoint(stage))
         with stage.policy.awake():
             state = stage.save(folder)
         self.world.wait()
         if self.world.is_first:
             about = {"identity": stage.identity(), "step": self.step, "scores": self._scores.get(self.step, {})}
-            checkpoint.commit(folder, about | state)
-            if (metric := self.cfg.checkpoint.best) is not None:
-                checkpoint.note_best(self.cfg.run_dir, metric, highest=self.cfg.checkpoint.best_is == "highest")
-            checkpoint.prune(self.cfg.run_dir, self.cfg.checkpoint.keep, self.progress.note)
-        self.world.wait()
-        self._saved, self._save_seconds = self.step, time.monotonic() - began
+            self._saving.start(folder, about | state)
+        self._written, self._save_seconds = self.step, time.monotonic() - began
         self._apart["checkpoint"].append(self._save_seconds)
         self.phases.skip()
+
+    def _settle(self) -> None:
+        """Until the checkpoint that was written last is good; what went wrong is raised on every rank."""
+        self.world.from_first(self._saving.settle)
+        self._saved = self._written
 
     def _begin_checkpoint(self, stage: Stage) -> Path:
         folder = checkpoint.begin(self.cfg.run_dir, self.step)
@@ -368,30 +377,15 @@ class Run:
 
     def report(self, stage: Stage, seconds: float) -> None:
         """Write summary.json and the report, and print what came of the run. First rank only."""
-        run_dir, rows, starts = self.cfg.run_dir, self._rows(), read_starts(self.cfg.run_dir)
+        rows = self._rows()
         summary = stage.summary(rows) | {
             "steps": self.step,
             "of_steps": stage.steps,
-            "starts": len(starts),
-            "started": starts[0]["started"],
-            "ended": now(),
-            "git": starts[-1]["git"],
-            "versions": starts[-1]["versions"],
+            **begun_and_ended(self.cfg.run_dir),
             "seconds": round(seconds, 1),
             **{f"{name}s": len(taken) for name, taken in self._apart.items()},
             **{f"{name}_seconds": round(sum(taken), 3) for name, taken in self._apart.items()},
             "peak_rss_gb": round(peak_rss_gb(), 3),
             "seed": self.cfg.seed,
         }
-        (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        report = write_report(run_dir)
-        console = Console()
-        evaluations = [row for row in rows if any(key.startswith("eval/") for key in row)]
-        samples = [json.loads(line) for line in (run_dir / "samples.jsonl").read_text().splitlines()]
-        if evaluations:
-            heldout = [sample for sample in samples if sample.get("heldout")][-2:]
-            print_summary(evaluations[0], evaluations[-1], heldout, console=console)
-        files = {"report": report, "summary": run_dir / "summary.json"}
-        if self.step == stage.steps:
-            files["model"] = run_dir / "model"
-        console.print("\n".join(f"{name}: {path}" for name, path in files.items()), highlight=False)
+        tell_end(self.cfg.run_dir, rows, summary, has_model=self.step == stage.steps)

@@ -1,11 +1,11 @@
 """Runs `r1engine COMMAND ...` for tests/runs, and stops it with a real signal at a chosen moment.
 
 killed.py SIGNAL AT COMMAND [arguments]: raises SIGNAL in this process when optimizer update AT (from 1) has been made,
-before anything is logged or saved of it. AT 0: when the stage is built; -1: in the middle of a save; -3: twice in
-update 3; -11, -12, ...: before the first, second, ... chunk of samples is written. A,B: the first start at A,
-torchrun's restart at B, the next one not at all; "0.7s": 0.7 seconds after the stage is built, wherever the run is
-then; "+0.7s": 0.7 seconds after the start. SIGNAL 0: never; -1: no signal, but an exception on the last rank; -2: no
-signal, but the disk of the run is filled.
+before anything is logged or saved of it. AT 0: when the stage is built; -1: in the middle of a save; -2: when the
+shards of the second one are written, and nothing of it is committed; -3: twice in update 3; -11, -12, ...: before the
+first, second, ... chunk of samples is written. A,B: the first start at A, torchrun's restart at B, the next one not at
+all; "0.7s": 0.7 seconds after the stage is built, wherever the run is then; "+0.7s": 0.7 seconds after the start.
+SIGNAL 0: never; -1: no signal, but an exception on the last rank; -2: no signal, but the disk of the run is filled.
 """
 
 import errno
@@ -28,6 +28,14 @@ def stop(number: int) -> None:
         fill(next(Path(word[8:]) for word in sys.argv if word.startswith("run_dir=")))
     elif os.environ.get("RANK") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1):
         raise OSError("a node is ill")
+
+
+def committed() -> None:
+    """Until no checkpoint is being committed beside the run, so that the moment says which one is the newest."""
+    folder = next(Path(word[8:]) for word in sys.argv if word.startswith("run_dir=")) / "checkpoints"
+    deadline = time.monotonic() + 20  # one that an earlier start has left is there for longer
+    while any(folder.glob(".step_*.partial")) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def fill(folder: Path) -> None:
@@ -74,6 +82,13 @@ def arrange(number: int, at: int) -> None:
     elif at == -1:
         save = Policy.save
         Policy.save = lambda *arguments: (stop(number), save(*arguments))[1]
+    elif at == -2:
+        from r1engine import checkpoint
+
+        commit, commits = checkpoint.commit, []
+        checkpoint.commit = lambda *arguments: (
+            commits.append(1) or (len(commits) == 2 and stop(number)) or commit(*arguments)
+        )
     elif at <= -11:
         from r1engine.sampling.chunks import Chunks
 
@@ -86,7 +101,8 @@ def arrange(number: int, at: int) -> None:
     def update_and_stop(self: Policy, *arguments: object) -> object:
         done = update(self, *arguments)
         calls[0] += 1
-        if calls[0] == abs(at) and at not in (-1, *range(-40, -10)):
+        if calls[0] == abs(at) and at not in (-1, -2, *range(-40, -10)):
+            committed()
             stop(number)
             if at == -3:
                 stop(number)

@@ -11,6 +11,7 @@ import pytest
 
 from r1engine import checkpoint
 from r1engine.checkpoint import CorruptCheckpoint
+from r1engine.stages.identity import check_same
 
 ROOT = Path(__file__).parents[1]
 SHARD = bytes(range(256)) * 64
@@ -290,23 +291,23 @@ IDENTITY = {"data.train": ("ab12", "a.jsonl"), "model.path": ("cd34", "q2"), "se
 )
 def test_a_run_that_goes_on_with_something_else_is_refused_by_key_and_both_names(key, here, message):
     with pytest.raises(ValueError) as error:
-        checkpoint.check_same(IDENTITY, {**IDENTITY, key: here})
+        check_same(IDENTITY, {**IDENTITY, key: here})
     assert message in str(error.value)
 
 
 def test_every_change_is_named():
     with pytest.raises(ValueError, match=r"model.path: found q3.*; seed: found 5.*another run_dir"):
-        checkpoint.check_same(IDENTITY, {**IDENTITY, "model.path": ("ee", "q3"), "seed": (5, "5")})
+        check_same(IDENTITY, {**IDENTITY, "model.path": ("ee", "q3"), "seed": (5, "5")})
 
 
 def test_the_same_kind_of_run_is_accepted_also_from_another_place():
     moved = {**IDENTITY, "data.train": ("ab12", "moved/a.jsonl"), "shape": ((1, 2), "1 x 2")}
-    checkpoint.check_same({**IDENTITY, "shape": [[1, 2], "1 x 2"], "more": [1, "1"]}, moved)
+    check_same({**IDENTITY, "shape": [[1, 2], "1 x 2"], "more": [1, "1"]}, moved)
 
 
 def test_a_key_that_the_checkpoint_lacks_is_refused():
     with pytest.raises(ValueError, match="seed: found 0, but the checkpoint does not say what the run began with"):
-        checkpoint.check_same({}, {"seed": (0, "0")})
+        check_same({}, {"seed": (0, "0")})
 
 
 def test_what_cannot_be_removed_is_noted_and_the_run_goes_on(tmp_path):

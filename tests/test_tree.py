@@ -148,9 +148,9 @@ def test_nothing_imports_sglang():
 
 # Rooms from the bottom up; a room may import those above it in this list, and what LAZY adds.
 ROOMS = (
-    "cores", "config", "web", "ending", "ranks", "run_lock", "checkpoint", "observe", "data", "rewards", "hf", "batch",
-    "convert", "grpo", "model", "rollout", "evaluation", "search", "demo", "plan", "stages", "sampling", "run",
-    "pipeline", "doctor", "verbs", "cli", "train", "__main__",
+    "cores", "config", "web", "ending", "ranks", "run_lock", "checkpoint", "remote", "saving", "observe", "data",
+    "rewards", "hf", "batch", "convert", "grpo", "model", "rollout", "evaluation", "search", "demo", "plan", "stages",
+    "sampling", "run", "pipeline", "doctor", "cluster", "verbs", "cli", "train", "__main__",
 )  # fmt: skip
 BOTH_WAYS = {
     ("data", "rewards"),  # a file of questions is checked by the rules; a record holds a question

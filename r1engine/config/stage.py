@@ -226,6 +226,9 @@ class Checkpoint(Section):
     """Which value of it is the best."""
     resume: bool = True
     """Go on from the newest complete checkpoint of run_dir, if there is one."""
+    remote: str | None = None
+    """Object storage that each checkpoint is copied to, in a place of this run alone: s3://bucket/runs/name, or another
+    protocol of fsspec; a run whose run_dir has no checkpoint goes on from there. null: none."""
     grace_seconds: Positive = 300
     """Between a signal to end and the kill that follows; a run that needs longer to its next checkpoint says so."""
 

@@ -96,6 +96,18 @@ def read_starts(run_dir: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text())["starts"] if path.is_file() else []
 
 
+def begun_and_ended(run_dir: Path) -> dict[str, Any]:
+    """What summary.json says of the starts of a run that ends now."""
+    starts = read_starts(run_dir)
+    return {
+        "starts": len(starts),
+        "started": starts[0]["started"],
+        "ended": now(),
+        "git": starts[-1]["git"],
+        "versions": starts[-1]["versions"],
+    }
+
+
 def now() -> str:
     """Date and time of day, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from r1engine.model.policy import Policy
@@ -27,3 +28,26 @@ def model_identity(policy: Policy) -> Identity:
         "model.dtype": setting(str(policy.dtype).removeprefix("torch.")),
         "model.mtp_loss_weight": (policy.trains_mtp, "one above 0" if policy.trains_mtp else "0"),
     }
+
+
+def check_same(begun_with: Mapping[str, Sequence[Any]], here: Identity) -> None:
+    """Checks that a checkpoint was made by the run that wants to go on from it.
+
+    Args:
+        begun_with: the identity in state.json.
+        here:       that of this run.
+
+    Raises:
+        ValueError: a value differs or is missing; the message names each key, both values, and what to do.
+    """
+    problems = []
+    for key, (value, name) in here.items():
+        if key not in begun_with:
+            problems.append(f"{key}: found {name}, but the checkpoint does not say what the run began with")
+            continue
+        before, named = begun_with[key]
+        if before != json.loads(json.dumps(value)):  # a tuple is a list in state.json
+            same = ", with another content" if named == name else ""
+            problems.append(f"{key}: found {name}, but the run began with {named}{same}")
+    if problems:
+        raise ValueError("; ".join(problems) + "; set back what has changed, or start over with another run_dir")

@@ -11,7 +11,7 @@ from r1engine.hf.formats import Precision
 from r1engine.model.parallel import join
 from r1engine.model.policy import Policy
 from r1engine.observe.starts import model_card
-from r1engine.stages.identity import model_identity
+from r1engine.stages.identity import check_same, model_identity
 
 
 def export(source: Path, target: Path, precision: Precision | None, overrides: list[str], *, best: bool = False) -> int:
@@ -43,7 +43,7 @@ def export(source: Path, target: Path, precision: Precision | None, overrides: l
     state = checkpoint.read_state(folder)
     policy = Policy(model, cfg.parallel, cfg.optimizer, world)
     here = {key: value for key, value in model_identity(policy).items() if key == "model.path"}
-    checkpoint.check_same({key: state["identity"][key] for key in here}, here)
+    check_same({key: state["identity"][key] for key in here}, here)
     with policy.awake():
         policy.load_weights(folder / "model")
         policy.export(target, precision=precision, card=model_card(cfg, state["step"]))

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from cases import logged, same_run
+from cases import differing, last_checkpoint, logged, same_run
 
 MOMENTS = int(os.environ.get("R1_FAULT_TRIALS", "5"))  # of each kind; more of them take longer
 
@@ -30,6 +30,27 @@ def test_resume_after_a_kill_is_bit_exact(case, undisturbed, tmp_path, ranks, at
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert ("resumed from step_00000004" in resumed.stdout) == (at > 4)
     same_run(reference, tmp_path)
+
+
+@pytest.mark.rotating
+@pytest.mark.parametrize("is_lost", [False, True], ids=["here", "elsewhere"])
+def test_a_kill_before_the_commit_leaves_the_checkpoint_before(case, undisturbed, tmp_path, is_lost):
+    more = (f"checkpoint.remote=file://{tmp_path}/store",)
+    killed = case.run(tmp_path / "run", kill=signal.SIGKILL, at=-2, more=more)
+    assert killed.returncode != 0
+    root = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in root.iterdir()) == [".step_00000008.partial", "latest", "step_00000004"]
+    if is_lost:
+        (tmp_path / "run").rename(tmp_path / "lost")
+    resumed = case.run(tmp_path / "run", more=more)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "resumed from step_00000004" in resumed.stdout
+    if is_lost:  # the logs before are lost, too
+        assert logged(tmp_path / "run")[0] == [row for row in logged(undisturbed)[0] if row["step"] > 4]
+        assert differing(last_checkpoint(undisturbed), last_checkpoint(tmp_path / "run")) == []
+    else:
+        same_run(undisturbed, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["latest", "step_00000004", "step_00000008"]
 
 
 def test_a_run_goes_on_in_another_layout(case, undisturbed, tmp_path):

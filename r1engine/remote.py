@@ -38,7 +38,10 @@ class Remote:
         try:
             self._fs, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise ConfigError(f"checkpoint.remote: found {url}: {error}; required an address of fsspec") from error
+            raise ConfigError(
+                f"checkpoint.remote: found {url}: {error}; required an address of fsspec with its package (of s3:// "
+                "pip install 'r1engine[storage]')"
+            ) from error
         self._root = root.rstrip("/")
 
     def check(self) -> None:

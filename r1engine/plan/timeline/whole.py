@@ -92,7 +92,7 @@ def _choice(name: str, stretches: list[Span], number: int, *, is_configured: boo
 
 
 @dataclass(frozen=True)
-class Saving:
+class Interval:
     """Checkpoints every so many strides, and what a run loses with them."""
 
     every: int
@@ -106,17 +106,17 @@ class Checkpoints:
     configured: int  # strides
     between_failures: float  # seconds
     daly_strides: float
-    found: list[Saving]  # by strides
+    found: list[Interval]  # by strides
     replayed: float  # share of the run that was replayed
 
     @property
-    def best(self) -> Saving:
+    def best(self) -> Interval:
         """That which loses least; of near equals the rarest."""
         least = min(saving.life.overhead for saving in self.found)
         return max((s for s in self.found if s.life.overhead <= 1.02 * least + 1e-9), key=lambda s: s.every)
 
     @property
-    def now(self) -> Saving:
+    def now(self) -> Interval:
         """As configured."""
         return next(saving for saving in self.found if saving.every == self.configured)
 
@@ -144,7 +144,7 @@ def by_checkpoints(
         )
     everys = sorted({*(2**i for i in range(10) if 2**i <= min(longest, max(1, len(seconds) // 2))), configured})
     savings = [
-        Saving(
+        Interval(
             every,
             live(
                 seconds, every=every, checkpoint=costs.checkpoint, restart=costs.restart, between_failures=between,

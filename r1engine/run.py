@@ -41,6 +41,8 @@ from r1engine.saving import Saving
 from r1engine.stages import Advance, Stage, make_stage
 from r1engine.stages.identity import check_same
 
+SETTLE_SECONDS = 30.0  # that the ranks wait for the first one at once
+
 
 def train(cfg: StageConfig, ending: Ending | None = None) -> None:
     """Run the stage of `cfg` to its end, from the checkpoint in its run_dir if there is one. Called on every rank.
@@ -187,7 +189,8 @@ class Run:
         self.progress.phase("export")
         with stage.policy.awake():
             stage.policy.export(self.cfg.run_dir / "model", card=model_card(self.cfg, self.step))
-        self.world.from_first(self._saving.end)
+        self._settle()
+        self.world.from_first(self._saving.check_uploaded)
         return None
 
     def _stride(self, stage: Stage) -> None:
@@ -364,7 +367,8 @@ class Run:
 
     def _settle(self) -> None:
         """Until the checkpoint that was written last is good; what went wrong is raised on every rank."""
-        self.world.from_first(self._saving.settle)
+        while not self.world.from_first(lambda: self._saving.settle(SETTLE_SECONDS)):
+            pass  # a long copy is no rank that does not answer
         self._saved = self._written
 
     def _begin_checkpoint(self, stage: Stage) -> Path:

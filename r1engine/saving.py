@@ -72,18 +72,21 @@ class Saving:
         self._thread = threading.Thread(target=self._commit, args=(partial, state), name="checkpoint", daemon=True)
         self._thread.start()
 
-    def settle(self) -> None:
-        """Until it is committed.
+    def settle(self, seconds: float | None = None) -> bool:
+        """Wait until it is committed and copied, at most so many seconds; returns whether it is.
 
         Raises:
             Exception: what went wrong with it.
         """
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                return False
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+        return True
 
     def close(self) -> None:
         """The same for a run that may have failed: what goes wrong is told."""
@@ -92,13 +95,12 @@ class Saving:
         except Exception as error:
             self._note(f"checkpoint: {error}")
 
-    def end(self) -> None:
-        """The same at the end of a run that has made all its steps.
+    def check_uploaded(self) -> None:
+        """At the end of a run that has made all its steps.
 
         Raises:
             RuntimeError: the newest checkpoint is not in the remote place.
         """
-        self.settle()
         if self._not_uploaded is not None:
             raise RuntimeError(f"{self._not_uploaded}; the checkpoint is whole in {self._run_dir / 'checkpoints'}")
 

@@ -67,7 +67,7 @@ def test_a_run_on_another_machine_goes_on_from_there(store, tmp_path):
     assert folder is None
     for step, score in enumerate([0.1, 0.9, 0.2, 0.3], start=1):
         save(saving, tmp_path / "a", step, score)
-    saving.end()
+    saving.check_uploaded()
     assert notes == []
     assert saving.remote.complete() == ["step_00000004", "step_00000003", "step_00000002"]  # two, and the best one
 
@@ -119,11 +119,11 @@ def test_an_upload_that_breaks_off_does_not_count_and_is_tried_again(store, tmp_
     save(saving, tmp_path / "a", 2)
     assert len(notes) == 1 and "step_00000002: cannot be uploaded: PermissionError: 403" in notes[0]
     with pytest.raises(RuntimeError, match="cannot be uploaded"):
-        saving.end()
+        saving.check_uploaded()
     assert begun(tmp_path / "b", "broken://bucket/run")[1].name == "step_00000001"
     Broken.refused = ""
     save(saving, tmp_path / "a", 3)
-    saving.end()
+    saving.check_uploaded()
     assert saving.remote.complete() == ["step_00000003", "step_00000001"]
     assert "step_00000002" not in saving.remote._names()  # what was not whole is gone
 
@@ -149,9 +149,10 @@ def test_what_a_run_changes_meanwhile_is_not_in_the_checkpoint(store, tmp_path, 
     state = {"step": 1, "on_the_way": [1]}
     saving.start(checkpoint.begin(tmp_path, 1), state)
     state["on_the_way"].append(2)
+    assert not saving.settle(0.01)
     assert checkpoint.newest_complete(tmp_path, lambda text: None) is None  # the run goes on before it is committed
     go_on.set()
-    saving.settle()
+    assert saving.settle()
     assert checkpoint.read_state(checkpoint.newest_complete(tmp_path, print))["on_the_way"] == [1]
 
 
@@ -192,7 +193,7 @@ def test_an_s3_server_holds_a_run(bucket, tmp_path):
     saving, _, notes = begun(tmp_path / "a", "s3://bucket/runs/one", keep=1)
     for step in (1, 2):
         save(saving, tmp_path / "a", step)
-    saving.end()
+    saving.check_uploaded()
     assert notes == [] and saving.remote.complete() == ["step_00000002"]
     _, folder, _ = begun(tmp_path / "b", "s3://bucket/runs/one")
     assert (folder / "model" / "shard").read_bytes() == b"2" * 1000

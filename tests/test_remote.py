@@ -107,6 +107,7 @@ def test_what_is_damaged_there_is_passed_over_by_its_digest(store, tmp_path):
     manifest = json.loads(files.cat_file("/bucket/run/step_00000001/manifest.json"))
     manifest["files"]["../../../evil"] = manifest["files"]["model/shard"]
     files.pipe_file("/bucket/run/step_00000001/manifest.json", json.dumps(manifest).encode())
+    files.store["/bucket/run/step_00000001/../../../evil"] = files.store["/bucket/run/step_00000001/model/shard"]
     with pytest.raises(RuntimeError, match=r"has 2 checkpoint\(s\), none is whole"):
         begun(tmp_path / "c", "memory://bucket/run")
     assert not (tmp_path / "evil").exists()

@@ -86,6 +86,14 @@ class PackedBatch:
     experts: torch.Tensor | None = None
     stale: torch.Tensor | None = None  # [T] bool: drawn from older weights than the policy's; None: none is
 
+    @property
+    def behaviour_logp(self) -> torch.Tensor | None:
+        """[T] float32, under the policy that a token's ratio is against: the generator's own where the token is stale,
+        else old_logp. None where that is what a forward pass is about to find."""
+        if self.old_logp is None or self.stale is None:
+            return self.old_logp
+        return torch.where(self.stale, self.rollout_logp, self.old_logp)
+
     def to(self, device: torch.device) -> PackedBatch:
         """The same row on another device."""
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self._tensors().items()}
@@ -117,6 +125,9 @@ class TokenOutputs(NamedTuple):
     draft_logp: torch.Tensor | None = None  # [T] float32, under the MTP modules, where these are trained
     # [T] float32, of each sequence up to and with the token, where the head is a score; logp and entropy are 0 then
     score: torch.Tensor | None = None
+    # The loss of the row (scalar, differentiable) and the sums of GrpoMetrics by name, where the model was given an
+    # objective. logp and entropy have no gradient then, and are 0 on tokens of weight 0.
+    loss: tuple[torch.Tensor, dict[str, torch.Tensor]] | None = None
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def objective(outputs: TokenOutputs, row: PackedBatch, cfg: Grpo) -> tuple[torch
     left to correct there.
 
     Args:
-        outputs: of the policy; `logp` is differentiable.
+        outputs: of the policy; `logp` is differentiable, or the policy has computed the loss, too.
         row:     with ref_logp if cfg.kl_coef > 0.
         cfg:     section `grpo`.
 
@@ -145,22 +145,27 @@ def objective(outputs: TokenOutputs, row: PackedBatch, cfg: Grpo) -> tuple[torch
         The loss, and sums weighted by loss_weight: GrpoMetrics and the entropy; and the sum of weights.
     """
     logp, weight = outputs.logp, row.loss_weight
-    old_logp = logp.detach() if row.old_logp is None else row.old_logp
-    if row.stale is not None:
-        old_logp = torch.where(row.stale, row.rollout_logp, old_logp)
-    loss, metrics = grpo_loss(
-        logp,
-        old_logp,
-        row.advantage,
-        weight,
-        _terms(cfg),
-        ref_logp=row.ref_logp,
-        rollout_logp=row.rollout_logp,
-        cu_seqlens=row.cu_seqlens,
-    )
-    return loss, {**metrics._asdict(), "entropy": (weight * outputs.entropy).sum(), "weight": weight.sum()}
+    if outputs.loss is not None:
+        loss, metrics = outputs.loss
+    else:
+        old_logp = row.behaviour_logp
+        if old_logp is None:
+            own = logp.detach()
+            old_logp = own if row.stale is None else torch.where(row.stale, row.rollout_logp, own)
+        loss, sums = grpo_loss(
+            logp,
+            old_logp,
+            row.advantage,
+            weight,
+            objective_of(cfg),
+            ref_logp=row.ref_logp,
+            rollout_logp=row.rollout_logp,
+            cu_seqlens=row.cu_seqlens,
+        )
+        metrics = sums._asdict()
+    return loss, {**metrics, "entropy": (weight * outputs.entropy).sum(), "weight": weight.sum()}
 
 
-def _terms(cfg: Grpo) -> GrpoObjective:
-    """The fields of section `grpo` that the op takes, by their names."""
+def objective_of(cfg: Grpo) -> GrpoObjective:
+    """What `objective` computes, as the ops take it: the fields of section `grpo` that the op takes, by their names."""
     return GrpoObjective(**{f.name: getattr(cfg, f.name) for f in fields(GrpoObjective) if f.name in Grpo.model_fields})

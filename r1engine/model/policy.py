@@ -35,6 +35,7 @@ from r1engine.model.state.offload import Offloader, gradients, lent_weights, mov
 from r1engine.model.state.sharded_weights import ShardedWeights
 from r1engine.model.state.written_folder import write_folder
 from r1engine.ranks import World
+from r1kernels import GrpoObjective
 
 
 class Updated(NamedTuple):
@@ -212,17 +213,22 @@ class Policy:
         return results
 
     @runs_on_cpu
-    def update(self, rows: list[PackedBatch], loss_fn: LossFn, lr: float) -> Updated:
+    def update(
+        self, rows: list[PackedBatch], loss_fn: LossFn, lr: float, objective: GrpoObjective | None = None
+    ) -> Updated:
         """One optimizer step on the sum of `loss_fn` over all rows of all ranks.
 
         Args:
             rows:    of this data-parallel rank; every data-parallel rank passes equally many.
             loss_fn: called on the last pipeline stage, once a row.
             lr:      learning rate of this step.
+            objective: what loss_fn computes, if it is a loss of tokens. Where the model can compute it with its output
+                layer, loss_fn finds it in the outputs.
 
         Returns:
             metrics: sums over all rows of `loss` and of what loss_fn reports, `mtp_loss` (nats a token, before its
-            weight) where MTP modules are trained, and `grad_norm` before clipping; logp: of the rows before the step.
+            weight) where MTP modules are trained, and `grad_norm` before clipping; logp: of the rows before the step
+            (with an objective 0 on tokens of weight 0).
         """
         self._set_training(True)
         if self.trains_mtp:
@@ -230,14 +236,17 @@ class Policy:
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        sums = self._run(rows, partial(loss_of_row, loss_fn, self._settings.mtp_loss_weight), forward_only=False)
+        finish = partial(loss_of_row, loss_fn, self._settings.mtp_loss_weight)
+        sums = self._run(rows, finish, forward_only=False, objective=objective)
         logp = [sums_of_row.pop("logp")[: len(row.tokens)] for sums_of_row, row in zip(sums, rows, strict=False)]
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         _, grad_norm, _ = self.optimizer.step()
         return Updated(self._reduce(sums) | {"grad_norm": float(grad_norm)}, logp)
 
-    def _run(self, rows: list[PackedBatch], finish: Callable, forward_only: bool) -> list:
+    def _run(
+        self, rows: list[PackedBatch], finish: Callable, forward_only: bool, objective: GrpoObjective | None = None
+    ) -> list:
         """Megatron's schedule over the rows; what `finish` makes of each row, on the last stage."""
         self._offloader.check_awake()
         longest = max(len(row.tokens) for row in rows)
@@ -246,7 +255,7 @@ class Policy:
 
         def forward_step(iterator: Iterator[PackedBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable]:
             row = next(iterator)
-            outputs = model(row)
+            outputs = model(row, objective)
             if not isinstance(outputs, TokenOutputs):
                 return outputs, finish  # not the last stage: never called
             # The schedule wants one tensor, and hands it to what finishes the row.

@@ -15,7 +15,7 @@ import torch
 
 from r1engine.batch import Completion, PackedBatch, Sample, pack, to_sequences
 from r1engine.config import RlConfig
-from r1engine.grpo import objective, record_of, split_minibatches, to_samples, total_rewards
+from r1engine.grpo import objective, objective_of, record_of, split_minibatches, to_samples, total_rewards
 from r1engine.model.policy import Policy
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
@@ -179,7 +179,7 @@ def update(
     with parts.phases("update"):
         for rows in (minibatches * cfg.grpo.inner_epochs)[:updates]:
             lr = cfg.optimizer.lr_at(step + len(stats), cfg.steps)
-            metrics, logp = parts.policy.update(rows, partial(objective, cfg=cfg.grpo), lr)
+            metrics, logp = parts.policy.update(rows, partial(objective, cfg=cfg.grpo), lr, objective_of(cfg.grpo))
             stats.append(metrics | {"lr": lr})
             if updates == 1 and logp:  # before its only step the policy is the old policy
                 minibatches = [[replace(row, old_logp=old) for row, old in zip(rows, logp, strict=True)]]

@@ -27,19 +27,24 @@ from r1engine.stages.prepared import prepared
 from r1engine.stages.rows import batch_metrics, own_rows
 from r1engine.stages.stage import Advance, Evaluated
 from r1engine.stages.supervised import policy_of, read_once
+from r1kernels import GrpoObjective
+
+# The same as `cross_entropy` where all advantages are 1: -logp, with its gradient.
+CROSS_ENTROPY = GrpoObjective(loss="cispo")
 
 
 def cross_entropy(outputs: TokenOutputs, row: PackedBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Weighted negative log-likelihood of one packed row.
 
     Args:
-        outputs: of the policy; `logp` is differentiable.
+        outputs: of the policy; `logp` is differentiable, or the policy has computed the loss, too.
         row:     its loss_weight is 1 / (weighted tokens of the batch) on the completions.
 
     Returns:
         The loss (nats a token), and the weighted sum of the entropy.
     """
-    return -(row.loss_weight * outputs.logp).sum(), {"entropy": (row.loss_weight * outputs.entropy).sum()}
+    loss = -(row.loss_weight * outputs.logp).sum() if outputs.loss is None else outputs.loss[0]
+    return loss, {"entropy": (row.loss_weight * outputs.entropy).sum()}
 
 
 class SftStage:
@@ -95,7 +100,7 @@ class SftStage:
             rows = own_rows(shards, self.world)
         lr = self.cfg.optimizer.lr_at(step, self.steps)
         with self._phases("update"):
-            done = self.policy.update(rows, cross_entropy, lr)
+            done = self.policy.update(rows, cross_entropy, lr, CROSS_ENTROPY)
         lengths = [len(sequence.tokens) for sequence in sequences]
         tokens = sum(lengths)
         metrics = done.metrics | batch_metrics(self.policy, shards, lengths)

@@ -123,6 +123,24 @@ def test_two_runs_are_bitwise_equal():
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
+def test_main_grad_is_added_to_and_autograd_gets_none():
+    x, objective = case(torch.float32), GrpoObjective(clip_eps=0.2)
+    hidden, weight = x["hidden"].clone().requires_grad_(), x["weight"].clone().requires_grad_()
+    linear_grpo_loss(**x | {"hidden": hidden, "weight": weight}, objective=objective).loss.backward()
+    wanted, given, main_grad = (hidden.grad, weight.grad), (hidden.clone(), weight.clone()), torch.ones(V, H)
+    hidden, weight = (t.detach().requires_grad_() for t in given)
+    layer = {"hidden": hidden, "weight": weight, "main_grad": main_grad, "chunk_tokens": 5}
+    found = linear_grpo_loss(**x | layer, objective=objective)
+    found.loss.backward(retain_graph=True)
+    assert weight.grad is None
+    torch.testing.assert_close((hidden.grad, main_grad - 1), wanted, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        linear_grpo_loss(**x | layer, objective=objective)
+    torch.testing.assert_close(main_grad - 1, wanted[1], rtol=1e-5, atol=1e-6)  # only where there is a backward pass
+    with pytest.raises(RuntimeError, match="with main_grad the loss's own gradient must be 1"):
+        (2 * found.loss).backward()
+
+
 SEQUENCES = "needs the log-probabilities of whole sequences before the first gradient"
 
 
@@ -142,6 +160,11 @@ SEQUENCES = "needs the log-probabilities of whole sequences before the first gra
         ({"ref_logp": None}, GrpoObjective(kl_coef=0.1), "kl_coef=0.1 needs ref_logp, got None"),
         ({"labels": torch.full((N,), -100)}, None, "labels must be in [0, 96), got -100 .. -100"),
         ({"advantage": torch.zeros(3)}, None, "advantage is (3,) on cpu, but logp is (37,) on cpu"),
+        (
+            {"main_grad": torch.zeros(V, 3)},
+            None,
+            "main_grad must be torch.float32 (96, 24) on cpu, got torch.float32 (96, 3)",
+        ),
         (
             {"weight": torch.zeros(8, 3)},
             None,

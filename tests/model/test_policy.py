@@ -2,6 +2,8 @@
 
 import itertools
 import random
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ from policies import policy_of
 from safetensors.torch import load_file
 
 from r1engine.batch import PackedBatch, RowShape, Sequence, pack
-from r1engine.config import RlConfig
+from r1engine.config import Grpo, RlConfig
+from r1engine.grpo import objective, objective_of
 from r1engine.model.policy import Policy
-from r1engine.stages.sft import cross_entropy
+from r1engine.stages.sft import CROSS_ENTROPY, cross_entropy
 
 FAMILIES = ["qwen2", "qwen2-tied", "qwen3", "llama", "qwen3-moe", "deepseek", "moonlight"]
 
@@ -118,6 +121,36 @@ def test_updates_match_transformers_with_adamw(world, folders, family, tmp_path)
     expected = load_file(tmp_path / "model.safetensors")
     for name, tensor in policy.weights():
         torch.testing.assert_close(tensor, expected[name], atol=2e-6, rtol=1e-5)
+
+
+R1 = Grpo(kl_coef=0.1, clip_eps=0.2)
+CISPO = Grpo(kl_coef=0.1, kl_grad="k2", loss="cispo", tis="truncate", tis_high=1.1)
+
+
+@pytest.mark.parametrize(
+    ("family", "cfg", "old"),
+    [("qwen2", R1, "own"), ("qwen2-tied", CISPO, "known"), ("qwen2", CISPO, "stale"), ("qwen2", None, "own")],
+)
+def test_a_loss_with_the_output_layer_is_the_loss_by_itself(world, folders, family, cfg, old):
+    """`cfg` None: of texts."""
+
+    def with_logps(policy: Policy, row: PackedBatch) -> PackedBatch:
+        (logp,) = policy.logprobs([row])
+        stale = torch.arange(len(logp)) % 3 == 0 if old == "stale" else None
+        old_logp = None if old == "own" else logp + 0.1
+        return replace(row, ref_logp=logp - 0.1, rollout_logp=logp + 0.05, old_logp=old_logp, stale=stale)
+
+    loss, of_head = (partial(objective, cfg=cfg), objective_of(cfg)) if cfg else (cross_entropy, CROSS_ENTROPY)
+    results = []
+    for with_head in (of_head, None):
+        policy = new_policy(world, folders[family][0], optimizer={"eps": 1e-3}, rollout={"temperature": 0.9})
+        rows = [with_logps(policy, row) for row in rows_of(sequences(), max_tokens=80, multiple=8)]
+        done = policy.update(rows, loss, 1e-3, with_head)
+        logp = [values[row.loss_weight != 0] for values, row in zip(done.logp, rows, strict=True)]
+        results.append((done.metrics, logp, dict(policy.weights())))
+    (metrics, logp, weights), (others_metrics, others_logp, others) = results
+    assert metrics == pytest.approx(others_metrics, rel=1e-5, abs=1e-7)
+    torch.testing.assert_close((logp, weights), (others_logp, others), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("multiple", [1, 8])

@@ -13,7 +13,17 @@ from r1kernels.grpo_loss import GrpoMetrics
 from r1kernels.grpo_loss.objective import GrpoObjective
 from r1kernels.grpo_loss.slopes import NO_LABEL, FusedGrpo, check_tokens
 from r1kernels.grpo_loss.terms import TokenTerms
-from r1kernels.linear_logprob.head import Chunking, Head, HeadChunk, HeadGradients, as_given, check_head, product_dtype
+from r1kernels.linear_logprob.head import (
+    Chunking,
+    Head,
+    HeadChunk,
+    HeadGradients,
+    as_given,
+    check_head,
+    check_main_grad,
+    product_dtype,
+    refuse_traced,
+)
 from r1kernels.logits_grpo_loss import loss_and_gradient
 from r1kernels.logprob_entropy import have, logprob_of
 from r1kernels.logprob_entropy.problem import Logprob, Selection, Softmax
@@ -37,6 +47,7 @@ def linear_grpo_loss(
     softcap: float | None = None,
     tp_group: dist.ProcessGroup | None = None,
     sequence_parallel: bool = False,
+    main_grad: torch.Tensor | None = None,
     chunk_tokens: int | None = None,
     impl: Impl | None = None,
 ) -> FusedGrpo:
@@ -54,6 +65,10 @@ def linear_grpo_loss(
         old_logp, advantage, loss_weight, objective, ref_logp, rollout_logp: as grpo_loss takes them, of labels' shape;
                    float32 (float64 for float64 hidden states) recommended.
         bias, temperature, logit_scale, softcap, tp_group, sequence_parallel, chunk_tokens: as linear_logprob has them.
+        main_grad: [V_local, H] float32 (float64 for float64): the weight's gradient is added to it in the forward pass,
+                   and autograd gets none (Megatron's gradient buffer). The loss's own gradient must be 1 then: put what
+                   there is to multiply into loss_weight. Not in a graph, nor in what is computed again for the
+                   backward pass.
         impl:      force an implementation; None picks one.
 
     Returns:
@@ -63,7 +78,8 @@ def linear_grpo_loss(
         ValueError: as linear_logprob and grpo_loss; or the objective needs whole sequences (GSPO, eq. 1 as printed,
             importance sampling of sequences): their ratios are not known before the last chunk. Use linear_logprob
             and grpo_loss then.
-        RuntimeError: `impl` names an implementation that cannot run here.
+        RuntimeError: `impl` names an implementation that cannot run here; with main_grad, in the backward pass: the
+            loss's own gradient is not 1 (on a GPU when the device comes to it).
 
     Example:
         >>> import torch
@@ -85,12 +101,14 @@ def linear_grpo_loss(
     if is_traced(hidden):
         from r1kernels.linear_grpo_loss.torch_op import traced
 
+        refuse_traced(op, main_grad)
         chosen = traced_choice(op, impl, hidden.device.type, have(product_dtype(hidden)))
         return traced(hidden, weight, bias, labels, terms, o, softmax, chunking, chosen)
     terms = check_tokens(op, o, "grpo_loss(linear_logprob(...).logp, ...)", terms)
     selection = Selection(NO_LABEL, (loss_weight != 0).view(labels.shape))
     head = check_head(op, hidden, weight, labels, bias, softmax, selection, chunking)
-    call = _Call(logprob_of(op, impl, head.hidden), o, terms)
+    check_main_grad(op, weight, main_grad)
+    call = _Call(logprob_of(op, impl, head.hidden), o, terms, main_grad, torch.is_grad_enabled())
     loss, metrics, logp, entropy = _LinearGrpo.apply(hidden.reshape(-1, hidden.shape[-1]), weight, bias, head, call)
     return FusedGrpo(loss, GrpoMetrics(*metrics.unbind()), logp.view(labels.shape), entropy.view(labels.shape))
 
@@ -100,6 +118,8 @@ class _Call:
     logprob: Logprob
     objective: GrpoObjective
     terms: TokenTerms
+    main_grad: torch.Tensor | None
+    is_recording: bool
 
 
 class _LinearGrpo(torch.autograd.Function):
@@ -107,13 +127,15 @@ class _LinearGrpo(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, head, call):
-        gradients = HeadGradients(head, ctx.needs_input_grad[:3])
+        hidden_needs, weight_needs, bias_needs = (need and call.is_recording for need in ctx.needs_input_grad[:3])
+        gradients = HeadGradients(head, (hidden_needs, weight_needs, bias_needs), call.main_grad)
         new = head.problem.labels.new_empty
         logp, entropy = (new(len(head.problem.labels), dtype=head.problem.dtype) for _ in range(2))
         with as_given(hidden.device.type):
             sums = [_chunk(head, call, chunk, gradients, logp, entropy) for chunk in head.chunks()]
         total = torch.stack(sums).sum(0) if sums else logp.new_zeros(1 + len(GrpoMetrics._fields))
         ctx.save_for_backward(*gradients.results(hidden, weight, bias))
+        ctx.is_final = call.main_grad is not None
         loss, metrics = total[0].clone(), total[1:].clone()
         ctx.mark_non_differentiable(metrics, logp, entropy)
         return loss, metrics, logp, entropy
@@ -121,6 +143,9 @@ class _LinearGrpo(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss, _grad_metrics, _grad_logp, _grad_entropy):
+        if ctx.is_final:
+            torch._assert_async(grad_loss == 1, "linear_grpo_loss: with main_grad the loss's own gradient must be 1")
+            return *ctx.saved_tensors, None, None
         return *(None if x is None else x * grad_loss.to(x.dtype) for x in ctx.saved_tensors), None, None
 
 

@@ -9,7 +9,15 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from r1kernels.dispatch import Impl
-from r1kernels.linear_logprob.head import Chunking, HeadGradients, as_given, check_head, product_dtype
+from r1kernels.linear_logprob.head import (
+    Chunking,
+    HeadGradients,
+    as_given,
+    check_head,
+    check_main_grad,
+    product_dtype,
+    refuse_traced,
+)
 from r1kernels.logprob_entropy import LogProb, have, logprob_of, shaped
 from r1kernels.logprob_entropy.problem import Logprob, RowSums, Selection, Softmax
 from r1kernels.tracing import is_traced, traced_choice
@@ -85,12 +93,11 @@ def linear_logprob(
     if is_traced(hidden):
         from r1kernels.linear_logprob.torch_op import traced
 
-        if main_grad is not None:
-            raise RuntimeError(f"{op}: main_grad was found in a graph that is traced; required None there")
+        refuse_traced(op, main_grad)
         chosen = traced_choice(op, impl, hidden.device.type, have(product_dtype(hidden)))
         return traced(hidden, weight, bias, labels, softmax, selection, chunking, return_entropy, entropy_grad, chosen)
     head = check_head(op, hidden, weight, labels, bias, softmax, selection, chunking)
-    _check_main_grad(op, weight, main_grad)
+    check_main_grad(op, weight, main_grad)
     is_recording = torch.is_grad_enabled()
     is_frozen = not weight.requires_grad and not (bias is not None and bias.requires_grad)
     options = _Options(
@@ -103,17 +110,6 @@ def linear_logprob(
     )
     found = _LinearLogProb.apply(hidden.reshape(-1, hidden.shape[-1]), weight, bias, head, options)
     return shaped(found, labels.shape)
-
-
-def _check_main_grad(op: str, weight: torch.Tensor, main_grad: torch.Tensor | None) -> None:
-    exact = torch.promote_types(weight.dtype, torch.float32)
-    if main_grad is not None and (
-        main_grad.shape != weight.shape or main_grad.dtype != exact or main_grad.device != weight.device
-    ):
-        raise ValueError(
-            f"{op}: main_grad must be {exact} {tuple(weight.shape)} on {weight.device}, "
-            f"got {main_grad.dtype} {tuple(main_grad.shape)} on {main_grad.device}"
-        )
 
 
 @dataclass(frozen=True)

@@ -225,3 +225,21 @@ def check_head(
         chunk_tokens = CHUNK_BYTES["cuda" if hidden.is_cuda else "cpu"] // bytes_a_token // ranks
     weight, bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
     return Head(rows, weight, bias, problem, token_group, max(1, chunk_tokens))
+
+
+def check_main_grad(op: str, weight: torch.Tensor, main_grad: torch.Tensor | None) -> None:
+    """Require a buffer like the weight, in float32. Raises ValueError."""
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    if main_grad is not None and (
+        main_grad.shape != weight.shape or main_grad.dtype != exact or main_grad.device != weight.device
+    ):
+        raise ValueError(
+            f"{op}: main_grad must be {exact} {tuple(weight.shape)} on {weight.device}, "
+            f"got {main_grad.dtype} {tuple(main_grad.shape)} on {main_grad.device}"
+        )
+
+
+def refuse_traced(op: str, main_grad: torch.Tensor | None) -> None:
+    """A graph would not show that the buffer is written. Raises RuntimeError."""
+    if main_grad is not None:
+        raise RuntimeError(f"{op}: main_grad was found in a graph that is traced; required None there")

@@ -41,6 +41,10 @@ class RowLayout:
         """[T, ...] from [H, ...], with the sum of all ranks' gradients; see `Share`."""
         return x if self.share is None else self.share.gather(x)
 
+    def total(self, x: torch.Tensor) -> torch.Tensor:
+        """Of the row, without gradient, from sums over the tokens here."""
+        return x.detach() if self.share is None else self.share.total(x)
+
     def whole(self, x: torch.Tensor) -> torch.Tensor:
         """[..., T] from [..., H], for what is computed alike on all ranks; see `Share`."""
         return x if self.share is None else self.share.whole(x)

@@ -42,6 +42,12 @@ class Share:
         """[T, ...] in the order of the row, from [T / ranks, ...]; the gradients of all ranks are summed."""
         return _Gather.apply(x, self.group)
 
+    def total(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of all ranks' x, without gradient."""
+        x = x.detach().clone()
+        dist.all_reduce(x, group=self.group)
+        return x
+
     def whole(self, x: torch.Tensor) -> torch.Tensor:
         """[..., T] from [..., T / ranks], for what all ranks compute alike: a rank keeps its part of the gradient."""
         return _Whole.apply(x, self.index, self.group)

@@ -36,7 +36,7 @@ from r1engine.model.layers.mtp import Mtp
 from r1engine.model.layers.pointwise import rms_norm, swiglu
 from r1engine.model.layers.replay_router import ExpertsLayer, ReplayRouter
 from r1engine.model.layers.score import ScoreHead, scores
-from r1kernels import LogProb, linear_logprob
+from r1kernels import GrpoObjective, LogProb, linear_grpo_loss, linear_logprob
 
 
 class RMSNorm(torch.nn.Module):
@@ -131,8 +131,11 @@ class PackedGPT(GPTModel):
         metadata = ensure_metadata_has_dp_cp_group(metadata)
         return MegatronModule.sharded_state_dict(self, prefix, sharded_offsets, metadata)
 
-    def forward(self, row: PackedBatch) -> TokenOutputs | torch.Tensor:
-        """One packed row through this pipeline stage: its outputs from the last, hidden states from the others."""
+    def forward(self, row: PackedBatch, objective: GrpoObjective | None = None) -> TokenOutputs | torch.Tensor:
+        """One packed row through this pipeline stage: its outputs from the last, hidden states from the others.
+
+        With an objective whose slopes are known token by token the last stage computes the loss, too: see `_with_loss`.
+        """
         cp, dtype = self.pg_collection.cp, self.config.params_dtype
         share = share_of_row(row.cu_seqlens, cp.rank(), cp.size(), cp) if cp.size() > 1 else None
         layout = row_layout(row, self.frequencies, dtype, magnitude=self.model.rope_magnitude, share=share)
@@ -147,14 +150,14 @@ class PackedGPT(GPTModel):
             return TokenOutputs(torch.zeros_like(score), torch.zeros_like(score), score=score)
         is_tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if is_tied else self.output_layer.weight
-        predicted = self._predict(hidden, weight, layout.held(row.tokens.roll(-1)))
-        # Position t predicts token t+1; entry t of the result belongs to token t.
-        assert predicted.entropy is not None  # as linear_logprob gives by default
-        out = layout.whole(torch.stack([predicted.logp, predicted.entropy])).roll(1, dims=1)
-        out = out.masked_fill(row.positions == 0, 0.0)
-        logp, entropy = out.unbind()
+        is_known = row.behaviour_logp is not None or row.stale is None  # what the ratios are against
+        if objective is not None and not objective.needs_sequences and is_known:
+            outputs = self._with_loss(hidden, weight, row, layout, objective)
+        else:
+            predicted = self._predict(hidden, weight, layout.held(row.tokens.roll(-1)))
+            outputs = _by_token(predicted.logp, predicted.entropy, row, layout)
         if self.drafts is None or not self.training:
-            return TokenOutputs(logp, entropy)
+            return outputs
         matrix = self.embedding.word_embeddings.weight if self.pre_process else self.mtp_embedding
         draft_logp = self.drafts(
             hidden,
@@ -164,28 +167,69 @@ class PackedGPT(GPTModel):
             layout,
             lambda further, labels: self._predict(further, weight.detach(), labels).logp,
         )
-        return TokenOutputs(logp, entropy, draft_logp)
+        return outputs._replace(draft_logp=draft_logp)
+
+    def _with_loss(
+        self, hidden: torch.Tensor, weight: torch.Tensor, row: PackedBatch, layout: RowLayout, objective: GrpoObjective
+    ) -> TokenOutputs:
+        """Outputs with the loss of the row.
+
+        Its gradient is made here, from the logits while they are there: three products with the matrix in place of
+        four. The matrix's own goes straight into Megatron's buffer, for a loss gradient of 1.
+        """
+
+        def ahead(of_row: torch.Tensor) -> torch.Tensor:
+            return layout.held(of_row.roll(-1))
+
+        old, ref = (None if x is None else ahead(x) for x in (row.behaviour_logp, row.ref_logp))
+        found = linear_grpo_loss(
+            hidden.squeeze(1),
+            weight,
+            ahead(row.tokens),
+            old,
+            ahead(row.advantage),
+            ahead(row.loss_weight),
+            objective,
+            ref_logp=ref,
+            rollout_logp=ahead(row.rollout_logp),
+            **self._head(weight),
+        )
+        loss, *sums = layout.total(torch.stack([found.loss.detach(), *found.metrics])).unbind()
+        metrics = dict(zip(found.metrics._fields, sums, strict=True))
+        # The value is that of the row, the gradient that of the tokens here.
+        in_row = found.loss + (loss - found.loss.detach())
+        return _by_token(found.logp, found.entropy, row, layout)._replace(loss=(in_row, metrics))
 
     def _predict(self, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> LogProb:
+        return linear_logprob(hidden.squeeze(1), weight, labels, **self._head(weight))
+
+    def _head(self, weight: torch.Tensor) -> dict[str, Any]:
+        """What the ops of the output layer are told of it."""
         bias = None
         if padding := self._padding_rows():
             bias = weight.new_zeros(len(weight))
             bias[-padding:] = -1e30
-        return linear_logprob(
-            hidden.squeeze(1),
-            weight,
-            labels,
-            bias=bias,
-            temperature=self.temperature,
-            tp_group=self.pg_collection.tp if self.pg_collection.tp.size() > 1 else None,
-            sequence_parallel=self.config.sequence_parallel,
-        )
+        return {
+            "bias": bias,
+            "temperature": self.temperature,
+            "tp_group": self.pg_collection.tp if self.pg_collection.tp.size() > 1 else None,
+            "sequence_parallel": self.config.sequence_parallel,
+            "main_grad": getattr(weight, "main_grad", None),
+        }
 
     def _padding_rows(self) -> int:
         """How many rows of this rank's part of the output matrix are no tokens."""
         rank, ranks = self.pg_collection.tp.rank(), self.pg_collection.tp.size()
         local = self.vocab_size // ranks
         return min(local, max(0, (rank + 1) * local - self.model.vocab_size))
+
+
+def _by_token(logp: torch.Tensor, entropy: torch.Tensor | None, row: PackedBatch, layout: RowLayout) -> TokenOutputs:
+    """Position t predicts token t+1; entry t of the result belongs to token t."""
+    assert entropy is not None  # as the ops give by default
+    out = layout.whole(torch.stack([logp, entropy])).roll(1, dims=1)
+    logp, entropy = out.masked_fill(row.positions == 0, 0.0).unbind()
+    return TokenOutputs(logp, entropy)
 
 
 def build(

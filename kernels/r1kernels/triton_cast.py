@@ -36,6 +36,31 @@ def round_to(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def e4m3_scales(amax):
+    """(448 / amax, amax / 448), both rounded to nearest as a division is, for amax of 1e-30 or more.
+
+    A division of the hardware's keeps a slow path for the ends of the range, which costs registers and branches. Here
+    the quotient of an approximate reciprocal is corrected by its remainder, which a fused multiply-add gives exactly
+    (Markstein); amax is brought to where nothing underflows.
+    """
+    if INTERPRETED:  # whose multiply-add rounds twice
+        most = tl.full(amax.shape, 448.0, tl.float32)
+        return tl.div_rn(most, amax), tl.div_rn(amax, most)
+    else:
+        shrink = tl.where(amax > 1.0, 5.421010862427522e-20, 1.0)  # 2**-64
+        near = amax * shrink
+        inverse = 1.0 / near
+        inverse = tl.fma(inverse, tl.fma(-near, inverse, 1.0), inverse)
+        factor = 448.0 * inverse
+        factor = tl.fma(tl.fma(-near, factor, 448.0), inverse, factor) * shrink
+        scale = amax * 0.0022321429569274187  # 1 / 448 in float32
+        scale = tl.fma(tl.fma(-scale, 448.0, amax), 0.0022321429569274187, scale)
+        # The remainder of infinity is NaN.
+        is_infinite = amax == float("inf")
+        return tl.where(is_infinite, 0.0, factor), tl.where(is_infinite, amax, scale)
+
+
+@triton.jit
 def _interpreted_bfloat16(x):
     bits = x.to(tl.uint32, bitcast=True)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16

@@ -67,5 +67,5 @@ def test_reads_a_cubin_of_nvcc(tmp_path):
 
 
 def test_a_kernel_that_does_not_compile_is_named():
-    with pytest.raises(RuntimeError, match=r"(?s)_compile_all on 1 ranks: .*round_kernel"):
+    with pytest.raises(RuntimeError, match=r"(?s)compile_here on 1 ranks: .*round_kernel"):
         aot.compile_triton([aot.Kernel(ROUND, {"x_ptr": "*i32", "out_ptr": "*bf16", "size": "i32"}, BLOCK)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import aot
 import pytest
 import torch
+from compiled_kernels import backward, forward
 
 from r1kernels import logprob_entropy
 from r1kernels.logprob_entropy.triton_impl import GRADIENT_REGISTERS
@@ -140,47 +141,6 @@ def test_a_row_does_not_depend_on_its_company_and_two_runs_are_bitwise_equal():
 
 
 # ---- the code for GPUs -----------------------------------------------------------------------------------------
-
-ROW = {
-    "logits_ptr": "*bf16",
-    "stride_outer": "i64",
-    "stride_inner": "i32",
-    "num_inner": "i32",
-    "vocab": "i32",
-    "labels_ptr": "*i64",
-    "ignore_index": "i32",
-    "scale": "fp32",
-    "softcap": "fp32",
-    "pre_scale": "fp32",
-    "vocab_start": "i32",
-}
-COMMON = {"stride_column": 1, "mask_ptr": None, "temperature_ptr": None, "keep_ids_ptr": None, "keep_offsets_ptr": None}
-SHAPE = {"SOFTCAP": False, "REPEAT": 4, "THREADS": 256, "WIDTH": 8}
-LENGTHS = ("num_inner", "num_rows", "ignore_index", "vocab_start")
-MODULE = "r1kernels.logprob_entropy.triton_kernels"
-
-
-def forward(arch: int, dtype: str = "bf16", width: int = 8, **flags: object) -> aot.Kernel:
-    constants = COMMON | SHAPE | {"WIDTH": width, "ENTROPY": True, "SQUARES": True} | flags
-    signature = ROW | {"logits_ptr": f"*{dtype}", "out_ptr": "*fp32", "num_rows": "i32"}
-    return aot.Kernel(f"{MODULE}:partials_kernel", signature, constants, arch, num_warps=8, unaligned=LENGTHS)
-
-
-def backward(arch: int, entropy: bool = False, per_row: bool = False, **flags: object) -> aot.Kernel:
-    sums = ("top_ptr", "log_total_ptr", "grad_logp_ptr", *(("entropy_ptr", "grad_entropy_ptr") if entropy else ()))
-    signature = ROW | dict.fromkeys(sums, "*fp32") | {"out_ptr": "*bf16", "out_outer": "i64", "out_inner": "i32"}
-    constants = (
-        COMMON
-        | SHAPE
-        | {"out_column": 1}
-        | ({} if entropy else {"entropy_ptr": None, "grad_entropy_ptr": None})
-        | flags
-    )
-    if per_row:
-        signature |= {"mask_ptr": "*i1", "temperature_ptr": "*fp32"}
-        constants = {name: value for name, value in constants.items() if name not in signature}
-    options = {"num_warps": 8, "max_registers": GRADIENT_REGISTERS, "unaligned": LENGTHS}
-    return aot.Kernel(f"{MODULE}:gradient_kernel", signature, constants, arch, **options)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.runtime import interpreter
 
-from r1kernels.triton_cast import round_to
+from r1kernels import triton_cast
+from r1kernels.triton_cast import e4m3_scales, round_to
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -58,3 +61,33 @@ def test_e4m3_rounds_as_torch_does_and_saturates():
 def test_nan_stays_nan(dtype):
     patterns = torch.tensor([0x7FC00000, 0x7F800001, 0x7FFFFFFF, -1, -0x400000, -0x7FFFFF], dtype=torch.int32)
     assert rounded(patterns.view(torch.float32), dtype).isnan().all()
+
+
+@triton.jit
+def scales_kernel(amax_ptr, factor_ptr, scale_ptr, BLOCK: tl.constexpr):
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    factor, scale = e4m3_scales(tl.load(amax_ptr + place))
+    tl.store(factor_ptr + place, factor)
+    tl.store(scale_ptr + place, scale)
+
+
+def exact_multiply_add(self, x, y, z):
+    """A product of two float32 is exact in float64, and so is the remainder of a quotient."""
+    wide = x.data.astype(np.float64) * y.data.astype(np.float64) + z.data.astype(np.float64)
+    return interpreter.TensorHandle(wide.astype(np.float32), x.dtype)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the interpreter computes what the GPU's multiply-add does")
+def test_scales_are_those_of_a_division(monkeypatch):
+    monkeypatch.setattr(triton_cast, "INTERPRETED", tl.constexpr(False))
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", exact_multiply_add)
+    mantissas = torch.arange(0, 1 << 23, 61)[: 1 << 17]
+    exponents = torch.tensor([28, 100, 127, 128, 180, 254])[torch.arange(1 << 17) % 6]
+    amax = (mantissas | exponents << 23).int().view(torch.float32)
+    amax[:4] = torch.tensor([1e-30, torch.inf, torch.nan, torch.finfo(torch.float32).max])
+    factor, scale = torch.empty_like(amax), torch.empty_like(amax)
+    scales_kernel[(len(amax) >> 15,)](amax, factor, scale, BLOCK=1 << 15)
+    most = torch.full_like(amax, 448.0)
+    assert factor.isnan().nonzero().tolist() == scale.isnan().nonzero().tolist() == [[2]]
+    assert torch.equal(factor.nan_to_num(), (most / amax).nan_to_num())
+    assert torch.equal(scale.nan_to_num(), (amax / most).nan_to_num())

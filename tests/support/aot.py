@@ -46,6 +46,7 @@ class Compiled:
     shared_bytes: int  # a block
     opcodes: dict[str, int]  # SASS opcode with its modifiers, such as "LDG.E.128" -> instructions
     ptx: str
+    loops: tuple[dict[str, int], ...] = ()  # the same of each innermost loop that reads main memory, in order
 
     def count(self, opcode: str, *modifiers: str) -> int:
         """Instructions with this opcode and at least these modifiers: count("LDG", "128")."""
@@ -64,7 +65,7 @@ def compile_triton(kernels: Sequence[Kernel]) -> list[Compiled]:
     Raises:
         RuntimeError: a kernel does not compile; with the compiler's message.
     """
-    (made,) = on_ranks(1, _compile_all, list(kernels))
+    (made,) = on_ranks(1, compile_here, list(kernels))
     return made
 
 
@@ -89,7 +90,9 @@ def read_cubin(cubin: Path, ptx: str) -> dict[str, Compiled]:
     found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     code = dict(re.findall(r"Function : (\S+)\n(.*?)(?=Function : |\Z)", _cuobjdump("-sass", cubin), re.DOTALL))
     return {
-        name: Compiled(name, int(registers), int(stack), int(local), int(shared), _opcodes(code[name]), ptx)
+        name: Compiled(
+            name, int(registers), int(stack), int(local), int(shared), _opcodes(code[name]), ptx, _loops(code[name])
+        )
         for name, registers, stack, shared, local in found
     }
 
@@ -101,6 +104,16 @@ def _opcodes(sass: str) -> dict[str, int]:
     return counts
 
 
+def _loops(sass: str) -> tuple[dict[str, int], ...]:
+    """A loop is what lies between a backward branch and its target."""
+    lines = {int(at, 16): line for line in sass.splitlines() for at in re.findall(r"^\s+/\*([0-9a-f]+)\*/", line)}
+    branches = ((at, re.search(r"\bBRA (?:\w+, )?0x([0-9a-f]+)", line)) for at, line in lines.items())
+    spans = [(int(found[1], 16), at) for at, found in branches if found and int(found[1], 16) < at]
+    inner = [(a, b) for a, b in sorted(spans) if not any(a <= c and d <= b for c, d in spans if (c, d) != (a, b))]
+    bodies = [_opcodes("\n".join(line for at, line in lines.items() if a <= at <= b)) for a, b in inner]
+    return tuple(body for body in bodies if any(op.startswith("LDG") for op in body))
+
+
 def _cuobjdump(option: str, cubin: Path) -> str:
     from triton.backends import nvidia
 
@@ -108,7 +121,8 @@ def _cuobjdump(option: str, cubin: Path) -> str:
     return subprocess.run([tool, option, cubin], check=True, capture_output=True, text=True).stdout
 
 
-def _compile_all(kernels: list[Kernel]) -> list[Compiled]:
+def compile_here(kernels: list[Kernel]) -> list[Compiled]:
+    """The same in this process, which must not interpret kernels."""
     return [_compile(kernel) for kernel in kernels]
 
 

@@ -12,25 +12,25 @@ import triton.language as tl
 
 from r1kernels.moe_plan import RowPlan
 from r1kernels.moe_swiglu_quant.reference import GradFields
-from r1kernels.triton_cast import round_to
+from r1kernels.triton_cast import INTERPRETED, e4m3_scales, round_to
 
 BLOCK = 128
-FEW_ROWS = 16  # rows of a program that takes whole 1x128 blocks
-FEW_COLUMNS = 32  # columns of a program that takes whole 128x1 blocks
-E4M3_MAX = tl.constexpr(448.0)
+FORWARD_ROWS, FORWARD_WARPS = 16, 4  # of a program that takes whole 1x128 blocks
+BACKWARD_ROWS, BACKWARD_WARPS = 4, 1  # a warp has its rows for itself: no barrier, nothing through shared memory
+DUAL_WARPS = 8  # of 128x128 tiles
+TRANSPOSED_COLUMNS, TRANSPOSED_WARPS = 32, 8  # of 128x1 blocks: two programs a multiprocessor
 AMAX_FLOOR = tl.constexpr(1e-30)
 
 
 @triton.jit
 def _quantize(x, axis: tl.constexpr):
     """(e4m3 values, scale) of a [rows, 128] or [128, columns] block with one scale along `axis`."""
-    amax = tl.max(tl.abs(x), axis)
-    # An infinity or a NaN becomes the scale of its block: nothing is hidden. tl.max may drop a NaN, so ask for it.
-    amax = tl.where(
-        tl.max((x != x).to(tl.int32), axis) > 0, float("nan"), tl.where(amax > AMAX_FLOOR, amax, AMAX_FLOOR)
-    )
-    factor = tl.div_rn(tl.full(amax.shape, E4M3_MAX, tl.float32), amax)
-    scale = tl.div_rn(amax, tl.full(amax.shape, E4M3_MAX, tl.float32))
+    # As integers without the sign NaN is above infinity, and infinity above all others. So either becomes the scale of
+    # its block: nothing is hidden.
+    size = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    amax = tl.max(size, axis).to(tl.float32, bitcast=True)
+    amax = tl.where(amax < AMAX_FLOOR, AMAX_FLOOR, amax)
+    factor, scale = e4m3_scales(amax)
     return round_to(x * tl.expand_dims(factor, axis), tl.float8e4nv), scale
 
 
@@ -239,8 +239,8 @@ def swiglu_quant_backward(
         tensors = grad, h, weights, plan.slot_of, plan.expert_of, plan.offsets, *made[2:], *act_t
         columns = h.shape[1] // 2
         with torch.cuda.device_of(h):
-            _backward_transposed_kernel[(len(h) // BLOCK, columns // FEW_COLUMNS)](
-                *tensors, columns, plan.offsets[-1:], BLOCK, FEW_COLUMNS, num_warps=4
+            _backward_transposed_kernel[(len(h) // BLOCK, columns // TRANSPOSED_COLUMNS)](
+                *tensors, columns, plan.offsets[-1:], BLOCK, TRANSPOSED_COLUMNS, num_warps=TRANSPOSED_WARPS
             )
     return made, *wide, *act_t, grad_weights
 
@@ -264,11 +264,11 @@ def _launch_forward(
     rows, columns = h.shape[0], h.shape[1] // 2
     if not rows:
         return
-    size = BLOCK if fp8[2] is not None else FEW_ROWS
+    size, num_warps = (BLOCK, DUAL_WARPS) if fp8[2] is not None else (FORWARD_ROWS, FORWARD_WARPS)
     grid = (triton.cdiv(rows, size), columns // BLOCK)
     tensors = h, weights, plan.slot_of, plan.expert_of, plan.offsets, act, *fp8
     with torch.cuda.device_of(h):
-        _forward_kernel[grid](*tensors, rows, columns, plan.offsets[-1:], size, BLOCK, num_warps=8 if size > 16 else 4)
+        _forward_kernel[grid](*tensors, rows, columns, plan.offsets[-1:], size, BLOCK, num_warps=num_warps)
 
 
 def _launch_backward(
@@ -283,7 +283,8 @@ def _launch_backward(
     if not rows:
         return
     tensors = grad, h, weights, plan.slot_of, *out, grad_weights
+    size = FORWARD_ROWS if INTERPRETED else BACKWARD_ROWS  # the interpreter takes as long for few rows as for many
     with torch.cuda.device_of(h):
-        _backward_kernel[(triton.cdiv(rows, FEW_ROWS),)](
-            *tensors, rows, columns, plan.offsets[-1:], FEW_ROWS, BLOCK, num_warps=4
+        _backward_kernel[(triton.cdiv(rows, size),)](
+            *tensors, rows, columns, plan.offsets[-1:], size, BLOCK, num_warps=BACKWARD_WARPS
         )

@@ -73,6 +73,7 @@ SECTIONS = (
         f"{PYTEST} tests/gpu --ignore tests/gpu/test_moe_gpu.py --ignore tests/gpu/test_logprob_gpu.py"
         " --ignore tests/gpu/test_loss_ops_gpu.py --ignore tests/gpu/test_moe_experts_gpu.py",
     ),
+    Section("bounds", 60, "{python} benchmarks/roofline.py"),
     Section("measurements", 170, "{python} benchmarks/run_all.py --device cuda --seconds 160"),
     Section("memcheck", 40, f"{SANITIZER} memcheck {PYTEST} {SMALLEST}", "compute-sanitizer"),
     Section(

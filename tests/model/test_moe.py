@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from megatron.core import tensor_parallel
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -12,6 +13,7 @@ from policies import policy_of
 from r1engine.batch import RowShape, Sequence, pack
 from r1engine.config import RlConfig
 from r1engine.model.cpu import on_cpu
+from r1engine.model.layers.expert_parallel import AllToAll
 from r1engine.model.layers.moe import Fp8MoE, MoE, moe_layer_spec
 from r1engine.stages.sft import cross_entropy
 
@@ -117,6 +119,22 @@ def test_load_is_counted_where_gradients_are_wanted_and_not_of_padding(layer):
     layer.router.enter(row_of(None, padding=5), 0)
     layer(x)
     assert layer.router.local_tokens_per_expert.sum() == 15 * K
+
+
+def test_the_way_to_other_ranks_asks_the_device_for_sizes_once(world):
+    # One `tolist`; what would ask again, for how many it found, is not called.
+    names: list[str] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    ids, x = torch.tensor([[0, 3], [2, 1], [3, -1]], dtype=torch.int32), torch.arange(6.0).view(3, 2)
+    with Watch():
+        rows, local, _ = AllToAll(dist.group.WORLD, 4).depart(x, ids, torch.ones(3, 2))
+    assert torch.equal(rows, x) and torch.equal(local[:2], ids[:2])
+    assert not {"aten::nonzero", "aten::masked_select", "aten::_local_scalar_dense"} & set(names)
 
 
 def test_recomputation_changes_no_gradient(layer):

@@ -39,11 +39,13 @@ class AllToAll:
         rank_of = ids // self.experts_per_rank  # [T, K]
         ranks = torch.arange(self.group.size(), device=ids.device)
         goes = (rank_of[None] == ranks[:, None, None]).any(-1)  # [ranks, T]
-        destination, self.tokens = goes.nonzero(as_tuple=True)  # rows sent: token of each, rank after rank
         sent = goes.sum(1)
         received = torch.empty_like(sent)
         dist.all_to_all_single(received, sent, group=self.group)
-        self.sent, self.received = torch.stack([sent, received]).tolist()  # all_to_all takes its sizes from the host
+        # all_to_all takes its sizes from the host: the one wait of the layer, so `nonzero` is told its own.
+        self.sent, self.received = torch.stack([sent, received]).tolist()
+        # Rows sent: token of each, rank after rank.
+        destination, self.tokens = goes.nonzero_static(size=sum(self.sent)).unbind(1)
         self.is_there = rank_of[self.tokens] == destination[:, None]
         local = torch.where(self.is_there, ids[self.tokens] % self.experts_per_rank, -1)
         there = torch.where(self.is_there, weights[self.tokens], 0.0)

@@ -91,13 +91,28 @@ class _Pickler(_PythonPickler):
     dispatch = _PythonPickler.dispatch | {type: save_global, type(lambda: None): save_global}
 
 
+_DEVICE = 6  # which argument of `rebuild_cuda_tensor` is the device
+
+
+def _ipc_handle(tensor: torch.Tensor) -> tuple[Any, tuple[Any, ...]]:
+    """How a tensor on a GPU is made again elsewhere: as multiprocessing does it, but the GPU is named by its UUID.
+
+    The server's index of the same GPU is another one; SGLang's `rebuild_cuda_tensor` takes either.
+    """
+    from torch.multiprocessing import reductions
+
+    rebuild, arguments = reductions.reduce_tensor(tensor)
+    uuid = str(torch.cuda.get_device_properties(arguments[_DEVICE]).uuid)
+    return rebuild, (*arguments[:_DEVICE], uuid, *arguments[_DEVICE + 1 :])
+
+
 def payload(bucket: Bucket, flat: torch.Tensor) -> str:
     """The bucket as SGLang's `serialized_named_tensors` takes it: base64 of a pickled flattened bucket.
 
     Args:
         bucket: of `order_by_alignment`.
-        flat:   of `flatten`. On a CPU its bytes travel inside. On a GPU the pickle holds a CUDA IPC handle, and `flat`
-                must live until the server has answered.
+        flat:   of `flatten`. On a CPU its bytes travel inside. On a GPU the pickle holds a CUDA IPC handle and the
+                GPU's UUID, and `flat` must live until the server has answered.
     """
     metadata, start = [], 0
     for name, tensor in zip(bucket.names, bucket.tensors, strict=True):
@@ -111,6 +126,6 @@ def payload(bucket: Bucket, flat: torch.Tensor) -> str:
         from torch.multiprocessing import reductions
 
         reductions.init_reductions()  # CUDA IPC
-        pickler.dispatch_table = ForkingPickler(io.BytesIO()).dispatch_table
+        pickler.dispatch_table = {**ForkingPickler(io.BytesIO()).dispatch_table, torch.Tensor: _ipc_handle}
     pickler.dump({"flattened_tensor": flat, "metadata": metadata})
     return base64.b64encode(buffer.getbuffer()).decode("ascii")

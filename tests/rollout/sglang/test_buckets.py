@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import inspect
 import io
 import pickle
+import uuid
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.multiprocessing import reductions
 
 from r1engine.hf.formats import store
-from r1engine.rollout.sglang.buckets import buckets, flatten, order_by_alignment, payload
+from r1engine.rollout.sglang.buckets import Bucket, _Pickler, buckets, flatten, order_by_alignment, payload
 from r1kernels import fp8_quantize
 
 
@@ -92,6 +96,26 @@ def test_the_payload_rebuilds_every_tensor(count):
         assert meta.start_idx % meta.dtype.itemsize == 0  # else the server's view of the bytes fails
         rebuilt = flat[meta.start_idx : meta.end_idx].view(meta.dtype).reshape(meta.shape)
         assert torch.equal(rebuilt, dict(sent)[meta.name])
+
+
+def test_a_tensor_on_a_gpu_is_sent_with_the_gpus_uuid(monkeypatch):
+    # As PyTorch would reduce it, if there were a GPU: the server's index of the same one may be another.
+    parameters = list(inspect.signature(reductions.rebuild_cuda_tensor).parameters)
+    arguments = [3 if name == "storage_device" else name for name in parameters]
+    monkeypatch.setattr(reductions, "reduce_tensor", lambda _: (reductions.rebuild_cuda_tensor, tuple(arguments)))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=uuid.UUID(int=index)))
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    seen = {}
+    monkeypatch.setattr(_Pickler, "dump", lambda self, sent: seen.update(self.dispatch_table))
+    payload(Bucket([], []), torch.zeros(1).as_subclass(OnGpu))
+    rebuild, sent = seen[torch.Tensor](torch.zeros(1))
+    assert rebuild is reductions.rebuild_cuda_tensor  # the one name that SGLang allows
+    assert dict(zip(parameters, sent, strict=True)) == {
+        name: "00000000-0000-0000-0000-000000000003" if name == "storage_device" else name for name in parameters
+    }
 
 
 def test_wider_elements_come_first():

@@ -23,7 +23,7 @@ from r1engine.model import parallel
 from r1engine.ranks import World
 from r1engine.rollout.draft import Draft, Sampling
 from r1engine.rollout.local.generator import LocalGenerator
-from r1engine.stages.sft import CROSS_ENTROPY, cross_entropy
+from r1engine.stages.sft import cross_entropy
 
 DEVICE = torch.device("cuda", 0)
 # Two layers, of which the second has experts; sizes that the kernels of a GPU take.
@@ -85,7 +85,7 @@ def train(library: Path, family: str, experts: str, offload: bool) -> Seen:
         with phases.phase("reference"):
             policy.reference_logprobs(policy.snapshot(), rows)
         with phases.phase("update"):
-            metrics = policy.update(rows, cross_entropy, 1e-3, CROSS_ENTROPY).metrics
+            metrics = policy.update(rows, cross_entropy, 1e-3).metrics
         with phases.phase("weights"):
             held += list(policy.weights())
     held.append(("logp", logp))

@@ -222,13 +222,11 @@ class Policy:
             rows:    of this data-parallel rank; every data-parallel rank passes equally many.
             loss_fn: called on the last pipeline stage, once a row.
             lr:      learning rate of this step.
-            objective: what loss_fn computes, if it is a loss of tokens. Where the model can compute it with its output
-                layer, loss_fn finds it in the outputs.
+            objective: what loss_fn computes, of tokens; it may then find the loss in the outputs.
 
         Returns:
             metrics: sums over all rows of `loss` and of what loss_fn reports, `mtp_loss` (nats a token, before its
-            weight) where MTP modules are trained, and `grad_norm` before clipping; logp: of the rows before the step
-            (with an objective 0 on tokens of weight 0).
+            weight) where MTP modules are trained, and `grad_norm` before clipping; logp: of the trained tokens, before it.
         """
         self._set_training(True)
         if self.trains_mtp:
@@ -236,17 +234,14 @@ class Policy:
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        finish = partial(loss_of_row, loss_fn, self._settings.mtp_loss_weight)
-        sums = self._run(rows, finish, forward_only=False, objective=objective)
+        sums = self._run(rows, partial(loss_of_row, loss_fn, self._settings.mtp_loss_weight), False, objective)
         logp = [sums_of_row.pop("logp")[: len(row.tokens)] for sums_of_row, row in zip(sums, rows, strict=False)]
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         _, grad_norm, _ = self.optimizer.step()
         return Updated(self._reduce(sums) | {"grad_norm": float(grad_norm)}, logp)
 
-    def _run(
-        self, rows: list[PackedBatch], finish: Callable, forward_only: bool, objective: GrpoObjective | None = None
-    ) -> list:
+    def _run(self, rows: list[PackedBatch], finish: Callable, forward_only: bool, objective: Any = None) -> list:
         """Megatron's schedule over the rows; what `finish` makes of each row, on the last stage."""
         self._offloader.check_awake()
         longest = max(len(row.tokens) for row in rows)

@@ -226,7 +226,7 @@ class Policy:
 
         Returns:
             metrics: sums over all rows of `loss` and of what loss_fn reports, `mtp_loss` (nats a token, before its
-            weight) where MTP modules are trained, and `grad_norm` before clipping; logp: of the trained tokens, before it.
+            weight) where MTP modules are trained, and `grad_norm` before clipping; logp: before it, of trained tokens.
         """
         self._set_training(True)
         if self.trains_mtp:

@@ -5,7 +5,8 @@ torchrun --nproc-per-node 2 benchmarks/bench_refresh.py --sglang-python ...     
 python benchmarks/bench_refresh.py --smoke                                      (our side of it alone, no server)
 
 Rows: `memcpy` (a copy of the same bytes in this process), `buckets` (cutting and pickling alone), and of each route the
-send, with the bytes of the busiest rank, and the verification; at the end the same arithmetic for 671B on paper.
+send, with the bytes of the busiest rank of the trainer and those into a rank of the server, and the verification; at
+the end the same arithmetic for 671B on paper.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from r1engine.ranks import World, start, stop
 from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.buckets import ATTENTION_BLOCK, buckets, flatten, payload
 from r1engine.rollout.sglang.client import Client
+from r1engine.rollout.sglang.delivery import ServerLayout
 from r1engine.rollout.sglang.digest import CpuDigest
 from r1engine.rollout.sglang.disk import WeightFolder
 from r1engine.rollout.sglang.dispatch import Endpoint
 from r1engine.rollout.sglang.key import key_of, run_key
 from r1engine.rollout.sglang.refresh import Refresher, Report
+from r1engine.rollout.sglang.server import free_ports
 
 SHAPES = {
     "3M": Shape(hidden=256, layers=4, heads=4, kv_heads=2, intermediate=704),
@@ -97,27 +100,31 @@ def measure(name: str, folder: Path, python: Path | None, rounds: int, device: t
     cfg = RlConfig(
         run_dir=folder, model=Model(path=folder / "model"), rollout=Rollout(engine="sglang", sglang=settings)
     )
-    server = None
+    processes = []
     if world.is_first:
-        server = launch.start(cfg, name="server", host="127.0.0.1", port=None, devices=None, dtype="float32")
+        place = {"name": "server", "host": "127.0.0.1", "devices": None}
+        processes = [launch.start(cfg, **place, port=None, dtype="float32")]
+        processes += launch.start_receivers(cfg, **place, ports=free_ports(1))
     try:
-        if server is not None:
-            server.wait_ready(900.0)
-        url = world.from_first(lambda: server and server.client.url)
-        client = Client(url, stall_seconds=60.0, key=key_of(run_key(folder)))
-        for route in ("tensor", "distributed", "disk"):
-            reports = refreshes(client, folder, tensors, route, rounds, world)
+        for process in processes:
+            process.wait_ready(900.0)
+        urls = world.from_first(lambda: [process.client.url for process in processes])
+        server, receiver = (Client(url, stall_seconds=60.0, key=key_of(run_key(folder))) for url in urls)
+        for route in ("tensor", "distributed", "receivers", "disk"):
+            reports = refreshes(Endpoint(server, receivers=[receiver]), folder, tensors, route, rounds, world)
             sent, verified = ([report.seconds[part] for report in reports] for part in ("send", "verify"))
             memcpy = timing.summary(taken["memcpy"])["median"]
             busiest = max(report.most_bytes for report in reports)
             over = timing.summary(sent)["median"] / memcpy
-            row(f"{route} send", sent, over_memcpy=over, bytes_of_busiest_rank=busiest, ranks=world.size)
+            into = max(report.most_received for report in reports)
+            own = {"bytes_of_busiest_rank": busiest, "bytes_into_busiest_server_rank": into, "ranks": world.size}
+            row(f"{route} send", sent, over_memcpy=over, **own)
             both = [a + b for a, b in zip(sent, verified, strict=True)]
             share = timing.summary(verified)["median"] / timing.summary(both)["median"]
             row(f"{route} verify", verified, share_of_refresh=share)
     finally:
-        if server is not None:
-            server.stop()
+        for process in processes:
+            process.stop()
 
 
 def load(folder: Path) -> dict[str, torch.Tensor]:
@@ -128,14 +135,14 @@ def load(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def refreshes(
-    client: Client, folder: Path, tensors: dict[str, torch.Tensor], route: str, rounds: int, world: World
+    endpoint: Endpoint, folder: Path, tensors: dict[str, torch.Tensor], route: str, rounds: int, world: World
 ) -> list[Report]:
     """Reports of refreshes, each round with other weights; this rank sends its share."""
     refresher = Refresher(
-        [Endpoint(client)],
+        [endpoint],
         read_architecture(folder / "model"),
         world,
-        ranks=1,
+        layout=ServerLayout((range(1),)),
         route=route,
         bucket_bytes=BUCKET,
         folder=WeightFolder(folder / "weights", folder / "model"),
@@ -171,13 +178,19 @@ def on_paper(device: torch.device) -> None:
             "seconds_a_broadcast_at_a_time_fp8": model / 2 / card,
             "seconds_all_cards_of_a_node_h100_fp8": max(model / 2 / cards / card, model / 2 / h100),
             "seconds_all_cards_of_a_node_h800_fp8": max(model / 2 / cards / card, model / 2 / h800),
-            "seconds_experts_to_their_ranks_bf16": model / 16 / card,
-            "seconds_experts_to_their_ranks_fp8": model / 2 / 16 / card,
+            "seconds_receivers_h800_bf16": receivers(2, card, h800),
+            "seconds_receivers_h800_fp8": receivers(1, card, h800),
             "published_nemo_rl_nccl_reshard_671b_disaggregated": [2.39, 2.83],
             "published_slime_355b_colocated_bf16": 48.0,
             "published_slime_355b_colocated_fp8": 100.0,
         },
     )
+
+
+def receivers(size: int, card: float, links: float) -> float:
+    """Of equal shares: experts to the 16 GPUs of a server, all else once to each node of 8 and there passed on."""
+    experts, others = size * 653.9, size * 17.13  # GB
+    return (experts / 16 + others / 8) / card + others * 7 / 8 / links
 
 
 if __name__ == "__main__":

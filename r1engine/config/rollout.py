@@ -11,7 +11,16 @@ from r1engine.config.section import Count, LocalPath, Positive, Section
 
 Seconds = Annotated[float, Field(gt=0)]
 # Of sglang.launch_server: whom a server listens to and what it asks for is not for a configuration to say.
-OWN_ARGUMENTS = ("--host", "--port", "--api-key", "--admin-api-key", "--config", "--model-path", "--tp-size")
+OWN_ARGUMENTS = (
+    "--host",
+    "--port",
+    "--api-key",
+    "--admin-api-key",
+    "--config",
+    "--model-path",
+    "--tp-size",
+    "--ep-size",
+)
 
 
 class Sglang(Section):
@@ -24,6 +33,9 @@ class Sglang(Section):
     """Interpreter of the environment that sglang is installed in."""
     urls: list[str] = Field(default=[])
     """remote: http://host:port (or https://...) of each server."""
+    receivers: list[str] = Field(default=[])
+    """remote, route receivers: http://host:port of the process beside each GPU of each server, in the order of urls and
+    of the ranks; `python -m r1engine.rollout.sglang.receiver` starts one."""
     key_variable: str = ""
     """remote: environment variable that holds the servers' key; "": they ask for none. Servers that a run starts have a
     key of their own, in a file of the run folder that only its owner can read."""
@@ -31,9 +43,11 @@ class Sglang(Section):
     """disaggregated: servers that must have registered before the run starts."""
     tensor: Positive = 1
     """GPUs of one server."""
+    expert: Positive = 1
+    """Groups of a server's GPUs that the routed experts are spread over; 1: every GPU has a part of each expert."""
     memory_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Share of GPU memory for weights and KV pool."""
-    route: Literal["tensor", "distributed", "disk"] = "tensor"
+    route: Literal["tensor", "distributed", "receivers", "disk"] = "tensor"
     """How weights travel."""
     bucket_mib: Positive = 512
     """MiB of weights that are sent at once."""
@@ -60,8 +74,25 @@ class Sglang(Section):
         first, _, last = self.ports.partition("-")
         return range(int(first), int(last) + 1) if self.ports else None
 
+    def receivers_of(self, server: int) -> list[str]:
+        """Of the server of this place in `urls`."""
+        return self.receivers[server * self.tensor : (server + 1) * self.tensor]
+
     def problems(self) -> list[str]:
         """What the servers lack."""
+        if self.tensor % self.expert:
+            return [
+                f"rollout.sglang.expert: found {self.expert}, required a divisor of rollout.sglang.tensor {self.tensor}"
+            ]
+        if self.route == "receivers" and self.mode == "colocated":
+            return [
+                "rollout.sglang.route: found receivers with mode colocated, required tensor: its ranks share the GPUs"
+            ]
+        wanted = len(self.urls) * self.tensor if self.mode == "remote" and self.route == "receivers" else 0
+        if len(self.receivers) != wanted:
+            return [
+                f"rollout.sglang.receivers: found {len(self.receivers)}, required {wanted} (mode, route, urls, tensor)"
+            ]
         if (ports := self.port_range) is not None and not (ports and ports[0] >= 1024 and ports[-1] < 65536):
             return [f"rollout.sglang.ports: found {self.ports}, required FIRST-LAST within 1024-65535"]
         if owned := [word for word in self.args if word.split("=")[0] in OWN_ARGUMENTS]:
@@ -73,7 +104,7 @@ class Sglang(Section):
                 "rollout.sglang.python: found null, required the Python of an environment with sglang "
                 f"(mode {self.mode}): python3.12 -m venv sglang-env && sglang-env/bin/pip install sglang==0.5.23"
             ]
-        wrong = [(url, problem) for url in self.urls if (problem := address_problem(url))]
+        wrong = [(url, problem) for url in (*self.urls, *self.receivers) if (problem := address_problem(url))]
         return [f"rollout.sglang.urls: found {url}, required {problem}" for url, problem in wrong]
 
 

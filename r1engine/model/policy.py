@@ -303,12 +303,12 @@ class Policy:
 
     @runs_on_cpu
     @torch.no_grad()
-    def weights(self, skip: Collection[str] = (), *, dealt: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+    def weights(self, skip: Collection[str] = (), *, dealt: bool = False) -> Iterator[tuple[str, Any]]:
         """Full parameters under their Hugging Face names, one at a time. Collective. MTP modules are left out.
 
         Args:
             skip:  names that nobody needs.
-            dealt: each rank gets its share (`ShardedWeights.dealt`); otherwise all get everything (`full`).
+            dealt: each rank gets its share, None for what others have (`ShardedWeights.dealt`); else all (`full`).
         """
         self._offloader.check_awake()
         weights = self._weights.dealt if dealt else self._weights.full

@@ -29,6 +29,8 @@ class Job:
     logits_chunk: int | None  # tokens of logits that exist at once; None: a whole row
     generator_tensor: int  # GPUs of one generator; 0: nothing is generated (supervised training)
     generator_bytes: int  # of a weight in the generator: 2 for bf16, 1 for fp8
+    generator_expert: int = 1  # groups of its GPUs that the routed experts are spread over
+    has_receivers: bool = False  # each GPU of a generator takes its weights itself (rollout.sglang.route)
     generators: int | None = None  # with GPUs of their own; None: as many as the trainer's GPUs hold
     slots: int | None = None  # sequences that a generator decodes at once; None: as many as its pool holds
     is_ahead: bool = False  # the next rollout is drawn while the trainer works on this one

@@ -109,6 +109,8 @@ def job_of(cfg: Planned, assumed: Assumed, step: int = 0) -> Job:
         logits_chunk=None,
         generator_tensor=int(assumed.generator_gpus) or (1 if servers is None else servers.tensor),
         generator_bytes=1 if is_fp8_folder(cfg.model.folder) else 2,
+        generator_expert=1 if servers is None or assumed.generator_gpus else servers.expert,
+        has_receivers=servers is not None and servers.route == "receivers",
         generators=None if servers is None or servers.mode == "colocated" else len(servers.urls) or servers.servers,
         slots=cfg.rollout.slots if servers is None and not assumed.generator_gpus else None,
         is_ahead=cfg.rollout.max_staleness > 0,

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from r1engine.config import RlConfig
 from r1engine.model.parallel import join, leave, leave_layout
 from r1engine.model.policy import Policy
+from r1engine.model.state.dealing import Lot, in_turns
 
 LAYOUTS = {
     2: {
@@ -25,23 +26,32 @@ LAYOUTS = {
 }
 
 
-def shares(cases: dict, folders) -> dict:
-    """Of each case this rank's share, names in their order."""
-    found = {}
+def shares(cases: dict, folders) -> tuple[dict, dict]:
+    """Of each case this rank's share, names in their order, and the names that it sees."""
+    found, seen = {}, {}
     for name, (family, sizes) in cases.items():
         cfg = RlConfig(model={"path": folders / family}, parallel=sizes)
         policy = Policy(cfg.model, cfg.parallel, cfg.optimizer, join(cfg.parallel))
-        found[name] = [{n: t.clone() for n, t in policy.weights(dealt=True)} for _ in range(2)]
+        streams = [[(n, None if t is None else t.clone()) for n, t in policy.weights(dealt=True)] for _ in range(2)]
+        found[name] = [{n: t for n, t in stream if t is not None} for stream in streams]
+        seen[name] = [n for n, _ in streams[0]]
         leave_layout()
     leave()
-    return found
+    return found, seen
+
+
+def test_owners_take_turns_by_what_they_have_had():
+    names, sizes, owners = "abcd", (4, 4, 2, 6), (0, 0, 1, 1)
+    dealt = [(Lot([n], [owner], size), owner) for n, size, owner in zip(names, sizes, owners, strict=True)]
+    # Before its lots owner 0 has had 0 and 4, owner 1 has had 0 and 2.
+    assert [lot.names for lot, _ in in_turns(dealt)] == [["a"], ["c"], ["d"], ["b"]]
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.rotating)])
 def test_the_shares_are_the_whole_once_and_about_equal(tmp_path, ranks):
     for family in {family for family, _ in LAYOUTS[ranks].values()}:
         save_model(tmp_path / family, family)
-    found = on_ranks(ranks, shares, LAYOUTS[ranks], tmp_path)
+    found, seen = zip(*on_ranks(ranks, shares, LAYOUTS[ranks], tmp_path), strict=True)
     for name, (family, sizes) in LAYOUTS[ranks].items():
         whole = load_file(tmp_path / family / "model.safetensors")
         dealt = [share[name][0] for share in found]
@@ -54,6 +64,8 @@ def test_the_shares_are_the_whole_once_and_about_equal(tmp_path, ranks):
                 sum(t.numel() for t in share.values()) for share in dealt[stage * ranks // stages :][: ranks // stages]
             ]
             assert max(loads) - min(loads) <= max(t.numel() for t in whole.values()), (name, loads)
+            of_stage = [names[name] for names in seen][stage * ranks // stages :][: ranks // stages]
+            assert all(names == of_stage[0] for names in of_stage)  # others' are named in their place
         for share in dealt:  # SGLang wants them at once
             blocks = {n.split(".self_attn.")[0] + ".self_attn." for n in share if ".self_attn." in n}
             assert {n for n in whole if n.startswith(tuple(blocks))} <= share.keys()

@@ -406,3 +406,19 @@ def test_weights_for_generators_of_their_own_take_what_one_network_card_takes():
     assert seconds("h800") == pytest.approx(model / (50 * 0.7))
     assert seconds("h100", refresh_cards=8) == pytest.approx(model / (8 * 50 * 0.7))
     assert seconds("h800", refresh_cards=8) == pytest.approx(model / (200 * 0.7))  # each GPU gets all, over NVLink
+
+
+def test_receivers_take_experts_where_they_are_served_and_all_else_once_a_node():
+    job = dataclasses.replace(JOB, has_receivers=True, generators=16, generator_tensor=16, generator_expert=16)
+    layout = Layout(gpus=256, tensor=4, pipeline=16, expert=16, context=4, first_stage=3, last_stage=2)
+    for size, bound in ((2, 3.0), (1, 1.5)):  # BF16, FP8
+        plan = make_plan(V3, layout, dataclasses.replace(job, generator_bytes=size), GPUS["h800"], Assumed())
+        (found,) = (phase for phase in plan.phases if phase.name == "refresh")
+        experts, others = size * 58 * 256 * 44_040_192 / 1e9, size * 17.126
+        of_layer = experts / 58
+        # 14 of the 16 stages have 4 layers with experts; their ranks send all of them to 16 servers.
+        assert found.traffic_gb["refresh sent"] == pytest.approx(16 * of_layer * 4 / 16 + 32 * others / 256, rel=0.01)
+        assert found.traffic_gb["refresh received"] == pytest.approx(experts / 16 + others, rel=1e-3)
+        passed_on = others * 7 / 8 / (200 * 0.7)
+        assert found.total == pytest.approx(found.traffic_gb["refresh sent"] / (50 * 0.7) + passed_on, rel=1e-3)
+        assert found.total < bound

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
@@ -122,3 +123,20 @@ def _status(
     if running and status == 0:
         raise TimeoutError(f"{len(running)} of {len(processes)} ranks still ran after {SECONDS} s")
     return status
+
+
+@contextmanager
+def beside(function: Callable, arguments: Sequence[tuple]) -> Iterator[list]:
+    """Processes that run function(*arguments), one for each set of arguments, until the end; forks as in `forked`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TRITON_INTERPRET", raising=False)
+        forkserver.ensure_running()
+    processes = [_forks.Process(target=_start, args=({}, function, own)) for own in arguments]
+    for process in processes:
+        process.start()
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()

@@ -19,7 +19,7 @@ from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.checksum import Expected
 from r1engine.rollout.sglang.generator import SglangGenerator
 from r1engine.rollout.sglang.key import NAME, private_file
-from r1engine.rollout.sglang.server import Server, free_port
+from r1engine.rollout.sglang.server import Server, free_port, free_ports
 
 START_SECONDS = 900.0
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())  # tokens of `add_tokenizer`
@@ -33,12 +33,33 @@ def python() -> Path:
     return Path(found)
 
 
-def serve(model: Path, run_dir: Path, name: str = "server", port: int | None = None) -> Server:
+def settings(model: Path, run_dir: Path, ranks: int = 1, expert: int = 1) -> RlConfig:
+    """Of a server of a model folder."""
+    sglang = Sglang(python=python(), cpu_tokens=4096, stream_interval=4, tensor=ranks, expert=expert)
+    return RlConfig(run_dir=run_dir, model=Model(path=model), rollout=Rollout(engine="sglang", sglang=sglang))
+
+
+def serve(
+    model: Path, run_dir: Path, name: str = "server", port: int | None = None, *, ranks: int = 1, expert: int = 1
+) -> Server:
     """Begins to start a server of a model folder; `wait_ready(START_SECONDS)` waits for it."""
-    settings = Sglang(python=python(), cpu_tokens=4096, stream_interval=4)
-    cfg = RlConfig(run_dir=run_dir, model=Model(path=model), rollout=Rollout(engine="sglang", sglang=settings))
+    cfg = settings(model, run_dir, ranks, expert)
     private_file(run_dir / "sglang" / NAME, KEY)  # the same for the servers of all folders
     return launch.start(cfg, name=name, host="127.0.0.1", port=port, devices=None, dtype="float32")
+
+
+@contextmanager
+def receivers(model: Path, run_dir: Path, ranks: int = 1) -> Iterator[list[str]]:
+    """URLs of the processes beside the ranks of a server that `serve` has started with this folder for the run."""
+    cfg = settings(model, run_dir, ranks)
+    started = launch.start_receivers(cfg, name="server", host="127.0.0.1", ports=free_ports(ranks), devices=None)
+    try:
+        for one in started:
+            one.wait_ready(START_SECONDS)
+        yield [one.client.url for one in started]
+    finally:
+        for one in started:
+            one.stop()
 
 
 @contextmanager
@@ -77,11 +98,11 @@ def add_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def generator(model: Path, urls: list[str], run_dir: Path, **settings) -> SglangGenerator:
-    """A generator that uses these servers; `settings` of rollout.sglang."""
+def generator(model: Path, urls: list[str], run_dir: Path, **changes) -> SglangGenerator:
+    """A generator that uses these servers; `changes` of rollout.sglang."""
     os.environ[KEY_VARIABLE] = KEY
-    settings = {"stall_seconds": 15.0, "key_variable": KEY_VARIABLE} | settings
-    sglang = Sglang(mode="remote", urls=urls, bucket_mib=1, **settings)
+    changes = {"stall_seconds": 15.0, "key_variable": KEY_VARIABLE} | changes
+    sglang = Sglang(mode="remote", urls=urls, bucket_mib=1, **changes)
     cfg = RlConfig(
         run_dir=run_dir,
         model=Model(path=model),

@@ -41,9 +41,16 @@ class _Metadata(SimpleNamespace):
 class WeightServer:
     """Runs in a thread of this process until `close`."""
 
-    def __init__(self, arch: Architecture, ranks: int = 1, fault: Callable[[str, int], bool] = lambda path, n: False):
-        self.arch, self.ranks, self.fault = arch, ranks, fault
-        self.tensors: dict[str, torch.Tensor] = {}
+    def __init__(
+        self,
+        arch: Architecture,
+        ranks: int = 1,
+        fault: Callable[[str, int], bool] = lambda path, n: False,
+        *,
+        expert: int = 1,
+    ):
+        self.arch, self.ranks, self.fault, self.expert = arch, ranks, fault, expert
+        self.held: list[dict[str, torch.Tensor]] = [{} for _ in range(ranks)]  # of each rank, what came to it
         self.calls: Counter[str] = Counter()
         self.groups: dict[str, list[dist.ProcessGroup]] = {}
         self.problems: list[str] = []
@@ -81,6 +88,11 @@ class WeightServer:
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What came to any rank."""
+        return {name: tensor for own in self.held for name, tensor in own.items()}
 
     def close(self) -> None:
         self._http.shutdown()
@@ -128,8 +140,9 @@ class WeightServer:
 
     def _from_texts(self, texts: list[str]) -> None:
         assert len(texts) == self.ranks, "one entry a rank"
-        held = _Unpickler(io.BytesIO(base64.b64decode(texts[0]))).load()
-        self._take(held["flattened_tensor"], held["metadata"])
+        for own, text in zip(self.held, texts, strict=True):
+            found = _Unpickler(io.BytesIO(base64.b64decode(text))).load()
+            self._take(own, found["flattened_tensor"], found["metadata"])
 
     def _from_group(self, body: dict) -> None:
         metadata, start = [], 0
@@ -147,24 +160,25 @@ class WeightServer:
         with ThreadPoolExecutor(self.ranks) as pool:
             list(pool.map(receive, self.groups[body["group_name"]], flats))
         assert all(torch.equal(flat, flats[0]) for flat in flats)
-        self._take(flats[0], metadata)
+        for own in self.held:
+            self._take(own, flats[0], metadata)
 
-    def _take(self, flat: torch.Tensor, metadata: list) -> None:
+    def _take(self, own: dict[str, torch.Tensor], flat: torch.Tensor, metadata: list) -> None:
         for meta in metadata:
             size = torch.Size(meta.shape).numel() * meta.dtype.itemsize
             piece = flat[meta.start_idx : meta.start_idx + size]
-            self.tensors[meta.name] = piece.clone().view(meta.dtype).reshape(meta.shape)
+            own[meta.name] = piece.view(meta.dtype).reshape(meta.shape).clone()
 
     def _from_disk(self, folder: str) -> None:
         for file in Path(folder).glob("*.safetensors"):
-            self.tensors |= load_file(file)
+            for own in self.held:
+                own |= load_file(file)
 
     def _checksums(self) -> dict:
-        expected = Expected(self.arch, self.ranks)
-        for name, tensor in self.tensors.items():
-            expected.add(name, tensor)
-        ranks = [
-            {"checksums": digests, "parallelism_info": [{"tp_rank": rank}]}
-            for rank, digests in enumerate(expected.digests)
-        ]
+        ranks = []
+        for rank, own in enumerate(self.held):
+            expected = Expected(self.arch, self.ranks, expert=self.expert)
+            for name, tensor in (self.tensors | own).items():  # of another rank's expert nothing counts here
+                expected.add(name, tensor)
+            ranks.append({"checksums": expected.digests[rank], "parallelism_info": [{"tp_rank": rank}]})
         return {"success": True, "ranks": ranks}

@@ -27,3 +27,16 @@ def deal(lots: list[Lot]) -> list[int]:
         loads[owner] += lot.size
         owners[index] = owner
     return owners
+
+
+def in_turns(dealt: list[tuple[Lot, int]]) -> list[tuple[Lot, int]]:
+    """Lots with their owners, ordered so that every owner has had about as much after any number of them.
+
+    Each owner's lots keep their order: a lot comes by the size of what its owner has had before.
+    """
+    had: dict[int, int] = {}
+    before: list[int] = []
+    for lot, owner in dealt:
+        before.append(had.get(owner, 0))
+        had[owner] = before[-1] + lot.size
+    return [dealt[i] for i in sorted(range(len(dealt)), key=before.__getitem__)]

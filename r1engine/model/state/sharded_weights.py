@@ -14,7 +14,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from r1engine.hf.architecture import Architecture
 from r1engine.hf.folder import Folder
 from r1engine.hf.tensors import SCORE, hf_shapes, is_float32, mtp_shapes
-from r1engine.model.state.dealing import Lot, deal
+from r1engine.model.state.dealing import Lot, deal, in_turns
 from r1engine.model.state.rules import WeightRule, mtp_rules, rules
 from r1engine.ranks import World
 
@@ -137,11 +137,13 @@ class ShardedWeights:
             if not all(hf in skip for hf in wanted):
                 yield from zip(wanted, self._gather(names), strict=True)
 
-    def dealt(self, skip: Collection[str] = ()) -> Iterator[tuple[str, torch.Tensor]]:
+    def dealt(self, skip: Collection[str] = ()) -> Iterator[tuple[str, torch.Tensor | None]]:
         """This rank's share of what `full` yields: over all ranks each tensor once. Collective.
 
         A tensor comes on a rank that holds it or a part of it; parts are gathered inside their tensor-parallel group.
-        Shares are about equal, and the same every time. The attention of a layer comes in one piece.
+        Shares are about equal, and the same every time. The attention of a layer comes in one piece. All ranks of a
+        pipeline stage see the same names: None is what another one has. The owners take turns, so that after any
+        number of tensors all have had about as much.
 
         Args:
             skip: Hugging Face names that nobody needs, the same on every rank.
@@ -154,11 +156,11 @@ class ShardedWeights:
                 if all(hf in skip for hf in rule.hf):
                     continue
                 tensors = self._whole_on(owner, rule, name)
-                if tensors is not None:
-                    yield from zip(rule.hf, tensors, strict=True)
+                for place, hf in enumerate(rule.hf):
+                    yield hf, tensors[place] if tensors is not None else None
 
     def _deal(self) -> list[tuple[Lot, int]]:
-        """The lots of this pipeline stage in the order of `rules`, each with the rank that makes it whole."""
+        """The lots of this pipeline stage, each with the rank that makes it whole, in the order of `in_turns`."""
         places = self.world.everyones((self.world.pp_rank, self.world.ep_rank))
         own, _ = places[self.world.rank]
         holders: dict[int | None, list[int]] = {}  # of the experts of a rank; None: of everything else
@@ -179,7 +181,7 @@ class ShardedWeights:
             lot = lots.setdefault(key, Lot([], holders[None if rule.expert is None else rule.expert // per_rank]))
             lot.names.append(name)
             lot.size += sum(math.prod(self._shapes[hf]) for hf in rule.hf)
-        return list(zip(lots.values(), deal(list(lots.values())), strict=True))
+        return in_turns(list(zip(lots.values(), deal(list(lots.values())), strict=True)))
 
     def _whole_on(self, owner: int, rule: WeightRule, name: str) -> list[torch.Tensor] | None:
         """A parameter's Hugging Face tensors on the rank `owner`, None on others; with its group's other ranks."""

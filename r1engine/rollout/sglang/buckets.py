@@ -6,8 +6,9 @@ import base64
 import io
 import pickle
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -106,26 +107,28 @@ def _ipc_handle(tensor: torch.Tensor) -> tuple[Any, tuple[Any, ...]]:
     return rebuild, (*arguments[:_DEVICE], uuid, *arguments[_DEVICE + 1 :])
 
 
-def payload(bucket: Bucket, flat: torch.Tensor) -> str:
+def payload(bucket: Bucket, flat: torch.Tensor, starts: Sequence[int] | None = None) -> str:
     """The bucket as SGLang's `serialized_named_tensors` takes it: base64 of a pickled flattened bucket.
 
     Args:
         bucket: of `order_by_alignment`.
-        flat:   of `flatten`. On a CPU its bytes travel inside. On a GPU the pickle holds a CUDA IPC handle and the
-                GPU's UUID, and `flat` must live until the server has answered.
+        flat:   of `flatten`. On a CPU its bytes travel inside. Of one in shared memory the pickle holds the name, of
+                one on a GPU a CUDA IPC handle and the GPU's UUID, and `flat` must live until the server has answered.
+        starts: byte of `flat` at which each tensor begins; None: end to end.
     """
-    metadata, start = [], 0
-    for name, tensor in zip(bucket.names, bucket.tensors, strict=True):
-        metadata.append(_Metadata(name, tensor, start))
-        start += tensor.numel() * tensor.element_size()
+    if starts is None:
+        ends = list(accumulate(t.numel() * t.element_size() for t in bucket.tensors))
+        starts = [0, *ends][: len(ends)]
+    metadata = [_Metadata(n, t, start) for n, t, start in zip(bucket.names, bucket.tensors, starts, strict=True)]
     buffer = io.BytesIO()
     pickler = _Pickler(buffer, protocol=4)
-    if flat.is_cuda:
+    if flat.is_cuda or flat.is_shared():
         from multiprocessing.reduction import ForkingPickler
 
         from torch.multiprocessing import reductions
 
-        reductions.init_reductions()  # CUDA IPC
-        pickler.dispatch_table = {**ForkingPickler(io.BytesIO()).dispatch_table, torch.Tensor: _ipc_handle}
+        reductions.init_reductions()  # CUDA IPC, or the name of the shared memory
+        table = dict(ForkingPickler(io.BytesIO()).dispatch_table)
+        pickler.dispatch_table = table | {torch.Tensor: _ipc_handle} if flat.is_cuda else table
     pickler.dump({"flattened_tensor": flat, "metadata": metadata})
     return base64.b64encode(buffer.getbuffer()).decode("ascii")

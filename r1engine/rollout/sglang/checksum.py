@@ -14,6 +14,7 @@ import torch
 
 from r1engine.hf.architecture import Architecture
 from r1engine.hf.tensors import hf_shapes
+from r1engine.rollout.sglang.delivery import ServerLayout
 from r1engine.rollout.sglang.digest import CpuDigest, CudaDigest, Digest
 
 VOCABULARY_MULTIPLE = 64  # SGLang pads the rows of embedding and output matrix to it, with zeros
@@ -86,6 +87,7 @@ class Expected:
     arch: Architecture
     ranks: int  # tensor-parallel size of a server
     kind: type[CpuDigest] | type[CudaDigest] = CpuDigest
+    expert: int = 1  # expert-parallel size of a server
     digests: list[dict[str, str]] = field(init=False)  # of each rank: SGLang's name -> digest
     _parts: dict[str, Part] = field(init=False)
     _fused: dict[str, _Fused] = field(init=False, default_factory=dict)
@@ -133,22 +135,30 @@ class Expected:
                 own.update(found)
 
     def _slices(self, name: str, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """What each rank holds of a tensor."""
+        """What each rank holds of a tensor; nothing of an expert that others serve."""
+        num_experts = self.arch.moe.num_experts if self.arch.moe else 0
+        holders = ServerLayout((range(self.ranks),), num_experts, self.expert).holders(name)
+        slices = self._split(name, tensor, len(holders))
+        nothing = tensor.new_empty(0)
+        return [slices[rank - holders.start] if rank in holders else nothing for rank in range(self.ranks)]
+
+    def _split(self, name: str, tensor: torch.Tensor, ranks: int) -> list[torch.Tensor]:
+        """A tensor as the ranks that need it hold it."""
         if name in ("model.embed_tokens.weight", "lm_head.weight"):
             missing = -tensor.shape[0] % VOCABULARY_MULTIPLE
             padded = torch.nn.functional.pad(tensor, (0, 0, 0, missing)) if missing else tensor
-            return list(padded.chunk(self.ranks))
+            return list(padded.chunk(ranks))
         linear = name.split(".")[-2]
-        if linear in ("k_proj", "v_proj") and self.ranks > self.arch.num_kv_heads:
+        if linear in ("k_proj", "v_proj") and ranks > self.arch.num_kv_heads:
             # Fewer key/value heads than ranks: neighbouring ranks hold the same head.
-            copies = self.ranks // self.arch.num_kv_heads
+            copies = ranks // self.arch.num_kv_heads
             heads = tensor.chunk(self.arch.num_kv_heads)
-            return [heads[rank // copies] for rank in range(self.ranks)]
+            return [heads[rank // copies] for rank in range(ranks)]
         if linear in _BY_ROWS:
-            return list(tensor.chunk(self.ranks))
+            return list(tensor.chunk(ranks))
         if linear in _BY_COLUMNS and tensor.dim() == 2:
-            return list(tensor.chunk(self.ranks, dim=1))
-        return [tensor] * self.ranks
+            return list(tensor.chunk(ranks, dim=1))
+        return [tensor] * ranks
 
     def compare(self, answers: list[dict[str, str]]) -> list[str]:
         """Names (with their rank) whose digest a server reports differently, lacks or has too much; empty if equal."""

@@ -37,6 +37,7 @@ class Endpoint:
     open_samples: int = 0
     strikes: int = 0
     starts: int = 1  # of the server under this URL, as it is announced
+    receivers: list[Client] = field(default_factory=list)  # one beside each of its ranks (route: receivers)
     failures: int = 0  # it is not the same server as before, where this has grown
     last_part: float = 0.0  # when a part of any of its samples came (monotonic seconds)
     tasks: set[asyncio.Task] = field(default_factory=set)

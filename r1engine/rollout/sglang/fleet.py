@@ -17,7 +17,7 @@ from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.client import Client, ServerError
 from r1engine.rollout.sglang.dispatch import Endpoint
 from r1engine.rollout.sglang.key import key_in, key_of, run_key
-from r1engine.rollout.sglang.registry import Registry, registry
+from r1engine.rollout.sglang.registry import Registration, Registry, registry
 from r1engine.rollout.sglang.server import Server
 
 ASK_SECONDS = 5.0  # for an answer of a server that is not in use
@@ -42,20 +42,24 @@ class Fleet:
             self._start_colocated_server()
             self._key = key_of(run_key(cfg.run_dir))
             own: str | None = self._server.client.url if self._server is not None else None
-            there: dict[str, int] = {u: 1 for u in world.everyones(own) if u is not None}
+            there = {u: Registration(u) for u in world.everyones(own) if u is not None}
         elif s.mode == "disaggregated":
             self._key = key_of(run_key(cfg.run_dir))
             there = world.from_first(self._wait_registered)
         else:
             self._key = key_in(s.key_variable)
-            there = dict.fromkeys(s.urls, 1)
-        self.endpoints = [self._endpoint(url, starts) for url, starts in there.items()]
+            there = {u: Registration(u, receivers=s.receivers_of(i)) for i, u in enumerate(s.urls)}
+        self.endpoints = [self._endpoint(found) for found in there.values()]
         if s.mode != "disaggregated":  # those of a registry are looked at before they are taken
             world.from_first(self._check_all)
         self.sleep()  # the trainer's model is built next
 
-    def _endpoint(self, url: str, starts: int) -> Endpoint:
-        return Endpoint(Client(url, stall_seconds=self._cfg.rollout.sglang.stall_seconds, key=self._key), starts=starts)
+    def _endpoint(self, found: Registration) -> Endpoint:
+        stall_seconds = self._cfg.rollout.sglang.stall_seconds
+        server, *receivers = (
+            Client(u, stall_seconds=stall_seconds, key=self._key) for u in (found.url, *found.receivers)
+        )
+        return Endpoint(server, starts=found.starts, receivers=receivers)
 
     def _check_all(self) -> None:
         for endpoint in self.endpoints:
@@ -105,15 +109,15 @@ class Fleet:
 
         server.wait_ready(self._cfg.rollout.sglang.start_seconds, tell)
 
-    def _wait_registered(self) -> dict[str, int]:
-        """URL -> starts of the announced servers that can be used, once there are enough."""
+    def _wait_registered(self) -> dict[str, Registration]:
+        """The announced servers that can be used, by URL, once there are enough."""
         s, registry = self._cfg.rollout.sglang, self._registry
         assert registry is not None
         started = time.monotonic()
         while True:
             there = registry.look()
             problems = self._problems_of(list(there))
-            found = {url: there[url].starts for url, problem in problems.items() if not problem}
+            found = {url: there[url] for url, problem in problems.items() if not problem}
             if len(found) >= s.servers:
                 return found
             if time.monotonic() - started > s.start_seconds:
@@ -177,23 +181,24 @@ class Fleet:
         self._world.everyones(None)  # every rank's server is up, or given up
         there, usable = self._world.from_first(self._look)
         known = {endpoint.client.url: endpoint for endpoint in self.endpoints}
-        self.endpoints[:] = [known.get(url) or self._endpoint(url, starts) for url, starts in there.items()]
+        self.endpoints[:] = [known.get(url) or self._endpoint(found) for url, found in there.items()]
         for endpoint in self.endpoints:
-            if endpoint.starts != there[endpoint.client.url]:
-                endpoint.starts = there[endpoint.client.url]
+            found = there[endpoint.client.url]
+            if endpoint.starts != found.starts:
+                endpoint.starts, endpoint.receivers = found.starts, self._endpoint(found).receivers
                 endpoint.fail("it was started again")
             if endpoint.client.url in usable:
                 endpoint.is_usable, endpoint.problem, endpoint.strikes = True, "", 0
         self._is_restarting = False
 
-    def _look(self) -> tuple[dict[str, int], list[str]]:
-        """URL -> starts of all servers, those that have come since included and those that have left not; and which of
-        the new ones and of those that are out of use can be used."""
+    def _look(self) -> tuple[dict[str, Registration], list[str]]:
+        """All servers by URL, those that have come since included and those that have left not; and which of the new
+        ones and of those that are out of use can be used."""
         known = {endpoint.client.url: endpoint for endpoint in self.endpoints}
-        there = {url: endpoint.starts for url, endpoint in known.items()}
+        there = {url: Registration(url, e.starts, receivers=[r.url for r in e.receivers]) for url, e in known.items()}
         if self._registry is not None and (announced := self._registry.look()):  # else it cannot be read
-            there = {url: registration.starts for url, registration in announced.items()}
-        asked = [u for u, n in there.items() if u not in known or not known[u].is_usable or known[u].starts != n]
+            there = announced
+        asked = [u for u, r in there.items() if u not in known or not known[u].is_usable or known[u].starts != r.starts]
         problems = self._problems_of(asked)
         for url, problem in problems.items():
             if problem and url not in known:

@@ -17,11 +17,12 @@ from r1engine.batch import Completion, PackedBatch, Prompt, RowShape, Sequence, 
 from r1engine.config import RlConfig
 from r1engine.data.question import Question
 from r1engine.hf.architecture import DynamicScaling, is_fp8_folder, read_architecture
-from r1engine.hf.formats import store
+from r1engine.hf.formats import Precision, store
 from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
 from r1engine.ranks import World
 from r1engine.rollout.draft import Draft, Sampling, StepEnds, check_prompts, completions, end_at_step
 from r1engine.rollout.generator import Logprobs
+from r1engine.rollout.sglang.delivery import ServerLayout
 from r1engine.rollout.sglang.digest import CpuDigest, CudaDigest
 from r1engine.rollout.sglang.disk import WeightFolder
 from r1engine.rollout.sglang.dispatch import Dispatcher, Endpoint, agree
@@ -64,7 +65,10 @@ class SglangGenerator:
                 "sglang: SGLang stretches short sequences too, the trainer does not"
             )
         # The servers get the tensors that are in the model's folder: FP8 and scales, if these are there.
-        self._store = partial(store, precision="fp8") if is_fp8_folder(cfg.model.folder) else None
+        self._precision: Precision = "float32" if dtype == torch.float32 else "bfloat16"
+        self._store = None
+        if is_fp8_folder(cfg.model.folder):
+            self._precision, self._store = "fp8", partial(store, precision="fp8")
         self._tokenizer = load_tokenizer(cfg.model.folder)
         self._stop_tokens = sorted(stop_tokens(cfg.model.folder, self._tokenizer))
         if is_gpu and s.route == "distributed" and s.python is not None and s.python.is_file():
@@ -76,13 +80,14 @@ class SglangGenerator:
             self.endpoints,
             self._arch,
             world,
-            ranks=s.tensor,
+            layout=ServerLayout((range(s.tensor),), self._arch.moe.num_experts if self._arch.moe else 0, s.expert),
             route="handle" if s.route == "tensor" and s.mode == "colocated" and is_gpu else s.route,
             bucket_bytes=s.bucket_mib * 2**20,
             folder=WeightFolder(cfg.run_dir / "sglang" / "weights", cfg.model.folder),
             digest=self._digest(),
         )
         self._refresher.ports = s.port_range
+        self._refresher.precision = self._precision
         self.takes_shares = self._refresher.takes_shares
         self.weight_version = 0
         self.tokens_run: int | None = None  # the servers' own radix cache decides
@@ -106,11 +111,12 @@ class SglangGenerator:
 
     # ------------------------------------------------------------------ weights
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor | None]]) -> None:
         """Refresh every server with these weights and verify that they arrived. Collective.
 
         Args:
-            weights: full tensors under their Hugging Face names, of each rank its share or all (`takes_shares`).
+            weights: full tensors under their Hugging Face names, of each rank its share (None: another rank has it) or
+                     all (`takes_shares`).
 
         Raises:
             BrokenOff: give the same weights again.
@@ -126,11 +132,18 @@ class SglangGenerator:
             self._note(f"{url} left out: {reason}")
         self.weight_version += 1
 
-    def _stored(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterable[tuple[str, torch.Tensor]]:
+    def _stored(self, weights: Iterable[tuple[str, torch.Tensor | None]]) -> Iterable[tuple[str, torch.Tensor | None]]:
         """The tensors as the servers have them."""
         if self._store is None:
             return weights
-        return (pair for name, tensor in weights for pair in self._store(name, tensor))
+        return self._quantized(self._store, weights)
+
+    def _quantized(self, store: Callable, weights: Iterable[tuple[str, torch.Tensor | None]]) -> Iterator:
+        for name, tensor in weights:
+            if tensor is None:  # another rank sends it
+                yield name, None
+            else:
+                yield from store(name, tensor)
 
     def verify(self, logprobs: Logprobs, *, row_multiple: int) -> None:
         """`check_canaries`, unless `rollout.sglang.verify` is false. Collective."""
@@ -287,6 +300,7 @@ class SglangGenerator:
         return {
             "refresh/gigabytes": self.report.num_bytes / 1e9,
             "refresh/gigabytes_busiest": self.report.most_bytes / 1e9,
+            "refresh/gigabytes_received": self.report.most_received / 1e9,
             "refresh/seconds_send": self.report.seconds.get("send", 0.0),
             "refresh/seconds_verify": self.report.seconds.get("verify", 0.0),
             "refresh/canary_difference": self.report.canary_difference,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from r1engine.config import RlConfig, Sglang
@@ -21,6 +22,7 @@ def command(cfg: RlConfig, *, host: str, port: int, dtype: str, on_gpu: bool) ->
         "--host": host,
         "--port": port,
         "--tp-size": s.tensor,
+        "--ep-size": s.expert,
         "--dtype": dtype,
         "--stream-interval": s.stream_interval,
         "--random-seed": cfg.seed,
@@ -93,6 +95,35 @@ def start(cfg: RlConfig, *, name: str, host: str, port: int | None, devices: lis
     )
 
 
+def start_receivers(
+    cfg: RlConfig, *, name: str, host: str, ports: list[int], devices: list[int] | None
+) -> list[Server]:
+    """Start the processes beside the ranks of one server (route: receivers).
+
+    Args:
+        name:    of the server's log file; theirs are NAME-receiver0.log and so on.
+        host:    to listen on.
+        ports:   one a rank.
+        devices: the ranks' GPUs; None for CPUs.
+    """
+    s = cfg.rollout.sglang
+    key = run_key(cfg.run_dir)
+    started = []
+    for place, port in enumerate(ports):
+        command = [sys.executable, "-m", "r1engine.rollout.sglang.receiver", "--host", host, "--port", str(port)]
+        started.append(
+            Server(
+                [*command, "--key", str(key)],
+                {"OMP_NUM_THREADS": "1"} if devices is None else environment(s, devices=[devices[place]]),
+                url=url_of(host, port),
+                log=cfg.run_dir / "sglang" / f"{name}-receiver{place}.log",
+                stall_seconds=s.stall_seconds,
+                key=key_of(key),
+            )
+        )
+    return started
+
+
 def check_server(client: Client, cfg: RlConfig, *, dtype: str | None) -> dict:
     """That a server serves this model with enough context; its /server_info.
 
@@ -105,7 +136,8 @@ def check_server(client: Client, cfg: RlConfig, *, dtype: str | None) -> dict:
         ValueError: unreachable, another version of SGLang, another model, tokenizer, precision or layout, or too short
             a context.
     """
-    model_path, longest, tensor = cfg.model.folder, cfg.longest_sequence, cfg.rollout.sglang.tensor
+    s = cfg.rollout.sglang
+    model_path, longest, tensor = cfg.model.folder, cfg.longest_sequence, s.tensor
     try:
         info = client.get("/server_info")
         model = client.get("/model_info")
@@ -121,6 +153,16 @@ def check_server(client: Client, cfg: RlConfig, *, dtype: str | None) -> dict:
         raise ValueError(
             f"rollout.sglang: {client.url} has {ranks} tensor-parallel ranks, required are {tensor} "
             "(rollout.sglang.tensor)"
+        )
+    if (groups := info.get("ep_size", s.expert)) != s.expert:
+        raise ValueError(
+            f"rollout.sglang: {client.url} spreads experts over {groups} groups, required are {s.expert} "
+            "(rollout.sglang.expert)"
+        )
+    if s.route == "receivers" and (info.get("enable_eplb") or info.get("ep_num_redundant_experts")):
+        raise ValueError(
+            f"rollout.sglang: {client.url} moves or doubles experts (--enable-eplb, --ep-num-redundant-experts), "
+            "required with rollout.sglang.route receivers are experts in their places"
         )
     if dtype is not None and (found := info.get("dtype", "auto")) not in ("auto", dtype):
         raise ValueError(f"rollout.sglang: {client.url} computes in {found}, required is the trainer's {dtype}")

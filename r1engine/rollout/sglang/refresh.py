@@ -18,18 +18,21 @@ from typing import Literal
 import torch
 
 from r1engine.hf.architecture import Architecture
+from r1engine.hf.formats import Precision
 from r1engine.ranks import World
 from r1engine.rollout.generator import BrokenOff
 from r1engine.rollout.sglang.buckets import Bucket, buckets, flatten, order_by_alignment, payload
 from r1engine.rollout.sglang.checksum import Expected
 from r1engine.rollout.sglang.client import Client, ServerError
+from r1engine.rollout.sglang.delivery import ServerLayout
 from r1engine.rollout.sglang.digest import CpuDigest, CudaDigest
 from r1engine.rollout.sglang.disk import WeightFolder
 from r1engine.rollout.sglang.dispatch import Endpoint, agree
 from r1engine.rollout.sglang.group import BroadcastGroup
+from r1engine.rollout.sglang.receivers import Delivery, sizes
 
 CONTROL_SECONDS = 300.0  # of one control call: a bucket, a checksum of all weights
-Route = Literal["tensor", "handle", "distributed", "disk"]
+Route = Literal["tensor", "handle", "distributed", "receivers", "disk"]
 
 
 @dataclass
@@ -38,7 +41,8 @@ class Report:
 
     version: int
     num_bytes: int = 0  # of the weights that each server got
-    most_bytes: int = 0  # of them that the busiest rank of the trainer sent
+    most_bytes: int = 0  # that the busiest rank of the trainer sent to a server
+    most_received: int = 0  # that the busiest rank of a server got
     seconds: dict[str, float] = field(default_factory=dict)  # gather and send, verify
     canary_difference: float = 0.0  # largest |log-probability difference| of the canaries (generator.py)
     failed: list[str] = field(default_factory=list)  # servers left out, with the reason
@@ -53,7 +57,7 @@ class Refresher:
         arch: Architecture,
         world: World,
         *,
-        ranks: int,
+        layout: ServerLayout,
         route: Route,
         bucket_bytes: int,
         folder: WeightFolder,
@@ -64,44 +68,47 @@ class Refresher:
             endpoints:    of the servers, the same on every rank; those that fail are marked.
             arch:         of the model.
             world:        the trainer's ranks.
-            ranks:        tensor-parallel size of each server.
+            layout:       of each server, as if on one node.
             route:        "tensor": inside HTTP; "handle": as CUDA IPC handles, to the server on the ranks' own GPUs;
-                          "distributed": broadcast by NCCL or gloo; "disk": safetensors in `folder`.
+                          "distributed": broadcast by NCCL or gloo; "receivers": by all ranks at once, to a process
+                          beside each rank of a server; "disk": safetensors in `folder`.
             bucket_bytes: sent at once.
             folder:       for the disk route; the servers must see it.
             digest:       the servers' hash of a tensor, to compare all of them after each refresh; None: do not.
         """
-        self.endpoints, self.arch, self.world, self.ranks, self.route = endpoints, arch, world, ranks, route
+        self.endpoints, self.arch, self.world, self.layout, self.route = endpoints, arch, world, layout, route
         self.bucket_bytes, self.folder, self.digest = bucket_bytes, folder, digest
         self.ports: range | None = None  # of which this rank's group listens on one; None: any
         self._group: BroadcastGroup | None = None
         self._members: list[tuple[str, int]] = []  # URLs of the group's servers, each with its failures so far
         self._is_broken = False  # this rank's group, in the refresh that runs
+        self.precision: Precision = "float32"  # of the servers' tensors
+        self._delivery: Delivery | None = None
 
     @property
     def takes_shares(self) -> bool:
         """Whether each rank sends a share of the weights; otherwise each needs all of them."""
         return self.route != "handle"
 
-    def refresh(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> Report:
+    def refresh(self, weights: Iterable[tuple[str, torch.Tensor | None]], version: int) -> Report:
         """Send all weights to all servers and verify them.
 
         Args:
-            weights: full tensors under their Hugging Face names: this rank's share, or all (`takes_shares`). Consumed
-                     to the end whatever happens.
+            weights: full tensors under their Hugging Face names: this rank's share (None: another rank sends it), or
+                     all (`takes_shares`). Consumed to the end whatever happens.
             version: number of these weights.
 
         Returns:
             What it took, the same on every rank but for `failed`.
 
         Raises:
-            BrokenOff: a server ended in the middle of a broadcast; the others can take the same weights again.
+            BrokenOff: a server ended in the middle of a transfer; the others can take the same weights again.
             RuntimeError: a server holds other weights than were sent, naming the tensors; or no server is left.
         """
         report = Report(version)
         expected = None
         if self.digest is not None and (self.takes_shares or self.world.is_first):
-            expected = Expected(self.arch, self.ranks, self.digest)
+            expected = Expected(self.arch, self.layout.ranks, self.digest, self.layout.expert)
         started = time.monotonic()
         self._send_all(self._noting(weights, expected), version, report)
         report.seconds["send"] = time.monotonic() - started
@@ -126,13 +133,16 @@ class Refresher:
                 pass
         self._some_usable(report)
         if any(self.world.everyones(self._is_broken)):
-            raise BrokenOff(f"refresh: a broadcast of weights {version} broke off: {self._reasons(report)}")
+            raise BrokenOff(f"refresh: a transfer of weights {version} broke off: {self._reasons(report)}")
         shares = self.world.everyones(sent)
         report.num_bytes = sum(shares) if self.takes_shares else shares[0]
-        report.most_bytes = max(shares)
+        if self.route != "receivers":
+            report.most_bytes, report.most_received = max(shares), report.num_bytes
 
     def close(self) -> None:
-        """Leave the broadcast group."""
+        """Leave the groups."""
+        if self._delivery is not None:
+            self._delivery.close()
         if self._group is not None:
             self._group.close()
             self._group = None
@@ -157,21 +167,48 @@ class Refresher:
         """Why servers failed, on any rank."""
         return "; ".join(dict.fromkeys(reason for own in self.world.everyones(report.failed) for reason in own))
 
-    def _noting(self, weights: Iterable[tuple[str, torch.Tensor]], expected: Expected | None) -> Iterator:
-        """The same tensors; their digests are noted on the way."""
+    def _noting(self, weights: Iterable[tuple[str, torch.Tensor | None]], expected: Expected | None) -> Iterator:
+        """The same tensors; their digests are noted on the way. Others' are named where rounds are cut by them."""
         for name, tensor in weights:
-            if expected is not None:
+            if tensor is not None and expected is not None:
                 expected.add(name, tensor)
-            yield name, tensor
+            if tensor is not None or self.route == "receivers":
+                yield name, tensor
 
     # ------------------------------------------------------------------ sending
 
     def _stream(self, live: list[Endpoint], tensors: Iterable, version: int, report: Report) -> int:
-        """All buckets of this rank to all servers; returns their bytes."""
+        """All weights of this rank to all servers; returns their bytes."""
         for endpoint in live:
             endpoint.version = None
         self._on_first(live, _begin, report)
         self._is_broken = False
+        if self.route == "receivers":
+            num_bytes = self._deliver(tensors, version, report)
+        else:
+            num_bytes = self._send_buckets(tensors, version, report)
+        agree(self.endpoints, self.world)
+        is_broken = any(self.world.everyones(self._is_broken))
+        self._on_first(self._usable(), _interrupt if is_broken else _end, report)
+        return num_bytes
+
+    def _deliver(self, tensors: Iterable, version: int, report: Report) -> int:
+        """By the receivers beside the servers' ranks."""
+        if self._delivery is None:
+            of_model, limit = sizes(self.arch, self.precision), self.bucket_bytes
+            self._delivery = Delivery(
+                self.endpoints, self.world, layout=self.layout, sizes=of_model, limit=limit, ports=self.ports
+            )
+        self._delivery.meet()
+        sent = self._delivery.run(tensors, version)
+        self._is_broken = self._delivery.is_broken
+        report.failed += self._delivery.failed
+        report.most_bytes = max(self.world.everyones(sent.to_a_server))
+        report.most_received = max(sent.received)
+        return sent.own
+
+    def _send_buckets(self, tensors: Iterable, version: int, report: Report) -> int:
+        """The same tensors to every server, a bucket at a time."""
         if self.route == "distributed":
             self._join_groups(report)
         num_bytes, kept = 0, None
@@ -190,9 +227,6 @@ class Refresher:
                     sending.result()  # two NCCL communicators at once on one GPU may wait for each other
             if sending is not None:
                 sending.result()
-        agree(self.endpoints, self.world)
-        is_broken = any(self.world.everyones(self._is_broken))
-        self._on_first(self._usable(), _interrupt if is_broken else _end, report)
         return num_bytes
 
     def _send(self, bucket: Bucket, flat: torch.Tensor, texts: list[str], version: int, report: Report) -> None:
@@ -203,19 +237,20 @@ class Refresher:
         body = {"load_format": "flattened_bucket", "flush_cache": False, "weight_version": str(version)}
         usable = self._usable()
         if self.route == "handle":
-            number, place = divmod(self.world.rank, self.ranks)
+            number, place = divmod(self.world.rank, self.layout.ranks)
             if place or not self.endpoints[number].is_usable:
                 return  # another rank of these GPUs sends
             usable = [self.endpoints[number]]
-            body["serialized_named_tensors"] = texts[self.world.rank :][: self.ranks]
+            body["serialized_named_tensors"] = texts[self.world.rank :][: self.layout.ranks]
         elif self.route == "tensor":
-            body["serialized_named_tensors"] = [payload(bucket, flat.cpu())] * self.ranks
+            body["serialized_named_tensors"] = [payload(bucket, flat.cpu())] * self.layout.ranks
         elif self.route == "distributed":
             if usable and self._group is not None and not self._is_broken:
                 with self.world.turn("refresh"):
                     self._broadcast(usable, bucket, flat, body, report)
             return
-        self._post_each(usable, "/update_weights_from_tensor", body, report)
+        path = "/update_weights_from_tensor"
+        self._each(usable, lambda e: e.client.post(path, body, seconds=CONTROL_SECONDS), report)
 
     def _from_disk(self, client: Client, version: int) -> None:
         client.post("/pause_generation", {"mode": "retract"}, seconds=CONTROL_SECONDS)
@@ -233,9 +268,6 @@ class Refresher:
             endpoint.version = None
         self._on_first(live, lambda e: self._from_disk(e.client, version), report)
         return num_bytes
-
-    def _post_each(self, endpoints: list[Endpoint], path: str, body: dict, report: Report) -> None:
-        self._each(endpoints, lambda e: e.client.post(path, body, seconds=CONTROL_SECONDS), report)
 
     def _each(self, endpoints: list[Endpoint], call: Callable[[Endpoint], object], report: Report) -> None:
         """Call for all at once; one that fails is left out of the run, as nobody knows which weights it holds."""
@@ -274,7 +306,7 @@ class Refresher:
         if not usable:
             return
         try:
-            self._group = BroadcastGroup([e.client for e in usable], self.ranks, self.world.rank, self.ports)
+            self._group = BroadcastGroup([e.client for e in usable], self.layout.ranks, self.world.rank, self.ports)
         except Exception as error:  # that of a server names it; else nobody knows which one did not come
             at_fault = [e for e in usable if isinstance(error, ServerError) and e.client.url in str(error)]
             for endpoint in at_fault or usable:

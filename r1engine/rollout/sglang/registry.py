@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from r1engine.config import RlConfig
@@ -26,6 +26,7 @@ class Registration:
     url: str
     starts: int = 1  # of the server under this URL; after each it holds other weights than before
     beats: int = 0  # of this file
+    receivers: list[str] = field(default_factory=list)  # URLs of the processes beside its ranks (route: receivers)
 
 
 def registry(cfg: RlConfig) -> Path:
@@ -51,7 +52,8 @@ def read(file: Path) -> Registration:
         found = Registration(**json.loads(text))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file} is no registration of a server ({text[:80]!r}); delete it") from error
-    if not isinstance(found.url, str) or address_problem(found.url) or not isinstance(found.starts, int):
+    urls = [found.url, *found.receivers] if isinstance(found.receivers, list) else [None]
+    if any(not isinstance(u, str) or address_problem(u) for u in urls) or not isinstance(found.starts, int):
         raise ValueError(f"{file}: found url {found.url!r}, starts {found.starts!r}, required those of a server")
     return found
 

@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 
@@ -19,7 +18,7 @@ from r1engine.rollout.sglang.client import Client, ServerError
 from r1engine.rollout.sglang.key import key_of, run_key
 from r1engine.rollout.sglang.listening import listening_host, own_name
 from r1engine.rollout.sglang.registry import Registration, announce, read, registry
-from r1engine.rollout.sglang.server import Server, check_environment
+from r1engine.rollout.sglang.server import Server, check_environment, free_ports
 
 BEAT_SECONDS = 2.0  # between two looks at the servers
 MOST_STARTS = 5  # of a server that never gets ready, one after the other
@@ -28,21 +27,38 @@ MOST_STARTS = 5  # of a server that never gets ready, one after the other
 class _Served:
     """A server, its registration, and how it is started again."""
 
-    def __init__(self, cfg: RlConfig, host: str, index: int) -> None:
-        self._cfg, self._host, self._index = cfg, host, index
+    def __init__(self, cfg: RlConfig, host: str, index: int, ports: list[int]) -> None:
+        """`ports` are its own and those of its receivers."""
+        self._cfg, self._host, self._index, self._ports = cfg, host, index, ports
         self.file = registry(cfg) / f"{host.replace(':', '_')}-{index}.json"
         self._starts, self._beats, self._tries = 1, 0, 1
         self._started = time.monotonic()
-        self.server = self._start(None)
+        self.receivers: list[Server] = []
+        self.server = self._start()
 
-    def _start(self, port: int | None) -> Server:
-        s, on_gpu = self._cfg.rollout.sglang, torch.cuda.is_available()
-        devices = list(range(self._index * s.tensor, (self._index + 1) * s.tensor)) if on_gpu else None
-        dtype = "bfloat16" if on_gpu else "float32"
+    def _devices(self) -> list[int] | None:
+        tensor = self._cfg.rollout.sglang.tensor
+        own = range(self._index * tensor, (self._index + 1) * tensor)
+        return list(own) if torch.cuda.is_available() else None
+
+    def _start(self) -> Server:
+        """The server and its receivers, under the addresses that they had."""
+        self._start_receivers()
+        devices, port = self._devices(), self._ports[0]
+        dtype = "bfloat16" if devices is not None else "float32"
         return launch.start(self._cfg, name=self.file.stem, host=self._host, port=port, devices=devices, dtype=dtype)
 
+    def _start_receivers(self) -> None:
+        for receiver in self.receivers:
+            receiver.stop()
+        name, devices = self.file.stem, self._devices()
+        self.receivers = launch.start_receivers(
+            self._cfg, name=name, host=self._host, ports=self._ports[1:], devices=devices
+        )
+
     def wait_ready(self) -> None:
-        self.server.wait_ready(self._cfg.rollout.sglang.start_seconds)
+        for process in (self.server, *self.receivers):
+            process.wait_ready(self._cfg.rollout.sglang.start_seconds)
         self._announce()
 
     def look(self) -> None:
@@ -50,9 +66,12 @@ class _Served:
         self.server.rotate_log()
         if not self.server.is_running:
             self._start_again("ended")
+        elif ended := [receiver for receiver in self.receivers if not receiver.is_running]:
+            self._count_start(f"the receiver {ended[0].client.url} ended")
+            self._start_receivers()
         elif self._tries == 0:
             self._announce()
-        elif self.server.is_ready:
+        elif all(process.is_ready for process in (self.server, *self.receivers)):
             self._starts += 1
             self._announce()
             print(f"{self.server.client.url} is ready again", flush=True)
@@ -61,20 +80,29 @@ class _Served:
 
     def _announce(self) -> None:
         self._tries, self._beats = 0, self._beats + 1
-        announce(self.file, Registration(self.server.client.url, self._starts, self._beats))
+        receivers = [receiver.client.url for receiver in self.receivers]
+        announce(self.file, Registration(self.server.client.url, self._starts, self._beats, receivers))
 
     def _start_again(self, why: str) -> None:
+        self._count_start(why)
+        self.server.stop()
+        self.server = self._start()
+
+    def _count_start(self, why: str) -> None:
+        """Until everything answers it is not announced, and then as another start."""
         if self._tries == MOST_STARTS:
             raise RuntimeError(f"{self.server.client.url} {why} after {MOST_STARTS} starts; see {self.server.log}")
-        print(f"{self.server.client.url} {why}; it is started again", flush=True)
-        self.server.stop()
+        print(f"{self.server.client.url}: {why}; it is started again", flush=True)
         self._tries, self._started = self._tries + 1, time.monotonic()
-        self.server = self._start(urlsplit(self.server.client.url).port)
 
     def end(self) -> None:
         """Nobody is sent to it any more, then it ends."""
-        self.file.unlink(missing_ok=True)
-        self.server.stop()
+        for file in self.file.parent.glob(
+            f"{self.file.name}*"
+        ):  # half a new one too, if the signal came while it was written
+            file.unlink(missing_ok=True)
+        for process in (self.server, *self.receivers):
+            process.stop()
 
 
 def serve(cfg: RlConfig, servers: int, host: str | None) -> None:
@@ -91,10 +119,12 @@ def serve(cfg: RlConfig, servers: int, host: str | None) -> None:
         RuntimeError: a server does not start.
     """
     host = _checked(cfg, servers, host)
+    each = _ports_of_one(cfg)
+    ports = free_ports(servers * each, host, cfg.rollout.sglang.port_range)
     served: list[_Served] = []
     with _until_signal(served):
         for index in range(servers):
-            served.append(_Served(cfg, host, index))
+            served.append(_Served(cfg, host, index, ports[index * each :][:each]))
         for one in served:
             one.wait_ready()
             print(f"{one.server.client.url} is ready", flush=True)
@@ -102,6 +132,12 @@ def serve(cfg: RlConfig, servers: int, host: str | None) -> None:
             time.sleep(BEAT_SECONDS)
             for one in served:
                 one.look()
+
+
+def _ports_of_one(cfg: RlConfig) -> int:
+    """That a server takes, those of its receivers included."""
+    s = cfg.rollout.sglang
+    return 1 + s.tensor if s.route == "receivers" else 1
 
 
 @contextlib.contextmanager
@@ -139,8 +175,10 @@ def _checked(cfg: RlConfig, servers: int, host: str | None) -> str:
             f"serve: {servers} servers of {s.tensor} GPUs need {servers * s.tensor}, this machine has "
             f"{torch.cuda.device_count()}"
         )
-    if s.port_range is not None and len(s.port_range) < servers:
-        raise ConfigError(f"rollout.sglang.ports: found {s.ports}, required at least {servers}, one a server")
+    if s.port_range is not None and len(s.port_range) < (needed := servers * _ports_of_one(cfg)):
+        raise ConfigError(
+            f"rollout.sglang.ports: found {s.ports}, required at least {needed}, one a server or receiver"
+        )
     default = own_name() if host is None and torch.cuda.is_available() else "127.0.0.1"
     host = listening_host(host if host is not None else default)
     key = key_of(run_key(cfg.run_dir))

@@ -75,22 +75,34 @@ def check_nccl(python: Path, own: tuple[int, ...]) -> None:
 
 
 def free_port(host: str = "127.0.0.1", ports: range | None = None) -> int:
-    """A port that nobody listens on; None: any.
+    """A port that nobody listens on; see `free_ports`."""
+    return free_ports(1, host, ports)[0]
+
+
+def free_ports(count: int, host: str = "127.0.0.1", ports: range | None = None) -> list[int]:
+    """Different ports that nobody listens on, of these; None: any.
 
     Raises:
-        ValueError: all of them are in use, or the host is not this machine.
+        ValueError: too many of them are in use, or the host is not this machine.
     """
     problem: OSError | None = None
-    for port in ports or (0,):
-        with _probe(host) as probe:
+    with contextlib.ExitStack() as held:
+        found: list[int] = []
+        for port in ports or itertools.repeat(0, count):
+            probe = held.enter_context(_probe(host))
             try:
                 probe.bind((host, port))
             except OSError as error:
                 problem = error
                 continue
-            return probe.getsockname()[1]
-    tried = f"all of {ports[0]}-{ports[-1]}" if ports else "any"
-    raise ValueError(f"rollout.sglang.ports: tried {tried} on {host} ({problem}), required a free port of this machine")
+            found.append(probe.getsockname()[1])
+            if len(found) == count:
+                return found
+    tried, free = (
+        f"all of {ports[0]}-{ports[-1]}" if ports else "any",
+        f"{count} free ports" if count > 1 else "a free port",
+    )
+    raise ValueError(f"rollout.sglang.ports: tried {tried} on {host} ({problem}), required {free} of this machine")
 
 
 def _probe(host: str) -> socket.socket:

@@ -118,6 +118,22 @@ def test_a_tensor_on_a_gpu_is_sent_with_the_gpus_uuid(monkeypatch):
     }
 
 
+def test_of_shared_memory_the_payload_holds_a_handle_and_each_tensor_lies_where_it_was_said():
+    before = torch.multiprocessing.get_sharing_strategy()
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    try:
+        flat = torch.zeros(100_000, dtype=torch.uint8).share_memory_()
+        values = flat[64:76].view(torch.float32).copy_(torch.tensor([1.0, 2.0, 3.0]))
+        text = payload(Bucket(["a"], [values]), flat, [64])
+        found = ServerSide(io.BytesIO(base64.b64decode(text))).load()
+    finally:
+        torch.multiprocessing.set_sharing_strategy(before)
+    (meta,) = found["metadata"]
+    assert len(text) < 2000 and (meta.start_idx, meta.end_idx) == (64, 76)
+    flat[64:68] = 0  # the same memory
+    assert found["flattened_tensor"][64:76].view(torch.float32).tolist() == [0.0, 2.0, 3.0]
+
+
 def test_wider_elements_come_first():
     (bucket,) = buckets(iter([("odd", torch.zeros(3, dtype=torch.uint8)), ("wide", torch.ones(2))]), 100)
     ordered = order_by_alignment(bucket)

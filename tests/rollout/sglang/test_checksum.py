@@ -189,3 +189,21 @@ def test_every_difference_is_named(arch):
 def test_a_tensor_that_the_model_has_not_is_refused(arch):
     with pytest.raises(ValueError, match=r"found model\.norm\.bias, required a tensor of the model"):
         Expected(arch, 1).add("model.norm.bias", torch.ones(2))
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_experts_are_where_they_are_served_and_split_inside_a_group(folders, groups):
+    arch = read_architecture(folders["qwen3-moe"][0])  # 8 experts; 4 ranks
+    collector = Expected(arch, 4, expert=groups)
+    experts, linears = "model.layers.2.mlp.experts", ("gate_proj", "up_proj")
+    tensors = {f"{experts}.{i}.{name}.weight": torch.randn(20, 32) for i in range(8) for name in linears}
+    for name, tensor in tensors.items():
+        collector.add(name, tensor)
+    of_group, size = 8 // groups, 4 // groups
+    for rank, digests in enumerate(collector.digests):
+        group, place = divmod(rank, size)
+        served = [
+            tensors[f"{experts}.{of_group * group + i}.{name}.weight"] for i in range(of_group) for name in linears
+        ]
+        w13 = torch.cat([tensor.chunk(size)[place] for tensor in served])
+        assert digests == {f"{experts}.w13_weight": digest(w13)}

@@ -33,13 +33,14 @@ FAMILIES = {
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def served(request, tmp_path_factory):
-    """(folder that the server was started from, its URL)."""
-    folder = tmp_path_factory.mktemp(request.param)
+    """(folder that the server was started from, its URL, that of the receiver beside it)."""
+    folder, run_dir = tmp_path_factory.mktemp(request.param), tmp_path_factory.mktemp("run")
     save_model(folder, request.param, **SIZES, **FAMILIES[request.param])
-    server = real.serve(folder, tmp_path_factory.mktemp("run"))
+    server = real.serve(folder, run_dir)
     try:
         server.wait_ready(real.START_SECONDS)
-        yield folder, server.client.url
+        with real.receivers(folder, run_dir) as (receiver,):
+            yield folder, server.client.url, receiver
     finally:
         server.stop()
 
@@ -52,7 +53,7 @@ def other_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_experts_arrive_and_what_was_chosen_comes_back(served, tmp_path):
-    folder, url = served
+    folder, url, _ = served
     engine = real.generator(folder, [url], tmp_path, stall_seconds=60.0)
     weights = other_weights(folder)
     engine.load_weights(iter(weights.items()))  # verified: every digest, w13 and w2 of the experts included
@@ -93,15 +94,16 @@ def test_the_experts_of_a_long_sample_arrive(tmp_path):
 
 @pytest.mark.parametrize(
     ("layout", "route"),
-    [("tensor", "tensor"), ("expert", "disk"), ("tensor,expert", "distributed"), ("pipeline", "distributed")],
+    [("tensor", "tensor"), ("expert", "disk"), ("tensor,expert", "distributed"), ("pipeline", "distributed")]
+    + [(layout, "receivers") for layout in ("tensor", "expert", "tensor,expert", "pipeline")],
 )
 def test_each_rank_of_a_trainer_sends_its_share_and_all_is_verified(served, tmp_path, monkeypatch, layout, route):
-    folder, url = served
+    folder, url, receiver = served
     monkeypatch.setenv(real.KEY_VARIABLE, real.KEY)
     trained = tmp_path / "trained"
     shutil.copytree(folder, trained)
     save_file(other_weights(folder), trained / "model.safetensors", {"format": "pt"})
-    done = torchrun(2, Path(__file__).with_name("two_ranks.py"), trained, url, layout, route, tmp_path)
+    done = torchrun(2, Path(__file__).with_name("two_ranks.py"), trained, url, layout, route, tmp_path, receiver)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["canary"] < 1e-4 and result["logp_diff"] < 1e-4 and result["samples"] == 12

@@ -9,6 +9,7 @@ import torch
 from r1engine.hf.architecture import read_architecture
 from r1engine.ranks import World
 from r1engine.rollout.sglang.client import ServerError
+from r1engine.rollout.sglang.delivery import ServerLayout
 from r1engine.rollout.sglang.digest import CpuDigest
 from r1engine.rollout.sglang.disk import WeightFolder
 from r1engine.rollout.sglang.dispatch import Endpoint
@@ -46,7 +47,7 @@ def refresher(client, folders, tmp_path) -> Refresher:
         [Endpoint(client)],
         read_architecture(folder),
         World(rank=0, size=1, device=torch.device("cpu")),
-        ranks=1,
+        layout=ServerLayout((range(1),)),
         route="tensor",
         bucket_bytes=400,
         folder=WeightFolder(tmp_path, folder),

@@ -20,6 +20,7 @@ import torch
 from r1engine.config import ConfigError, RlConfig, Sglang
 from r1engine.ranks import World
 from r1engine.rollout.sglang import launch, registry, serve
+from r1engine.rollout.sglang.client import Client
 from r1engine.rollout.sglang.fleet import Fleet
 from r1engine.rollout.sglang.listening import listening_host, own_name
 from r1engine.rollout.sglang.registry import Registration, Registry, announce, read
@@ -42,10 +43,10 @@ def use_stand_ins(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "check_environment", lambda python: "0.5.23")
 
 
-def serving(folder: Path, run_dir: Path) -> None:
+def serving(folder: Path, run_dir: Path, servers: int = 2, route: str = "tensor") -> None:
     """What the process of `r1engine serve` does."""
     use_stand_ins(pytest.MonkeyPatch())
-    serve.serve(config(folder, run_dir), 2, "127.0.0.1")
+    serve.serve(config(folder, run_dir, route=route), servers, "127.0.0.1")
 
 
 def is_running(pid: int) -> bool:
@@ -81,6 +82,25 @@ def test_sigterm_ends_the_servers_and_their_registrations(folders, tmp_path):
     assert process.exitcode == 143
     assert list(folder.iterdir()) == [] and len(children) == 2
     assert not any(is_running(pid) for pid in children)
+
+
+@pytest.mark.rotating
+def test_a_receiver_is_announced_with_its_server_and_started_again(folders, tmp_path):
+    folder = registry.registry(config(folders["qwen2"][0], tmp_path))
+    process = ranks._forks.Process(target=serving, args=(folders["qwen2"][0], tmp_path, 1, "receivers"))
+    process.start()
+    wait_for(lambda: list(folder.glob("*.json")))
+    (file,) = folder.glob("*.json")
+    (url,) = read(file).receivers
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    (pid,) = [p for p in children.read_text().split() if b"sglang.receiver" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    os.killpg(int(pid), signal.SIGKILL)
+    wait_for(lambda: read(file).starts == 2)  # for the trainer it is another server, which joins anew
+    assert read(file).receivers == [url] and Client(url, stall_seconds=5.0).answers()
+    left = [int(pid) for pid in children.read_text().split()]
+    os.kill(process.pid, signal.SIGTERM)
+    process.join()
+    assert len(left) == 2 and not any(is_running(pid) for pid in left)
 
 
 @pytest.fixture
@@ -249,3 +269,20 @@ def test_a_file_that_is_no_registration_is_named_and_skipped(tmp_path, text):
     assert found.look() == found.look() == {} and len(notes) == 1 and "a.json" in notes[0]
     (tmp_path / "b.json").write_text(json.dumps({"url": "https://[::1]:30000", "starts": 3, "beats": 9}))
     assert found.look() == {"https://[::1]:30000": Registration("https://[::1]:30000", 3, 9)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tensor": 4, "expert": 3}, "rollout.sglang.expert: found 3, required a divisor of rollout.sglang.tensor 4"),
+        ({"mode": "colocated", "route": "receivers"}, "rollout.sglang.route: found receivers with mode colocated"),
+        (
+            {"mode": "remote", "route": "receivers", "urls": ["http://a:1"], "tensor": 2, "receivers": ["http://a:2"]},
+            "rollout.sglang.receivers: found 1, required 2",
+        ),
+        ({"receivers": ["http://a:2"]}, "rollout.sglang.receivers: found 1, required 0"),
+    ],
+)
+def test_a_route_of_receivers_that_cannot_be_is_refused(settings, message):
+    (found,) = Sglang(python=sys.executable, **settings).problems()
+    assert found.startswith(message)

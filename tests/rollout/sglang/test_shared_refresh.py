@@ -20,6 +20,7 @@ from r1engine.model.parallel import join, leave
 from r1engine.model.policy import Policy
 from r1engine.rollout import BrokenOff
 from r1engine.rollout.sglang.client import Client
+from r1engine.rollout.sglang.delivery import ServerLayout
 from r1engine.rollout.sglang.digest import CpuDigest
 from r1engine.rollout.sglang.disk import WeightFolder
 from r1engine.rollout.sglang.dispatch import Endpoint
@@ -56,7 +57,7 @@ def refreshes(folder: Path, urls: dict[str, list[str]], out: Path, count: int) -
             [Endpoint(Client(url, stall_seconds=30.0)) for url in own],
             read_architecture(folder),
             world,
-            ranks=SERVER_RANKS,
+            layout=ServerLayout((range(SERVER_RANKS),)),
             route=route,
             bucket_bytes=20_000,
             folder=WeightFolder(out, folder),

@@ -1,7 +1,7 @@
 """What both ranks of a trainer run against real servers: export, refresh, verify, sample, compare.
 
-two_ranks.py FOLDER URLS LAYOUT ROUTE OUT: URLS are separated by commas, as are the parallel sizes of LAYOUT that are 2;
-writes OUT/result.json.
+two_ranks.py FOLDER URLS LAYOUT ROUTE OUT RECEIVERS: URLS are separated by commas, as are the parallel sizes of LAYOUT
+that are 2, and RECEIVERS, which only their route takes; writes OUT/result.json.
 """
 
 import json
@@ -39,6 +39,7 @@ def main() -> None:
                 "urls": urls.split(","),
                 "key_variable": "R1_SERVERS_KEY",
                 "route": route,
+                "receivers": sys.argv[6].split(",") if route == "receivers" else [],
                 "stall_seconds": 60.0,
                 "bucket_mib": 1,
             },

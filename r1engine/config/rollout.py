@@ -48,7 +48,7 @@ class Sglang(Section):
     memory_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Share of GPU memory for weights and KV pool."""
     route: Literal["tensor", "distributed", "receivers", "disk"] = "tensor"
-    """How weights travel."""
+    """How weights travel: docs/sglang.md compares the routes."""
     bucket_mib: Positive = 512
     """MiB of weights that are sent at once."""
     verify: bool = True
@@ -64,7 +64,8 @@ class Sglang(Section):
     cpu_tokens: Positive = 16_384
     """KV pool of a server on CPUs (tokens)."""
     ports: Annotated[str, Field(pattern=r"^(\d+-\d+)?$")] = ""
-    """Ports of the servers that a run starts and of `route: distributed`, such as 30000-30099; "": free ones."""
+    """Ports of the servers that a run starts, of their receivers and of the trainer's transfers, such as 30000-30099;
+    "": free ones."""
     args: list[str] = Field(default=[])
     """More arguments of sglang.launch_server."""
 

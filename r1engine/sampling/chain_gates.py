@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from r1engine.sampling.chain_truth import Numbers
@@ -60,11 +61,13 @@ def gates(run: Numbers) -> dict[str, bool]:
     """Which gates hold in a run.
 
     A completion has its steps and the piece behind the last mark, which counts as one: a right solution has 6, and one
-    that stops behind its first step has 2. "Fewer than 2 steps that end" is fewer than 3 of these.
+    that stops behind its first step has 2. "Fewer than 2 steps that end" is fewer than 3 of these. A gate does not
+    hold where the run lacks a measure of it.
 
     Args:
         run: of `measures`.
     """
+    run = dict.fromkeys(MEASURES, math.nan) | run
     return {
         "labels by rollouts: accuracy .75 to .90": 0.75 <= run["labels by rollouts: accuracy"] <= 0.9,
         "labels by rollouts: over .25 of wrong called right": run["labels by rollouts: wrong called right"] > 0.25,

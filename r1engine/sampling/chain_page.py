@@ -14,6 +14,7 @@ from r1engine.observe.figures import COLORS
 from r1engine.observe.page import page
 from r1engine.observe.put import put_json, put_text
 from r1engine.observe.report import read_rows_of
+from r1engine.sampling.chain_gates import gates, measures
 from r1engine.sampling.chain_truth import Numbers, label_quality, of_scorer, of_trees, process_right, trained
 from r1engine.sampling.search_page import curves, most_telling
 from r1engine.sampling.search_rows import Row, tree_text
@@ -39,15 +40,16 @@ def write_chain_page(cfg: TinyChainReportConfig) -> dict[str, Any]:
     tokenizer = load_tokenizer(cfg.trained["exact"])
     summaries = {name: json.loads((path.parent / "summary.json").read_text()) for name, path in cfg.searches.items()}
     found: dict[str, Numbers] = {"labels": label_quality(cfg.steps)} if cfg.steps is not None else {}
+    exact = summaries["exact"] | {"searches": summaries["exact"]["searches"] | summaries["wide"]["searches"]}
     found |= {f"scorer {name}": of_scorer(cfg.trained[name].parent) for name in SCORERS}
-    for name in ("exact", "rollouts"):
-        for search, row in summaries[name]["searches"].items():
+    for name, summary in (("exact", exact), ("rollouts", summaries["rollouts"])):
+        for search, row in summary["searches"].items():
             found[f"{name} {search}"] = {key: row[key] for key in ("vote", "best", "majority", "drawn")}
     found |= {f"reward {name}": trained(cfg.trained[name].parent) for name in POLICIES}
     found |= _round(cfg, summaries, tokenizer)
     put_json(cfg.run_dir / "summary.json", found)
     put_text(cfg.run_dir / "table.md", markdown(found))
-    _write_page(cfg, found, summaries["exact"], tokenizer)
+    _write_page(cfg, found, exact, tokenizer)
     told = {"gain before": found["before"]["MCTS"] - found["before"]["pass@1"]}
     told |= {f"pass@1 {name}": found[name]["pass@1"] for name in ROUND}
     return told | {f"accuracy {name}": found[f"reward {name}"]["accuracy last"] for name in POLICIES}
@@ -100,7 +102,9 @@ def _write_page(cfg: TinyChainReportConfig, found: dict[str, Numbers], exact: Ro
         _of_runs(runs, "reward/accuracy", "Accuracy while trained by the rule and by a PRM", "accuracy"),
         _of_runs(runs, "completion/length_mean", "Tokens of a completion", "tokens"),
     ]
-    text = page("Search on chains of sums", [("", charts)], tables=tables_of(found), details=details)
+    held = [[gate, "holds" if it_holds else "fails"] for gate, it_holds in gates(measures(found)).items()]
+    tables = [*tables_of(found), {"title": "Gates", "head": ["", "in this run"], "rows": held}]
+    text = page("Search on chains of sums", [("", charts)], tables=tables, details=details)
     put_text(cfg.run_dir / "report.html", text)
 
 

@@ -55,6 +55,11 @@ def test_each_gate_fails_alone(measure, value):
     assert len(failed) == (2 if measure == "F1, exact labels" else 1)  # the other labels are compared with it
 
 
+def test_a_gate_does_not_hold_where_its_measure_lacks():
+    run = {name: value for name, value in HELD.items() if name != "round: right sibling above wrong, after"}
+    assert [name for name, holds in gates(run).items() if not holds] == ["siblings told apart worse after the round"]
+
+
 def test_measures_are_taken_from_the_summary_of_a_report():
     found = {"scorer exact": {"F1": 0.9}, "reward sum": {"accuracy last": 0.1}}
     assert measures(found) == {"F1, exact labels": 0.9, "RL by the sum: accuracy, last": 0.1}

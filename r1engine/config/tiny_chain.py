@@ -95,9 +95,8 @@ class TinyChainReportConfig(KindConfig):
     steps: LocalPath | None = None
     """File of steps with soft labels, of `stage: label`."""
     searches: dict[str, LocalPath] = Field(default={})
-    """Name -> search.jsonl. `exact`, `rollouts`: by the models of these labels; `wide`: larger ones by the first;
-    `before`, `round`, `after`, `reject` and `rejected`: of a round of search and training, and of rejection sampling
-    beside it."""
+    """Name -> search.jsonl. `exact`, `rollouts`: by the models of these labels; `before`, `round`, `after`, `reject`
+    and `rejected`: of a round of search and training, and of rejection sampling beside it."""
     trained: dict[str, LocalPath] = Field(default={})
     """Name -> model of a stage. `exact`, `hard`, `soft`: process reward models; `rule`, `sum`, `min`: policies."""
 

@@ -40,16 +40,15 @@ def write_chain_page(cfg: TinyChainReportConfig) -> dict[str, Any]:
     tokenizer = load_tokenizer(cfg.trained["exact"])
     summaries = {name: json.loads((path.parent / "summary.json").read_text()) for name, path in cfg.searches.items()}
     found: dict[str, Numbers] = {"labels": label_quality(cfg.steps)} if cfg.steps is not None else {}
-    exact = summaries["exact"] | {"searches": summaries["exact"]["searches"] | summaries["wide"]["searches"]}
     found |= {f"scorer {name}": of_scorer(cfg.trained[name].parent) for name in SCORERS}
-    for name, summary in (("exact", exact), ("rollouts", summaries["rollouts"])):
-        for search, row in summary["searches"].items():
+    for name in ("exact", "rollouts"):
+        for search, row in summaries[name]["searches"].items():
             found[f"{name} {search}"] = {key: row[key] for key in ("vote", "best", "majority", "drawn")}
     found |= {f"reward {name}": trained(cfg.trained[name].parent) for name in POLICIES}
     found |= _round(cfg, summaries, tokenizer)
     put_json(cfg.run_dir / "summary.json", found)
     put_text(cfg.run_dir / "table.md", markdown(found))
-    _write_page(cfg, found, exact, tokenizer)
+    _write_page(cfg, found, summaries["exact"], tokenizer)
     told = {"gain before": found["before"]["MCTS"] - found["before"]["pass@1"]}
     told |= {f"pass@1 {name}": found[name]["pass@1"] for name in ROUND}
     return told | {f"accuracy {name}": found[f"reward {name}"]["accuracy last"] for name in POLICIES}

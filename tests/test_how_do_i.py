@@ -118,12 +118,14 @@ class Reciter:
 
     def verify(self, logprobs, *, row_multiple): ...
 
-    def draw(self, drafts, sampling, *, on_tokens=None, should_stop=None):
+    def draw(self, drafts, sampling, *, on_tokens=None, should_stop=None, on_ended=None):
         for one in drafts:
             text = f"<think>I know.</think><answer>{one.prompt.question.answer}</answer>"
             tokens = [*self._tokenizer.encode(text).ids, self._end]
             one.add(tokens, [-1.0] * len(tokens), self.weight_version)
             one.finish = "stop"
+            if on_ended is not None:
+                on_ended(one)
 
     def completions(self, drafts):
         return draft.completions(drafts, self._tokenizer)

@@ -183,9 +183,9 @@ def import_verdicts(
         from rich.console import Console
 
         from r1engine.evaluation.afterwards import import_verdicts as take
-        from r1engine.evaluation.show import result_table
+        from r1engine.evaluation.show import print_summaries
 
-        Console().print(result_table({benchmark: take(file, out, benchmark, target)}))
+        print_summaries({benchmark: take(file, out, benchmark, target)}, Console())
 
 
 @app.command()

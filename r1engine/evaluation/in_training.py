@@ -10,18 +10,16 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from r1engine.batch import Completion
 from r1engine.config import RlConfig
 from r1engine.config.evaluation import Suite
 from r1engine.data.chat import PromptFormat
 from r1engine.evaluation.entries import Ask, Entry, load_entries
 from r1engine.evaluation.evaluate import clear, manifest_of
-from r1engine.evaluation.lines import Finish, SampleLine
 from r1engine.evaluation.marking import Judge
 from r1engine.evaluation.meter import Meter
 from r1engine.evaluation.results import Summary
 from r1engine.evaluation.runner import Grading, Runner, missing, summarize_all
-from r1engine.evaluation.samplers import OnReply, Shows, drafts_of
+from r1engine.evaluation.samplers import OnReply, Shows, drafts_of, draw_replies
 from r1engine.evaluation.store import Store
 from r1engine.evaluation.target import EvaluationTarget
 from r1engine.hf.architecture import read_architecture
@@ -41,23 +39,13 @@ class RunningSampler:
         self._shows, self._arch = Shows(form), read_architecture(cfg.model.folder)
 
     def draw(self, asks: Sequence[Ask], on_reply: OnReply, on_tokens: Callable[[int], None]) -> None:
-        """See `Sampler.draw`; replies are handed over when all have ended."""
+        """See `Sampler.draw`."""
         made = drafts_of(asks, self._shows, self._arch, self._max_tokens, on_reply)
-        drafts = [draft for draft, *_ in made]
         sampling = Sampling(self._cfg.evaluation.temperature, self._cfg.evaluation.top_p)
-        self._generator.draw(drafts, sampling, on_tokens=on_tokens)
-        for (_, ask, shown), done in zip(made, self._generator.completions(drafts), strict=True):
-            text, finish = shown.opened + done.text, finish_of(done)
-            line = SampleLine(ask.item.id, ask.sample, text, len(done.tokens), finish, len(shown.tokens), ask.seed, 0.0)
-            on_reply(ask, line)
+        draw_replies(self._generator, made, sampling, on_reply, on_tokens)
 
     def close(self) -> None:
         """The run's own generator goes on."""
-
-
-def finish_of(done: Completion) -> Finish:
-    """How a completion ended."""
-    return "length" if done.truncated else "stop"
 
 
 class RunBenchmarks:

@@ -21,6 +21,7 @@ from r1engine.hf.folder import weights_of
 from r1engine.hf.formats import model_dtype
 from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.rollout.draft import Draft, Sampling
+from r1engine.rollout.generator import Generator
 from r1engine.rollout.local.generator import LocalGenerator
 
 OnReply = Callable[[Ask, SampleLine], None]
@@ -123,6 +124,33 @@ def drafts_of(
     return drafts
 
 
+def draw_replies(
+    generator: Generator,
+    made: Sequence[tuple[Draft, Ask, Shown]],
+    sampling: Sampling,
+    on_reply: OnReply,
+    on_tokens: Callable[[int], None],
+) -> None:
+    """Draws what `drafts_of` made and hands each reply over as it ends; `generator` is awake.
+
+    Raises:
+        RuntimeError: nobody draws any more; what ended before was handed over.
+    """
+    began = {id(draft): (ask, shown) for draft, ask, shown in made}
+    started = time.monotonic()
+
+    def ended(draft: Draft) -> None:
+        ask, shown = began[id(draft)]
+        assert draft.finish in ("stop", "length")  # no steps are asked for
+        text = shown.opened + generator.completions([draft])[0].text
+        seconds, count = round(time.monotonic() - started, 3), len(draft.tokens)
+        draft.tokens, draft.logp, draft.experts = [], [], None  # of a large suite they would fill the memory
+        line = SampleLine(ask.item.id, ask.sample, text, count, draft.finish, len(shown.tokens), ask.seed, seconds)
+        on_reply(ask, line)
+
+    generator.draw([draft for draft, *_ in made], sampling, on_tokens=on_tokens, on_ended=ended)
+
+
 class LocalSampler:
     """A folder's model in this process, with the generator that draws a run's rollouts."""
 
@@ -140,21 +168,9 @@ class LocalSampler:
     def draw(self, asks: Sequence[Ask], on_reply: OnReply, on_tokens: Callable[[int], None]) -> None:
         """See `Sampler.draw`."""
         made = drafts_of(asks, self._shows, self.arch, self._suite.max_tokens, on_reply)
-        began = {id(draft): (ask, shown) for draft, ask, shown in made}
-        started = time.monotonic()
-
-        def ended(draft: Draft) -> None:
-            ask, shown = began[id(draft)]
-            assert draft.finish in ("stop", "length")  # no steps are asked for
-            text = shown.opened + self._generator.completions([draft])[0].text
-            seconds, count = round(time.monotonic() - started, 3), len(draft.tokens)
-            draft.tokens, draft.logp, draft.experts = [], [], None  # of a large suite they would fill the memory
-            line = SampleLine(ask.item.id, ask.sample, text, count, draft.finish, len(shown.tokens), ask.seed, seconds)
-            on_reply(ask, line)
-
         with self._generator.awake():
             sampling = Sampling(self._suite.temperature, self._suite.top_p)
-            self._generator.draw([draft for draft, *_ in made], sampling, on_tokens=on_tokens, on_ended=ended)
+            draw_replies(self._generator, made, sampling, on_reply, on_tokens)
 
     def close(self) -> None:
         """Nothing to stop."""

@@ -8,8 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from r1engine.evaluation.afterwards import run_evaluations, stored_summary
 from r1engine.evaluation.benchmarks import BENCHMARKS
@@ -69,9 +72,35 @@ def mean_tokens(found: Summary) -> str:
     return "-" if found.get("tokens") is None else f"{found['tokens']:,.0f}"
 
 
-def result_table(summaries: dict[str, Summary]) -> Table:
+def print_summaries(summaries: dict[str, Summary], console: Console) -> None:
     """A row a benchmark: sizes, score with its interval, what went wrong, the paper's numbers. Columns that would say
-    nothing are left out."""
+    nothing are left out. Where the terminal is too narrow for whole words, a few lines a benchmark."""
+    rows = _result_rows(summaries)
+    kept = [i for i in range(len(RESULT_COLUMNS)) if any(row[i] not in ("", "-") for row in rows)]
+    table = Table(box=None, pad_edge=False)
+    for i in kept:
+        table.add_column(RESULT_COLUMNS[i], no_wrap=RESULT_COLUMNS[i] != "paper")
+    for row in rows:
+        table.add_row(*(row[i] for i in kept))
+    if sum(_least_width(RESULT_COLUMNS[i], [row[i] for row in rows]) + 2 for i in kept) - 2 <= console.width:
+        console.print(table)
+        return
+    for row in rows:
+        told = {RESULT_COLUMNS[i]: row[i] for i in kept[1:] if row[i] not in ("", "-")}
+        head = ", ".join(f"{name} {told.pop(name)}" for name in ("score", "cons") if name in told)
+        console.print(Text(f"{row[0]}: {head}"))
+        if told:
+            console.print(Padding(Text(", ".join(f"{name} {value}" for name, value in told.items())), (0, 0, 0, 4)))
+
+
+def _least_width(name: str, cells: list[str]) -> int:
+    """Of a column: nothing is broken but the paper's numbers, between two of them."""
+    pieces = [f"{piece}," for cell in cells for piece in cell.split(", ")] if name == "paper" else cells
+    return max(cell_len(piece) for piece in (name, *pieces))
+
+
+def _result_rows(summaries: dict[str, Summary]) -> list[tuple[str, ...]]:
+    """The cells of each benchmark, and of the parts of its score."""
     rows: list[tuple[str, ...]] = []
     for name, found in summaries.items():
         theirs = papers(found.get("kind", name)) or papers(name)
@@ -92,13 +121,7 @@ def result_table(summaries: dict[str, Summary]) -> Table:
         for part, value in {**found.get("parts", {}), **found.get("totals", {})}.items():
             text = points(value) if isinstance(value, dict) else f"{value:.4g}"
             rows.append((f"  {part}", "", "", text, *[""] * 6))
-    table = Table(box=None, pad_edge=False)
-    kept = [i for i in range(len(RESULT_COLUMNS)) if any(row[i] not in ("", "-") for row in rows)]
-    for i in kept:
-        table.add_column(RESULT_COLUMNS[i], no_wrap=not i, overflow="fold")  # rich cuts digits off what may not wrap
-    for row in rows:
-        table.add_row(*(row[i] for i in kept))
-    return table
+    return rows
 
 
 def _undecided(found: Summary) -> str:
@@ -112,7 +135,7 @@ def print_result(folder: Path, console: Console) -> None:
     """One evaluation."""
     found = stored_summary(folder)
     console.print(f"{found['target']} ({folder})", markup=False, highlight=False, soft_wrap=True)
-    console.print(result_table(found["benchmarks"]))
+    print_summaries(found["benchmarks"], console)
     for name, summary in found["benchmarks"].items():
         for reason, count in (summary.get("undecided") or {}).get("reasons", {}).items():
             console.print(f"  {name}: {count} undecided: {reason}", markup=False, highlight=False, soft_wrap=True)

@@ -55,6 +55,7 @@ class Generator(Protocol):
         on_tokens: Callable[[int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
         stop_after: StepEnds | None = None,
+        on_ended: Callable[[Draft], None] | None = None,
     ) -> None:
         """Go on with every draft from the tokens it has, to its end or until `should_stop`.
 
@@ -67,6 +68,7 @@ class Generator(Protocol):
             on_tokens:   called with the number of tokens of each part that is drawn.
             should_stop: asked now and then; what is interrupted keeps its tokens.
             stop_after:  a draft ends with the first step, which begins with its first token, too.
+            on_ended:    called with each draft as it ends, from one thread at a time.
 
         Raises:
             ValueError: a prompt is empty, too long or has unknown tokens.

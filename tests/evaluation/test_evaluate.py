@@ -136,18 +136,24 @@ def test_another_seed_draws_other_replies_and_the_one_nobody_set_is_written_down
     assert [Store(out).manifest["same"]["seed"] for out in (unbroken, tmp_path / "out")] == [0, 1]
 
 
-def test_a_run_draws_its_benchmarks_at_the_temperature_of_evaluations_not_of_rollouts(model, questions, unbroken):
+def test_a_run_draws_benchmarks_as_an_evaluation_does_and_hands_replies_over_as_they_end(model, questions, unbroken):
+    """At the temperature of evaluations, not of rollouts."""
     cfg = RlConfig(model=Model(path=model), rollout=Rollout(temperature=1.0, top_p=0.5))
     form = make_format(model, load_tokenizer(model), Data(template="none"))
     cpu = torch.device("cpu")
-    generator = LocalGenerator(model, seed=cfg.seed, slots=64, device=cpu, dtype=torch.float32)
+    generator = LocalGenerator(model, seed=cfg.seed, slots=4, device=cpu, dtype=torch.float32)
     generator.load_weights(weights_of(model))
     asked = suite(unbroken, questions, mine={"questions": 5}).benchmarks
     (entry,) = load_entries(asked, has_judge=False)
-    found: dict = {}
+    found, there = dict[tuple[str, int], str](), list[int]()  # replies that were there at each decode step
     with generator.awake():
         sampler = RunningSampler(generator, cfg, form, max_tokens=12)
-        sampler.draw(list(entry.asks(0)), lambda ask, line: found.update({ask.key: line.text}), lambda count: None)
+        sampler.draw(
+            list(entry.asks(0)),
+            lambda ask, line: found.update({ask.key: line.text}),
+            lambda count: there.append(len(found)),
+        )
+    assert there == sorted(there) and there[0] == 0 and len({*there}) >= 5  # five times the four slots
     assert len(found) == 20 and found == {key: text for key, text in texts(unbroken).items() if key in found}
 
 

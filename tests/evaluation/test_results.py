@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from r1engine.config.evaluation import BenchmarkSettings
 from r1engine.data.question import Question
@@ -13,6 +15,7 @@ from r1engine.evaluation.entries import Ask, Entry, stream_seed
 from r1engine.evaluation.lines import GradeLine, SampleLine
 from r1engine.evaluation.marking import Marker, marked
 from r1engine.evaluation.results import summarize
+from r1engine.evaluation.show import print_summaries
 from r1engine.rewards import Score, Scorer, ScorerSettings
 from r1engine.rewards.servers.endpoint import ModelServersError
 
@@ -122,6 +125,29 @@ def test_a_judge_that_always_says_yes_is_not_believed_and_a_failure_is_no_zero(r
         marker.close()
     assert found[0].verdict == verdict and reason in found[0].reason
     assert (found[0].score is None) == (verdict == "undecided")
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 160, 300])
+def test_a_terminal_of_any_width_breaks_no_word_of_the_results(width):
+    found = {
+        "kind": "aime",
+        "questions": 30,
+        "samples": 64,
+        "metric": "pass@1",
+        "score": {"mean": 0.287, "low": 0.25, "high": 0.35},
+        "undecided": {"count": 12, "wrong": 0.28, "right": 0.3},
+        "truncated": 0.123,
+        "unread": 0.05,
+        "tokens": 10234.0,
+        "parts": {"every day of the year": {"mean": 0.5, "low": 0.4, "high": 0.6}},
+    }
+    console = Console(width=width, file=StringIO())
+    print_summaries({"my_benchmark": found | {"missing": 12}, "aime_2024": found}, console)
+    text = console.file.getvalue()
+    words = {word.strip(",:") for word in text.split()}
+    assert {"my_benchmark", "missing)", "28.7", "50.0", "undecided", "truncated", "12.3%", "10,234", "79.8"} < words
+    assert {"DeepSeek-R1", "OpenAI-o1-1217", "pass@1", "year", "30.0)"} < words
+    assert max(map(len, text.splitlines())) <= width
 
 
 def test_streams_are_addressed_by_names():

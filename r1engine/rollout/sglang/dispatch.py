@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import aiohttp
 
@@ -63,6 +63,13 @@ def agree(endpoints: list[Endpoint], world: World) -> None:
             endpoint.fail(failed[1])
 
 
+class _Calls(NamedTuple):
+    """Who is told what while drafts are drawn."""
+
+    on_tokens: Callable[[int], None]  # the number of tokens of each part
+    on_ended: Callable[[Draft], None]
+
+
 class Dispatcher:
     """Draws drafts from the endpoints that hold the current weights."""
 
@@ -88,6 +95,7 @@ class Dispatcher:
         version: int,
         on_tokens: Callable[[int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        on_ended: Callable[[Draft], None] | None = None,
     ) -> list[str]:
         """Draw every draft on, to its end or until `should_stop`; what has come by then stays.
 
@@ -97,6 +105,7 @@ class Dispatcher:
             version:     of the weights that every new token must come from.
             on_tokens:   called with the number of tokens of each part.
             should_stop: asked every POLL_SECONDS.
+            on_ended:    called with each draft as it ends.
 
         Returns:
             What went wrong on the way and was mended, for the log.
@@ -104,10 +113,11 @@ class Dispatcher:
         Raises:
             RuntimeError: no server with these weights is left, or a sample failed MOST_ATTEMPTS times.
         """
-        return asyncio.run(self._run(drafts, sampling, version, on_tokens or (lambda _: None), should_stop))
+        calls = _Calls(on_tokens or (lambda _: None), on_ended or (lambda _: None))
+        return asyncio.run(self._run(drafts, sampling, version, calls, should_stop))
 
     async def _run(
-        self, drafts: list[Draft], sampling: dict, version: int, on_tokens: Any, should_stop: Any
+        self, drafts: list[Draft], sampling: dict, version: int, calls: _Calls, should_stop: Any
     ) -> list[str]:
         self._home.clear()
         incidents: list[str] = []
@@ -118,7 +128,7 @@ class Dispatcher:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
             watch = asyncio.create_task(self._watch(session, incidents))
             drawing = [
-                asyncio.create_task(self._draw(session, draft, sampling, version, on_tokens, incidents))
+                asyncio.create_task(self._draw(session, draft, sampling, version, calls, incidents))
                 for draft in drafts
                 if not draft.finish
             ]
@@ -136,7 +146,7 @@ class Dispatcher:
         draft: Draft,
         sampling: dict,
         version: int,
-        on_tokens: Any,
+        calls: _Calls,
         incidents: list[str],
     ) -> None:
         attempts = 0
@@ -153,7 +163,7 @@ class Dispatcher:
             }
             if self._replays is not None:
                 body["return_routed_experts"] = True
-            task = asyncio.create_task(self._stream(session, endpoint, body, draft, version, on_tokens))
+            task = asyncio.create_task(self._stream(session, endpoint, body, draft, version, calls.on_tokens))
             endpoint.tasks.add(task)
             if not endpoint.open_samples:
                 endpoint.last_part = time.monotonic()  # it has been idle, which is no silence
@@ -175,6 +185,7 @@ class Dispatcher:
             finally:
                 endpoint.tasks.discard(task)
                 endpoint.open_samples -= 1
+        calls.on_ended(draft)
 
     async def _abort(self, session: aiohttp.ClientSession, endpoint: Endpoint, rid: str) -> None:
         """Tell a server that nobody waits for this sample any more."""

@@ -225,6 +225,7 @@ class SglangGenerator:
         on_tokens: Callable[[int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
         stop_after: StepEnds | None = None,
+        on_ended: Callable[[Draft], None] | None = None,
     ) -> None:
         """See `Generator.draw`. Not collective; `should_stop` is asked twenty times a second.
 
@@ -238,19 +239,21 @@ class SglangGenerator:
         request = self._request(sampling)
         if stop_after is not None:
             request["stop_token_ids"] = sorted({*self._stop_tokens, *stop_after.token_ids})
-        open_ones = drafts
-        while open_ones:
+        left, ended = drafts, on_ended if stop_after is None else None  # with steps, only here is known what has ended
+        while left:
             incidents = self._dispatcher.run(
-                open_ones, request, version=self.weight_version, on_tokens=on_tokens, should_stop=should_stop
+                left, request, version=self.weight_version, on_tokens=on_tokens, should_stop=should_stop, on_ended=ended
             )
             for incident in incidents:
                 self._note(incident)
             self._fleet.restart_failed()
             if stop_after is None or (should_stop is not None and should_stop()):
                 break
-            for draft in open_ones:
+            for draft in left:
                 end_at_step(draft, stop_after, frozenset(self._stop_tokens))
-            open_ones = [draft for draft in open_ones if not draft.finish]  # stopped at a mark that ends no step
+                if draft.finish and on_ended is not None:
+                    on_ended(draft)
+            left = [draft for draft in left if not draft.finish]  # stopped at a mark that ends no step
         if stop_after is not None:
             self._count_cut(drafts)
 

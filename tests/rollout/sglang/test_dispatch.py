@@ -55,6 +55,25 @@ def route(servers: list[FakeServer], groups: int = 4, size: int = 3, max_tokens:
     return drafts, endpoints, incidents
 
 
+def test_a_draft_is_handed_over_as_it_ends_while_others_are_still_drawn(servers):
+    is_handed_over = threading.Event()
+    late, early = servers(lambda number, sent: sent == 11 and is_handed_over.wait(60) and None, healthy)
+    router = Dispatcher(
+        [Endpoint(Client(s.url, stall_seconds=60), version=1) for s in (late, early)], vocab_size=60, stall_seconds=60
+    )
+    prompts = [Prompt(group, [3, 4, 5 + group], "", Question("")) for group in range(2)]
+    drafts = new_drafts(prompts, num_samples=1, step=0, max_tokens=12)
+    ended: list[tuple[int, list[str]]] = []
+
+    def on_ended(draft: Draft) -> None:
+        ended.append((draft.prompt.id, [one.finish for one in drafts]))
+        is_handed_over.set()
+
+    router.run(drafts, {}, version=1, on_ended=on_ended)
+    assert ended == [(1, ["", "length"]), (0, ["length", "length"])]
+    assert [len(server.requests) for server in (late, early)] == [1, 1]
+
+
 def is_whole(draft: Draft) -> bool:
     """Every token follows from the one before, and none is lost or doubled."""
     expected, last = [], draft.prompt.tokens[-1]

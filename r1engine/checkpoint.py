@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -157,6 +158,13 @@ def note_best(run_dir: Path, metric: str, *, highest: bool) -> None:
 def latest(run_dir: Path) -> str | None:
     """The name that stands in `latest`; None: there is none."""
     return _read_name(run_dir / "checkpoints", "latest")
+
+
+def await_step(run_dir: Path, step: int | None, *, seconds: float) -> None:
+    """Wait until `latest` names this step, which another process may be committing; at most so long. None: not at all."""
+    deadline = time.monotonic() + seconds
+    while step is not None and latest(run_dir) != f"step_{step:08d}" and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def best(run_dir: Path) -> Path | None:

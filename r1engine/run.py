@@ -42,6 +42,7 @@ from r1engine.stages import Advance, Stage, make_stage
 from r1engine.stages.identity import check_same
 
 SETTLE_SECONDS = 30.0  # that the ranks wait for the first one at once
+COMMIT_SECONDS = 10.0  # that a failed run waits for its last checkpoint before it tells
 
 
 def train(cfg: StageConfig, ending: Ending | None = None) -> None:
@@ -247,6 +248,7 @@ class Run:
         """The summary of this run's end by an error; nothing on a rank that failed because another one had."""
         if not is_first_to("tell the failure"):
             return RunFailed()
+        checkpoint.await_step(self.cfg.run_dir, self._written, seconds=COMMIT_SECONDS)
         return failed(
             Failure(
                 run_dir=str(self.cfg.run_dir),

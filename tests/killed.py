@@ -32,10 +32,20 @@ def stop(number: int) -> None:
 
 def committed() -> None:
     """Until no checkpoint is being committed beside the run, so that the moment says which one is the newest."""
-    folder = next(Path(word[8:]) for word in sys.argv if word.startswith("run_dir=")) / "checkpoints"
+    run_dir = next(Path(word[8:]) for word in sys.argv if word.startswith("run_dir="))
     deadline = time.monotonic() + 20  # one that an earlier start has left is there for longer
-    while any(folder.glob(".step_*.partial")) and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        folders = [run_dir / "checkpoints", *run_dir.glob("*/checkpoints")]  # of a run, or of a pipeline's stages
+        if all(is_settled(folder) for folder in folders if folder.is_dir()):
+            return
         time.sleep(0.01)
+
+
+def is_settled(checkpoints: Path) -> bool:
+    steps = sorted(path.name for path in checkpoints.glob("step_*"))
+    latest = checkpoints / "latest"
+    named = latest.read_text().strip() if latest.exists() else None
+    return not any(checkpoints.glob(".step_*.partial")) and named == (steps[-1] if steps else None)
 
 
 def fill(folder: Path) -> None:

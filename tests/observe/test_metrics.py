@@ -161,6 +161,6 @@ def test_peak_memory_sees_a_large_allocation():
 
 
 def test_a_machine_without_gpu_has_no_telemetry():
-    metrics._nvml_device.cache_clear()
+    metrics.nvml_device.cache_clear()
     if sys.modules.get("torch") is None or not sys.modules["torch"].cuda.is_available():
         assert device_telemetry() == {}

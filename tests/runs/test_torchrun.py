@@ -48,24 +48,19 @@ def test_torchrun_goes_on_with_the_node_that_is_left(case, undisturbed, tmp_path
 
 
 def agent(case: Case, run_dir: Path, kill: int, at: int) -> subprocess.Popen:
-    """A node's torchrun. The first of them keeps the store."""
+    """A node's torchrun. The first of them keeps the store, and the other one waits for it: both start at once."""
     meeting = case.folder / "port"
     if not meeting.exists():
         with socket.create_server(("127.0.0.1", 0)) as free:
             meeting.write_text(str(free.getsockname()[1]))
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1"]
     command += ["--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{meeting.read_text()}"]
-    command += ["--rdzv-conf", "last_call_timeout=20,keep_alive_interval=1", "--monitor-interval", "3"]
+    rendezvous = f"last_call_timeout=20,keep_alive_interval=1,read_timeout=120,is_host={int(at == 0)}"
+    command += ["--rdzv-conf", rendezvous, "--monitor-interval", "3"]
     command += [str(word) for word in (DRIVER, kill, at, "train", case.config, *case.settings, f"run_dir={run_dir}")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     log = (run_dir.parent / f"{run_dir.name}-{at}.log").open("w")
-    process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=log, stderr=log)
-    end = time.monotonic() + 120
-    while at == 0 and time.monotonic() < end:  # the second one comes when the store is there
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(meeting.read_text())), 1):
-            break
-        time.sleep(0.1)
-    return process
+    return subprocess.Popen(command, env=environment, start_new_session=True, stdout=log, stderr=log)
 
 
 def children(pid: int) -> list[str]:

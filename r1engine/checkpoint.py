@@ -161,7 +161,7 @@ def latest(run_dir: Path) -> str | None:
 
 
 def await_step(run_dir: Path, step: int | None, *, seconds: float) -> None:
-    """Wait until `latest` names this step, which another process may be committing; at most so long. None: not at all."""
+    """Wait until `latest` names a step that another process commits, at most so long. None: not at all."""
     deadline = time.monotonic() + seconds
     while step is not None and latest(run_dir) != f"step_{step:08d}" and time.monotonic() < deadline:
         time.sleep(0.05)

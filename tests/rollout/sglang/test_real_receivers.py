@@ -13,8 +13,9 @@ import real
 from model_folders import save_model
 from ranks import on_ranks
 from safetensors.torch import save_file
-from test_real_moe import FAMILIES, SIZES, other_weights
-from test_receivers import refreshes
+
+from tests.rollout.sglang.test_real_moe import FAMILIES, SIZES, other_weights
+from tests.rollout.sglang.test_receivers import refreshes
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow]
 

@@ -15,11 +15,11 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from typing import Any
 import timing
 import torch
 from bench_generate import SIZES, SMOKE_SIZES, Case, new_model, run_ours, run_transformers
+from driven import Driven
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from r1engine import ranks
@@ -129,9 +130,9 @@ def drawing(model: Model, case: Case, repeats: int, peer_python: str | None) -> 
         "generator": lambda: rate(lambda: run_ours(generator, model.prompts, case)),
         "transformers": lambda: rate(lambda: run_transformers(model.module, model.prompts, case, model.stops)),
     }
-    peer = Peer(peer_python, model, case) if peer_python else None
+    peer = lm_eval(peer_python, model, case) if peer_python else None
     if peer is not None:
-        sides["lm_eval"] = peer.rate
+        sides["lm_eval"] = partial(rate_of, peer)
     rates = timing.interleaved(sides, rounds=repeats, warmup=1)
     if peer is not None:
         peer.close()
@@ -144,42 +145,18 @@ def drawing(model: Model, case: Case, repeats: int, peer_python: str | None) -> 
     return {"replies": case.prompts * case.samples, "repeats": repeats} | medians | ratios | versions
 
 
-class Peer:
-    """lm-eval's side: a child process in its own environment, which evaluates when it is told to."""
+def lm_eval(python: str, model: Model, case: Case) -> Driven:
+    """lm-eval's side."""
+    job = {"folder": str(model.folder), "file": str(model.questions), "stops": model.stops}
+    job |= {"samples": case.samples, "max_tokens": case.max_tokens, "slots": case.slots}
+    job |= {"max_length": case.prompt_tokens + case.max_tokens, "threads": torch.get_num_threads()}
+    return Driven(python, "lm_eval_peer.py", job)
 
-    def __init__(self, python: str, model: Model, case: Case) -> None:
-        job = {"folder": str(model.folder), "file": str(model.questions), "stops": model.stops}
-        job |= {"samples": case.samples, "max_tokens": case.max_tokens, "slots": case.slots}
-        job |= {"max_length": case.prompt_tokens + case.max_tokens, "threads": torch.get_num_threads()}
-        self.process = subprocess.Popen(
-            [python, Path(__file__).with_name("lm_eval_peer.py"), json.dumps(job)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.versions = self._read()
 
-    def rate(self) -> float:
-        """Tokens a CPU second of one evaluation, as the child measures them."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("evaluate\n")
-        self.process.stdin.flush()
-        answer = self._read()
-        return answer["tokens"] / answer["cpu_seconds"]
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"lm_eval_peer.py ended with status {self.process.wait()}; run it by hand")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """The child ends when nothing more comes."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+def rate_of(peer: Driven) -> float:
+    """Tokens a CPU second of one evaluation, as the child measures them."""
+    answer = peer.ask("evaluate")
+    return answer["tokens"] / answer["cpu_seconds"]
 
 
 def rate(run: Callable[[], int]) -> float:

@@ -12,7 +12,6 @@ TRL 1.13 is the last version with this trainer.
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +36,12 @@ def make_solutions(folder: Path, count: int) -> Path:
     return folder / "steps.jsonl"
 
 
-def measure(size: str, steps: int, row_tokens: int, python: str | None) -> list[dict[str, Any]]:
-    """A row for each engine."""
-    with tempfile.TemporaryDirectory(prefix="bench-process-reward-") as scratch:
-        folder = Path(scratch)
-        make_folder(folder, size)
-        data = {"train": make_solutions(folder, steps * supervised.BATCH), "template": "r1_zero", "max_tokens": 1024}
-        cfg = ProcessRewardConfig(
-            model={"path": folder},
-            run_dir=folder / "run",
-            data=data,
-            process={"batch_size": supervised.BATCH, "after_error": "keep"},
-            max_row_tokens=row_tokens,
-            optimizer={"lr": 1e-6, "schedule": "constant"},
-        )
-        stage = supervised.make(cfg)
-        order = [stage.train.at(index) for step in range(steps) for index in stage.batches.at(step)]
-        return supervised.compare(stage, "process_reward", folder, order, steps, python)
+def settings(folder: Path, size: str, count: int) -> dict[str, Any]:
+    """Keys of the stage, with its model and solutions in the folder."""
+    make_folder(folder, size)
+    data = {"train": make_solutions(folder, count), "template": "r1_zero", "max_tokens": 1024}
+    return {"data": data, "process": {"batch_size": supervised.BATCH, "after_error": "keep"}}
 
 
 if __name__ == "__main__":
-    supervised.run("process_reward", __doc__, measure)
+    supervised.run(supervised.Supervised("process_reward", ProcessRewardConfig, settings), __doc__)

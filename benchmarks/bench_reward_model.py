@@ -11,7 +11,6 @@ times: as it comes (batches of 8 accumulated, activations recomputed), the same 
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -42,27 +41,13 @@ def make_pairs(folder: Path, count: int) -> Path:
     return folder / "pairs.jsonl"
 
 
-def measure(size: str, steps: int, row_tokens: int, python: str | None) -> list[dict[str, Any]]:
-    """A row for each engine."""
-    with tempfile.TemporaryDirectory(prefix="bench-reward-model-") as scratch:
-        folder = Path(scratch)
-        make_folder(folder, size)
-        cfg = RewardModelConfig(
-            model={"path": folder},
-            run_dir=folder / "run",
-            data={
-                "train": make_pairs(folder, steps * supervised.BATCH),
-                "template": "r1_zero",
-                "max_tokens": 1024,
-            },
-            reward_model={"batch_size": supervised.BATCH, "sees": "response"},
-            max_row_tokens=row_tokens,
-            optimizer={"lr": 1e-6, "schedule": "constant"},
-        )
-        stage = supervised.make(cfg)
-        order = [stage.train.at(index).texts for step in range(steps) for index in stage.batches.at(step)]
-        return supervised.compare(stage, "reward_model", folder, order, steps, python)
+def settings(folder: Path, size: str, count: int) -> dict[str, Any]:
+    """Keys of the stage, with its model and pairs in the folder."""
+    make_folder(folder, size)
+    data = {"train": make_pairs(folder, count), "template": "r1_zero", "max_tokens": 1024}
+    return {"data": data, "reward_model": {"batch_size": supervised.BATCH, "sees": "response"}}
 
 
 if __name__ == "__main__":
-    supervised.run("reward_model", __doc__, measure)
+    kind = supervised.Supervised("reward_model", RewardModelConfig, settings, lambda pair: pair.texts)
+    supervised.run(kind, __doc__)

@@ -11,7 +11,6 @@ step must agree.
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +36,12 @@ def make_texts(folder: Path, count: int) -> Path:
     return folder / "texts.jsonl"
 
 
-def measure(size: str, steps: int, row_tokens: int, python: str | None) -> list[dict[str, Any]]:
-    """A row for each engine."""
-    with tempfile.TemporaryDirectory(prefix="bench-sft-") as scratch:
-        folder = Path(scratch)
-        make_folder(folder, size)
-        cfg = SftConfig(
-            model={"path": folder},
-            run_dir=folder / "run",
-            data={"train": make_texts(folder, steps * supervised.BATCH), "max_tokens": 1024},
-            sft={"epochs": 1, "batch_size": supervised.BATCH},
-            max_row_tokens=row_tokens,
-            optimizer={"lr": 1e-6, "schedule": "constant"},
-        )
-        stage = supervised.make(cfg)
-        order = [stage.train.at(index) for step in range(steps) for index in stage.batches.at(step)]
-        return supervised.compare(stage, "sft", folder, order, steps, python)
+def settings(folder: Path, size: str, count: int) -> dict[str, Any]:
+    """Keys of the stage, with its model and texts in the folder."""
+    make_folder(folder, size)
+    data = {"train": make_texts(folder, count), "max_tokens": 1024}
+    return {"data": data, "sft": {"epochs": 1, "batch_size": supervised.BATCH}}
 
 
 if __name__ == "__main__":
-    supervised.run("sft", __doc__, measure)
+    supervised.run(supervised.Supervised("sft", SftConfig, settings), __doc__)

@@ -10,8 +10,6 @@ full length. Steps of the two alternate; rows are medians over the rounds.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from pathlib import Path
 import step_model
 import timing
 import torch
+from driven import Driven
 from step_model import SHAPES, Shape, Work
 
 from r1engine.batch import Prompt
@@ -101,38 +100,18 @@ class Peer:
         texts = [text for text, _ in step_model.prompts(folder, work)]
         job = work.fields() | {"folder": str(folder), "prompts": texts, "device": device.type, "beta": BETA, "lr": LR}
         job |= {"threads": torch.get_num_threads(), "fastest": fastest}
-        script = Path(__file__).with_name("trl_peer.py")
-        self.process = subprocess.Popen(
-            [python, script, json.dumps(job)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        self.child = Driven(python, "trl_peer.py", job)
         self.generate: list[float] = []
         self.cpu: list[float] = []
         self.length = work.completion
-        self.versions = self._read()
 
     def step(self) -> float:
         """Seconds of one optimizer step, as the child measures them."""
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
-        answer = self._read()
+        answer = self.child.ask("step")
         assert answer["lengths"] == [self.length], answer
         self.generate.append(answer["generate"])
         self.cpu.append(answer["cpu"])
         return answer["seconds"]
-
-    def _read(self) -> dict:
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"bench_step: the peer ended with status {self.process.wait()}; run trl_peer.py by hand")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def gemm_shapes(shape: Shape, work: Work) -> list[tuple[int, int, int]]:
@@ -162,7 +141,7 @@ def measure(name: str, work: Work, args: argparse.Namespace, device: torch.devic
         timing.note(f"bench_step: {name}, {warmup} + {rounds} rounds of {', '.join(candidates)}")
         taken = timing.interleaved(candidates, rounds=rounds, warmup=warmup)
         for peer in peers.values():
-            peer.close()
+            peer.child.close()
 
     ours_step = timing.summary(taken["ours"])
     # CPU seconds of the process: with one thread they hardly depend on what else the machine does.
@@ -171,7 +150,7 @@ def measure(name: str, work: Work, args: argparse.Namespace, device: torch.devic
     for phase, values in ours.phases.items():
         row(f"ours/{phase}", timing.summary(values[warmup:]))
     for peer_name, peer in peers.items():
-        row(peer_name, timing.summary(taken[peer_name]) | {"peer_versions": peer.versions})
+        row(peer_name, timing.summary(taken[peer_name]) | {"peer_versions": peer.child.versions})
         row(f"{peer_name}/cpu", timing.summary(peer.cpu[warmup:]))
         row(f"{peer_name}/generate", timing.summary(peer.generate[warmup:]))
         ratios = [b / a for a, b in zip(taken["ours"], taken[peer_name], strict=True)]

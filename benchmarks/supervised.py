@@ -1,4 +1,4 @@
-"""What the benchmarks of supervised steps share: texts, TRL's side as a child process, and the rows."""
+"""What the benchmarks of supervised steps share: texts, the stage beside TRL's side, and the rows."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import step_model
 import timing
 import torch
+from driven import Driven
 from tokenizers import Tokenizer
 
+from r1engine.config import StageConfig
 from r1engine.model import parallel
 from r1engine.model.cpu import keep_freed_memory
 from r1engine.observe.metrics import Phases
@@ -48,44 +51,36 @@ class Slices:
         return self.some(int(min(700, max(16, self.rng.lognormvariate(4.8, 0.8)))))
 
 
-class Peer:
-    """TRL's side: a child process in its own environment, driven step by step."""
-
-    def __init__(self, python: str, kind: str, folder: Path, texts: Path, setting: str) -> None:
-        job = json.dumps({"kind": kind, "folder": str(folder), "texts": str(texts), "setting": setting})
-        self.process = subprocess.Popen(
-            [python, Path(__file__).with_name("trl_supervised.py"), job],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.versions = self._read()
-
-    def step(self) -> dict[str, Any]:
-        """CPU seconds and loss of one optimizer step, as the child measures them."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"trl_supervised.py ended with status {self.process.wait()}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """The child ends when nothing more comes."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def make(cfg: Any) -> Any:
     """The stage of a run, on one thread."""
     return make_stage(cfg, parallel.join(cfg.parallel), Phases(), Progress("", enabled=False))
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A kind of stage, and TRL's trainer for it."""
+
+    name: str  # as trl_supervised.py calls it
+    config: type[StageConfig]
+    # (folder, size of the model, examples) -> keys of the configuration; writes model and data into the folder
+    settings: Callable[[Path, str, int], dict[str, Any]]
+    tokens: Callable[[Any], Any] = lambda row: row  # of an example of the stage, as trl_supervised.py takes them
+
+
+def measure(kind: Supervised, size: str, steps: int, row_tokens: int, python: str | None) -> list[dict[str, Any]]:
+    """A row for each engine."""
+    with tempfile.TemporaryDirectory(prefix=f"bench-{kind.name}-") as scratch:
+        folder = Path(scratch)
+        cfg = kind.config(
+            model={"path": folder},
+            run_dir=folder / "run",
+            max_row_tokens=row_tokens,
+            optimizer={"lr": 1e-6, "schedule": "constant"},
+            **kind.settings(folder, size, steps * BATCH),
+        )
+        stage = make(cfg)
+        order = [kind.tokens(stage.train.at(index)) for step in range(steps) for index in stage.batches.at(step)]
+        return compare(stage, kind.name, folder, order, steps, python)
 
 
 def compare(stage: Any, kind: str, folder: Path, tokens: list[Any], steps: int, python: str | None) -> list[dict]:
@@ -94,13 +89,15 @@ def compare(stage: Any, kind: str, folder: Path, tokens: list[Any], steps: int, 
     tokens: of the whole run in its order, as trl_supervised.py takes them.
     """
     (folder / "tokens.json").write_text(json.dumps(tokens))
-    peers = {name: Peer(python, kind, folder, folder / "tokens.json", name) for name in SETTINGS} if python else {}
+    job = {"kind": kind, "folder": str(folder), "texts": str(folder / "tokens.json")}
+    settings = SETTINGS if python else ()
+    peers = {name: Driven(str(python), "trl_supervised.py", job | {"setting": name}) for name in settings}
     seconds: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
     losses: dict[str, list[float]] = {name: [] for name in seconds}
     counts = []
     for step in range(steps):
         for name, peer in peers.items():
-            found = peer.step()
+            found = peer.ask("step")
             seconds[name].append(found["cpu"])
             losses[name].append(found["loss"])
         start = time.process_time()
@@ -128,8 +125,8 @@ def compare(stage: Any, kind: str, folder: Path, tokens: list[Any], steps: int, 
     ]
 
 
-def run(name: str, doc: str | None, measure: Callable[[str, int, int, str | None], list[dict[str, Any]]]) -> None:
-    """The command line of a script. `measure` takes a model's size, steps, tokens of a packed row, and TRL's python."""
+def run(kind: Supervised, doc: str | None) -> None:
+    """The command line of a script."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu"], default="cpu")
     parser.add_argument("--model", choices=list(step_model.SHAPES), action="append", help="default: all of them")
@@ -145,5 +142,5 @@ def run(name: str, doc: str | None, measure: Callable[[str, int, int, str | None
     if args.smoke:
         sizes, steps, python = ["0.5M"], 2, None
     for size in sizes:
-        for row in measure(size, steps, args.row_tokens, python):
-            timing.emit(name, row.pop("engine"), device, {"model": size} | row)
+        for row in measure(kind, size, steps, args.row_tokens, python):
+            timing.emit(kind.name, row.pop("engine"), device, {"model": size} | row)

@@ -36,12 +36,17 @@ def examine(world: World, hosts: list[str], folder: Path) -> Seen:
         if not any(problems):
             problems = world.everyones(_read(inside, world.size))
         if any(problems):
-            return Seen([(f"rank {rank} on {hosts[rank]}: {p[0]}", p[1]) for rank, p in enumerate(problems) if p])
+            return Seen(_named(problems, hosts))
         return _speeds(world, hosts, inside)
     finally:
         world.everyones(None)  # all have read
         shutil.rmtree(inside, ignore_errors=True)  # each rank: where they do not share it, each has one
         world.everyones(None)
+
+
+def _named(problems: list[tuple[str, str] | None], hosts: list[str]) -> list[tuple[str, str]]:
+    """With the rank and the host of each."""
+    return [(f"rank {rank} on {hosts[rank]}: {p[0]}", p[1]) for rank, p in enumerate(problems) if p]
 
 
 def _written(inside: Path, rank: int) -> tuple[str, str] | None:
@@ -93,7 +98,7 @@ def _speeds(world: World, hosts: list[str], inside: Path) -> Seen:
         read = _mb_s(lambda: _read_big(inside / f"big-{(own + 1) % len(names)}"))
     there = world.everyones((hosts[world.rank], written, read) if is_leader else None)
     if any(problems):
-        return Seen([(f"rank {rank} on {hosts[rank]}: {p[0]}", p[1]) for rank, p in enumerate(problems) if p])
+        return Seen(_named(problems, hosts))
     leaders = [entry for entry in there if entry is not None]
     free = world.from_first(lambda: shutil.disk_usage(inside).free / 1e9)
     return Seen([], {host: w for host, w, _ in leaders}, {host: r for host, _, r in leaders}, free)

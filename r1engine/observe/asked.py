@@ -86,6 +86,5 @@ def _collectives() -> tuple[dict[str, list[int]], list[dict[str, Any]] | None]:
     if not dist.is_initialized() or dump is None:
         return {}, None
     names = list(dist.distributed_c10d._world.pg_names.items())
-    return {str(name): list(dist.get_process_group_ranks(group)) for group, name in names}, json.loads(dump()).get(
-        "entries"
-    )
+    groups = {str(name): list(dist.get_process_group_ranks(group)) for group, name in names}
+    return groups, json.loads(dump()).get("entries")

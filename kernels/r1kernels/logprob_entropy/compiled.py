@@ -23,7 +23,7 @@ def takes(problem: Problem, out: torch.Tensor | None = None) -> bool:
 def partials(problem: Problem, *, entropy: bool, squares: bool) -> torch.Tensor:
     """As `Logprob.partials`."""
     logits, out = problem.logits, problem.logits.new_zeros(5, len(problem.labels))
-    rows, columns = _rows(problem), _columns(problem)
+    rows, columns = problem.used_rows(), _columns(problem)
     sizes = (_count(problem, rows), out.shape[1], logits.shape[2], logits.shape[1], *logits.stride()[:2])
     asked = (int(entropy), int(squares), _scale(problem))
     cpu_lib.call("r1_cpu_logprob_sums", logits, rows, columns, out, *sizes, *asked)
@@ -32,16 +32,16 @@ def partials(problem: Problem, *, entropy: bool, squares: bool) -> torch.Tensor:
 
 def gradient(
     problem: Problem,
+    rows: torch.Tensor | None,
     sums: RowSums,
     grad_logp: torch.Tensor | None,
     grad_entropy: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
-    """As `Logprob.gradient`: d/dx = scale ((1{label} - p) grad_logp - p (t - log_total + entropy) grad_entropy)."""
-    rows = _rows(problem)
-    if rows is not None:
-        ignored = (~problem.is_used()).nonzero()[:, 0]
-        out[ignored // out.shape[1], ignored % out.shape[1]] = 0
+    """As `Logprob.gradient`, of `rows` (None: all).
+
+    d/dx = scale ((1{label} - p) grad_logp - p (t - log_total + entropy) grad_entropy)
+    """
     nothing = torch.zeros_like(sums.top)
     to_logp = nothing if grad_logp is None else grad_logp.float() * _scale(problem)
     to_entropy = nothing if grad_entropy is None else grad_entropy.float() * _scale(problem)
@@ -60,17 +60,11 @@ def _scale(problem: Problem) -> float:
     return problem.softmax.logit_scale / problem.softmax.temperature
 
 
-def _rows(problem: Problem) -> torch.Tensor | None:
-    """[used rows] int64; None: all of them."""
-    used = problem.is_used()
-    return None if used.all() else used.nonzero()[:, 0]
-
-
 def _count(problem: Problem, rows: torch.Tensor | None) -> int:
     return len(problem.labels if rows is None else rows)
 
 
 def _columns(problem: Problem) -> torch.Tensor:
     """[N] int64: the label's column in this slice, -1 where another rank has it."""
-    local = problem.labels - problem.vocab_start
-    return torch.where((local >= 0) & (local < problem.logits.shape[2]), local, -1)
+    column, is_here = problem.own_columns()
+    return torch.where(is_here, column, -1)

@@ -28,9 +28,8 @@ def partials(problem: Problem, *, entropy: bool, squares: bool) -> torch.Tensor:
     if compiled.takes(problem):
         return compiled.partials(problem, entropy=entropy, squares=squares)
     out = torch.zeros(5, len(problem.labels), dtype=problem.dtype, device=problem.logits.device)
-    column, is_here = _columns(problem)
-    used = problem.is_used()
-    rows = None if used.all() else used.nonzero()[:, 0]
+    column, is_here = problem.own_columns()
+    used, rows = problem.is_used(), problem.used_rows()
     _sum_up(problem, rows, column, out, entropy=entropy, squares=squares, shift=_is_large(problem, column))
     out[4] = torch.where(is_here & used, out[0], 0.0)
     # Rows that the label does not suit: it is elsewhere, too unlikely or forbidden, or another logit is -inf.
@@ -42,13 +41,6 @@ def partials(problem: Problem, *, entropy: bool, squares: bool) -> torch.Tensor:
         is_empty = weak & (out[0] == -torch.inf)  # no token of this slice is allowed
         out[:4] = torch.where(is_empty, out.new_tensor([FORBIDDEN, 0.0, 0.0, 0.0])[:, None], out[:4])
     return out
-
-
-def _columns(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
-    """[N] int64, [N] bool: the label's column in this slice (0 where it has none), and whether it is here."""
-    local = problem.labels - problem.vocab_start
-    is_here = (local >= 0) & (local < problem.logits.shape[-1])
-    return torch.where(is_here, local, 0), is_here
 
 
 def _is_large(problem: Problem, column: torch.Tensor) -> bool:
@@ -172,20 +164,18 @@ def gradient(
     out: torch.Tensor,
 ) -> None:
     """As `Logprob.gradient`."""
-    if compiled.takes(problem, out):
-        compiled.gradient(problem, sums, grad_logp, grad_entropy, out)
-        return
-    used = problem.is_used()
-    rows = None if used.all() else used.nonzero()[:, 0]
-    inner = out.shape[1]
+    rows, inner = problem.used_rows(), out.shape[1]
     if rows is not None:
-        ignored = (~used).nonzero()[:, 0]
+        ignored = (~problem.is_used()).nonzero()[:, 0]
         out[ignored // inner, ignored % inner] = 0
+    if compiled.takes(problem, out):
+        compiled.gradient(problem, rows, sums, grad_logp, grad_entropy, out)
+        return
     scale = problem.softmax.logit_scale / problem.softmax.temperature
     to_logp = torch.zeros_like(sums.top) if grad_logp is None else grad_logp.to(sums.top.dtype) * scale
     to_entropy = None if grad_entropy is None else grad_entropy.to(sums.top.dtype) * scale
     of_p = -to_logp if to_entropy is None else -to_logp - to_entropy * (sums.entropy - sums.log_total)
-    column, is_here = _columns(problem)
+    column, is_here = problem.own_columns()
     column, onehot = column[:, None], torch.where(is_here, to_logp, 0.0)[:, None]
     for z, at, scratch in _blocks(problem, rows):
         grad = torch.softmax(z, dim=1, out=scratch)

@@ -68,6 +68,17 @@ class Problem:
         """[N] bool: the rows that are not left out."""
         return self.selection.is_used(self.labels)
 
+    def used_rows(self) -> torch.Tensor | None:
+        """[used rows] int64; None: all of them."""
+        used = self.is_used()
+        return None if used.all() else used.nonzero()[:, 0]
+
+    def own_columns(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """[N] int64, [N] bool: the label's column in this slice (0 where it has none), and whether it is here."""
+        local = self.labels - self.vocab_start
+        is_here = (local >= 0) & (local < self.logits.shape[-1])
+        return torch.where(is_here, local, 0), is_here
+
     def without_logits(self) -> Problem:
         """The same for a graph to keep, which must not keep the logits alive; what reads them raises."""
         return replace(self, logits=None)  # type: ignore[arg-type]  # back by `replace` before anything reads them

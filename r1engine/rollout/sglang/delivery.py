@@ -146,9 +146,8 @@ def rounds(
 class Flows:
     """Bytes that cross the network for one server."""
 
-    sent: list[
-        int
-    ]  # by each rank of the trainer; what they scatter to each other, once for all servers, is not counted
+    # By each rank of the trainer; what they scatter to each other, once for all servers, is not counted.
+    sent: list[int]
     received: list[int]  # by each rank of the server; what is passed on inside a node is not counted
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,13 +43,18 @@ class _Kept(Segment[bytes]):
 class _Run(NamedTuple):
     """Parts of a path that are to be run, behind what is kept of it."""
 
-    past: torch.Tensor  # [layers, 2, kv_heads, P, head_dim]
+    past: list[torch.Tensor]  # [layers, 2, kv_heads, P, head_dim] of each part
     before: bytes | None
     parts: list[_Part]
 
     @property
     def tokens(self) -> list[int]:
         return [token for part in self.parts for token in part.tokens]
+
+    @property
+    def num_past(self) -> int:
+        """Tokens that are kept."""
+        return sum(kv.shape[3] for kv in self.past)
 
 
 class LocalScorer:
@@ -85,8 +91,6 @@ class LocalScorer:
         self.tokens_run = 0
         self._batch_tokens = cfg.batch_tokens
         self._kept = KeptSegments[bytes, _Kept](int(cfg.cache_gib * 2**30))
-        shape = (self._arch.num_layers, 2, self._arch.num_kv_heads, 0, self._arch.head_dim)
-        self._nothing = torch.zeros(shape, device=device, dtype=dtype)
 
     @property
     def num_bytes(self) -> int:
@@ -139,14 +143,14 @@ class LocalScorer:
         self._kept.touch([*reversed(kept)])
         if not rest:
             return None
-        past = torch.cat([one.kv for one in kept.values()], dim=3) if kept else self._nothing
-        return _Run(past, next(reversed(kept), None), rest)
+        return _Run([one.kv for one in kept.values()], next(reversed(kept), None), rest)
 
     def _run(self, runs: dict[bytes, _Run], scores: dict[bytes, float]) -> None:
         """Run new tokens, many paths at once, and keep what they leave."""
-        for batch in _batches(list(runs.values()), self._batch_tokens):
-            done = self._decoder.extend([run.tokens for run in batch], [run.past for run in batch])
-            for run, hidden, kv in zip(batch, done.hidden, done.kv, strict=True):
+        for batch in _batches(_rows(runs.values()), self._batch_tokens):
+            tokens = [[run.tokens for run in row] for row in batch]
+            done = self._decoder.extend(tokens, [row[0].past for row in batch])
+            for run, hidden, kv in zip(chain.from_iterable(batch), done.hidden, done.kv, strict=True):
                 self.tokens_run += len(hidden)
                 probability = self._head.probabilities(hidden).tolist()
                 start, before = 0, run.before
@@ -158,12 +162,12 @@ class LocalScorer:
 
     def _keep(self, key: bytes, part: _Kept) -> None:
         """Keep a part, if that before it is kept and there is room."""
-        chain = self._kept.chain(part.parent)
-        if part.parent is not None and not chain:
+        before = self._kept.chain(part.parent)
+        if part.parent is not None and not before:
             return
         if self._kept.get(key) is not None:
-            self._kept.touch([key, *chain])
-        elif self._kept.make_room(part.num_bytes, {*chain}):
+            self._kept.touch([key, *before])
+        elif self._kept.make_room(part.num_bytes, {*before}):
             self._kept.put(key, part)
 
 
@@ -187,16 +191,32 @@ def open_scorer(cfg: StepScorerSection, device: torch.device, policy: PromptToke
     return LocalScorer(cfg.path, name, policy, cfg, device)
 
 
-def _batches(runs: list[_Run], most: int) -> Iterator[list[_Run]]:
-    """Runs of about the same size, of which all tokens, with those before and with padding, are at most so many."""
-    batch: list[_Run] = []
+def _rows(runs: Iterable[_Run]) -> list[list[_Run]]:
+    """Runs behind the same part together, as long as they have no more new tokens than there are before them.
+
+    Each is computed beside the others' tokens, which it does not see: more of them would cost more than is saved.
+    """
+    of_part: dict[bytes | None, list[list[_Run]]] = {}
+    for run in runs:
+        rows = of_part.setdefault(run.before, [])
+        if rows and sum(len(one.tokens) for one in rows[-1]) + len(run.tokens) <= run.num_past:
+            rows[-1].append(run)
+        else:
+            rows.append([run])
+    return list(chain.from_iterable(of_part.values()))
+
+
+def _batches(rows: list[list[_Run]], most: int) -> Iterator[list[list[_Run]]]:
+    """Rows of about the same size, of which all tokens, with those before and with padding, are at most so many."""
+    sizes = [(sum(len(run.tokens) for run in row), row[0].num_past) for row in rows]
+    batch: list[list[_Run]] = []
     new = old = 0
-    for run in sorted(runs, key=lambda run: (len(run.tokens), run.past.shape[3])):
-        new, old = max(new, len(run.tokens)), max(old, run.past.shape[3])
+    for at in sorted(range(len(rows)), key=sizes.__getitem__):
+        new, old = max(new, sizes[at][0]), max(old, sizes[at][1])
         if batch and (len(batch) + 1) * (new + old) > most:
             yield batch
-            batch, new, old = [], len(run.tokens), run.past.shape[3]
-        batch.append(run)
+            batch, (new, old) = [], sizes[at]
+        batch.append(rows[at])
     if batch:
         yield batch
 

@@ -89,6 +89,21 @@ def test_kept_steps_change_no_token_and_nothing_runs_twice(tmp_path, name):
     assert run["all"] < run["few"] <= run["none"]
 
 
+@pytest.mark.parametrize("name", ["qwen2", "deepseek"])  # compiled, and with a mask of what a row has
+def test_a_draw_does_not_see_what_the_draw_before_left_in_the_cache(tmp_path, name):
+    save_model(tmp_path, name)
+
+    def drawn(generator: LocalGenerator) -> list[Draft]:
+        drafts = [Draft(QUESTIONS[i % 2], i, 0, i, 6 + i) for i in range(7)]  # more than slots
+        generator.draw(drafts, Sampling())
+        return drafts
+
+    expected, generator = drawn(new_generator(tmp_path)), new_generator(tmp_path)
+    longer = [Draft(Prompt(1, [11] * 9, "", Question("")), i, 0, i, 20) for i in range(5)]
+    generator.draw(longer, Sampling())
+    assert [(one.tokens, one.logp) for one in drawn(generator)] == [(one.tokens, one.logp) for one in expected]
+
+
 def test_what_is_kept_is_forgotten_with_its_question_its_weights_and_its_sleep(tmp_path):
     save_model(tmp_path, "qwen2")
     generator = new_generator(tmp_path)

@@ -1,9 +1,11 @@
 """One token from logits and a uniform, and where the uniforms come from."""
 
+from itertools import product
+
 import numpy as np
 import torch
 
-from r1engine.rollout.local.sampling import sample, stream_key, uniforms
+from r1engine.rollout.local.sampling import sample, stream_keys, uniforms
 
 
 def test_sampling_by_hand():
@@ -39,9 +41,7 @@ def test_uniforms_are_splitmix64():
 
 
 def test_uniforms_of_neighbouring_streams_are_uniform():
-    keys = np.array(
-        [stream_key(0, step, prompt, sample) for step in range(4) for prompt in range(20) for sample in range(8)]
-    )
+    keys = np.array(stream_keys([*product([0], range(4), range(20), range(8))]))
     drawn = np.stack([uniforms(keys, np.full(len(keys), position)) for position in range(64)])
     counts = np.histogram(drawn, bins=64, range=(0, 1))[0]
     expected = drawn.size / 64

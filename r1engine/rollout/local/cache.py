@@ -38,6 +38,10 @@ class KVCache:
         self._attended = torch.zeros((), device=device, dtype=dtype)  # what a mask says of a token
         self.rotations = torch.empty(0, arch.rope_dim // 2, device=device, dtype=torch.complex64)
 
+    def fits(self, rows: int, limit: int) -> bool:
+        """Whether it has place for so many sequences of so many tokens; what it held of others does not matter."""
+        return rows <= len(self._rows) and limit <= self._limit
+
     def reserve(self, length: int) -> None:
         """Makes room for sequences of `length` tokens, keeping what is there."""
         if length <= self.capacity:

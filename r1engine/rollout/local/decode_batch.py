@@ -41,8 +41,10 @@ class DecodeBatch:
         sampling: Sampling,
         version: int,
         ends: DraftEnds,
+        cache: KVCache | None = None,
     ) -> None:
-        """`keys` are the drafts' streams of uniforms; neighbours with equal prompts and tokens share their prefill."""
+        """`keys` are the drafts' streams of uniforms; neighbours with equal prompts and tokens share their prefill.
+        `cache` is that of an earlier batch: it is taken if it has room."""
         self._decoder, self._sampling, self._version = decoder, sampling, version
         self._ends, self._store, self._on_ended = ends.steps, ends.store, ends.on_ended
         drafts, keys, num_kept = _kept_last(drafts, keys, self._store)
@@ -59,7 +61,9 @@ class DecodeBatch:
         self._is_stop = _chosen(ends.stop_tokens, decoder.arch.vocab_size)
         self._may_end = _chosen(ends.steps.may_end if ends.steps is not None else (), decoder.arch.vocab_size)
         limit = max(len(draft.prompt.tokens) + draft.max_tokens for draft in drafts)
-        self._cache = KVCache(decoder.arch, rows=num_rows, limit=limit, device=decoder.device, dtype=decoder.dtype)
+        if cache is None or not cache.fits(num_rows, limit):
+            cache = KVCache(decoder.arch, rows=num_rows, limit=limit, device=decoder.device, dtype=decoder.dtype)
+        self._cache = cache
         self._steps = Steps(decoder, self._cache, num_rows, limit) if decoder.device.type == "cuda" else None
         # What follows is on the host, one entry a row.
         self._draft_of = np.full(num_rows, -1)  # -1: none
@@ -73,6 +77,11 @@ class DecodeBatch:
         self._experts: list[list[np.ndarray]] = [[] for _ in range(num_rows)]  # of the tokens run, in order
         self._prefill: Prefill | None = None  # of prefixes [_first_prefix, _last_prefix)
         self._first_prefix = self._last_prefix = 0
+
+    @property
+    def cache(self) -> KVCache:
+        """Free for another batch when this one has run."""
+        return self._cache
 
     def run(self) -> Iterator[int]:
         """Decodes everything; yields how many tokens each decode step, or each batch of first tokens, drew."""

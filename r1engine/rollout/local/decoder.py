@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +31,36 @@ class Extended:
     """What sequences that went on leave behind."""
 
     hidden: list[torch.Tensor]  # of each sequence [T, D], behind the last norm, of its new tokens
-    kv: list[torch.Tensor]  # of each [layers, 2, kv_heads, T, head_dim]: keys, then values, of its new tokens
+    kv: list[torch.Tensor]  # of each [layers, 2, kv_heads, T, head_dim]: keys, then values, of its new tokens; views
+
+
+class _Continued(NamedTuple):
+    """Where the new tokens of sequences are in the rows of the attention. A row has a prefix, then its sequences."""
+
+    sequences: list[tuple[int, int, int]]  # row, first key, tokens of each
+    tokens: torch.Tensor  # [N] int64, of all sequences
+    row: torch.Tensor  # [N] int64
+    query: torch.Tensor  # [N] int64, place among the new tokens of the row
+    key: torch.Tensor  # [N] int64, place among all its tokens
+    positions: torch.Tensor  # [N] int64, in the sequence
+    mask: torch.Tensor  # [rows, 1, queries, keys] bool: the prefix, and the sequence up to the token
+
+    @classmethod
+    def of(cls, tokens: list[list[list[int]]], before: list[int], device: torch.device) -> _Continued:
+        """Of the sequences behind prefixes of so many tokens."""
+        sequences = []
+        for row, found in enumerate(tokens):
+            starts = accumulate((len(ids) for ids in found[:-1]), initial=before[row])
+            sequences += [(row, start, len(ids)) for start, ids in zip(starts, found, strict=True)]
+        places = [(row, start, key) for row, start, count in sequences for key in range(start, start + count)]
+        flat = [token for found in tokens for ids in found for token in ids]
+        ids, row, start, key = torch.tensor([flat, *zip(*places, strict=True)], device=device)
+        past = torch.tensor(before, device=device)
+        query = key - past[row]
+        keys = torch.arange(int(key.max()) + 1, device=device)
+        mask = (keys < past[:, None, None]).repeat(1, int(query.max()) + 1, 1)
+        mask[row, query] |= (keys >= start[:, None]) & (keys <= key[:, None])
+        return cls(sequences, ids, row, query, key, past[row] + key - start, mask.unsqueeze(1))
 
 
 class Decoder:
@@ -66,44 +97,38 @@ class Decoder:
             chosen = chosen.unflatten(0, (batch, longest))
         return Prefill(kv, lengths, self._logits(x[last]), chosen)
 
-    def extend(self, tokens: list[list[int]], past: list[torch.Tensor]) -> Extended:
+    def extend(self, tokens: list[list[list[int]]], past: list[list[torch.Tensor]]) -> Extended:
         """Runs new tokens of sequences behind what is kept of them; nothing of it is run again.
 
+        Sequences that go on from one prefix are one row of the attention, each of which sees the prefix and itself:
+        the prefix is read once for all of them. Matrix products see the new tokens alone, without padding.
+
         Args:
-            tokens: of each sequence, none empty.
-            past:   of each [layers, 2, kv_heads, P, head_dim], keys and values of all tokens before; P may be 0.
+            tokens: of each prefix, those of each sequence that goes on from it, none empty.
+            past:   of each prefix, in parts [layers, 2, kv_heads, P, head_dim]: keys and values of all its tokens.
         """
-        arch, lengths, before = self.arch, [len(ids) for ids in tokens], [kv.shape[3] for kv in past]
-        batch, longest, reach = len(tokens), max(lengths), max(before)
-        padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in tokens], device=self.device)
-        starts = torch.tensor(before, device=self.device).unsqueeze(1)
-        places = starts + torch.arange(longest, device=self.device)
-        rotations = rotary_table(arch, reach + longest, self.device)[places.view(-1)].unsqueeze(1)
-        # What a token sees: all that is kept of its own sequence, and the new tokens up to itself.
-        kept = (torch.arange(reach, device=self.device) < starts).unsqueeze(1).expand(batch, longest, reach)
-        fresh = torch.ones(longest, longest, dtype=torch.bool, device=self.device).tril().expand(batch, -1, -1)
-        mask = torch.cat([kept, fresh], dim=2).unsqueeze(1)
-        x = F.embedding(padded.view(-1), self.weights.embedding)  # [batch * longest, D]
-        out, experts = [], Chosen()
-        for index, layer in enumerate(self.weights.layers):
+        arch, before = self.arch, [sum(part.shape[3] for part in parts) for parts in past]
+        rows = _Continued.of(tokens, before, self.device)
+        rotations = rotary_table(arch, int(rows.positions.max()) + 1, self.device)[rows.positions].unsqueeze(1)
+        x = F.embedding(rows.tokens, self.weights.embedding)  # [N, D]
+        kv = x.new_zeros(arch.num_layers, 2, len(past), arch.num_kv_heads, rows.mask.shape[3], arch.head_dim)
+        for row, parts in enumerate(past):
+            if parts:
+                kv[:, :, row, :, : before[row]] = torch.cat(parts, dim=3)
+        experts = Chosen()
+        for layer, of_layer in zip(self.weights.layers, kv, strict=True):
             query, key_value = self._project(layer, x, rotations)
-            query = query.unflatten(0, (batch, longest)).transpose(1, 2)
-            kv = key_value.view(batch, longest, 2, arch.num_kv_heads, arch.head_dim).permute(2, 0, 3, 1, 4)
-            old = kv.new_zeros(2, batch, arch.num_kv_heads, reach, arch.head_dim)
-            for i, one in enumerate(past):
-                old[:, i, :, : before[i]] = one[index]
-            keys, values = torch.cat([old, kv], dim=3)
+            of_layer[:, rows.row, :, rows.key] = key_value.view(len(x), 2, arch.num_kv_heads, arch.head_dim)
+            padded = query.new_zeros(len(past), rows.mask.shape[2], *query.shape[1:])
+            padded[rows.row, rows.query] = query
+            keys, values = of_layer
             mixed = F.scaled_dot_product_attention(
-                query, keys, values, attn_mask=mask, scale=arch.softmax_scale, enable_gqa=True
+                padded.transpose(1, 2), keys, values, attn_mask=rows.mask, scale=arch.softmax_scale, enable_gqa=True
             )
-            self._finish_layer(layer, x, mixed.transpose(1, 2).reshape(batch * longest, -1), experts)
-            out.append(kv)
-        hidden = F.rms_norm(x, (arch.hidden_size,), self.weights.final_norm, arch.norm_eps).view(batch, longest, -1)
-        whole = torch.stack(out)
-        return Extended(
-            [hidden[i, :n] for i, n in enumerate(lengths)],
-            [whole[:, :, i, :, :n].clone() for i, n in enumerate(lengths)],
-        )
+            self._finish_layer(layer, x, mixed.transpose(1, 2)[rows.row, rows.query].flatten(1), experts)
+        hidden = F.rms_norm(x, (arch.hidden_size,), self.weights.final_norm, arch.norm_eps)
+        own = [kv[:, :, row, :, start : start + count] for row, start, count in rows.sequences]
+        return Extended([*hidden.split([count for _, _, count in rows.sequences])], own)
 
     def step(
         self, tokens: torch.Tensor, positions: torch.Tensor, cache: KVCache, *, length: int

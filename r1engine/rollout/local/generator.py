@@ -13,11 +13,12 @@ from r1engine.hf.architecture import read_architecture
 from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
 from r1engine.rollout.draft import Draft, Sampling, StepEnds, check_prompts, completions
 from r1engine.rollout.generator import Logprobs
+from r1engine.rollout.local.cache import KVCache
 from r1engine.rollout.local.decode_batch import PREFILL_TOKENS, DecodeBatch, DraftEnds
 from r1engine.rollout.local.decoder import Decoder
 from r1engine.rollout.local.kv_store import KVStore
 from r1engine.rollout.local.memory import free_bytes, kv_bytes, rows_that_fit
-from r1engine.rollout.local.sampling import stream_key
+from r1engine.rollout.local.sampling import stream_keys
 
 
 class LocalGenerator:
@@ -50,6 +51,7 @@ class LocalGenerator:
         self._slots = slots
         self._decoder = Decoder(arch, device=device, dtype=dtype)
         self._store: KVStore | None = None
+        self._cache: KVCache | None = None
         self.weight_version, self.takes_shares = 0, False
         self.tokens_run: int | None = 0
 
@@ -96,12 +98,15 @@ class LocalGenerator:
         batch = DecodeBatch(
             self._decoder,
             drafts,
-            keys=[stream_key(self._seed, draft.step, draft.prompt.id, draft.stream) for draft in drafts],
+            keys=stream_keys([(self._seed, draft.step, draft.prompt.id, draft.stream) for draft in drafts]),
             slots=self._rows(drafts),
             sampling=sampling,
             version=self.weight_version,
             ends=DraftEnds(self._stop_tokens, stop_after, self._store, on_ended),
+            cache=self._cache,
         )
+        # A search draws a few tokens many times: new memory each time would take longer than it is filled.
+        self._cache = batch.cache if self._decoder.device.type == "cpu" else None
         for num_tokens in batch.run():
             if on_tokens is not None:
                 on_tokens(num_tokens)
@@ -157,12 +162,13 @@ class LocalGenerator:
     def awake(self) -> Iterator[None]:
         """Inside, `draw` may be called; at the exit its memory goes back to the device.
 
-        The key/value cache lives inside one `draw`. The weights stay on the device, so that `load_weights`
-        works outside.
+        The key/value cache lives inside one `draw`, on CPUs until the exit. The weights stay on the device, so that
+        `load_weights` works outside.
         """
         try:
             yield
         finally:
+            self._cache = None
             if self._store is not None:
                 self._store.clear()
             if self._decoder.device.type == "cuda":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -10,19 +12,20 @@ from r1kernels import cpu_lib
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: the increment of splitmix64
 
 
-def stream_key(*fields: int) -> np.uint64:
-    """64 bits that differ for different `fields` (order matters): the address of a stream of uniforms."""
-    key = np.zeros(1, np.uint64)
-    for field in fields:
-        key = _mix(key + _GOLDEN + np.uint64(field % 2**64))
-    return key[0]
+def stream_keys(fields: Sequence[Sequence[int]]) -> list[np.uint64]:
+    """64 bits that differ for different `fields` (order matters): the address of a stream of uniforms, of each row."""
+    columns = np.array([[field % 2**64 for field in row] for row in fields], np.uint64).T
+    keys = np.zeros(len(fields), np.uint64)
+    for column in columns:
+        keys = _mix(keys + _GOLDEN + column)
+    return [*keys]
 
 
 def uniforms(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Entry `positions[i]` of stream `keys[i]`: splitmix64 read at that counter.
 
     Args:
-        keys:      [N] uint64, from `stream_key`.
+        keys:      [N] uint64, from `stream_keys`.
         positions: [N] int64, 0, 1, 2 ... along each stream.
 
     Returns:

@@ -1,4 +1,4 @@
-"""One run a folder: a lock that its process holds, and the proof that every rank sees the folder."""
+"""Who works in a folder: a lock that a process holds, and the proof that every rank sees the folder."""
 
 from __future__ import annotations
 
@@ -9,18 +9,26 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from r1engine.config import ConfigError
-from r1engine.ranks import World
+
+if TYPE_CHECKING:
+    from r1engine.ranks import World
+
 
 NAME = ".lock"
 SEEN_SECONDS = 10.0  # a network file system shows a new file late
 
 
 @contextmanager
-def held(run_dir: Path, world: World) -> Iterator[None]:
+def held(run_dir: Path, world: World, *, is_shared: bool = False) -> Iterator[None]:
     """Inside, the run folder belongs to this run. Collective; the lock ends with its process, however that ends.
+
+    Args:
+        run_dir:   the folder.
+        world:     the ranks of the run.
+        is_shared: other runs that share it may have it, too.
 
     Raises:
         ConfigError: another run has it, it cannot be written, or a rank does not see it.
@@ -29,7 +37,7 @@ def held(run_dir: Path, world: World) -> Iterator[None]:
 
     def take() -> bytes:
         nonlocal file
-        file, token = _taken(run_dir)
+        file, token = _taken(run_dir, is_shared)
         return token
 
     token = world.from_first(take)
@@ -47,36 +55,52 @@ def held(run_dir: Path, world: World) -> Iterator[None]:
             file.close()
 
 
-def _taken(run_dir: Path) -> tuple[BinaryIO, bytes]:
-    """The locked file, and what stands in it."""
-    token = f"process {os.getpid()} on {socket.gethostname()}".encode()
+def _taken(run_dir: Path, is_shared: bool) -> tuple[BinaryIO, bytes]:
+    """The locked file, and what stands in it of this process."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        file = open(run_dir / NAME, "a+b")  # noqa: SIM115 (closing it ends the lock)
+        file = locked(run_dir / NAME, is_shared=is_shared)
+    except BlockingIOError as error:
+        raise ConfigError(f"run_dir: {run_dir} is in use by {error}; required another run_dir") from error
     except OSError as error:
-        raise ConfigError(
-            f"run_dir: cannot write in {run_dir}: {error.strerror}; required a folder to write"
-        ) from error
+        needed = "a folder to write, on a file system with locks"
+        raise ConfigError(f"run_dir: cannot write in {run_dir}: {error.strerror}; required {needed}") from error
+    return file, own_name().encode()
+
+
+def own_name() -> str:
+    """What a lock says of the process that has it."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def locked(path: Path, *, is_shared: bool = False) -> BinaryIO:
+    """A file that this process has until it closes it or ends. It names those that have it, a line each.
+
+    Raises:
+        BlockingIOError: others have it; the message names them.
+        OSError: it cannot be written, or its file system has no locks.
+    """
+    file = open(path, "a+b")  # noqa: SIM115 (closing it ends the lock)
     try:
         # Of the POSIX kind: a fork does not inherit it, and network file systems have it.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         file.seek(0)
-        owner = file.read().decode(errors="replace")
+        owners = file.read().decode(errors="replace").split("\n")
         file.close()
-        if isinstance(error, BlockingIOError | PermissionError):
-            raise ConfigError(f"run_dir: {run_dir} is in use by {owner}; required another run_dir") from error
-        raise ConfigError(f"run_dir: the file system of {run_dir} has no locks: {error.strerror}") from error
-    file.seek(0)
-    file.truncate()
-    file.write(token)
+        if isinstance(error, BlockingIOError | PermissionError):  # what a lock that others have looks like
+            raise BlockingIOError(", ".join(filter(None, owners))) from error
+        raise
+    if not is_shared:
+        file.truncate(0)
+    file.write(f"{own_name()}\n".encode())
     file.flush()
-    return file, token
+    return file
 
 
 def _sees(path: Path, token: bytes) -> bool:
     deadline = time.monotonic() + SEEN_SECONDS
-    while not (path.is_file() and path.read_bytes() == token):
+    while not (path.is_file() and token in path.read_bytes().split(b"\n")):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)

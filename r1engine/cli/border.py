@@ -29,6 +29,16 @@ Redo = Annotated[
     str | None,
     typer.Option("--redo", metavar="STAGE", help="Make it again, and what is made from it; old folders are kept."),
 ]
+Join = Annotated[
+    bool,
+    typer.Option(
+        "--join",
+        help="Share the stages with other processes that join, such as one a node: each takes one that waits for no other.",
+    ),
+]
+Processes = Annotated[
+    int, typer.Option("--processes", min=1, help="So many processes on this machine's CPU cores join each other.")
+]
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class Pipeline:
         Raises:
             ConfigError: there is none of this name.
         """
-        return Pipeline(self.run_dir, self.stages[: self._place(name) + 1])
+        return Pipeline(self.run_dir, self.stages[: self.place(name) + 1])
 
     def after(self, name: str) -> list[PlannedStage]:
         """The stages that are made from this one, directly or through others.
@@ -86,13 +86,18 @@ class Pipeline:
         Raises:
             ConfigError: there is none of this name.
         """
-        made = {self.stages[self._place(name)].name}
+        made = {self.stages[self.place(name)].name}
         for stage in self.stages:
             if made & set(stage.needs.values()):
                 made.add(stage.name)
         return [stage for stage in self.stages if stage.name in made - {name}]
 
-    def _place(self, name: str) -> int:
+    def place(self, name: str) -> int:
+        """Of the stage in `stages`.
+
+        Raises:
+            ConfigError: there is none of this name.
+        """
         names = [stage.name for stage in self.stages]
         if name not in names:
             raise ConfigError(f"found no stage '{name}', required one of {', '.join(names)}")

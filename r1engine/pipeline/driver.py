@@ -1,13 +1,15 @@
 """Runs the stages of a pipeline in order: those that are missing, each in its own run folder.
 
 A stage that is done with the same inputs and settings is not run again; one that is done with others stops the
-pipeline. An unfinished stage goes on from its own checkpoint. One launch does for all stages: the ranks stay.
+pipeline. An unfinished stage goes on from its own checkpoint. One launch does for all stages: the ranks stay. Several
+launches that join each other share the stages out.
 """
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,13 +137,16 @@ def set_aside(pipeline: Pipeline, name: str) -> list[tuple[Path, Path]]:
     return moved
 
 
-def run_pipeline(pipeline: Pipeline, ending: Ending | None = None, *, redo: str | None = None) -> None:
+def run_pipeline(
+    pipeline: Pipeline, ending: Ending | None = None, *, redo: str | None = None, joins: bool = False
+) -> None:
     """Run what is missing. Called on every rank.
 
     Args:
         pipeline: the stages.
         ending:   listens to the signals that end a run; None: nobody does.
         redo:     a stage whose folder is set aside before, with those of all that is made from it.
+        joins:    others may run stages of this pipeline at the same time; each takes those that wait for nothing.
 
     Raises:
         Ended: a signal asked for it, and the stage has saved a checkpoint.
@@ -151,19 +156,36 @@ def run_pipeline(pipeline: Pipeline, ending: Ending | None = None, *, redo: str 
     from r1engine.run_lock import held
 
     world = ranks.start(pipeline.timeout_minutes)
-    with held(pipeline.run_dir, world):
+    with held(pipeline.run_dir, world, is_shared=joins):
         for old, new in world.from_first(lambda: set_aside(pipeline, redo)) if redo else []:
             _tell(world, f"{old} is now {new}")
         world.from_first(lambda: check(pipeline, world.size))
-        for number, stage in enumerate(pipeline.stages, start=1):
+        for stage in _free(pipeline, world) if joins else pipeline.stages:
             if world.from_first(partial(is_done, pipeline, stage)):
                 continue
-            place = f"[{number}/{len(pipeline.stages)}] {stage.name}"
+            place = f"[{pipeline.place(stage.name) + 1}/{len(pipeline.stages)}] {stage.name}"
             _tell(world, f"{place} ({stage.cfg.stage})")
             started = time.monotonic()
             counts = _run_stage(stage, world, ending, started)
             _tell(world, f"{place} is done in {_clock(time.monotonic() - started)}  {short_counts(counts)}")
             world.from_first(partial(write_report, pipeline))
+
+
+def _free(pipeline: Pipeline, world: World) -> Iterator[PlannedStage]:
+    """The stages that this run gets, each when it waits for nothing, until all are done by whomever."""
+    from r1engine.pipeline.shared import Share
+
+    share, told = Share(pipeline), ""
+    while not world.from_first(share.is_done):
+        if (name := world.from_first(share.take)) is not None:
+            try:
+                yield next(stage for stage in pipeline.stages if stage.name == name)
+            finally:
+                world.from_first(share.give_back)
+            continue
+        if told != (told := world.from_first(share.waits_for)):
+            _tell(world, f"waits for {told}")
+        time.sleep(POLL_SECONDS)
 
 
 def run_alone(cfg: KindConfig, ending: Ending | None) -> None:

@@ -1,0 +1,80 @@
+"""Further processes of the command that runs, which share its stages. Loads no torch."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from r1engine.config import ConfigError
+from r1engine.cores import own_cores
+
+_PR_SET_PDEATHSIG = 1
+
+
+@contextmanager
+def companions(run_dir: Path, processes: int) -> Iterator[None]:
+    """Inside, `processes` - 1 others run the same command with --join; each has its share of the cores.
+
+    Their output is in process_2.log, ... of the folder. They end with this process, as by SIGTERM: they save what they
+    have. One that fails stops no other: its stage is free, and fails or succeeds in another process.
+
+    Raises:
+        ConfigError: a launcher or a GPU is there.
+    """
+    if processes == 1:
+        yield
+        return
+    if "WORLD_SIZE" in os.environ:
+        raise ConfigError(f"--processes: found {processes} under torchrun; required --join for each launch")
+    if shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        raise ConfigError(
+            "--processes: found a GPU, which they would share; required --join for each process, with a "
+            "CUDA_VISIBLE_DEVICES of its own"
+        )
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, own_cores() // processes)))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    others = {number: _start(run_dir / f"process_{number}.log") for number in range(2, processes + 1)}
+    try:
+        yield
+    finally:
+        for other in others.values():
+            other.terminate()
+        for number, other in others.items():
+            if (status := other.wait()) > 0 and status != 128 + signal.SIGTERM:
+                print(f"process {number} ended with status {status}: {run_dir}/process_{number}.log", file=sys.stderr)
+
+
+def _start(log: Path) -> subprocess.Popen[bytes]:
+    arguments = _without_processes(sys.argv[1:])
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "r1engine", *arguments, "--join"],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the first process
+            preexec_fn=_end_with_parent,
+        )
+
+
+def _without_processes(arguments: list[str]) -> list[str]:
+    """The same command for one process."""
+    kept: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--processes":
+            next(rest)
+        elif not argument.startswith("--processes="):
+            kept.append(argument)
+    return kept
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

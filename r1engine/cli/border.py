@@ -33,7 +33,7 @@ Join = Annotated[
     bool,
     typer.Option(
         "--join",
-        help="Share the stages with other processes that join, such as one a node: each takes one that waits for no other.",
+        help="Share the stages with other processes that join, such as one a node.",
     ),
 ]
 Processes = Annotated[

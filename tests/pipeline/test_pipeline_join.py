@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -104,21 +105,16 @@ def test_a_launch_takes_what_is_ready_and_what_no_other_has(file, weights, tmp_p
         assert other.stdout.readline() == "held\n"
         share = Share(pipeline)
         assert share.take() == "other"  # not `second`, which is made from `base`
-        assert share.waits_for() == f"base (process {other.pid} on {_host()})"
+        assert share.waits_for() == f"base (process {other.pid} on {socket.gethostname()})"
         share.give_back()
         other.kill()
     assert share.take() == "base" and not share.is_done()
     share.give_back()
 
 
-def _host() -> str:
-    import socket
-
-    return socket.gethostname()
-
-
 def test_a_plain_launch_and_one_that_joins_keep_each_other_out(file, weights, tmp_path):
-    script = "import sys, torch; from pathlib import Path; from r1engine.ranks import World; from r1engine.run_lock import held\n"
+    script = "import sys, torch; from pathlib import Path\n"
+    script += "from r1engine.ranks import World; from r1engine.run_lock import held\n"
     script += "with held(Path(sys.argv[1]), World(0, 1, torch.device('cpu')), is_shared=sys.argv[2] == 'joins'):\n"
     script += "    print('held', flush=True); sys.stdin.read()"
     for how, joins in (("joins", ()), ("plain", ("--join",))):

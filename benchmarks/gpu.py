@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE, WHEELS = ROOT / "build" / "gpu-site", ROOT / "build" / "gpu-wheels"
+KERNELS = [f"tests/gpu/test_{name}_gpu.py" for name in ("moe", "logprob", "loss_ops", "moe_experts", "paged_attention")]
 PYTEST = "{python} -m pytest -q -p no:cacheprovider -m gpu --durations 5"
 SMALLEST = "-x tests/gpu/test_moe_gpu.py -k 'casts or transposed'"
 SANITIZER = "compute-sanitizer --error-exitcode 9 --tool"
@@ -61,18 +62,8 @@ SECTIONS = (
         " && {python} -c 'from r1kernels import cuda_lib; print(cuda_lib.build_info())'",
         "cmake",
     ),
-    Section(
-        "kernels",
-        150,
-        f"{PYTEST} tests/gpu/test_moe_gpu.py tests/gpu/test_logprob_gpu.py tests/gpu/test_loss_ops_gpu.py"
-        " tests/gpu/test_moe_experts_gpu.py",
-    ),
-    Section(
-        "engine",
-        90,
-        f"{PYTEST} tests/gpu --ignore tests/gpu/test_moe_gpu.py --ignore tests/gpu/test_logprob_gpu.py"
-        " --ignore tests/gpu/test_loss_ops_gpu.py --ignore tests/gpu/test_moe_experts_gpu.py",
-    ),
+    Section("kernels", 150, " ".join([PYTEST, *KERNELS])),
+    Section("engine", 90, " ".join([PYTEST, "tests/gpu", *(f"--ignore {file}" for file in KERNELS)])),
     Section("bounds", 60, "{python} benchmarks/roofline.py"),
     Section("measurements", 170, "{python} benchmarks/run_all.py --device cuda --seconds 160"),
     Section("memcheck", 40, f"{SANITIZER} memcheck {PYTEST} {SMALLEST}", "compute-sanitizer"),

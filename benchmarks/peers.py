@@ -123,6 +123,21 @@ def _transformer_engine_grouped() -> Op:
     return call
 
 
+def _flash_attn_paged() -> Op:
+    from flash_attn import flash_attn_with_kvcache
+
+    page = 256  # tokens, the fewest that it takes
+
+    def call(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """[N, heads, D] query; [N, tokens, kv_heads, D] keys and values, tokens a multiple of 256; [N] lengths."""
+        pages = keys.shape[1] // page
+        table = torch.arange(len(query) * pages, device=query.device, dtype=torch.int32).view(-1, pages)
+        cache = [x.reshape(-1, page, *x.shape[2:]) for x in (keys, values)]
+        return flash_attn_with_kvcache(query[:, None], *cache, cache_seqlens=lengths, block_table=table)
+
+    return call
+
+
 # From logits [T, V] and labels [T], or from hidden states [T, H], weight [V, H] and labels: log-probabilities [T].
 LOGP = {"flash-attn": _flash_attn, "Liger": _liger, "QuACK": _quack, "Transformer Engine": _transformer_engine}
 LOGP |= {"TRL": _trl}
@@ -131,6 +146,7 @@ LINEAR_LOGP |= {"QuACK": _quack_linear, "verl": _verl_linear, "TRL": _trl_linear
 LOGITS_GRPO = {"Liger": _liger_grpo}
 GATE = {"SGLang": _sglang_gate}  # of DeepSeek-V3: logits [T, 256], bias [256] -> weights [T, 8]
 QUANTIZE = {"SGLang": _sglang_quantize}  # [T, H] -> float8 in blocks of 1x128
+PAGED_ATTENTION = {"flash-attn": _flash_attn_paged}
 GROUPED = {"Transformer Engine": _transformer_engine_grouped}
 ON_CPU = {"TRL"}
 

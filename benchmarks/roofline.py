@@ -62,6 +62,8 @@ WORK = {
     "quant backward": Work(compiled_kernels.SWIGLU["quant backward"], 3, 2 * FP8),
     "wide quant backward": Work(compiled_kernels.SWIGLU["wide quant backward"], 3, 6 + 2 * FP8),
     "transposed backward": Work(compiled_kernels.SWIGLU["transposed backward"], 3, 3 * FP8),
+    "paged attention": Work(compiled_kernels.paged_attention(), 1, 0),
+    "paged attention, heads of 64": Work(compiled_kernels.paged_attention(head_dim=64), 1, 0),
 }
 
 

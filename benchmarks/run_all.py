@@ -25,7 +25,15 @@ from pathlib import Path
 import timing
 
 FOLDER = Path(__file__).resolve().parent
-LEAST_KNOWN = ("logits_grpo_loss", "logprob_entropy", "moe_experts", "moe_swiglu_quant", "linear_logprob", "generate")
+LEAST_KNOWN = (
+    "logits_grpo_loss",
+    "paged_attention",
+    "logprob_entropy",
+    "moe_experts",
+    "moe_swiglu_quant",
+    "linear_logprob",
+    "generate",
+)
 NO_GPU = ("curate", "evaluate", "rewards", "sandbox", "search", "sft")  # measure CPUs only
 IMPORTS = ("torch._dynamo", "transformers", "r1engine.model.policy", "r1engine.rewards")  # seconds each
 

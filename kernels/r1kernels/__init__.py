@@ -25,6 +25,7 @@ from r1kernels.moe_grouped_gemm import (
 from r1kernels.moe_permute_quant import Fp8Rows, moe_permute, moe_permute_fp8, moe_permute_quant
 from r1kernels.moe_plan import RowPlan, moe_plan
 from r1kernels.moe_swiglu_quant import SwigluGrad, moe_swiglu, moe_swiglu_quant, moe_swiglu_quant_backward
+from r1kernels.paged_attention import paged_attention
 
 __version__ = "0.1.0"
 
@@ -65,12 +66,13 @@ __all__ = [
     "moe_swiglu_quant",
     "moe_swiglu_quant_backward",
     "moe_update_bias",
+    "paged_attention",
 ]
 
 
 def _register() -> None:
     """With torch.library, so that graphs that were exported before find their nodes."""
-    ops = ("fp8_cast", "group_advantage", "linear_grpo_loss", "logits_grpo_loss")
+    ops = ("fp8_cast", "group_advantage", "linear_grpo_loss", "logits_grpo_loss", "paged_attention")
     of_experts = ("moe_combine", "moe_experts", "moe_gate_topk", "moe_grouped_gemm", "moe_swiglu_quant")
     for op in (*ops, *of_experts):
         importlib.import_module(f"r1kernels.{op}.torch_op")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from r1kernels import GrpoObjective, group_advantage, grpo_loss, logits_grpo_loss, logprob_entropy
+from r1kernels import GrpoObjective, group_advantage, grpo_loss, logits_grpo_loss, logprob_entropy, paged_attention
 
 LABELS = torch.tensor([1, 5, 0])
 ONES = torch.ones(3)
@@ -34,6 +34,9 @@ CALLS: dict[str, Callable[[], object]] = {
     "logits_grpo_loss": lambda: (2 * logits_grpo_loss(logits(), LABELS, None, ONES, ONES, impl="triton")[0]).backward(),
     "grpo_loss": lambda: grpo_loss(-ONES, None, ONES, ONES, objective=GrpoObjective(), impl="triton"),
     "group_advantage by ids": lambda: group_advantage(ONES, group_ids=torch.zeros(3).long(), impl="triton"),
+    "paged_attention": lambda: paged_attention(
+        torch.ones(3, 2, 16), *torch.ones(2, 3, 1, 16, 16), LABELS.int()[:, None] % 3, LABELS.int(), impl="triton"
+    ),
     "group_advantage by borders": lambda: group_advantage(ONES, cu_groups=torch.tensor([0, 3]), impl="triton"),
 }
 

@@ -30,6 +30,7 @@ from r1kernels import (
     moe_permute,
     moe_plan,
     moe_swiglu,
+    paged_attention,
 )
 from r1kernels.integrations import trl
 
@@ -66,3 +67,7 @@ def stored(x: torch.Tensor) -> torch.Tensor:
 def patched() -> int:
     with trl.patch() as patch:
         return sum(patch.calls.values())
+
+
+def decoded(query: torch.Tensor, pool: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    return paged_attention(query, pool[0], pool[1], table, lengths, scale=0.1)

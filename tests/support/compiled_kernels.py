@@ -7,6 +7,7 @@ import aot
 from r1kernels.logits_grpo_loss.triton_impl import MAX_REGISTERS
 from r1kernels.logprob_entropy.triton_impl import GRADIENT_REGISTERS
 from r1kernels.moe_swiglu_quant import triton_impl as swiglu
+from r1kernels.paged_attention.triton_impl import NUM_STAGES, NUM_WARPS, PARTS, constants
 
 # ---- logprob_entropy -------------------------------------------------------------------------------------------
 
@@ -104,3 +105,33 @@ SWIGLU = {
     "wide quant backward": _swiglu("_backward_kernel", BACKWARD | WIDE | FP8, [], *ONE_WARP),
     "transposed backward": _swiglu("_backward_transposed_kernel", ACROSS, [], *ALL),
 }
+
+# ---- paged_attention -------------------------------------------------------------------------------------------
+
+POOL = ("query_ptr", "keys_ptr", "values_ptr")
+PLACES_OF_TOKENS = {"table_ptr": "*i32", "lengths_ptr": "*i32", "sums_ptr": "*fp32", "scales_ptr": "*fp32"}
+STRIDES = "max_pages query_row key_page key_head key_token value_page value_head value_token"
+
+
+def paged_attention(group: int = 7, head_dim: int = 128, dtype: str = "bf16", rows: int = 64) -> aot.Kernel:
+    """Parts of the attention of rows over pages of 64 tokens; `group`: query heads of a key head."""
+    signature = dict.fromkeys(POOL, f"*{dtype}") | PLACES_OF_TOKENS | dict.fromkeys(STRIDES.split(), "i32")
+    return aot.Kernel(
+        "r1kernels.paged_attention.triton_impl:attention_kernel",
+        signature | {"num_rows": "i32", "scale": "fp32"},
+        constants(group, 64, head_dim, head_dim, rows, 4 if dtype == "fp32" else 2),
+        num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
+        unaligned=("num_rows",),
+    )
+
+
+def combined_attention(dtype: str = "bf16") -> aot.Kernel:
+    """Parts become rows."""
+    shape = constants(7, 64, 128, 128, 64, 2)
+    return aot.Kernel(
+        "r1kernels.paged_attention.triton_impl:combine_kernel",
+        PLACES_OF_TOKENS | {"out_ptr": f"*{dtype}", "num_rows": "i32", "num_programs": "i32"},
+        {name: shape[name] for name in ("TILE", "VALUE_DIM", "VALUE_BLOCK", "ROWS")} | {"PARTS": PARTS},
+        unaligned=("num_rows", "num_programs"),
+    )

@@ -1,0 +1,213 @@
+"""paged_attention in two launches: every program attends to an equal share of all tokens, then shares become rows."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+
+from r1kernels.triton_cast import INTERPRETED, round_to
+
+NUM_WARPS, NUM_STAGES = 4, 3
+PROGRAMS = 2  # of a multiprocessor: what the shared memory of three stages leaves room for
+TILE_BYTES = 32768  # keys and values that a program takes at once
+MOST_TOKENS = 64  # of a tile
+LEAST_HEADS = 16  # rows of a matrix instruction
+PARTS = 16  # of a row that are put together at once
+LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def _product(a, b):
+    """a @ b, summed in float32."""
+    if INTERPRETED:  # whose arithmetic in 16 bits is wrong
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    else:
+        return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def attention_kernel(
+    query_ptr,  # [N, heads, head_dim]
+    keys_ptr,  # [pages, kv_heads, page, head_dim]
+    values_ptr,  # [pages, kv_heads, page, value_dim]
+    table_ptr,  # [N, max_pages] i32
+    lengths_ptr,  # [N] i32
+    sums_ptr,  # [N + programs, heads, value_dim] f32, out: sums of weights times values
+    scales_ptr,  # [2, N + programs, heads] f32, out: largest score (in units of log 2), sum of weights
+    num_rows,
+    max_pages,
+    scale,  # to log 2
+    query_row,
+    key_page,
+    key_head,
+    key_token,
+    value_page,
+    value_head,
+    value_token,
+    GROUP: tl.constexpr,  # query heads of a key head
+    HEADS: tl.constexpr,  # the same, as many as a matrix instruction takes
+    PAGE: tl.constexpr,
+    TILE: tl.constexpr,  # tokens at once, a divisor of PAGE
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    KEY_BLOCK: tl.constexpr,  # the next power of two
+    VALUE_BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Program p of a key head has tiles [p * share, (p + 1) * share) of the tiles of all rows, one row after the other.
+    What it finds of row r is part p + r: no two of its rows, and no two programs of a row, have the same number."""
+    program, head = tl.program_id(0), tl.program_id(1)
+    lanes = tl.arange(0, ROWS)
+    tiles = (tl.load(lengths_ptr + lanes, mask=lanes < num_rows, other=0) + (TILE - 1)) // TILE
+    ends, total = tl.cumsum(tiles, 0), tl.sum(tiles)
+    share = (total + tl.num_programs(0) - 1) // tl.num_programs(0)
+    begin = program * share
+    end = tl.minimum(begin + share, total)
+    if begin >= end:
+        return
+    first, last = tl.sum((ends <= begin).to(tl.int32)), tl.sum((ends < end).to(tl.int32))
+    heads, tokens = tl.arange(0, HEADS), tl.arange(0, TILE)
+    key_dims, value_dims = tl.arange(0, KEY_BLOCK), tl.arange(0, VALUE_BLOCK)
+    is_head, is_key, is_value = heads < GROUP, key_dims < HEAD_DIM, value_dims < VALUE_DIM
+    num_heads = tl.num_programs(1) * GROUP
+    keys_ptr += head.to(tl.int64) * key_head
+    values_ptr += head.to(tl.int64) * value_head
+    key_places = tokens[:, None] * key_token + key_dims[None, :]
+    value_places = tokens[:, None] * value_token + value_dims[None, :]
+    for row in range(first, last + 1):
+        length = tl.load(lengths_ptr + row)
+        row_end = tl.sum(tl.where(lanes == row, ends, 0))
+        row_begin = row_end - (length + (TILE - 1)) // TILE
+        places = (head * GROUP + heads[:, None]) * HEAD_DIM + key_dims[None, :]
+        is_query = is_head[:, None] & is_key[None, :]
+        query = tl.load(query_ptr + row * query_row + places, mask=is_query, other=0.0)
+        top = tl.full([HEADS], float("-inf"), tl.float32)
+        weights = tl.zeros([HEADS, TILE], tl.float32)
+        sums = tl.zeros([HEADS, VALUE_BLOCK], tl.float32)
+        start_tile, stop_tile = tl.maximum(begin, row_begin) - row_begin, tl.minimum(end, row_end) - row_begin
+        pages_ptr = table_ptr + row * max_pages
+        page = tl.load(pages_ptr + start_tile * TILE // PAGE, mask=start_tile < stop_tile, other=0).to(tl.int64)
+        for tile in range(start_tile, stop_tile):
+            start = tile * TILE
+            inside = start + tokens < length
+            key_at = keys_ptr + (page * key_page + start % PAGE * key_token)
+            value_at = values_ptr + (page * value_page + start % PAGE * value_token)
+            # The page of the next tile: loads of keys wait for no other load.
+            page = tl.load(pages_ptr + (start + TILE) // PAGE, mask=tile + 1 < stop_tile, other=0).to(tl.int64)
+            keys = tl.load(key_at + key_places, mask=inside[:, None] & is_key[None, :], other=0.0)
+            scores = _product(query, tl.trans(keys)) * scale
+            scores = tl.where(inside[None, :], scores, float("-inf"))
+            higher = tl.maximum(top, tl.max(scores, 1))
+            rescale = tl.exp2(top - higher)
+            p = tl.exp2(scores - higher[:, None])
+            weights = weights * rescale[:, None] + p
+            values = tl.load(value_at + value_places, mask=inside[:, None] & is_value[None, :], other=0.0)
+            sums = sums * rescale[:, None] + _product(round_to(p, values.dtype), values)
+            top = higher
+        part = (program + row).to(tl.int64) * num_heads + head * GROUP + heads
+        is_there = is_head & (row_begin < row_end)  # rows without tokens lie between others
+        tl.store(scales_ptr + part, top, mask=is_there)
+        tl.store(scales_ptr + (num_rows + tl.num_programs(0)) * num_heads + part, tl.sum(weights, 1), mask=is_there)
+        is_there_too = is_there[:, None] & is_value[None, :]
+        tl.store(sums_ptr + part[:, None] * VALUE_DIM + value_dims[None, :], sums, mask=is_there_too)
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_programs"])
+def combine_kernel(
+    sums_ptr,  # [N + programs, heads, value_dim] f32
+    scales_ptr,  # [2, N + programs, heads] f32
+    lengths_ptr,  # [N] i32
+    out_ptr,  # [N, heads, value_dim], out
+    num_rows,
+    num_programs,  # of attention_kernel
+    TILE: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """One row and head: the parts of all programs that had tiles of it."""
+    row, head, num_heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    lanes = tl.arange(0, ROWS)
+    tiles = (tl.load(lengths_ptr + lanes, mask=lanes < num_rows, other=0) + (TILE - 1)) // TILE
+    share = tl.maximum((tl.sum(tiles) + num_programs - 1) // num_programs, 1)
+    begin = tl.sum(tl.where(lanes < row, tiles, 0))
+    end = begin + tl.sum(tl.where(lanes == row, tiles, 0))
+    first, stop = begin // share, (end + share - 1) // share
+    stop = tl.where(begin < end, stop, first)
+    dims = tl.arange(0, VALUE_BLOCK)
+    top, weight = float("-inf"), 0.0
+    out = tl.zeros([VALUE_BLOCK], tl.float32)
+    for some in range(first, stop, PARTS):
+        programs = some + tl.arange(0, PARTS)
+        is_there = programs < stop
+        part = (programs + row).to(tl.int64) * num_heads + head
+        tops = tl.load(scales_ptr + part, mask=is_there, other=float("-inf"))
+        totals = tl.load(scales_ptr + (num_rows + num_programs) * num_heads + part, mask=is_there, other=0.0)
+        is_number = is_there[:, None] & (dims < VALUE_DIM)[None, :]
+        sums = tl.load(sums_ptr + part[:, None] * VALUE_DIM + dims[None, :], mask=is_number, other=0.0)
+        higher = tl.maximum(top, tl.max(tops, 0))
+        rescale, factors = tl.exp2(top - higher), tl.exp2(tops - higher)
+        weight = weight * rescale + tl.sum(totals * factors, 0)
+        out = out * rescale + tl.sum(sums * factors[:, None], 0)
+        top = higher
+    out = out / tl.where(begin < end, weight, 1.0)
+    place = (row.to(tl.int64) * num_heads + head) * VALUE_DIM + dims
+    tl.store(out_ptr + place, round_to(out, out_ptr.dtype.element_ty), mask=dims < VALUE_DIM)
+
+
+def paged_attention_triton(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    block_table: torch.Tensor,
+    lengths: torch.Tensor,
+    scale: float,
+    programs: int | None = None,
+) -> torch.Tensor:
+    """As `paged_attention_reference`; `programs` of each key head, None: as many as the GPU runs at once."""
+    (num_rows, heads, head_dim), (_, kv_heads, page, value_dim) = query.shape, values.shape
+    out = query.new_empty(num_rows, heads, value_dim)
+    if not out.numel():
+        return out
+    programs = programs or max(1, PROGRAMS * _multiprocessors(query.device) // kv_heads)
+    sums = torch.empty(num_rows + programs, heads, value_dim, dtype=torch.float32, device=query.device)
+    scales = torch.empty(2, num_rows + programs, heads, dtype=torch.float32, device=query.device)
+    shape = constants(heads // kv_heads, page, head_dim, value_dim, num_rows, query.element_size())
+    combined = {name: shape[name] for name in ("TILE", "VALUE_DIM", "VALUE_BLOCK", "ROWS")}
+    with torch.cuda.device_of(query):
+        attention_kernel[(programs, kv_heads)](
+            query, keys, values, block_table, lengths, sums, scales,
+            num_rows, block_table.shape[1], scale * LOG2_E, query.stride(0), *keys.stride()[:3], *values.stride()[:3],
+            **shape, num_warps=NUM_WARPS, num_stages=NUM_STAGES, enable_fp_fusion=True,
+        )  # fmt: skip
+        combine_kernel[(num_rows, heads)](
+            sums, scales, lengths, out, num_rows, programs, **combined, PARTS=PARTS, enable_fp_fusion=True
+        )
+    return out
+
+
+def constants(group: int, page: int, head_dim: int, value_dim: int, num_rows: int, size: int) -> dict[str, int]:
+    """What attention_kernel is compiled for; `size`: bytes of a number."""
+    key_block, value_block = (max(LEAST_HEADS, triton.next_power_of_2(dim)) for dim in (head_dim, value_dim))
+    tile = max(LEAST_HEADS, TILE_BYTES // (size * (key_block + value_block)))
+    return {
+        "GROUP": group,
+        "HEADS": max(LEAST_HEADS, triton.next_power_of_2(group)),
+        "PAGE": page,
+        "TILE": min(page, MOST_TOKENS, triton.next_power_of_2(tile + 1) // 2),
+        "HEAD_DIM": head_dim,
+        "VALUE_DIM": value_dim,
+        "KEY_BLOCK": key_block,
+        "VALUE_BLOCK": value_block,
+        "ROWS": triton.next_power_of_2(num_rows),
+    }
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    """Of a GPU; on a CPU, where Triton's interpreter runs one program after the other, a few."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

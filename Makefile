@@ -30,7 +30,7 @@ test-demo-r1: $(STAMP)
 # Process reward models and search on chains of sums, whose truth is known: docs/search.md has its table.
 demo-search: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/torchrun --standalone --nproc-per-node 2 -m r1engine pipeline configs/tiny_search.yaml --until base
-	$(VENV)/r1engine pipeline configs/tiny_search.yaml --processes 2
+	$(VENV)/r1engine pipeline configs/tiny_search.yaml --join 2
 
 # The demo on a tiny DeepSeek-V3 (latent attention, experts) dealt to two ranks.
 demo-moe: $(STAMP)

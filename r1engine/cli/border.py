@@ -30,14 +30,13 @@ Redo = Annotated[
     typer.Option("--redo", metavar="STAGE", help="Make it again, and what is made from it; old folders are kept."),
 ]
 Join = Annotated[
-    bool,
+    int,
     typer.Option(
         "--join",
-        help="Share the stages with other processes that join, such as one a node.",
+        min=0,
+        metavar="N",
+        help="Share the stages with others that join, such as one a node; N - 1 of them are started here, on CPUs.",
     ),
-]
-Processes = Annotated[
-    int, typer.Option("--processes", min=1, help="So many processes on this machine's CPU cores join each other.")
 ]
 
 

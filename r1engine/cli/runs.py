@@ -14,7 +14,6 @@ from r1engine.cli.border import (
     Join,
     Live,
     Overrides,
-    Processes,
     Redo,
     Status,
     agree,
@@ -102,8 +101,7 @@ def pipeline(
     status: Status = False,
     until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop when this one is done.")] = None,
     redo: Redo = None,
-    join: Join = False,
-    processes: Processes = 1,
+    join: Join = 0,
 ) -> None:
     """Run the stages of CONFIG in order; what is done is not run again. On ranks: torchrun -m r1engine pipeline ..."""
     from r1engine.config.pipeline import load_pipeline
@@ -111,7 +109,7 @@ def pipeline(
 
     try:
         stages = load_pipeline(config, overrides or [], local_path)
-        _run_stages(stages.until(until) if until is not None else stages, dry_run, live, status, redo, join, processes)
+        _run_stages(stages.until(until) if until is not None else stages, dry_run, live, status, redo, join)
     except ConfigError as error:
         fail(error)
 
@@ -122,15 +120,14 @@ def iterate(
     dry_run: DryRunStages = False,
     status: Status = False,
     redo: Redo = None,
-    join: Join = False,
-    processes: Processes = 1,
+    join: Join = 0,
 ) -> None:
     """Rounds of MCTS, actor and value model, beside rejection sampling; what is done is not run again."""
     from r1engine.config.iterate import load_rounds
 
     try:
         stages, file = load_rounds(config, overrides or [])
-        _run_stages(stages, dry_run, False, status, redo, join, processes)
+        _run_stages(stages, dry_run, False, status, redo, join)
         if not dry_run and is_first():
             from r1engine.sampling.rounds import write_rounds
 
@@ -139,9 +136,7 @@ def iterate(
         fail(error)
 
 
-def _run_stages(
-    stages: Pipeline, dry_run: bool, live: bool, status: bool, redo: str | None, join: bool, processes: int
-) -> None:
+def _run_stages(stages: Pipeline, dry_run: bool, live: bool, status: bool, redo: str | None, join: int) -> None:
     """What is missing of a pipeline.
 
     Raises:
@@ -151,7 +146,7 @@ def _run_stages(
     from r1engine.pipeline.companions import companions
     from r1engine.pipeline.status import print_plan, print_status
 
-    if redo is not None and (join or processes > 1):
+    if redo is not None and join:
         raise ConfigError("--redo: found processes that join, each of which would make it again; required one process")
     again = [*stages.after(redo)] if redo is not None else []  # refuses a name that is none
     if status:
@@ -169,8 +164,8 @@ def _run_stages(
         agree(None)
         tell(notes)
         return
-    with companions(stages.run_dir, processes), ranks_of_a_run(stages.timeout_minutes) as ending:
-        driver.run_pipeline(stages, ending, redo=redo, joins=join or processes > 1)
+    with companions(stages.run_dir, join), ranks_of_a_run(stages.timeout_minutes) as ending:
+        driver.run_pipeline(stages, ending, redo=redo, joins=join > 0)
 
 
 def sample(config: ConfigPath, overrides: Overrides = None, dry_run: DryRun = False) -> None:

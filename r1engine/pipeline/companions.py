@@ -20,7 +20,7 @@ _PR_SET_PDEATHSIG = 1
 
 @contextmanager
 def companions(run_dir: Path, processes: int) -> Iterator[None]:
-    """Inside, `processes` - 1 others run the same command with --join; each has its share of the cores.
+    """Inside, `processes` - 1 others run the same command; each has its share of the cores.
 
     Their output is in process_2.log, ... of the folder. They end with this process, as by SIGTERM: they save what they
     have. One that fails stops no other: its stage is free, and fails or succeeds in another process.
@@ -28,14 +28,14 @@ def companions(run_dir: Path, processes: int) -> Iterator[None]:
     Raises:
         ConfigError: a launcher or a GPU is there.
     """
-    if processes == 1:
+    if processes <= 1:
         yield
         return
     if "WORLD_SIZE" in os.environ:
-        raise ConfigError(f"--processes: found {processes} under torchrun; required --join for each launch")
+        raise ConfigError(f"--join: found {processes} under torchrun; required --join 1 for each launch")
     if shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
         raise ConfigError(
-            "--processes: found a GPU, which they would share; required --join for each process, with a "
+            "--join: found a GPU, which the processes would share; required --join 1 for each, with a "
             "CUDA_VISIBLE_DEVICES of its own"
         )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, own_cores() // processes)))
@@ -52,28 +52,15 @@ def companions(run_dir: Path, processes: int) -> Iterator[None]:
 
 
 def _start(log: Path) -> subprocess.Popen[bytes]:
-    arguments = _without_processes(sys.argv[1:])
     with log.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "r1engine", *arguments, "--join"],
+            [sys.executable, "-m", "r1engine", *sys.argv[1:], "--join", "1"],  # the last one counts
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the first process
             preexec_fn=_end_with_parent,
         )
-
-
-def _without_processes(arguments: list[str]) -> list[str]:
-    """The same command for one process."""
-    kept: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        if argument == "--processes":
-            next(rest)
-        elif not argument.startswith("--processes="):
-            kept.append(argument)
-    return kept
 
 
 def _end_with_parent() -> None:

@@ -173,17 +173,17 @@ def run_pipeline(
 
 def _free(pipeline: Pipeline, world: World) -> Iterator[PlannedStage]:
     """The stages that this run gets, each when it waits for nothing, until all are done by whomever."""
-    from r1engine.pipeline.shared import Share
+    from r1engine.pipeline.claims import Claims
 
-    share, told = Share(pipeline), ""
-    while not world.from_first(share.is_done):
-        if (name := world.from_first(share.take)) is not None:
+    claims, told = Claims(pipeline), ""
+    while not world.from_first(claims.is_done):
+        if (name := world.from_first(claims.take)) is not None:
             try:
                 yield next(stage for stage in pipeline.stages if stage.name == name)
             finally:
-                world.from_first(share.give_back)
+                world.from_first(claims.give_back)
             continue
-        if told != (told := world.from_first(share.waits_for)):
+        if told != (told := world.from_first(claims.waits_for)):
             _tell(world, f"waits for {told}")
         time.sleep(POLL_SECONDS)
 

@@ -15,8 +15,8 @@ from ranks import forked
 
 from r1engine.config import ConfigError
 from r1engine.config.pipeline import load_pipeline
-from r1engine.pipeline.companions import _without_processes, companions
-from r1engine.pipeline.shared import LOCKS, Share
+from r1engine.pipeline.claims import LOCKS, Claims
+from r1engine.pipeline.companions import companions
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = ROOT / "tests" / "killed.py"
@@ -61,7 +61,7 @@ class Launch(threading.Thread):
 
     def __init__(self, file: Path, folder: Path, *, kill: int = 0, at: int = 0) -> None:
         super().__init__()
-        self._arguments = (kill, at, "pipeline", file, f"run_dir={folder}", "--join")
+        self._arguments = (kill, at, "pipeline", file, f"run_dir={folder}", "--join", "1")
         self.done: subprocess.CompletedProcess
         self.start()
 
@@ -103,13 +103,13 @@ def test_a_launch_takes_what_is_ready_and_what_no_other_has(file, weights, tmp_p
     command = [sys.executable, "-c", script, str(folder / "base")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        share = Share(pipeline)
-        assert share.take() == "other"  # not `second`, which is made from `base`
-        assert share.waits_for() == f"base (process {other.pid} on {socket.gethostname()})"
-        share.give_back()
+        claims = Claims(pipeline)
+        assert claims.take() == "other"  # not `second`, which is made from `base`
+        assert claims.waits_for() == f"base (process {other.pid} on {socket.gethostname()})"
+        claims.give_back()
         other.kill()
-    assert share.take() == "base" and not share.is_done()
-    share.give_back()
+    assert claims.take() == "base" and not claims.is_done()
+    claims.give_back()
 
 
 def test_a_plain_launch_and_one_that_joins_keep_each_other_out(file, weights, tmp_path):
@@ -117,7 +117,7 @@ def test_a_plain_launch_and_one_that_joins_keep_each_other_out(file, weights, tm
     script += "from r1engine.ranks import World; from r1engine.run_lock import held\n"
     script += "with held(Path(sys.argv[1]), World(0, 1, torch.device('cpu')), is_shared=sys.argv[2] == 'joins'):\n"
     script += "    print('held', flush=True); sys.stdin.read()"
-    for how, joins in (("joins", ()), ("plain", ("--join",))):
+    for how, joins in (("joins", ()), ("plain", ("--join", "1"))):
         command = [sys.executable, "-c", script, str(tmp_path / how), how]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
             assert other.stdout.readline() == "held\n"
@@ -126,29 +126,28 @@ def test_a_plain_launch_and_one_that_joins_keep_each_other_out(file, weights, tm
             other.stdin.close()
 
 
-def test_processes_run_the_command_without_their_number_and_join(file, tmp_path):
-    command = [sys.executable, "-m", "r1engine", "pipeline", str(file), "--processes", "2", "--until", "tiny"]
+def test_a_launch_starts_others_that_join(file, tmp_path):
+    command = [sys.executable, "-m", "r1engine", "pipeline", str(file), "--join", "2", "--until", "tiny"]
     done = subprocess.run([*command, f"run_dir={tmp_path}"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     told = done.stdout + (tmp_path / "process_2.log").read_text()
     assert told.count("tiny is done in") == 1
-    assert _without_processes(["pipeline", "p.yaml", "--processes=3", "seed=1"]) == ["pipeline", "p.yaml", "seed=1"]
 
 
 def test_processes_are_for_one_machine_without_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
-        pytest.raises(ConfigError, match="--processes: found 2 under torchrun; required --join"),
+        pytest.raises(ConfigError, match="--join: found 2 under torchrun; required --join 1"),
         companions(tmp_path, 2),
     ):
         pass
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    with pytest.raises(ConfigError, match="--processes: found a GPU"), companions(tmp_path, 2):
+    with pytest.raises(ConfigError, match="--join: found a GPU"), companions(tmp_path, 2):
         pass
     assert not list(tmp_path.iterdir())
 
 
 def test_a_stage_is_not_made_again_by_launches_that_join(file):
-    done = forked(1, DRIVER, 0, 0, "pipeline", file, "--join", "--redo", "base")
+    done = forked(1, DRIVER, 0, 0, "pipeline", file, "--join", "1", "--redo", "base")
     assert done.returncode == 2 and "--redo: found processes that join" in done.stderr

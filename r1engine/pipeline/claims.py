@@ -15,7 +15,7 @@ from r1engine.run_lock import locked
 LOCKS = ".stages"  # in the folder of the pipeline, a file a stage
 
 
-class Share:
+class Claims:
     """What one launch has of a pipeline. Used on the first rank alone."""
 
     def __init__(self, pipeline: Pipeline) -> None:

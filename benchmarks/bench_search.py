@@ -3,7 +3,8 @@
 One row a case. Both sides have the same random policy and the same random process reward model, on the same
 threads; times are CPU seconds of this process, interleaved. The other side is written after search-and-learn's beam
 search: one question at a time, and in every step the policy and the PRM read the whole text of every beam.
-One token of 8 is a mark, one of 40 an end: a step has some 8 tokens, a completion some 5 steps.
+One token of 8 is a mark, one of 40 an end: a step has some 8 tokens, a completion some 5 steps. In the long case
+every step has 40 tokens and every completion 40 steps.
 """
 
 from __future__ import annotations
@@ -48,14 +49,36 @@ SIZES = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": True,
 }
-MARKS, ENDS = range(280, 320), range(2, 10)  # tokens that end a step, and a completion
 Count = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What ends steps and completions."""
+
+    marks: range  # tokens that end a step
+    ends: range  # tokens that end a completion
+    step: int  # tokens of a step, at most
+    most: int  # tokens of a completion, at most
+
+    def is_end(self, completion: list[int], at: int) -> bool:
+        """Whether a step ends with its token `at`, where all steps are as long as they may be, or none is."""
+        return completion[at] in self.marks or completion[at] in self.ends or (at + 1) % self.step == 0
+
+
+SHORT = Lengths(range(280, 320), range(2, 10), step=160, most=160)
+
+
+def long_steps(count: int) -> Lengths:
+    """So many steps of 40 tokens: no model draws the end, whose id is outside of its vocabulary."""
+    return Lengths(range(0), range(VOCAB, VOCAB + 1), step=40, most=40 * count)
 
 
 @dataclass(frozen=True)
 class World:
     """The two models on both sides, and the questions."""
 
+    lengths: Lengths
     policy: torch.nn.Module
     prm: torch.nn.Module
     generator: LocalGenerator
@@ -70,24 +93,27 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="two questions, to see that the script runs")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--questions", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=40, help="of the completions of the long case, 2 questions")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     device = timing.use_device(args.device)
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    questions, rounds = (2, 1) if args.smoke else (args.questions, args.rounds)
+    questions, steps, rounds = (2, 2, 1) if args.smoke else (args.questions, args.steps, args.rounds)
     with tempfile.TemporaryDirectory() as name, Scorer(ScorerSettings(workers=1)) as grader:
-        world = new_world(Path(name), questions, grader, device)
+        world = new_world(Path(name) / "short", questions, grader, device, SHORT)
         for n in (4, 16):
             timing.emit("search", f"beam n={n} width=4", device, beam_row(world, n, rounds))
         timing.emit("search", "mcts width=4 simulations=32", device, mcts_row(world))
+        world = new_world(Path(name) / "long", 2, grader, device, long_steps(steps))
+        timing.emit("search", f"beam n=16 width=4, {steps} steps of 40", device, beam_row(world, 16, rounds))
 
 
-def new_world(folder: Path, questions: int, grader: Scorer, device: torch.device) -> World:
+def new_world(folder: Path, questions: int, grader: Scorer, device: torch.device, lengths: Lengths) -> World:
     """Random models; the PRM is the policy's trunk with another seed and a score."""
-    words = {f"w{i}" if i not in MARKS else f"m{i}": i for i in range(VOCAB)}
+    words = {f"w{i}" if i not in lengths.marks else f"m{i}": i for i in range(VOCAB)}
     torch.manual_seed(0)
-    config = transformers.Qwen2Config(**SIZES, eos_token_id=list(ENDS), pad_token_id=0)
+    config = transformers.Qwen2Config(**SIZES, eos_token_id=list(lengths.ends), pad_token_id=0)
     policy = transformers.Qwen2ForCausalLM(config).eval()
     prm = transformers.Qwen2ForTokenClassification(transformers.Qwen2Config(**SIZES, num_labels=1)).eval()
     for name, model in (("policy", policy), ("prm", prm)):
@@ -103,18 +129,19 @@ def new_world(folder: Path, questions: int, grader: Scorer, device: torch.device
     scorer = open_scorer(StepScorerSection(path=folder / "prm"), device, load_tokenizer(folder / "policy"))
     tokens = torch.randint(100, 280, (questions, PROMPT_TOKENS), generator=torch.Generator().manual_seed(1)).tolist()
     prompts = [Prompt(i, row, "", Question("q", "1", reward="math")) for i, row in enumerate(tokens)]
-    return World(policy.to(device, dtype), prm.to(device, dtype), generator, scorer, grader, folder, prompts)
+    return World(lengths, policy.to(device, dtype), prm.to(device, dtype), generator, scorer, grader, folder, prompts)
 
 
 def ours(world: World, cfg: Search) -> Count:
     """All questions in lockstep, with kept keys and values."""
-    tokenizer = load_tokenizer(world.folder / "policy")
-    crew = Crew(world.generator, world.scorer, world.grader, StepMarks(tokenizer, ["m"]), frozenset(ENDS))
+    marks = StepMarks(load_tokenizer(world.folder / "policy"), ["m"], world.lengths.step)
+    crew = Crew(world.generator, world.scorer, world.grader, marks, frozenset(world.lengths.ends))
     world.scorer.clear()
     run, scored = world.generator.tokens_run or 0, world.scorer.tokens_run
     with world.generator.awake():
         world.generator.keep_steps(2**30)
-        trees: list[Tree] = list(Lockstep(crew, cfg, DrawLimits(Sampling(), 160), "min", 0).run(world.prompts))
+        limits = DrawLimits(Sampling(), world.lengths.most)
+        trees: list[Tree] = list(Lockstep(crew, cfg, limits, "min", 0).run(world.prompts))
     return {
         "drawn": sum(tree.spent.drawn for tree in trees),
         "policy_run": (world.generator.tokens_run or 0) - run,
@@ -130,23 +157,28 @@ def theirs(world: World, n: int, width: int) -> Count:
     """Beam search question by question, on transformers, whole texts in every step."""
     torch.manual_seed(0)
     found: Count = {"drawn": 0, "policy_run": 0, "scorer_run": 0}
+    ends, most = world.lengths.ends, world.lengths.most
     for prompt in world.prompts:
         beams: list[list[int]] = [[]]
         ended = 0
         for _ in range(40):
             beams = (beams * n)[:n]
-            new = _continued(world.policy, prompt.tokens, beams, found)
-            values = _values(world.prm, prompt.tokens, new, found)
-            ended += sum(beam[-1] in ENDS for beam in new)
-            going = [(v, beam) for v, beam in zip(values, new, strict=True) if beam[-1] not in ENDS and len(beam) < 160]
+            new = _continued(world, prompt.tokens, beams, found)
+            values = _values(world, prompt.tokens, new, found)
+            ended += sum(beam[-1] in ends for beam in new)
+            going = [
+                (v, beam) for v, beam in zip(values, new, strict=True) if beam[-1] not in ends and len(beam) < most
+            ]
             beams = [beam for _, beam in sorted(going, reverse=True)[: n // width]]
             if not beams or ended >= n:
                 break
     return found
 
 
-def _continued(policy: Any, prompt: list[int], beams: list[list[int]], found: Count) -> list[list[int]]:
-    width = max(map(len, beams)) + len(prompt)
+def _continued(world: World, prompt: list[int], beams: list[list[int]], found: Count) -> list[list[int]]:
+    policy: Any = world.policy
+    lengths, width = world.lengths, max(map(len, beams)) + len(prompt)
+    stops = {*lengths.ends, *lengths.marks}
     ids = torch.zeros(len(beams), width, dtype=torch.long, device=policy.device)
     mask = torch.zeros_like(ids)
     for row, beam in enumerate(beams):  # padded on the left
@@ -154,9 +186,8 @@ def _continued(policy: Any, prompt: list[int], beams: list[list[int]], found: Co
         mask[row, width - len(prompt) - len(beam) :] = 1
     out = policy.generate(
         input_ids=ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=0,
-        max_new_tokens=160 - max(map(len, beams)), eos_token_id=[*ENDS, *MARKS],
+        max_new_tokens=min(lengths.step, lengths.most - max(map(len, beams))), eos_token_id=[*stops],
     )  # fmt: skip
-    stops = {*ENDS, *MARKS}
     new = []
     for beam, row in zip(beams, out[:, width:].tolist(), strict=True):
         end = next((i + 1 for i, token in enumerate(row) if token in stops), len(row))
@@ -166,7 +197,8 @@ def _continued(policy: Any, prompt: list[int], beams: list[list[int]], found: Co
     return new
 
 
-def _values(prm: Any, prompt: list[int], beams: Sequence[list[int]], found: Count) -> list[float]:
+def _values(world: World, prompt: list[int], beams: Sequence[list[int]], found: Count) -> list[float]:
+    prm: Any = world.prm
     width = max(map(len, beams)) + len(prompt)
     ids = torch.zeros(len(beams), width, dtype=torch.long, device=prm.device)
     mask = torch.zeros_like(ids)
@@ -175,8 +207,7 @@ def _values(prm: Any, prompt: list[int], beams: Sequence[list[int]], found: Coun
         mask[row, : len(prompt) + len(beam)] = 1
     found["scorer_run"] += int(mask.sum())
     scores = torch.sigmoid(prm(input_ids=ids, attention_mask=mask).logits[..., 0].float())
-    ends = {*ENDS, *MARKS}
-    places = [[i for i, token in enumerate(beam) if token in ends] or [len(beam) - 1] for beam in beams]
+    places = [[i for i in range(len(b)) if world.lengths.is_end(b, i)] or [len(b) - 1] for b in beams]
     return [min(scores[row, len(prompt) + i].item() for i in at) for row, at in enumerate(places)]
 
 

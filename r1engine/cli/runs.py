@@ -131,7 +131,8 @@ def iterate(
         if not dry_run and is_first():
             from r1engine.sampling.rounds import write_rounds
 
-            typer.echo(write_rounds(file.run_dir, file.iterate.rounds), nl=False)
+            assert file.model.path is not None
+            typer.echo(write_rounds(file.run_dir, file.iterate.rounds, file.model.path), nl=False)
     except ConfigError as error:
         fail(error)
 

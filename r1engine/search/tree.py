@@ -169,7 +169,7 @@ class Tree:
         return [node for node in self.nodes if node.finish and not node.is_lookahead]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every node with a step, as JSON values; `parent` is a number, 0 the root."""
+        """Every node with a step, as JSON values; `parent` is a number, 0 the root; `samples` is 1 where it lacks."""
         for node in self.nodes[1:]:
             yield {
                 "node": node.number,
@@ -177,6 +177,7 @@ class Tree:
                 "tokens": [list(step) for step in node.steps],
                 "finish": node.finish,
                 "prior": round(node.prior, 6),
+                **({"samples": node.samples} if node.samples > 1 else {}),
                 "scores": [round(score, 6) for score in node.scores],
                 "value": round(node.value, 6),
                 "visits": node.visits,

@@ -256,18 +256,17 @@ class Policy:
             # The schedule wants one tensor, and hands it to what finishes the row.
             return outputs.logp, lambda _, non_loss_data=False: finish(outputs, row)
 
-        results = self._schedule(
-            forward_step_func=forward_step,
-            data_iterator=[iter(rows) for _ in self.chunks] if len(self.chunks) > 1 else iter(rows),
-            model=self.chunks,
-            num_microbatches=len(rows),
-            seq_length=longest,
-            micro_batch_size=1,
-            forward_only=forward_only,
-            collect_non_loss_data=forward_only,
-        )
-        fp8.forget_copies(self.chunks)
-        return results
+        with fp8.copies_of_weights(self.chunks):
+            return self._schedule(
+                forward_step_func=forward_step,
+                data_iterator=[iter(rows) for _ in self.chunks] if len(self.chunks) > 1 else iter(rows),
+                model=self.chunks,
+                num_microbatches=len(rows),
+                seq_length=longest,
+                micro_batch_size=1,
+                forward_only=forward_only,
+                collect_non_loss_data=forward_only,
+            )
 
     @torch.no_grad()
     def _bring_embedding(self) -> None:
@@ -373,7 +372,7 @@ class Policy:
         ranks with the same parameters share the writing."""
         total = 0.0
         for name, p in self._weights.local.items():
-            copies = self.world.expert_dp_size if ".local_experts." in name else self.world.replicas
+            copies = self.world.expert_dp_size if ".experts." in name else self.world.replicas
             total += p.numel() * (2 * p.element_size() + 12) / copies
         return int(total) + 2**20
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from r1kernels import fp8_dequantize, fp8_quantize, moe_experts, moe_gate_topk, moe_plan
-from r1kernels.moe_experts.layer import experts_backward, experts_forward
+from r1kernels.moe_experts.layer import alignment, experts_backward, experts_forward
 from r1kernels.moe_experts.reference import experts_reference
 
 NAMES = ("x", "weights", "gate_up", "down", "residual")
@@ -247,7 +247,8 @@ def test_nothing_waits_for_the_device(precision, monkeypatch):
         shapes = (300, 128), (8, 128), (8, 256, 128), (8, 128, 128)
         x, router, gate_up, down = (torch.empty(*s, dtype=torch.bfloat16, device="meta") for s in shapes)
         gate = moe_gate_topk((x @ router.t()).float(), n_group=4, topk_group=2, topk=2)
-        out, h, plan = experts_forward(x, gate.ids, gate.weights, gate_up, down, x, precision)
+        plan = moe_plan(gate.ids, len(gate_up), align=alignment(precision))
+        out, h = experts_forward(x, plan, gate.weights, gate_up, down, x, precision)
         grads = experts_backward(out, x, gate.weights, gate_up, down, h, plan, precision, True)
         assert [g.shape for g in grads] == [x.shape, gate.weights.shape, gate_up.shape, down.shape]
 

@@ -64,6 +64,23 @@ def test_absent_choices_have_no_row():
     assert torch.equal(plan.row_of < 0, ids < 0)
 
 
+@pytest.mark.parametrize("align", [1, 16, 128])
+def test_rows_are_as_many_as_the_known_choices_can_need(align):
+    ids = random_ids(50, 8, 10)
+    ids[torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) < 0.8] = -1  # other ranks'
+    num_choices = int((ids >= 0).sum())
+    plan = moe_plan(ids, 10, align=align, num_choices=num_choices)
+    check(ids, 10, align, plan)
+    assert plan.num_rows == max_rows(num_choices, 10, align) < moe_plan(ids, 10, align=align).num_rows
+    nowhere = moe_plan(torch.full((3, 2), -1, dtype=torch.int32), 10, align=align, num_choices=0)
+    assert nowhere.num_rows == 0 and nowhere.offsets.tolist() == [0] * 11
+
+
+def test_more_choices_than_the_host_was_told_of_are_refused():
+    with pytest.raises(ValueError, match="moe_plan: num_choices is 2, but 3 ids are not -1"):
+        moe_plan(torch.tensor([[0, 1], [2, -1]], dtype=torch.int32), 4, num_choices=2)
+
+
 def test_by_hand():
     plan = moe_plan(torch.tensor([[2, 0], [0, 1], [2, 1]], dtype=torch.int32), 4, align=4)
     assert plan.counts.tolist() == [2, 2, 2, 0]

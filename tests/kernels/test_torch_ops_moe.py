@@ -219,7 +219,8 @@ def _arguments() -> dict[str, tuple]:
     backward = x["to"], x["x"], weights, x["gate_up"], x["down"]
     own = plan, 128
     return {
-        "moe_plan": (ids, EXPERTS, 16, None),
+        "moe_plan": (ids, EXPERTS, 16, None, None),
+        "moe_plan of known choices": (ids, EXPERTS, 16, int((ids >= 0).sum()), None),
         "moe_gate_topk": (*gate, x["cu_seqlens"], "reference"),
         "moe_gate_topk without sums": (*gate, None, None),
         "moe_gate_topk_backward": (

@@ -71,9 +71,8 @@ def num_copies(policy: Policy) -> int:
 
 @runs_on_cpu
 def extra_states(policy: Policy) -> list:
-    """What a checkpoint keeps beside tensors."""
-    chunk = policy._model().sharded()["0"]
-    return [entry.data for name, entry in chunk.items() if name.endswith("_extra_state")]
+    """What a checkpoint keeps of the linears beside tensors."""
+    return [name for name in policy._model().sharded()["0"] if name.endswith("_extra_state")]
 
 
 def weights(policy: Policy) -> dict[str, torch.Tensor]:

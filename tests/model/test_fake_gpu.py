@@ -1,6 +1,8 @@
 """The branches of a GPU, on a GPU that does not exist (tests/support/fake_gpu): a policy of every family is built,
 asked, updated and read. Kernels are noted with their arguments checked; there are no numbers."""
 
+import math
+
 import pytest
 import torch
 from fake_gpu import runs
@@ -48,6 +50,26 @@ def test_a_policy_lives_on_the_gpu_and_waits_for_it_seldom(fake_gpu_library, fam
     ours = {place: times for place, times in waits["update"].items() if not place.startswith(MEGATRONS_WAITS)}
     assert ours == {"r1engine/model/policy.py:_reduce": 1}
     assert sum(waits["update"].values()) <= 8
+
+
+@pytest.mark.parametrize("experts", ["fused", "fused_fp8"])
+def test_experts_of_two_ranks_wait_once_a_layer_and_are_copied_only_to_fp8_once_a_pass(fake_gpu_library, experts):
+    (seen,) = on_ranks(1, runs.train, fake_gpu_library, "qwen3-moe", experts, False, 2)  # one layer has experts
+    for phase, others in (("logprobs", {}), ("reference", {}), ("update", {"r1engine/model/policy.py:_reduce": 1})):
+        waits = {place: times for place, times in seen.waits[phase].items() if not place.startswith(MEGATRONS_WAITS)}
+        assert waits == {"r1engine/model/layers/expert_parallel.py:depart": runs.ROWS} | others
+    # Of the size of four experts' matrices there are their gradients and, in FP8, both directions of the weights.
+    matrices = [(4, 256, 128), (4, 128, 128)]
+    there = {("empty_like", torch.float8_e4m3fn, shape): 1 for shape in matrices if experts == "fused_fp8"}
+    back = {("clone", torch.uint8, (n, k, m)): 1 for n, m, k in matrices if experts == "fused_fp8"}
+    gradients = {("_grouped_mm", torch.bfloat16, shape): runs.ROWS for shape in matrices}
+    sizes = {math.prod(shape) for shape in matrices}
+    for phase, expected in (("logprobs", there), ("update", there | back | gradients)):
+        made = seen.made[phase].items()  # float32: the optimizer's
+        of_size = {
+            x: times for x, times in made if math.prod(x[2]) in sizes and x[1] != torch.float32 and len(x[2]) == 3
+        }
+        assert of_size == expected
 
 
 @pytest.mark.parametrize(

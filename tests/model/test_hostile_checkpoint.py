@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from policies import policy_of
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
 from r1engine.config import RlConfig
 
@@ -51,10 +52,15 @@ def test_metadata_that_names_a_function_is_refused(policy, saved, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_object_that_is_no_tensor_does_not_run(policy, saved, tmp_path):
+def test_an_object_in_the_place_of_a_tensor_does_not_run(policy, saved, tmp_path):
     path = saved / ".metadata"
     metadata = pickle.loads(path.read_bytes())
-    place = next(place for index, place in metadata.storage_data.items() if "._extra_state" in index.fqn)
+    name = "decoder.final_layernorm.weight"
+    size = metadata.state_dict_metadata[name].size
+    metadata.state_dict_metadata[name] = BytesStorageMetadata()
+    metadata.state_dict_metadata[name].size = size  # which Megatron compares
+    place = next(place for index, place in metadata.storage_data.items() if index.fqn == name)
+    metadata.storage_data[MetadataIndex(name)] = place
     stream = io.BytesIO()
     torch.save(Hostile(tmp_path / "ran"), stream)
     file = saved / place.relative_path

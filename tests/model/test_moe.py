@@ -8,14 +8,18 @@ import torch.distributed as dist
 from megatron.core import tensor_parallel
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from megatron.core.transformer.transformer_config import TransformerConfig
+from model_folders import save_model
 from policies import policy_of
 
 from r1engine.batch import RowShape, Sequence, pack
 from r1engine.config import RlConfig
 from r1engine.model.cpu import on_cpu
 from r1engine.model.layers.expert_parallel import AllToAll
+from r1engine.model.layers.experts import RoutedExperts
 from r1engine.model.layers.moe import Fp8MoE, MoE, moe_layer_spec
 from r1engine.stages.sft import cross_entropy
+from r1kernels import Fp8, fp8_quantize
+from r1kernels.moe_experts import layer as of_experts
 
 D, INNER, E, K = 128, 128, 8, 4
 
@@ -87,10 +91,12 @@ def row_of(experts: torch.Tensor | None, padding: int = 0) -> SimpleNamespace:
     return SimpleNamespace(experts=experts, sequence_of_token=sequence, sequence_weight=torch.tensor([1.0, 0.0]))
 
 
-def test_weights_have_megatrons_names(layer):
-    experts = [f"experts.local_experts.{e}.linear_fc{i}.weight" for e in range(E) for i in (1, 2)]
-    assert [name for name, _ in layer.named_parameters()] == ["router.weight", *experts]
-    assert layer.experts.local_experts[0].linear_fc1.weight.shape == (2 * INNER, D)
+def test_the_matrices_of_all_experts_are_two_parameters(layer):
+    assert {name: tuple(weight.shape) for name, weight in layer.named_parameters()} == {
+        "router.weight": (E, D),
+        "experts.weight1": (E, 2 * INNER, D),
+        "experts.weight2": (E, D, INNER),
+    }
 
 
 def test_replay_takes_the_recorded_experts_and_keeps_the_routers_gradient(layer):
@@ -132,8 +138,9 @@ def test_the_way_to_other_ranks_asks_the_device_for_sizes_once(world):
 
     ids, x = torch.tensor([[0, 3], [2, 1], [3, -1]], dtype=torch.int32), torch.arange(6.0).view(3, 2)
     with Watch():
-        rows, local, _ = AllToAll(dist.group.WORLD, 4).depart(x, ids, torch.ones(3, 2))
+        rows, local, _, num_choices = AllToAll(dist.group.WORLD, 4).depart(x, ids, torch.ones(3, 2))
     assert torch.equal(rows, x) and torch.equal(local[:2], ids[:2])
+    assert num_choices == 5
     assert not {"aten::nonzero", "aten::masked_select", "aten::_local_scalar_dense"} & set(names)
 
 
@@ -146,6 +153,29 @@ def test_recomputation_changes_no_gradient(layer):
         run(leaf)[0].square().sum().backward()
         grads.append([leaf.grad, *(p.grad.clone() for p in layer.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_fp8_weights_are_made_once_a_pass_and_follow_the_weights(world, tmp_path, monkeypatch, recompute):
+    save_model(tmp_path, "deepseek", hidden_size=D, moe_intermediate_size=INNER, num_hidden_layers=2)
+    model = {"path": tmp_path, "experts": "fused_fp8", "recompute": recompute}
+    policy = policy_of(RlConfig(model=model), world)
+    rows = pack([Sequence(list(range(2, 2 + n)), 1, 0.01) for n in (5, 17, 40)], RowShape(max_tokens=48))[0]
+    made = []
+
+    def quantize(x: torch.Tensor, *, block: tuple[int, int]) -> Fp8:
+        made.append(tuple(x.shape)) if block == (128, 128) else None
+        return fp8_quantize(x, block=block)
+
+    monkeypatch.setattr(of_experts, "fp8_quantize", quantize)
+    snapshot = policy.snapshot()
+    start = policy.logprobs(rows)
+    policy.update(rows, cross_entropy, 1e-2)
+    moved, lent, again = policy.logprobs(rows), policy.reference_logprobs(snapshot, rows), policy.logprobs(rows)
+    assert made == 5 * [(E, 2 * INNER, D), (E, D, INNER)] and len(rows) == 2
+    for a, b, c, d in zip(start, lent, moved, again, strict=True):
+        assert torch.equal(a, b) and torch.equal(c, d) and not torch.equal(a, c)
+    assert all(part._kept is None for part in policy.chunks[0].modules() if isinstance(part, RoutedExperts))
 
 
 @pytest.mark.parametrize("family", ["deepseek", "qwen3-moe", "moonlight"])

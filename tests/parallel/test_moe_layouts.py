@@ -16,10 +16,13 @@ from ranks import on_ranks
 
 from r1engine.config import Parallel
 from r1engine.model.cpu import on_cpu
+from r1engine.model.layers import moe
 from r1engine.model.layers.expert_parallel import AllToAll
 from r1engine.model.layers.moe import moe_layer_spec
 from r1engine.model.parallel import join, leave
-from r1kernels import Fp8, fp8_dequantize, fp8_quantize
+from r1engine.model.state.rules import one_by_one
+from r1kernels import Fp8, RowPlan, fp8_dequantize, fp8_quantize
+from r1kernels.moe_plan import max_rows
 
 D, INNER, SHARED, E, K, GROUPS, BEST_GROUPS = 128, 128, 40, 8, 4, 4, 2
 TOKENS = 33  # a rank
@@ -87,9 +90,11 @@ def copy_weights(ours: torch.nn.Module, theirs: MoELayer, first: int) -> None:
         shared = layer.shared_experts
         shared.linear_fc1.weight.data.copy_(torch.cat([gate.chunk(tp)[rank], up.chunk(tp)[rank]]))
         shared.linear_fc2.weight.data.copy_(down.chunk(tp, 1)[rank])
-        for e, expert in enumerate(layer.experts.local_experts, start=first):
-            expert.linear_fc1.weight.data.copy_(rows(100 + e, 2 * INNER, D) / D**0.5)
-            expert.linear_fc2.weight.data.copy_(rows(200 + e, D, INNER) / INNER**0.5)
+    for e, expert in enumerate(theirs.experts.local_experts):
+        expert.linear_fc1.weight.data.copy_(rows(100 + first + e, 2 * INNER, D) / D**0.5)
+        expert.linear_fc2.weight.data.copy_(rows(200 + first + e, D, INNER) / INNER**0.5)
+        ours.experts.weight1.data[e].copy_(expert.linear_fc1.weight.data)
+        ours.experts.weight2.data[e].copy_(expert.linear_fc2.weight.data)
 
 
 def run(layer: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,11 +107,15 @@ def run(layer: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 
 def results(layer: MoELayer, num_tokens: int) -> dict[str, torch.Tensor]:
-    """Output and every gradient by name; an expert without tokens has a gradient of zero in both layers."""
+    """Output and every gradient by Megatron's names; an expert without tokens has a gradient of zero in both layers."""
     layer.zero_grad()
     layer.router.local_tokens_per_expert.zero_()
     out, grad = run(layer, rows(50 + dist.get_rank(), num_tokens, 1, D))
-    return {"out": out, "x": grad} | {name: weight.grad for name, weight in layer.named_parameters()}
+    found = {"out": out, "x": grad}
+    for name, weight in layer.named_parameters():
+        names = one_by_one(f"mlp.{name}", range(len(weight)))
+        found |= dict(zip(names, weight.grad if len(names) > 1 else [weight.grad], strict=True))
+    return found
 
 
 def compare(ours: MoELayer, theirs: MoELayer, num_tokens: int) -> None:
@@ -136,6 +145,21 @@ def compare_fp8(ours: MoELayer, theirs: MoELayer, num_tokens: int) -> None:
         assert error <= (1e-5 if "shared" in name else 0.15), (name, error)
 
 
+def compare_rows(layer: MoELayer, num_tokens: int) -> None:
+    """The buffers of a rank have room for the choices that are for its experts, whatever they are."""
+    made, plans = moe.moe_plan, []
+
+    def record(ids: torch.Tensor, *args: object, **options: object) -> RowPlan:
+        plans.append((ids, made(ids, *args, **options)))
+        return plans[-1][1]
+
+    moe.moe_plan = record
+    run(layer, rows(50 + dist.get_rank(), num_tokens, 1, D))
+    moe.moe_plan = made
+    ((ids, plan),) = plans
+    assert plan.num_rows == max_rows(int((ids >= 0).sum()), plan.num_experts, plan.align)
+
+
 def compare_deep_ep(expert: int) -> None:
     """The journey by DeepEP's calls ends where the one by all_to_all does, gradients included."""
     sys.modules["deep_ep"] = fake_deep_ep
@@ -147,7 +171,8 @@ def compare_deep_ep(expert: int) -> None:
     for tokens in (x, fp8_quantize(x, block=(1, 128))):
         ends = []
         for journey in (AllToAll(group, E), DeepEp(group, E, D)):
-            there, local, of_there = journey.depart(tokens, ids, weights)
+            there, local, of_there, num_choices = journey.depart(tokens, ids, weights)
+            assert num_choices == int((local >= 0).sum())
             again = journey.follow(tokens)
             for a, b in zip(there, again, strict=True):
                 assert torch.equal(a.float(), b.float())
@@ -173,6 +198,7 @@ def check(tensor: int, expert: int) -> None:
     first = ps.get_expert_model_parallel_rank() * (E // expert)
     copy_weights(ours, theirs, first)
     compare(ours, theirs, TOKENS)
+    compare_rows(ours, TOKENS)
     fp8 = moe_layer_spec(cfg, is_fp8=True)(cfg)
     copy_weights(fp8, theirs, first)
     compare_fp8(fp8, theirs, TOKENS)

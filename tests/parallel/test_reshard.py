@@ -25,6 +25,7 @@ VOCABULARY = 97  # two ranks fill it up to 98 rows
 FLOAT16 = {"model": {"dtype": "bfloat16"}}
 HOST = {"optimizer": {"offload": True}}
 MOE = {"model": {"expert_bias_rate": 0.01, "mtp_loss_weight": 0.3}}
+FUSED = {"model": MOE["model"] | {"experts": "fused"}}  # one parameter of all experts, one of each in a checkpoint
 
 
 def layout(**sizes: int) -> dict:
@@ -47,6 +48,8 @@ THEN = {  # two ranks
     "bf16-tp2": ("odd", FLOAT16 | layout(tensor=2), "bf16-cp2"),
     "moe-tp2-ep2": ("deepseek-mtp", MOE | layout(tensor=2, expert=2), "moe-one"),
     "moe-etp2": ("deepseek-mtp", MOE | layout(tensor=2, expert_tensor=2), "moe-tp2-ep2"),
+    "moe-fused-ep2": ("deepseek-mtp", FUSED | layout(expert=2), "moe-etp2"),
+    "moe-fused-tp2": ("deepseek-mtp", FUSED | layout(tensor=2), "moe-fused-ep2"),
     "moe-ep2": ("deepseek-mtp", MOE | HOST | layout(expert=2), "moe-etp2"),
     "moe-cp2-ep2": ("deepseek-mtp", MOE | layout(context=2, expert=2), "moe-ep2"),
     "moe-pp2": ("deepseek-mtp", MOE | layout(pipeline=2), "moe-cp2-ep2"),
@@ -54,6 +57,8 @@ THEN = {  # two ranks
 AT_LAST = {  # one rank
     "odd-from-cp2": ("odd", {}, "odd-cp2"),
     "moe-from-ep2": ("deepseek-mtp", MOE, "moe-ep2"),
+    "moe-from-fused": ("deepseek-mtp", MOE, "moe-fused-tp2"),
+    "moe-fused-from-pp2": ("deepseek-mtp", FUSED | HOST, "moe-pp2"),
     "moe-from-pp2": ("deepseek-mtp", MOE, "moe-pp2"),
 }
 TURNS = {"odd": 0, "bf16": 1, "moe": 2}  # the first word of a name -> the day of its chain of cases

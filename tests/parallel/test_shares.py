@@ -17,10 +17,11 @@ LAYOUTS = {
         "dp2": ("qwen3", {"data": 2}),
         "pp2-tied": ("qwen2-tied", {"pipeline": 2}),
         "tp2-etp2": ("deepseek", {"tensor": 2, "expert_tensor": 2}),
+        "ep2-fused": ("qwen3-moe", {"expert": 2}),
     },
     4: {
         "tp2-ep2": ("deepseek", {"tensor": 2, "expert": 2}),
-        "pp2-ep2": ("qwen3-moe", {"pipeline": 2, "expert": 2}),
+        "pp2-ep2-fused": ("qwen3-moe", {"pipeline": 2, "expert": 2}),
         "cp2-ep4": ("moonlight", {"context": 2, "expert": 4}),
     },
 }
@@ -30,7 +31,8 @@ def shares(cases: dict, folders) -> tuple[dict, dict]:
     """Of each case this rank's share, names in their order, and the names that it sees."""
     found, seen = {}, {}
     for name, (family, sizes) in cases.items():
-        cfg = RlConfig(model={"path": folders / family}, parallel=sizes)
+        experts = "fused" if name.endswith("fused") else "megatron"
+        cfg = RlConfig(model={"path": folders / family, "experts": experts}, parallel=sizes)
         policy = Policy(cfg.model, cfg.parallel, cfg.optimizer, join(cfg.parallel))
         streams = [[(n, None if t is None else t.clone()) for n, t in policy.weights(dealt=True)] for _ in range(2)]
         found[name] = [{n: t for n, t in stream if t is not None} for stream in streams]

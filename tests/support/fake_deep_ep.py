@@ -48,8 +48,9 @@ class Buffer:
         assert list(layout.values()) == ["per rank", None, "is in rank", "per expert"]
         assert topk_idx.dtype == torch.int64 and topk_weights.dtype == torch.float32
         journey = AllToAll(self.group, self.num_experts)
-        there, ids, weights = journey.depart(x, topk_idx.int(), topk_weights)
-        return _plain(there), ids.long(), weights, [], journey, None
+        there, ids, weights, _ = journey.depart(x, topk_idx.int(), topk_weights)
+        per_expert = [int((ids == e).sum()) for e in range(journey.experts_per_rank)]
+        return _plain(there), ids.long(), weights, per_expert, journey, None
 
     def combine(self, x: torch.Tensor, handle: AllToAll, topk_weights: torch.Tensor | None = None):
         assert x.dtype == torch.bfloat16 and (topk_weights is None or topk_weights.dtype == torch.float32)

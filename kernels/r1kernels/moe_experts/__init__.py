@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from r1kernels.dispatch import check_float
-from r1kernels.moe_experts.layer import PRECISIONS, Precision, experts_backward, experts_forward
+from r1kernels.moe_experts.layer import PRECISIONS, Precision, alignment, experts_backward, experts_forward
+from r1kernels.moe_plan import moe_plan
 from r1kernels.tracing import is_traced
 
 
@@ -79,7 +80,8 @@ class _Experts(torch.autograd.Function):
         residual: torch.Tensor | None,
         precision: Precision,
     ) -> torch.Tensor:
-        out, h, plan = experts_forward(x, ids, weights, gate_up, down, residual, precision)
+        plan = moe_plan(ids, len(gate_up), align=alignment(precision))
+        out, h = experts_forward(x, plan, weights, gate_up, down, residual, precision)
         ctx.save_for_backward(x, weights, gate_up, down, h)
         ctx.plan, ctx.precision = plan, precision
         return out

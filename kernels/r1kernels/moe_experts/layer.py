@@ -5,6 +5,7 @@ Tokens may come as `Fp8`, quantized before they crossed the wire.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -18,33 +19,53 @@ from r1kernels.moe_grouped_gemm import (
     moe_grouped_wgrad_fp8,
 )
 from r1kernels.moe_permute_quant import Fp8Rows, moe_permute, moe_permute_fp8, moe_permute_quant
-from r1kernels.moe_plan import RowPlan, moe_plan
+from r1kernels.moe_plan import RowPlan
 from r1kernels.moe_swiglu_quant import moe_swiglu, moe_swiglu_quant, moe_swiglu_quant_backward, swiglu_backward
 
 Precision = Literal["same", "fp8", "fp8_wgrad"]
 PRECISIONS = ("same", "fp8", "fp8_wgrad")
 Grads = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+# (weight [E, N, K], whether it is wanted as [E, K, N]) -> in FP8, in blocks of 128x128
+Quantize = Callable[[torch.Tensor, bool], Fp8]
+
+
+def quantize_weight(weight: torch.Tensor) -> Fp8:
+    """weight [E, N, K] in FP8, in 128x128 blocks."""
+    return fp8_quantize(weight, block=(128, 128))
+
+
+def transposed(weight: Fp8) -> Fp8:
+    """[E, N, K] -> [E, K, N]: the same blocks, so that nothing is rounded again."""
+    values, scale = weight
+    return Fp8(values.view(torch.uint8).mT.contiguous().view(values.dtype), scale.mT.contiguous())
+
+
+def quantized_anew(weight: torch.Tensor, transpose: bool) -> Fp8:
+    """The Quantize that keeps nothing."""
+    found = quantize_weight(weight)
+    return transposed(found) if transpose else found
 
 
 def experts_forward(
     x: torch.Tensor | Fp8,
-    ids: torch.Tensor,
+    plan: RowPlan,
     weights: torch.Tensor,
     gate_up: torch.Tensor,
     down: torch.Tensor,
     residual: torch.Tensor | None,
     precision: Precision,
-) -> tuple[torch.Tensor, torch.Tensor, RowPlan]:
-    """(out [T, H], h [R, 2I] for the backward, the plan). Arguments as in `moe_experts`."""
-    plan = moe_plan(ids, len(gate_up), align=alignment(precision))
+    quantize: Quantize = quantized_anew,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(out [T, H], h [R, 2I] for the backward). Arguments as in `moe_experts`; the plan of its ids has the precision's
+    `alignment`."""
     if precision == "same":
         assert not isinstance(x, Fp8)  # tokens in FP8 come with a precision of FP8 only
         h = moe_grouped_gemm(moe_permute(x, plan), gate_up, plan)
         rows = moe_grouped_gemm(moe_swiglu(h, plan, weights), down, plan)
     else:
-        h = moe_grouped_gemm_fp8(_permute_fp8(x, plan), _quantized(gate_up), plan)
-        rows = moe_grouped_gemm_fp8(moe_swiglu_quant(h, plan, weights=weights), _quantized(down), plan)
-    return moe_combine(rows.to(gate_up.dtype), plan, residual=residual), h, plan
+        h = moe_grouped_gemm_fp8(_permute_fp8(x, plan), quantize(gate_up, False), plan)
+        rows = moe_grouped_gemm_fp8(moe_swiglu_quant(h, plan, weights=weights), quantize(down, False), plan)
+    return moe_combine(rows.to(gate_up.dtype), plan, residual=residual), h
 
 
 def alignment(precision: str) -> int:
@@ -62,10 +83,13 @@ def experts_backward(
     plan: RowPlan,
     precision: Precision,
     wants_wgrad: bool,
+    quantize: Quantize = quantized_anew,
 ) -> Grads:
     """(d x, d weights, d gate_up, d down) from the gradient [T, H] of the result; without wgrad the last are None."""
-    backward = {"same": _backward_same, "fp8": _backward_fp8, "fp8_wgrad": _backward_fp8_wgrad}[precision]
-    return backward(grad, x, weights, gate_up, down, h, plan, wants_wgrad)
+    if precision == "same":
+        return _backward_same(grad, x, weights, gate_up, down, h, plan, wants_wgrad)
+    backward = _backward_fp8_wgrad if precision == "fp8_wgrad" and wants_wgrad else _backward_fp8
+    return backward(grad, x, weights, gate_up, down, h, plan, wants_wgrad, quantize)
 
 
 def _backward_same(
@@ -98,10 +122,11 @@ def _backward_fp8(
     h: torch.Tensor,
     plan: RowPlan,
     wants_wgrad: bool,
+    quantize: Quantize,
 ) -> Grads:
-    grad_act = moe_grouped_gemm_fp8(_permute_fp8(grad, plan), _quantized(down, transpose=True), plan)
+    grad_act = moe_grouped_gemm_fp8(_permute_fp8(grad, plan), quantize(down, True), plan)
     through = moe_swiglu_quant_backward(grad_act, h, plan, weights=weights)
-    grad_x = _combined(through.grad, gate_up, plan)
+    grad_x = _combined(through.grad, gate_up, plan, quantize)
     if not wants_wgrad:
         return grad_x, through.grad_weights, None, None
     assert through.wide_grad is not None and through.wide_act is not None  # as without dual
@@ -119,37 +144,28 @@ def _backward_fp8_wgrad(
     h: torch.Tensor,
     plan: RowPlan,
     wants_wgrad: bool,
+    quantize: Quantize,
 ) -> Grads:
-    if not wants_wgrad:
-        return _backward_fp8(grad, x, weights, gate_up, down, h, plan, wants_wgrad)
     sizes = plan.offsets.diff().tolist()  # the host's copy that DeepGEMM wants; both products share it
     grad_rows = moe_permute_quant(_wide(grad), plan, dual=True)
-    grad_act = moe_grouped_gemm_fp8(grad_rows, _quantized(down, transpose=True), plan)
+    grad_act = moe_grouped_gemm_fp8(grad_rows, quantize(down, True), plan)
     through = moe_swiglu_quant_backward(grad_act, h, plan, weights=weights, dual=True)
     assert through.act_t is not None and through.act_scale_t is not None  # as with dual
     act_t = through.act_t, through.act_scale_t
     grad_down = moe_grouped_wgrad_fp8(grad_rows.transposed, act_t, plan, rows_per_expert=sizes)
-    grad_x = _combined(through.grad, gate_up, plan)
+    grad_x = _combined(through.grad, gate_up, plan, quantize)
     x_t = moe_permute_quant(_wide(x), plan, dual=True).transposed
     grad_gate_up = moe_grouped_wgrad_fp8(through.grad.transposed, x_t, plan, rows_per_expert=sizes)
     return grad_x, through.grad_weights, grad_gate_up.to(gate_up.dtype), grad_down.to(down.dtype)
 
 
-def _combined(grad_h: Fp8Rows, gate_up: torch.Tensor, plan: RowPlan) -> torch.Tensor:
-    rows = moe_grouped_gemm_fp8(grad_h, _quantized(gate_up, transpose=True), plan)
+def _combined(grad_h: Fp8Rows, gate_up: torch.Tensor, plan: RowPlan, quantize: Quantize) -> torch.Tensor:
+    rows = moe_grouped_gemm_fp8(grad_h, quantize(gate_up, True), plan)
     return moe_combine(rows.to(gate_up.dtype), plan)
 
 
 def _permute_fp8(x: torch.Tensor | Fp8, plan: RowPlan) -> Fp8Rows:
     return moe_permute_fp8(*x, plan) if isinstance(x, Fp8) else moe_permute_quant(x, plan)
-
-
-def _quantized(weight: torch.Tensor, *, transpose: bool = False) -> Fp8:
-    """In 128x128 blocks, which are the same blocks transposed; so transposing afterwards rounds nothing again."""
-    values, scale = fp8_quantize(weight, block=(128, 128))
-    if not transpose:
-        return Fp8(values, scale)
-    return Fp8(values.view(torch.uint8).mT.contiguous().view(values.dtype), scale.mT.contiguous())
 
 
 def _wide(x: torch.Tensor | Fp8) -> torch.Tensor:

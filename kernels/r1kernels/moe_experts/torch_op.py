@@ -8,6 +8,7 @@ import torch
 
 from r1kernels.moe_experts import check_experts
 from r1kernels.moe_experts.layer import Precision, alignment, experts_backward, experts_forward
+from r1kernels.moe_plan import moe_plan
 from r1kernels.moe_plan.torch_op import empty_plan, filled, plan_of, tensors_of
 
 
@@ -23,7 +24,8 @@ def experts(
 ) -> list[torch.Tensor]:
     """The result, and what its backward wants: the rows before the activation and the tensors of the plan."""
     check_experts(x, ids, gate_up, down, precision)
-    out, h, plan = experts_forward(x, ids, weights, gate_up, down, residual, cast("Precision", precision))
+    plan = moe_plan(ids, len(gate_up), align=alignment(precision))
+    out, h = experts_forward(x, plan, weights, gate_up, down, residual, cast("Precision", precision))
     return [out, h, *tensors_of(plan)]
 
 

@@ -17,7 +17,7 @@ MAX_CHOICES = 32
 class RowPlan:
     """Rows sorted by expert, each expert's first row at a multiple of `align`; made by `moe_plan`, all on the device.
 
-    R is the number of rows that any routing of T * K choices can need, known without asking the device. An expert's
+    R is the number of rows that any routing of the choices can need, known without asking the device. An expert's
     rows follow the order of the tokens. Rows between an expert's last and the next expert's first, and after the last
     expert, are padding.
     """
@@ -51,7 +51,14 @@ class RowPlan:
         return self.slot_of.div(max(self.top_k, 1), rounding_mode="floor")
 
 
-def moe_plan(ids: torch.Tensor, num_experts: int, *, align: int = 128, impl: Impl | None = None) -> RowPlan:
+def moe_plan(
+    ids: torch.Tensor,
+    num_experts: int,
+    *,
+    align: int = 128,
+    num_choices: int | None = None,
+    impl: Impl | None = None,
+) -> RowPlan:
     """Sort the choices by expert, stably and without asking the device how many each expert has.
 
     A histogram and a scan: the same ids give bitwise the same plan. No map of [T, E] exists.
@@ -61,14 +68,17 @@ def moe_plan(ids: torch.Tensor, num_experts: int, *, align: int = 128, impl: Imp
                      that goes nowhere (routed to another rank, or a token without experts).
         num_experts: E, at most 1024.
         align:       first rows are multiples of it (128 for grouped FP8 GEMM).
+        num_choices: how many ids are not -1, or more, where the host knows: R is what so many need. None: any of T * K
+                     may go somewhere.
         impl:        force an implementation; None picks one by device.
 
     Returns:
         RowPlan.
 
     Raises:
-        ValueError: shape, dtype or sizes are not the ones above, T * K padded reaches 2^31, or an id is out of range
-            (this one on a CPU only: on a GPU the check would wait for the device).
+        ValueError: shape, dtype or sizes are not the ones above, the choices padded reach 2^31, an id is out of range,
+            or more ids than num_choices are not -1 (the last two on a CPU only: on a GPU the check would wait for the
+            device, which stops with an assertion where the rows are too few).
         RuntimeError: `impl` names an implementation that cannot run here.
 
     Example:
@@ -88,22 +98,31 @@ def moe_plan(ids: torch.Tensor, num_experts: int, *, align: int = 128, impl: Imp
         raise ValueError(f"{op}: num_experts must be in [1, {MAX_EXPERTS}], got {num_experts}")
     if align < 1:
         raise ValueError(f"{op}: align must be >= 1, got {align}")
-    if max_rows(ids.numel(), num_experts, align) >= 1 << 31:
-        raise ValueError(f"{op}: {ids.numel()} choices are too many: padded rows must be fewer than 2^31")
-    if has_values(ids) and ids.numel() and not -1 <= int(ids.min()) <= int(ids.max()) < num_experts:
-        raise ValueError(f"{op}: ids must be in [0, {num_experts}) or -1, got {int(ids.min())} .. {int(ids.max())}")
+    choices = ids.numel() if num_choices is None else num_choices
+    num_rows = max_rows(choices, num_experts, align)
+    if num_rows >= 1 << 31:
+        raise ValueError(f"{op}: {choices} choices are too many: padded rows must be fewer than 2^31")
+    if has_values(ids) and ids.numel():
+        _check_values(op, ids, num_experts, num_choices)
     if is_traced(ids):
         from r1kernels.moe_plan.torch_op import traced
 
-        return traced(ids, num_experts, align, impl)
+        return traced(ids, num_experts, align, num_choices, impl)
     if choose(op, impl, ids, have=("cuda", "reference")) == "cuda":
         from r1kernels.moe_plan.cuda_impl import plan
     else:
         from r1kernels.moe_plan.reference import plan
-    row_of, slot_of, expert_of, offsets, counts = plan(
-        ids, num_experts, align, max_rows(ids.numel(), num_experts, align)
-    )
+    row_of, slot_of, expert_of, offsets, counts = plan(ids, num_experts, align, num_rows)
+    if num_choices is not None and ids.device.type == "cuda":
+        torch._assert_async(offsets[-1] <= num_rows, f"{op}: more ids are not -1 than num_choices={num_choices}")
     return RowPlan(row_of=row_of, slot_of=slot_of, expert_of=expert_of, offsets=offsets, counts=counts, align=align)
+
+
+def _check_values(op: str, ids: torch.Tensor, num_experts: int, num_choices: int | None) -> None:
+    if not -1 <= int(ids.min()) <= int(ids.max()) < num_experts:
+        raise ValueError(f"{op}: ids must be in [0, {num_experts}) or -1, got {int(ids.min())} .. {int(ids.max())}")
+    if num_choices is not None and (found := int((ids >= 0).sum())) > num_choices:
+        raise ValueError(f"{op}: num_choices is {num_choices}, but {found} ids are not -1")
 
 
 def max_rows(num_choices: int, num_experts: int, align: int) -> int:

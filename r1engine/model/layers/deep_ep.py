@@ -9,7 +9,7 @@ import deep_ep
 import torch
 import torch.distributed as dist
 
-from r1engine.model.layers.expert_parallel import Tokens
+from r1engine.model.layers.expert_parallel import Arrived, Tokens
 from r1kernels import Fp8
 
 
@@ -26,17 +26,18 @@ def _buffer(group: dist.ProcessGroup, hidden_bytes: int) -> Any:
 
 
 class DeepEp:
-    """A journey by deep_ep.Buffer. The calls wait for the number of received tokens, as DeepEP's normal mode does."""
+    """A journey by deep_ep.Buffer. Its dispatch waits for the numbers of tokens that come, all together and to each
+    expert, as DeepEP's normal mode does."""
 
     def __init__(self, group: dist.ProcessGroup, num_experts: int, hidden_size: int) -> None:
         self.num_experts = num_experts
         self.buffer = _buffer(group, 2 * hidden_size)  # results come back in bfloat16
 
-    def depart(self, x: Tokens, ids: torch.Tensor, weights: torch.Tensor) -> tuple[Tokens, torch.Tensor, torch.Tensor]:
+    def depart(self, x: Tokens, ids: torch.Tensor, weights: torch.Tensor) -> Arrived:
         """As AllToAll.depart; x in bfloat16 or Fp8."""
         ids = ids.long()  # its index type
         per_rank, per_rdma_rank, per_expert, is_in_rank, _ = self.buffer.get_dispatch_layout(ids, self.num_experts)
-        there, local, of_there, _, self.handle, _ = self.buffer.dispatch(
+        there, local, of_there, per_local_expert, self.handle, _ = self.buffer.dispatch(
             _plain(x),
             topk_idx=ids,
             topk_weights=weights,
@@ -45,7 +46,7 @@ class DeepEp:
             is_token_in_rank=is_in_rank,
             num_tokens_per_expert=per_expert,
         )
-        return _tokens(there), local.int(), of_there
+        return Arrived(_tokens(there), local.int(), of_there, sum(per_local_expert))
 
     def follow(self, x: Tokens) -> Tokens:
         """As AllToAll.follow."""

@@ -8,12 +8,23 @@ A journey is one layer's way in one forward pass, and the same way in its backwa
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 
 from r1kernels import Fp8
 
 Tokens = torch.Tensor | Fp8  # [T, D]
+
+
+class Arrived(NamedTuple):
+    """The R tokens that came to the experts of this rank."""
+
+    x: Tokens  # [R, D]
+    ids: torch.Tensor  # [R, K] int32, local expert; -1 where the choice is another rank's
+    weights: torch.Tensor  # [R, K] float32
+    num_choices: int | None  # ids that are not -1, as the host knows; None: all
 
 
 class AllToAll:
@@ -23,7 +34,7 @@ class AllToAll:
         self.group = group
         self.experts_per_rank = num_experts // group.size()
 
-    def depart(self, x: Tokens, ids: torch.Tensor, weights: torch.Tensor) -> tuple[Tokens, torch.Tensor, torch.Tensor]:
+    def depart(self, x: Tokens, ids: torch.Tensor, weights: torch.Tensor) -> Arrived:
         """Send every token to the ranks of its experts.
 
         Args:
@@ -32,24 +43,24 @@ class AllToAll:
             weights: [T, K] float32.
 
         Returns:
-            x [R, D], ids [R, K] int32: local expert, or -1 where the choice is another rank's, and weights [R, K] of
-            the R tokens received, ordered by source rank and token.
+            What came here, ordered by source rank and token.
         """
         self.num_tokens = len(ids)
         rank_of = ids // self.experts_per_rank  # [T, K]
         ranks = torch.arange(self.group.size(), device=ids.device)
-        goes = (rank_of[None] == ranks[:, None, None]).any(-1)  # [ranks, T]
-        sent = goes.sum(1)
-        received = torch.empty_like(sent)
-        dist.all_to_all_single(received, sent, group=self.group)
+        choices = (rank_of[None] == ranks[:, None, None]).sum(-1)  # [ranks, T]
+        goes = choices > 0
+        out = torch.stack([goes.sum(1), choices.sum(1)], dim=1)  # tokens and choices that each rank gets
+        back = torch.empty_like(out)
+        dist.all_to_all_single(back, out, group=self.group)
         # all_to_all takes its sizes from the host: the one wait of the layer, so `nonzero` is told its own.
-        self.sent, self.received = torch.stack([sent, received]).tolist()
+        (self.sent, _), (self.received, arriving) = torch.stack([out, back]).mT.tolist()
         # Rows sent: token of each, rank after rank.
         destination, self.tokens = goes.nonzero_static(size=sum(self.sent)).unbind(1)
         self.is_there = rank_of[self.tokens] == destination[:, None]
         local = torch.where(self.is_there, ids[self.tokens] % self.experts_per_rank, -1)
         there = torch.where(self.is_there, weights[self.tokens], 0.0)
-        return self.follow(x), self._exchange(local.int()), self._exchange(there)
+        return Arrived(self.follow(x), self._exchange(local.int()), self._exchange(there), sum(arriving))
 
     def follow(self, x: Tokens) -> Tokens:
         """x [T, D] to where its tokens went, [R, D]."""

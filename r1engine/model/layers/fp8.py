@@ -14,8 +14,9 @@ a few streams (Hopper's cuBLAS has no grouped FP8 product). `fused_fp8` is one g
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from packaging.version import Version
@@ -44,11 +45,21 @@ def linears(config: Any) -> Linears:
     return Linears(ColumnParallelLinear, RowParallelLinear)
 
 
-def forget_copies(modules: Iterable[Any]) -> None:
-    """Free the quantized copies of the weights (2 bytes a weight). Called behind each pass: the next one may be under
-    other weights, and those of a pass without gradient lack the transposed half that a backward pass needs."""
-    for module in modules:
-        for part in module.modules():
+@contextlib.contextmanager
+def copies_of_weights(modules: Sequence[Any]) -> Iterator[None]:
+    """Inside, one pass over all rows, quantized copies of the weights are made once (2 bytes a weight); then they are
+    freed. The next pass may be under other weights, and Transformer Engine's of a pass without gradient lack the
+    transposed half that a backward pass needs."""
+    parts = [part for module in modules for part in module.modules()]
+    routed = [part for part in parts if hasattr(part, "keep_fp8")]
+    for part in routed:
+        part.keep_fp8(True)
+    try:
+        yield
+    finally:
+        for part in routed:
+            part.keep_fp8(False)
+        for part in parts:
             if hasattr(part, "_fp8_workspaces"):
                 part._fp8_workspaces.clear()
 

@@ -276,7 +276,7 @@ def build(
         vp_stage=vp_stage,
     )
     for name, parameter in gpt.named_parameters():
-        if ".local_experts." in name:
+        if ".experts." in name:
             # Reduce its gradient over the ranks that hold the same expert. Megatron takes it for a dense parameter
             # where expert = 1, and leaves out the tensor-parallel ranks, which see other tokens.
             parameter.allreduce = False

@@ -1,7 +1,7 @@
-"""The mixture-of-experts layer over the r1kernels ops, in place of Megatron's MoELayer and with its parameter names.
+"""The mixture-of-experts layer over the r1kernels ops, in place of Megatron's MoELayer.
 
     router           weight [E, D], buffer expert_bias [E]; fused gate, sparse choices
-    experts          local_experts.{e}.linear_fc1.weight [2I, D] (gate rows, then up rows), .linear_fc2.weight [D, I]
+    experts          weight1 [local experts, 2I, D] (gate rows, then up rows), weight2 [local experts, D, I]
     shared_experts   Megatron's SharedExpertMLP, if the model has one
 
 `moe_layer_spec(config)` is what TransformerLayerSubmodules takes as `mlp`.
@@ -13,20 +13,19 @@ import importlib.util
 from typing import Any
 
 import torch
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from r1engine.model.layers.expert_parallel import AllToAll
+from r1engine.model.layers.expert_parallel import AllToAll, Arrived
+from r1engine.model.layers.experts import RoutedExperts
 from r1engine.model.layers.fp8 import linears
 from r1engine.model.layers.replay_router import ReplayRouter
-from r1kernels import Fp8, fp8_quantize, moe_balance_loss, moe_gate_topk
-from r1kernels.moe_experts.layer import Precision, experts_backward, experts_forward
+from r1kernels import Fp8, fp8_quantize, moe_balance_loss, moe_gate_topk, moe_plan
+from r1kernels.moe_experts.layer import Precision, alignment, experts_backward, experts_forward
 
 
 def moe_layer_spec(config: TransformerConfig, *, is_fp8: bool = False) -> type[MoE]:
@@ -130,21 +129,13 @@ class FusedRouter(ReplayRouter):
 class MoE(MoELayer):
     """Router, routed experts spread over the expert-parallel ranks, and shared experts."""
 
-    is_fp8 = False
+    precision: Precision = "same"
 
     def __init__(self, config: TransformerConfig) -> None:
-        check_config(config, self.is_fp8)
+        check_config(config, is_fp8=self.precision != "same")
         column, row = linears(config)
         shared = ModuleSpec(SharedExpertMLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row))
-        # These hold the weights; forward computes with them.
-        plain = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-        experts = ModuleSpec(SequentialMLP, submodules=plain)
-        super().__init__(config, MoESubmodules(experts=experts, shared_experts=shared, router=FusedRouter))
-        for expert in self.experts.local_experts:
-            # Without expert parallelism Megatron takes experts for dense weights, whose gradients it does not sum over
-            # the tensor ranks; but each of these saw another part of the row.
-            for weight in expert.parameters():
-                weight.allreduce = config.expert_model_parallel_size == 1 and config.tensor_model_parallel_size == 1
+        super().__init__(config, MoESubmodules(experts=RoutedExperts, shared_experts=shared, router=FusedRouter))
 
     def forward(
         self, hidden_states: torch.Tensor, intermediate_tensors: None = None, padding_mask: None = None
@@ -152,9 +143,8 @@ class MoE(MoELayer):
         """hidden_states [T, 1, D], under sequence parallelism this rank's part of the row -> (the same shape, None)."""
         x = hidden_states.flatten(0, 1)
         ids, weights = self.router(hidden_states)
-        fc1 = [expert.linear_fc1.weight for expert in self.experts.local_experts]
-        fc2 = [expert.linear_fc2.weight for expert in self.experts.local_experts]
-        out = _SpreadExperts.apply(x, ids, weights, self._journey(x), "fp8" if self.is_fp8 else "same", *fc1, *fc2)
+        matrices = self.experts.weight1, self.experts.weight2  # for their gradients
+        out = _SpreadExperts.apply(x, ids, weights, self._journey(x), self, *matrices)
         out = out.view_as(hidden_states)
         if self.shared_experts is not None:
             out = out + self.shared_experts(hidden_states)
@@ -174,7 +164,7 @@ class MoE(MoELayer):
 class Fp8MoE(MoE):
     """The same with the matmuls of the routed experts in FP8; tokens and gradients leave for other ranks in FP8."""
 
-    is_fp8 = True
+    precision: Precision = "fp8"
 
 
 class _SpreadExperts(torch.autograd.Function):
@@ -187,40 +177,37 @@ class _SpreadExperts(torch.autograd.Function):
         ids: torch.Tensor,
         weights: torch.Tensor,
         journey: Any,
-        precision: Precision,
-        *matrices: torch.Tensor,
+        layer: MoE,
+        weight1: torch.Tensor,
+        weight2: torch.Tensor,
     ) -> torch.Tensor:
-        there = x, ids, weights
+        precision, quantize = layer.precision, layer.experts.fp8
+        there = Arrived(x, ids, weights, None)
         if journey is not None:
             there = journey.depart(_for_the_wire(x, precision), ids, weights)
-        local = len(matrices) // 2
-        out, h, plan = experts_forward(
-            *there, torch.stack(matrices[:local]), torch.stack(matrices[local:]), None, precision
-        )
-        sent = there[0] if isinstance(there[0], Fp8) else (there[0],)
-        ctx.save_for_backward(*sent, there[2], h, *matrices)
-        ctx.num_sent, ctx.plan, ctx.journey, ctx.precision = len(sent), plan, journey, precision
+        plan = moe_plan(there.ids, len(weight1), align=alignment(precision), num_choices=there.num_choices)
+        out, h = experts_forward(there.x, plan, there.weights, weight1, weight2, None, precision, quantize)
+        sent = there.x if isinstance(there.x, Fp8) else (there.x,)
+        ctx.save_for_backward(*sent, there.weights, h)
+        ctx.num_sent, ctx.plan, ctx.journey, ctx.layer = len(sent), plan, journey, layer
         return out if journey is None else journey.arrive(out, None)[0]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved = ctx.saved_tensors  # asked for once: recomputation hands them out once
-        sent, (weights, h, *matrices) = saved[: ctx.num_sent], saved[ctx.num_sent :]
+        sent, (weights, h) = saved[: ctx.num_sent], saved[ctx.num_sent :]
         x = Fp8(*sent) if len(sent) == 2 else sent[0]
+        experts, precision, wants_wgrad = ctx.layer.experts, ctx.layer.precision, any(ctx.needs_input_grad[5:])
         grad = grad.contiguous()
         if ctx.journey is not None:
-            grad = ctx.journey.follow(_for_the_wire(grad, ctx.precision))
-        local, wants_wgrad = len(matrices) // 2, any(ctx.needs_input_grad[5:])
-        stacks = torch.stack(matrices[:local]), torch.stack(matrices[local:])
+            grad = ctx.journey.follow(_for_the_wire(grad, precision))
+        matrices = experts.weight1, experts.weight2
         grad_x, grad_weights, *wgrads = experts_backward(
-            grad, x, weights, *stacks, h, ctx.plan, ctx.precision, wants_wgrad
+            grad, x, weights, *matrices, h, ctx.plan, precision, wants_wgrad, experts.fp8
         )
         if ctx.journey is not None:
             grad_x, grad_weights = ctx.journey.arrive(grad_x, grad_weights)
-        of_matrices = (
-            [g for w in wgrads if w is not None for g in w.unbind()] if wants_wgrad else [None] * len(matrices)
-        )
-        return grad_x, None, grad_weights, None, None, *of_matrices
+        return grad_x, None, grad_weights, None, None, *wgrads
 
 
 def _for_the_wire(tokens: torch.Tensor, precision: Precision) -> torch.Tensor | Fp8:

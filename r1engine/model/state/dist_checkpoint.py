@@ -35,18 +35,23 @@ class Saved:
     local: dict[str, torch.Tensor]  # their weights, under names that a snapshot uses too
 
     def sharded(self, prefix: str = "") -> dict[str, Any]:
-        """Megatron's description of the shards, chunk by chunk."""
-        found = {str(i): chunk.sharded_state_dict(prefix=prefix) for i, chunk in enumerate(self.chunks)}
-        for chunk in found.values():
-            for name, entry in chunk.items():
-                if name.endswith("._extra_state"):  # what recipe Transformer Engine used; block scaling has no state
-                    entry.data = None
-        return found
+        """Megatron's description of the shards, chunk by chunk: tensors alone."""
+        return {
+            str(i): {key: x for key, x in chunk.sharded_state_dict(prefix=prefix).items() if not _is_extra(key)}
+            for i, chunk in enumerate(self.chunks)
+        }
 
     def load(self, tree: dict[str, Any], prefix: str = "") -> None:
         """Copy what was read for `sharded` into the weights."""
         for i, chunk in enumerate(self.chunks):
-            chunk.load_state_dict({key.removeprefix(prefix): entry for key, entry in tree[str(i)].items()})
+            read = {key.removeprefix(prefix): entry for key, entry in tree[str(i)].items()}
+            problems = chunk.load_state_dict(read, strict=False)
+            assert not problems.unexpected_keys and all(map(_is_extra, problems.missing_keys)), problems
+
+
+def _is_extra(key: str) -> bool:
+    """What recipe Transformer Engine used. Block scaling has no state; Megatron's own linears have none either."""
+    return key.endswith("._extra_state")
 
 
 def _shards(state: dict[str, Any]) -> dict[torch.Tensor, Shard]:

@@ -1,7 +1,7 @@
 """Reading a Megatron checkpoint without running what somebody has put into it.
 
-PyTorch reads `.metadata` by a plain pickle.load, and what is no tensor (`_extra_state`) by torch.load without
-weights_only; both run any function that the file names. Megatron reads common.pt and tensors by weights_only itself.
+PyTorch reads `.metadata` by a plain pickle.load, and what this says is no tensor by torch.load without weights_only;
+both run any function that the file names. Megatron reads common.pt and tensors by weights_only itself.
 """
 
 from __future__ import annotations

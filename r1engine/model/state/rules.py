@@ -13,6 +13,7 @@ import torch
 
 from r1engine.hf.architecture import Architecture
 from r1engine.hf.tensors import EXPERT_BIAS, SCORE, hf_shapes, layer_shapes, mtp_layers
+from r1engine.model.layers.experts import MATRICES
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,14 @@ def _experts(num_experts: int) -> Rules:
         mlp = {name: replace(rule, expert=e) for name, rule in _mlp().items()}
         table |= _inside(f"experts.local_experts.{e}", f"experts.{e}", mlp)
     return table | _inside("shared_experts", "shared_experts", _mlp())
+
+
+def one_by_one(name: str, experts: range) -> list[str]:
+    """The names of the rules that a parameter follows: its own, or, of a matrix of all `experts`, one for each."""
+    module, _, last = name.rpartition(".")
+    if not module.endswith(".experts"):
+        return [name]
+    return [f"{module}.local_experts.{e}.{MATRICES[last]}" for e in experts]
 
 
 def _qkv(kind: str, model: Architecture) -> WeightRule:

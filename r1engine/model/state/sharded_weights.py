@@ -15,7 +15,7 @@ from r1engine.hf.architecture import Architecture
 from r1engine.hf.folder import Folder
 from r1engine.hf.tensors import SCORE, hf_shapes, is_float32, mtp_shapes
 from r1engine.model.state.dealing import Lot, deal, in_turns
-from r1engine.model.state.rules import WeightRule, mtp_rules, rules
+from r1engine.model.state.rules import WeightRule, mtp_rules, one_by_one, rules
 from r1engine.ranks import World
 
 
@@ -23,7 +23,7 @@ class ShardedWeights:
     """The parameters, and the buffers that are part of the model, of all chunks of layers on this rank.
 
     Attributes:
-        local: name with global layer and expert numbers -> this rank's tensor.
+        local: name with global layer numbers, and expert numbers where each expert has its own -> this rank's tensor.
     """
 
     def __init__(self, chunks: list[Any], model: Architecture, world: World, *, with_mtp: bool) -> None:
@@ -33,6 +33,11 @@ class ShardedWeights:
         self.local: dict[str, torch.Tensor] = {}
         for chunk in chunks:
             self.local |= {self._global(name, chunk): tensor for name, tensor in _tensors(chunk)}
+        # Name of a rule -> name in `local`, and which of its experts where it has those of all.
+        self._held: dict[str, tuple[str, int | None]] = {}
+        for name in self.local:
+            names = one_by_one(name, self._experts)
+            self._held |= {one: (name, None if one == name else i) for i, one in enumerate(names)}
         self._stage_of = self._find_stages()
         self._lots: list[tuple[Lot, int]] | None = None  # of this rank's stage, each with the rank that has it
 
@@ -41,11 +46,20 @@ class ShardedWeights:
         if parts[:2] == ["decoder", "layers"]:
             parts[2] = str(int(parts[2]) + get_transformer_layer_offset(chunk.config, vp_stage=chunk.vp_stage))
         if "local_experts" in parts:
-            assert self.model.moe is not None
-            per_rank = self.model.moe.num_experts // self.world.ep_size
             at = parts.index("local_experts") + 1
-            parts[at] = str(int(parts[at]) + self.world.ep_rank * per_rank)
+            parts[at] = str(self._experts[int(parts[at])])
         return ".".join(parts)
+
+    @property
+    def _experts(self) -> range:
+        """The routed experts of this rank."""
+        count = self.model.moe.num_experts // self.world.ep_size if self.model.moe else 0
+        return range(self.world.ep_rank * count, (self.world.ep_rank + 1) * count)
+
+    def _own(self, name: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the rule `name` makes, of `local` or of tensors under the same names."""
+        held, expert = self._held[name]
+        return tensors[held] if expert is None else tensors[held][expert]
 
     def _rule(self, name: str) -> WeightRule:
         if self.model.is_tied and name == "output_layer.weight":
@@ -54,10 +68,10 @@ class ShardedWeights:
 
     def _find_stages(self) -> dict[str, int]:
         """Name -> the first pipeline stage that has it, experts of other ranks included."""
-        names: list = [sorted(self.local)]
+        names: list = [sorted(self._held)]
         if self.world.pp_size > 1:
             names = [None] * self.world.pp_size
-            dist.all_gather_object(names, sorted(self.local), group=ps.get_pipeline_model_parallel_group())
+            dist.all_gather_object(names, sorted(self._held), group=ps.get_pipeline_model_parallel_group())
         return {name: stage for stage in reversed(range(len(names))) for name in names[stage]}
 
     def _split(self, rule: WeightRule) -> tuple[int, int, dist.ProcessGroup | None]:
@@ -78,10 +92,10 @@ class ShardedWeights:
             folder: of the model.
             fresh:  Hugging Face names that it does not have: their parameters stay as they are.
         """
-        for name, tensor in self.local.items():
+        for name in self._held:
             rule = self._rule(name)
             if not {*rule.hf} & {*fresh}:
-                self._fill(tensor, rule, folder)
+                self._fill(self._own(name, self.local), rule, folder)
 
     def read(self, folder: Folder, model: Architecture) -> dict[str, torch.Tensor]:
         """What this rank would hold of another model, in host memory.
@@ -90,17 +104,18 @@ class ShardedWeights:
             folder: of a model with the same layers; its head may be a score.
             model:  what it is.
         """
-        found = {}
+        found: dict[str, torch.Tensor] = {}
         for name, rule in rules(model).items():
-            if name in self.local:
-                own = self.local[name]
-                found[name] = torch.empty_like(own, device="cpu", pin_memory=own.is_cuda)
+            if name in self._held:
+                held, _ = self._held[name]
+                if held not in found:
+                    own = self.local[held]
+                    found[held] = torch.empty_like(own, device="cpu", pin_memory=own.is_cuda)
+                self._fill(self._own(name, found), rule, folder)
             elif name == SCORE and "decoder.final_layernorm.weight" in self.local:  # the last stage
                 norm = self.local["decoder.final_layernorm.weight"]
                 found[name] = torch.empty(1, len(norm), dtype=norm.dtype, pin_memory=norm.is_cuda)
-            else:
-                continue
-            self._fill(found[name], rule, folder)
+                self._fill(found[name], rule, folder)
         return found
 
     def _fill(self, tensor: torch.Tensor, rule: WeightRule, folder: Folder) -> None:
@@ -188,10 +203,10 @@ class ShardedWeights:
         _, ranks, group = self._split(rule)
         is_owner = owner == self.world.rank
         if rule.dim is None or ranks == 1:
-            return self._cut(rule, rule.unfuse(self.local[name].detach())) if is_owner else None
+            return self._cut(rule, rule.unfuse(self._own(name, self.local).detach())) if is_owner else None
         if owner not in dist.get_process_group_ranks(group):
             return None
-        shard = self.local[name].detach().contiguous()
+        shard = self._own(name, self.local).detach().contiguous()
         shards = [torch.empty_like(shard) for _ in range(ranks)] if is_owner else None
         dist.gather(shard, shards, dst=owner, group=group)
         return self._joined(rule, shards) if shards is not None else None
@@ -213,8 +228,8 @@ class ShardedWeights:
         """The Hugging Face tensors of a bundle, in its order."""
         own = names[self.world.ep_rank] if len(names) > 1 else names[0]
         tensors = None
-        if own in self.local:
-            tensors = self._whole(self._rules[own], self.local[own].detach())
+        if own in self._held:
+            tensors = self._whole(self._rules[own], self._own(own, self.local).detach())
             if len(names) > 1:
                 tensors = self._exchange(tensors)
         if self.world.pp_size == 1:

@@ -46,8 +46,8 @@ def servers(model):
 
 def refreshes(folder: Path, urls: dict[str, list[str]], out: Path, count: int) -> dict[str, list]:
     """What a rank tells of `count` refreshes by each route to its servers: (report, versions of the servers)."""
-    # Of two ranks: each has half of the dense part and half of the experts.
-    cfg = RlConfig(model={"path": folder}, parallel={"tensor": 2, "expert": 2})
+    # Of two ranks: each has half of the dense part and half of the experts, which are one parameter of each matrix.
+    cfg = RlConfig(model={"path": folder, "experts": "fused"}, parallel={"tensor": 2, "expert": 2})
     world = join(cfg.parallel)
     policy = Policy(cfg.model, cfg.parallel, cfg.optimizer, world)
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # as under torchrun: groups have their own

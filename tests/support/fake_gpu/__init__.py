@@ -57,6 +57,7 @@ class FakeGpu(TorchDispatchMode):
     Attributes:
         waits: place in the engine -> how often the host waited for the device there.
         ops:   calls of operations on the device, views left out.
+        made:  (operation, dtype, shape) of their results, those left out that are written in place -> how many.
         launches: of kernels, in order.
         recorded: CUDA graphs; while one is recorded nothing may wait, and nothing come from the host.
     """
@@ -66,6 +67,7 @@ class FakeGpu(TorchDispatchMode):
         self.launches = launches
         self.waits: Counter[str] = Counter()
         self.ops: Counter[str] = Counter()
+        self.made: Counter[tuple[str, torch.dtype, tuple[int, ...]]] = Counter()
         self.recorded = 0
         self._is_recording = False
         self.fakes = _Fakes(allow_non_fake_inputs=True)
@@ -98,6 +100,9 @@ class FakeGpu(TorchDispatchMode):
             return args[0].new_empty((0, args[0].dim()) if is_index else 0, dtype=torch.int64 if is_index else None)
         with self.fakes:
             out = func(*args, **kwargs)
+        if not func.is_view and not func._schema.is_mutable:
+            results = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+            self.made.update((str(func.overloadpacket.__name__), x.dtype, tuple(x.shape)) for x in results)
         if not tree_any(_is_host, out):
             return out
         if func is aten._to_copy.default and not kwargs.get("non_blocking"):

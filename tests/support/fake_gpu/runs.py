@@ -29,6 +29,7 @@ DEVICE = torch.device("cuda", 0)
 # Two layers, of which the second has experts; sizes that the kernels of a GPU take.
 WIDE = {"hidden_size": 128, "moe_intermediate_size": 128, "qk_nope_head_dim": 16, "v_head_dim": 16}
 SIZES = {"num_hidden_layers": 2}
+ROWS = 2  # of a pass
 
 
 class Seen(NamedTuple):
@@ -36,26 +37,30 @@ class Seen(NamedTuple):
 
     waits: dict[str, Counter[str]]  # phase -> place -> how often
     launches: dict[str, Counter[str]]  # phase -> kernel -> how often
+    made: dict[str, Counter[tuple[str, torch.dtype, tuple[int, ...]]]]  # phase -> result of an operation -> how many
     misplaced: list[str]  # parameters and buffers that are not on the device
     metrics: set[str] = frozenset()
 
 
 class Phases:
-    """Waits and launches, phase by phase."""
+    """Waits, launches and results, phase by phase."""
 
     def __init__(self, gpu: fake_gpu.FakeGpu) -> None:
         self._gpu = gpu
         self.waits: dict[str, Counter[str]] = {}
         self.launches: dict[str, Counter[str]] = {}
+        self.made: dict[str, Counter] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """What happens inside is of this phase."""
         self._gpu.waits.clear()
         self._gpu.launches.clear()
+        self._gpu.made.clear()
         yield
         self.waits[name] = Counter(self._gpu.waits)
         self.launches[name] = Counter(launch.name for launch in self._gpu.launches)
+        self.made[name] = Counter(self._gpu.made)
 
 
 def model_folder(family: str) -> Path:
@@ -66,31 +71,34 @@ def model_folder(family: str) -> Path:
     return folder
 
 
-def train(library: Path, family: str, experts: str, offload: bool) -> Seen:
-    """A policy is built, asked for log-probabilities, updated twice, and its weights are handed on."""
-    folder = model_folder(family)
+def train(library: Path, family: str, experts: str, offload: bool, ranks: int = 1) -> Seen:
+    """A policy is built, asked for log-probabilities, updated, and its weights are handed on.
+
+    The experts are dealt to `ranks` ranks, of which this is the first; nothing comes from the others.
+    """
+    folder, layout = model_folder(family), Parallel(expert=ranks)
     gpu = fake_gpu.start(library)
-    dist.init_process_group("fake", store=fake_gpu.store(), rank=0, world_size=1)
-    parallel.start_groups(Parallel())
+    dist.init_process_group("fake", store=fake_gpu.store(), rank=0, world_size=ranks)
+    parallel.start_groups(layout)
     items = [Sequence(list(range(2, 2 + n)), 1, 0.01) for n in (5, 17, 40)]
     phases, mtp = Phases(gpu), {"mtp_loss_weight": 0.3} if family.endswith("mtp") else {}
-    cfg = RlConfig(model={"path": folder, "experts": experts} | mtp, optimizer={"offload": offload})
+    cfg = RlConfig(model={"path": folder, "experts": experts} | mtp, optimizer={"offload": offload}, parallel=layout)
     with gpu:
         with phases.phase("build"):
-            policy = policy_of(cfg, World(0, 1, DEVICE))
+            policy = policy_of(cfg, World(0, ranks, DEVICE, dp_size=ranks, ep_size=ranks))
         held = [item for chunk in policy.chunks for item in (*chunk.named_parameters(), *chunk.named_buffers())]
-        rows = [row.to(DEVICE) for row in pack(items, RowShape(max_tokens=64))[0]]
+        rows = [row.to(DEVICE) for row in pack(items, RowShape(max_tokens=48))[0]]
+        assert len(rows) == ROWS
         with phases.phase("logprobs"):
-            (logp,) = policy.logprobs(rows)
+            held += [("logp", logp) for logp in policy.logprobs(rows)]
         with phases.phase("reference"):
             policy.reference_logprobs(policy.snapshot(), rows)
         with phases.phase("update"):
             metrics = policy.update(rows, cross_entropy, 1e-3).metrics
         with phases.phase("weights"):
             held += list(policy.weights())
-    held.append(("logp", logp))
     misplaced = [name for name, tensor in held if tensor.device != DEVICE]
-    return Seen(phases.waits, phases.launches, misplaced, set(metrics))
+    return Seen(phases.waits, phases.launches, phases.made, misplaced, set(metrics))
 
 
 class Drawn(NamedTuple):

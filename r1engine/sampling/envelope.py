@@ -70,11 +70,13 @@ def _crossed(
 ) -> tuple[list[str], list[bool]]:
     """The best search of each half of a bin, and its verdicts on the other half.
 
-    Of equal ones that which is better in that half of all bins, then the cheaper one: bins may be small.
+    Of equal ones that which is better in that half of all bins, then the cheaper one: bins may be small. A search of
+    which nothing is decided in the bin has its accuracy of all bins there; without one it comes last.
     """
 
     def worth(name: str, half: list[int], of_all: list[int]) -> tuple[float, float, int]:
-        return _accuracy(verdicts[name], half), _accuracy(verdicts[name], of_all), -able.index(name)
+        whole_half = _accuracy(verdicts[name], of_all, -1.0)
+        return _accuracy(verdicts[name], half, whole_half), whole_half, -able.index(name)
 
     pairs = [*zip(halves, whole, strict=True)]
     names = [max(able, key=lambda name: worth(name, half, of_all)) for half, of_all in pairs]
@@ -83,9 +85,9 @@ def _crossed(
     return names, judged
 
 
-def _accuracy(verdicts: Verdicts, questions: Sequence[int]) -> float:
+def _accuracy(verdicts: Verdicts, questions: Sequence[int], unknown: float) -> float:
     known = [verdicts[number] for number in questions if number in verdicts]
-    return fmean(known) if known else 0.0
+    return fmean(known) if known else unknown
 
 
 def envelope_of(rows: list[Row], table: Row) -> list[Row]:

@@ -80,9 +80,16 @@ def _labelled(
     rows = everyones_rows(world, crew.away, own, run_dir, "what is labelled so far is kept")
     blind = [row["id"].partition("/")[0] for row in rows if all(label is None for label in row["labels"])]
     if blind:
-        named = ", ".join(dict.fromkeys(blind[:LISTED]))
-        progress.note(f"no step is labelled of {len(blind)} solutions (questions {named} ...): nothing is decided")
+        progress.note(f"no step is labelled of {len(blind)} solutions ({_named(blind)}): nothing is decided")
+    told = {row["id"].partition("/")[0] for row in rows}
+    if silent := [number for prompt in prompts if (number := str(prompt.id)) not in told]:
+        progress.note(f"nothing is written of {len(silent)} questions ({_named(silent)}): no solution is decided")
     return rows
+
+
+def _named(questions: list[str]) -> str:
+    named = list(dict.fromkeys(questions))
+    return f"questions {', '.join(named[:LISTED])}{' ...' if len(named) > LISTED else ''}"
 
 
 @dataclass

@@ -69,7 +69,7 @@ def _paths(row: Row, min_visits: int, tokenizer: PromptTokenizer, stop: frozense
     """The paths to the last visited nodes, with the mean value of each node that was visited often enough.
 
     A node that paths share is labelled in the first one only, so that it counts once. What a search visited but drew
-    in one piece has no values of its steps.
+    in one piece has no values of its steps. An end that is undecided has no label: its mean is what the model said.
     """
     visited = {n["node"]: n for n in row["nodes"] if n["visits"] >= min_visits and not n.get("lookahead")}
     inner = {node["parent"] for node in visited.values()}
@@ -82,7 +82,8 @@ def _paths(row: Row, min_visits: int, tokenizer: PromptTokenizer, stop: frozense
         for node in _path(last, visited):
             own = _without_stop(node["tokens"], stop)
             steps += own
-            labels += [None] * (len(own) - 1) + [None if node["node"] in told else node["mean"]] if own else []
+            label = None if node["node"] in told or node.get("verdict") == "undecided" else node["mean"]
+            labels += [None] * (len(own) - 1) + [label] if own else []
             told.add(node["node"])
         if any(label is not None for label in labels):
             yield {

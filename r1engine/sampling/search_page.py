@@ -108,14 +108,17 @@ def curves(searches: dict[str, Row], envelope: list[Row]) -> Chart:
 
 
 def most_telling(rows: list[Row]) -> int | None:
-    """The question on which the searches differ most, of equal ones that with the largest trees."""
+    """The question on which the searches differ most, of equal ones that with the largest trees.
+
+    An undecided answer differs from none.
+    """
     of_question: dict[int, list[Row]] = {}
     for row in rows:
         of_question.setdefault(row["id"], []).append(row)
 
     def worth(number: int) -> tuple[float, int]:
-        right = [row["verdict"] == "right" for row in of_question[number]]
-        share = sum(right) / len(right)
+        right = [row["verdict"] == "right" for row in of_question[number] if row["verdict"] != "undecided"]
+        share = sum(right) / max(1, len(right))
         return share * (1 - share), sum(len(row["nodes"]) for row in of_question[number])
 
     return max(of_question, key=worth, default=None)

@@ -123,7 +123,7 @@ def table_of(rows: list[Row], totals: dict[str, Row], names: list[str]) -> Row:
             "low": found.low if found else None,
             "high": found.high if found else None,
             **{how: _accuracy(own, how) for how in ("vote", "best", "majority")},
-            "any_right": fmean(row["right"] > 0 for row in own) if own else None,
+            "any_right": fmean(solved) if (solved := _solved(own)) else None,
             "pass_at_1": fmean(shares) if (shares := shares_right(own)) and name.startswith("best_of") else None,
             "auc": _told_apart(own),
             "undecided": len(own) - len(decided),
@@ -140,6 +140,11 @@ def table_of(rows: list[Row], totals: dict[str, Row], names: list[str]) -> Row:
 def shares_right(rows: list[Row]) -> list[float]:
     """Of the questions of which something is decided, the share of right ones among the completions that ended."""
     return [row["right"] / row["decided"] for row in rows if row["decided"]]
+
+
+def _solved(rows: list[Row]) -> list[bool]:
+    """Whether a question has a right completion; without those that have none, but an undecided one."""
+    return [row["right"] > 0 for row in rows if row["right"] or row["decided"] == row["ended"]]
 
 
 def _told_apart(rows: list[Row]) -> float | None:
@@ -207,7 +212,8 @@ def tree_text(row: Row, tokenizer: PromptTokenizer, *, most: int | None) -> str:
         visits = f" {node['visits']:3d} visits" if node["visits"] else ""
         text = tokenizer.decode(tokens).replace("\n", "\\n")
         chosen = " *" if node["node"] == row["node"] else ""
-        lines.append(f"{'  ' * depth}{node['value']:.2f}{visits}  {text}{end}{chosen}")
+        value = f"{node['value']:.2f}" if node["tokens"] else "a tree"  # of its own, without a step that has a value
+        lines.append(f"{'  ' * depth}{value}{visits}  {text}{end}{chosen}")
         if most is not None and len(lines) > most:
             lines.append(f"... {len(row['nodes'])} steps in all; r1engine search CONFIG --question {row['id']}")
             break

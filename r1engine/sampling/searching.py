@@ -246,6 +246,9 @@ def _conclude(cfg: SearchConfig, files: SearchFiles) -> Row:
             limit = f"(max_steps {cfg.search.max_steps}, max_tokens {cfg.rollout.max_tokens_at(0)})"
             count = f"{found['without_answer']} of {found['questions']}"
             notes.append(f"search {name}: {count} searches ended without an answer {limit}")
+        if found["undecided"]:
+            count = f"{found['undecided']} of {found['questions']}"
+            notes.append(f"search {name}: {count} answers are undecided, and in no accuracy")
     told = {f"accuracy {name}": found["accuracy"] for name, found in table["searches"].items()}
     return told | {f"drawn {name}": found["drawn"] for name, found in table["searches"].items()} | {"notes": notes}
 

@@ -149,10 +149,12 @@ class Tree:
         """Take the scores of a node's own steps; its value is that of the whole path.
 
         Raises:
-            ValueError: there is not one score a step.
+            ValueError: there is not one score a step, or one is not in [0, 1].
         """
         if len(scores) != len(node.steps):
             raise ValueError(f"scorer: found {len(scores)} scores, required {len(node.steps)}, one a step")
+        if outside := [score for score in scores if not 0 <= score <= 1]:
+            raise ValueError(f"scorer: found the score {outside[0]}, required 0 to 1")
         node.scores = tuple(scores)
         node.value = aggregate(self.scores(node), self._how)
 

@@ -26,6 +26,14 @@ def test_what_is_chosen_by_chance_is_no_better_than_chance():
     assert abs(found["optimal"] - 0.5) < 4 * (0.25 / count) ** 0.5  # the best of 12 in a bin of 10 has about 0.75
 
 
+def test_where_a_search_is_undecided_in_a_bin_it_is_not_wrong_there():
+    beam = {number: number % 4 < 3 for number in range(8, 24)}  # nothing decided of the first bin; .75 of the rest
+    vote = {number: number % 4 < 2 for number in range(24)}  # .5 everywhere
+    drawn = {"beam": 10.0, "vote": 10.0, "none": 10.0}
+    found = envelope({"beam": beam, "vote": vote, "none": {}}, drawn, [[*range(8)], [*range(8, 24)]])[-1]
+    assert found["chosen"] == [["beam", "beam"], ["beam", "beam"]]
+
+
 def test_undecided_questions_and_small_sets_are_left_out():
     assert [len(one) for one in bins_of(dict.fromkeys(range(7), 0.5))] == [2, 3, 2]
     [found] = envelope({"a": {0: True, 1: True}}, {"a": 5.0}, [[0, 1, 2, 3]])

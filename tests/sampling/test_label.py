@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from r1engine.batch import Prompt
 from r1engine.config import LabelConfig, StepMarking, TinyChainConfig
+from r1engine.data.question import Question
 from r1engine.data.steps import read_steps
 from r1engine.demo import tiny_chain as demo
 from r1engine.observe.progress import Progress
@@ -67,10 +69,13 @@ def test_questions_of_which_nothing_is_decided_are_named(tmp_path, capsys):
         [{"id": f"{q}/{i}", "labels": labels} for i, labels in enumerate(found)] for q, found in of_questions.items()
     ]
     crew = SimpleNamespace(label=lambda prompts: rows, away=[])  # a model and a grader outside of this test
+    asked = [Prompt(number, [1], "", Question("")) for number in (2, 3, 5, 9)]
     with Progress("run", enabled=True) as progress:
-        found = _labelled(crew, tmp_path, ALONE, [], progress)
+        found = _labelled(crew, tmp_path, ALONE, asked, progress)
     assert [row["labels"] for row in found] == [[None, None], [None], [None, 0.0], [None]]  # unknown is not 0
-    assert "no step is labelled of 3 solutions (questions 3, 9 ...): nothing is decided" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no step is labelled of 3 solutions (questions 3, 9): nothing is decided" in said
+    assert "nothing is written of 1 questions (questions 2): no solution is decided" in said  # as a tree leaves it
 
 
 def test_marks_that_the_policy_does_not_write_are_refused(chains, tmp_path, monkeypatch):

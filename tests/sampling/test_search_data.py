@@ -33,6 +33,7 @@ def cfg(tmp_path):
         node(6, 1, [d], 1, 0.125),  # visited too seldom
         node(7, 1, [[STOP]], 4, 0.0, finish="stop", verdict="wrong"),
         node(8, 0, [d], 0, lookahead=True),
+        node(9, 1, [[*b, *c, STOP]], 2, 0.625, finish="stop", verdict="undecided"),  # the model's own value
     ]
     row = {"search": "mcts", "id": 3, "question": "Q", "nodes": nodes}
     best = {"search": "best_of", "id": 3, "question": "Q", "nodes": [node(1, 0, [a, [*c, STOP]], **right)]}

@@ -15,6 +15,7 @@ from r1engine.observe.failure import RunFailed
 from r1engine.pipeline.manifest import digest
 from r1engine.ranks import World
 from r1engine.sampling import searching
+from r1engine.sampling.search_page import most_telling
 from r1engine.sampling.search_rows import markdown, print_tree, table_of
 from r1engine.sampling.searching import drawn_by, search
 from r1engine.search.scored_folder import NAME, ScoredFolder
@@ -192,11 +193,21 @@ def test_a_scorer_that_says_not_what_it_means_a_mark_that_never_comes_and_too_li
         run(settings(world, tmp_path / "c", steps={"marks": ["</step>"]}))
 
 
+def test_an_undecided_answer_differs_from_none_and_is_told(tmp_path):
+    def row(search: str, number: int, verdict: str) -> dict:
+        return {"search": search, "id": number, "verdict": verdict, "nodes": [{}] * number}
+
+    rows = [row("a", 1, "right"), row("b", 1, "wrong"), row("a", 2, "right"), row("b", 2, "undecided")]
+    assert most_telling(rows) == 1
+    assert most_telling([row("a", 1, "undecided"), row("a", 2, "undecided")]) == 2
+
+
 def test_the_table_by_hand():
     def row(verdict: str, drawn: int, answer: str | None = "1", right: int = 0) -> dict:
         return {
             "search": "beam", "verdict": verdict, "verdicts": dict.fromkeys(("vote", "best", "majority"), verdict),
-            "answer": answer, "cut": False, "drawn": drawn, "right": right, "decided": 2,
+            "answer": answer, "cut": False, "drawn": drawn, "right": right, "ended": 2,
+            "decided": 2 - (verdict == "undecided"),
             "nodes": [{"value": drawn / 40, "verdict": verdict, "finish": "stop"}],
         }  # fmt: skip
 
@@ -204,6 +215,7 @@ def test_the_table_by_hand():
     table = table_of(rows, {"beam": {"policy": 120, "scorer": 60, "seconds": 2.0}}, ["beam"])
     found = table["searches"]["beam"]
     assert (found["accuracy"], found["undecided"], found["without_answer"]) == (2 / 3, 1, 1)
-    assert (found["drawn"], found["policy_run"], found["scorer_run"], found["any_right"]) == (25, 30, 15, 0.75)
+    assert (found["drawn"], found["policy_run"], found["scorer_run"]) == (25, 30, 15)
+    assert found["any_right"] == 1.0  # three of three: whether the undecided one is right is not known
     assert (found["pass_at_1"], found["auc"]) == (None, 0.5)  # 10 below 20, 40 above it
     assert "| beam | 0.667 (" in markdown(table) and "| 25 | 30 | 15 | 2.0 |" in markdown(table)

@@ -249,3 +249,6 @@ def test_a_scorer_that_gives_another_number_of_scores_is_refused():
     assert tree.score_path(child) == (PROMPT, ((1, 2), (3,)), 0)
     with pytest.raises(ValueError, match="found 1 scores, required 2, one a step"):
         tree.set_scores(child, [0.5])
+    for score in (float("nan"), 1.5, -0.1):
+        with pytest.raises(ValueError, match=f"scorer: found the score {score}, required 0 to 1"):
+            tree.set_scores(tree.root.children[0], [score] * len(tree.root.children[0].steps))

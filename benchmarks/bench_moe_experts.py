@@ -1,4 +1,5 @@
-"""The routed experts, forward and backward: fused in bfloat16 and FP8, and unfused as PyTorch steps.
+"""The routed experts, forward and backward: fused in bfloat16 and FP8, of matrices one by one that are put together in
+each pass, and unfused as PyTorch steps.
 
 python benchmarks/bench_moe_experts.py --device cuda
 """
@@ -33,6 +34,7 @@ def main() -> None:
         [(2048 if rounds > 1 else 64, first.hidden, 2 * first.inner)], torch.bfloat16, first.device
     )
     leaves = [m.requires_grad_() for m in first.matrices()]
+    singles = [[m.clone().requires_grad_() for m in matrices.detach()] for matrices in leaves]
     has_deep_gemm = first.device.type == "cuda" and why_not("deep_gemm", "cuda") is None
     for case in cases:
         x, ids, weights = case.randn(case.tokens, case.hidden).requires_grad_(), case.ids(), case.weights()
@@ -42,16 +44,18 @@ def main() -> None:
             "bf16": lambda x=x, i=ids, w=weights: moe_experts(x, i, w, *leaves),
             "fp8": lambda x=x, i=ids, w=weights: moe_experts(x, i, w, *leaves, precision="fp8"),
             "fp8_wgrad": lambda x=x, i=ids, w=weights: moe_experts(x, i, w, *leaves, precision="fp8_wgrad"),
+            "bf16, put together": lambda x=x, i=ids, w=weights: moe_experts(x, i, w, *map(torch.stack, singles)),
             "bf16 unfused": lambda x=x, i=ids, w=weights: unfused(x, i, w, *leaves),
         }
         flop = 6 * case.rows * case.hidden * case.inner
         for name, layer in layers.items():
+            trained = [m for matrices in singles for m in matrices] if "together" in name else leaves
 
             def forward(layer: object = layer) -> None:
                 with torch.no_grad():
                     layer()
 
-            def both(layer: object = layer, inputs: tuple = (x, weights, *leaves), grad: torch.Tensor = grad) -> None:
+            def both(layer: object = layer, inputs: tuple = (x, weights, *trained), grad: torch.Tensor = grad) -> None:
                 torch.autograd.grad(layer(), inputs, grad)
 
             for part, call, factor in (("forward", forward, 1), ("forward + backward", both, 3)):

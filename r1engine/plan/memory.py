@@ -39,6 +39,7 @@ class Job:
     raters: int = 0  # reward models that the trainer runs itself; their weights wait in host memory
     with_mtp: bool = False
     fp8: bool = False  # linears of attention, dense MLPs and shared experts
+    fp8_experts: bool = False  # routed experts
 
     @property
     def generates(self) -> bool:
@@ -93,9 +94,9 @@ def stage_memory(arch: Architecture, layout: Layout, job: Job, gpu: Gpu, assumed
     weights = {"weights": WEIGHT * count / GIB, "runtime": assumed.runtime_gib}
     if job.with_mtp and 0 < stage == layout.pipeline - 1:  # the last stage embeds the tokens that follow
         weights["MTP embedding"] = WEIGHT * arch.vocab_size * arch.hidden_size / layout.tensor / GIB
-    if job.fp8:  # copies of the weights, one for each direction of the products
-        in_fp8 = sum(parameters.get(term, 0) for term in ("attention", "dense mlp", "shared experts"))
-        weights["FP8 copies"] = 2 * in_fp8 / GIB
+    in_fp8 = ("attention", "dense mlp", "shared experts") * job.fp8 + ("experts",) * job.fp8_experts
+    if in_fp8:  # copies of the weights, one for each direction of the products
+        weights["FP8 copies"] = 2 * sum(parameters.get(term, 0) for term in in_fp8) / GIB
     forward = {
         "logits": _logits(arch, layout, job, stage) / GIB,
         "MoE buffers": _dispatch(arch, layout, job, assumed) / GIB,

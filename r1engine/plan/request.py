@@ -118,6 +118,7 @@ def job_of(cfg: Planned, assumed: Assumed, step: int = 0) -> Job:
         raters=sum(model.path is not None for model in cfg.rewards.reward_models.values()),
         with_mtp=cfg.model.mtp_loss_weight > 0,
         fp8=cfg.model.fp8,
+        fp8_experts=cfg.model.experts == "fused_fp8",
     )
 
 
@@ -138,6 +139,7 @@ def _step_of(cfg: StageConfig, batch_size: int, texts: int, mean_tokens: float, 
         generator_bytes=2,
         with_mtp=cfg.model.mtp_loss_weight > 0,
         fp8=cfg.model.fp8,
+        fp8_experts=cfg.model.experts == "fused_fp8",
     )
 
 

@@ -98,6 +98,14 @@ def test_fp8_linears_by_hand():
     assert terms.training["FP8 copies"] == pytest.approx(2 * in_fp8 / GIB)
 
 
+def test_fp8_copies_of_routed_experts_by_hand():
+    """Two bytes a weight: 4 layers, 8 of 256 experts with three matrices of 7168 x 2048 each."""
+    layout = Layout(gpus=512, tensor=1, pipeline=16, expert=32, first_stage=3, last_stage=2)
+    job = dataclasses.replace(JOB, fp8_experts=True)
+    terms = stage_memory(V3, layout, job, GPUS["h800"], Assumed(), 5)
+    assert terms.training["FP8 copies"] == pytest.approx(2 * 4 * 8 * 3 * 7168 * 2048 / GIB)
+
+
 def test_a_layout_whose_shards_fp8_cannot_take_is_refused_and_not_searched():
     llama = read_architecture(ROOT / "configs" / "models" / "Qwen2.5-Math-1.5B")  # 1536 columns, 2 key/value heads
     fp8 = dataclasses.replace(JOB, fp8=True, generator_tensor=1)

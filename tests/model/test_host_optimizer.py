@@ -20,7 +20,9 @@ ADAM = {"eps": 1e-3, "weight_decay": 0.1, "clip_grad": 0.5}  # a small eps would
 
 def make(world, folder, dtype: str, *, offload: bool) -> Policy:
     mtp = 0.3 if "mtp" in folder.name else 0.0
-    model = {"path": folder, "dtype": dtype, "mtp_loss_weight": mtp}
+    # One parameter of all experts, in which a dtype of 2 bytes wants rows of 16 bytes.
+    experts = "fused" if dtype == "float32" else "megatron"
+    model = {"path": folder, "dtype": dtype, "mtp_loss_weight": mtp, "experts": experts}
     return policy_of(RlConfig(model=model, optimizer=ADAM | {"offload": offload}), world)
 
 
@@ -36,7 +38,7 @@ def train(policy: Policy) -> tuple[list[dict[str, float]], dict[str, torch.Tenso
     return stats, {name: tensor.clone() for name, tensor in policy.weights()}
 
 
-@pytest.fixture(params=[1 << 25, 4000], ids=["one-bucket", "many-buckets"])
+@pytest.fixture(params=[1 << 25, 4000, 1024], ids=["one-bucket", "many-buckets", "parameters-in-pieces"])
 def bucket(request, monkeypatch):
     monkeypatch.setattr(host_optimizer, "BUCKET", request.param)
 
@@ -51,6 +53,15 @@ def test_updates_are_the_ordinary_ones_to_the_last_bit(world, folders, bucket, f
     (expected, weights), (found, others) = train(ordinary), train(make(world, folder, dtype, offload=True))
     assert found == expected
     assert all(torch.equal(others[name], tensor) for name, tensor in weights.items())
+
+
+def test_no_more_than_a_bucket_travels_at_once(world, folders, monkeypatch):
+    monkeypatch.setattr(host_optimizer, "BUCKET", 1024)
+    policy = make(world, folders["deepseek"][0], "float32", offload=True)
+    policy.update(rows(), cross_entropy, 1e-3)
+    assert max(p.numel() for p in policy.chunks[0].parameters()) == 10 * 1024
+    for one in policy.optimizer.chained_optimizers:
+        assert {len(room) for room in (*one.optimizer._down, *one.optimizer._up)} == {1024}
 
 
 def test_updates_are_near_those_of_the_loop(world, folders):

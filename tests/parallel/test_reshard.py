@@ -20,6 +20,7 @@ from r1engine.config import RlConfig
 from r1engine.grpo import objective
 from r1engine.model.cpu import on_cpu
 from r1engine.model.parallel import join, leave
+from r1engine.model.state import optimizer_state
 
 VOCABULARY = 97  # two ranks fill it up to 98 rows
 FLOAT16 = {"model": {"dtype": "bfloat16"}}
@@ -78,6 +79,7 @@ def run(model: Path, settings: dict, source: Path | None, out: Path) -> None:
         steps=8,
         optimizer={"eps": 1e-3, "weight_decay": 0.1} | settings.get("optimizer", {}),
     )
+    optimizer_state.PIECE = 1000  # less than most tensors have
     world = join(cfg.parallel)  # as it is, in a process that has joined already
     policy = policy_of(cfg, world)
     reference = policy.snapshot()

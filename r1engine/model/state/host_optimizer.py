@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch.optim.adamw import adamw
 
 BUCKET = 1 << 25  # elements that travel together: 128 MiB of gradients
 STATE_BYTES = 12  # of an element in host memory: master weight and two moments, float32
@@ -28,18 +29,30 @@ class Place:
     weight: Callable[[], torch.Tensor]  # flat part of the model's parameter that it is the master of
 
 
-@dataclass
-class HostBucket:
-    """Places whose gradients travel together."""
+@dataclass(frozen=True)
+class Piece:
+    """Elements of a place, at most BUCKET."""
 
-    places: list[Place]
-    masters: list[torch.Tensor]  # float32 in host memory, flat
-    adam: torch.optim.AdamW
+    place: Place
+    master: torch.Tensor  # of the whole place, float32 in host memory, flat
+    part: slice
+
+    @property
+    def size(self) -> int:
+        return self.part.stop - self.part.start
+
+
+@dataclass(frozen=True)
+class HostBucket:
+    """Pieces whose gradients travel together."""
+
+    pieces: list[Piece]
+    adam: torch.optim.AdamW  # holds the masters of a parameter group and their state
     group: dict[str, Any]  # Megatron's parameter group, which says the learning rate
 
     @property
     def size(self) -> int:
-        return sum(len(master) for master in self.masters)
+        return sum(piece.size for piece in self.pieces)
 
 
 class HostAdam:
@@ -59,14 +72,15 @@ class HostAdam:
         self.state: dict[torch.Tensor, dict[str, Any]] = {}
         by_main = {place.main: place for place in places}
         _check_memory(sum(main.numel() for main in by_main))
-        self._buckets = [
-            bucket for group in param_groups for bucket in _buckets([by_main[p] for p in group["params"]], group)
-        ]
-        self._holder = {
-            place.main: (bucket.adam, master)
-            for bucket in self._buckets
-            for place, master in zip(bucket.places, bucket.masters, strict=True)
-        }
+        self._buckets: list[HostBucket] = []
+        self._holder: dict[torch.Tensor, tuple[torch.optim.AdamW, torch.Tensor]] = {}
+        for group in param_groups:
+            masters = [torch.empty(main.numel()) for main in group["params"]]
+            if masters:
+                adam = torch.optim.AdamW(masters, fused=True)
+                self._holder |= {main: (adam, master) for main, master in zip(group["params"], masters, strict=True)}
+                pieces = _pieces([(by_main[p], m) for p, m in zip(group["params"], masters, strict=True)])
+                self._buckets += [HostBucket(part, adam, group) for part in pieces]
         self._copies = torch.cuda.Stream() if any(main.is_cuda for main in by_main) else None
         self._down: list[torch.Tensor] = []  # two, so that one is filled while the other is used
         self._up: list[torch.Tensor] = []
@@ -83,8 +97,8 @@ class HostAdam:
     def read(self) -> None:
         """Take the model's weights for the master weights."""
         for bucket in self._buckets:
-            for place, master in zip(bucket.places, bucket.masters, strict=True):
-                master.copy_(place.weight())
+            for piece in bucket.pieces:
+                piece.master[piece.part].copy_(piece.place.weight()[piece.part])
 
     @torch.no_grad()
     def step(self) -> None:
@@ -101,21 +115,24 @@ class HostAdam:
             if i + 1 < len(self._buckets):
                 arrived.append(self._fetch(i + 1))
             _wait(arrived[i])
-            for key in ("lr", "weight_decay"):
-                bucket.adam.param_groups[0][key] = bucket.group[key]
-            bucket.adam.step()
-            bucket.adam.zero_grad()
+            _update(bucket, self._down[i % 2])
             _wait(left[i - 2] if i >= 2 else None)
             left.append(self._send(i))
+        for adam, master in self._holder.values():
+            adam.state[master]["step"] += 1
         if self._copies is not None:
             torch.cuda.current_stream().wait_stream(self._copies)
 
     def _make_room(self) -> None:
-        """Pinned memory for two buckets on their way down and two on their way up."""
+        """The first moments, and pinned memory for two buckets on their way down and two on their way up."""
+        for adam, master in self._holder.values():
+            if master not in adam.state:
+                moments = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
+                adam.state[master] = {"step": torch.tensor(0.0), **moments}
         if self._down or not self._buckets:
             return
         size, pin = max(bucket.size for bucket in self._buckets), self._copies is not None
-        dtype = self._buckets[0].places[0].weight().dtype
+        dtype = self._buckets[0].pieces[0].place.weight().dtype
         self._down = [torch.empty(size, pin_memory=pin) for _ in range(2)]
         self._up = [torch.empty(size, dtype=dtype, pin_memory=pin) for _ in range(2)]
 
@@ -123,38 +140,66 @@ class HostAdam:
         """Start the copy of a bucket's gradients to the host."""
         bucket = self._buckets[index]
         with torch.cuda.stream(self._copies):
-            for place, master, room in _rooms(bucket, self._down[index % 2]):
-                assert place.main.grad is not None
-                room.copy_(place.main.grad.flatten(), non_blocking=True)
-                master.grad = room
+            for piece, room in _rooms(bucket, self._down[index % 2]):
+                assert piece.place.main.grad is not None
+                room.copy_(piece.place.main.grad.flatten()[piece.part], non_blocking=True)
             return self._copies.record_event() if self._copies is not None else None
 
     def _send(self, index: int) -> Any:
         """Start the copy of a bucket's new weights to the device, in the model's precision."""
         bucket = self._buckets[index]
         with torch.cuda.stream(self._copies):
-            for place, master, room in _rooms(bucket, self._up[index % 2]):
-                place.weight().copy_(room.copy_(master), non_blocking=True)
+            for piece, room in _rooms(bucket, self._up[index % 2]):
+                room.copy_(piece.master[piece.part])
+                piece.place.weight()[piece.part].copy_(room, non_blocking=True)
             return self._copies.record_event() if self._copies is not None else None
 
 
-def _buckets(places: list[Place], group: dict[str, Any]) -> Iterator[HostBucket]:
-    """The places of a parameter group, in order; a tensor larger than a bucket has one to itself."""
-    while places:
-        count, size = 1, places[0].main.numel()
-        while count < len(places) and size + places[count].main.numel() <= BUCKET:
-            size += places[count].main.numel()
-            count += 1
-        masters = [torch.empty(place.main.numel()) for place in places[:count]]
-        options = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
-        yield HostBucket(places[:count], masters, torch.optim.AdamW(masters, fused=True, **options), group)
-        places = places[count:]
+def _pieces(places: list[tuple[Place, torch.Tensor]]) -> Iterator[list[Piece]]:
+    """The pieces of each bucket: places with their masters in order, a place in several where it has more elements."""
+    found: list[Piece] = []
+    for place, master in places:
+        for start in range(0, len(master), BUCKET):
+            piece = Piece(place, master, slice(start, min(start + BUCKET, len(master))))
+            if found and sum(other.size for other in found) + piece.size > BUCKET:
+                yield found
+                found = []
+            found.append(piece)
+    if found:
+        yield found
 
 
-def _rooms(bucket: HostBucket, staging: torch.Tensor) -> Iterator[tuple[Place, torch.Tensor, torch.Tensor]]:
-    """(place, master, its part of the staging memory)."""
-    sizes = [len(master) for master in bucket.masters]
-    yield from zip(bucket.places, bucket.masters, staging[: sum(sizes)].split(sizes), strict=True)
+def _rooms(bucket: HostBucket, staging: torch.Tensor) -> Iterator[tuple[Piece, torch.Tensor]]:
+    """(piece, its part of the staging memory)."""
+    sizes = [piece.size for piece in bucket.pieces]
+    yield from zip(bucket.pieces, staging[: sum(sizes)].split(sizes), strict=True)
+
+
+def _update(bucket: HostBucket, gradients: torch.Tensor) -> None:
+    """What AdamW.step does, for the bucket's elements; whoever calls counts the step of the whole."""
+    pieces, rooms = zip(*_rooms(bucket, gradients), strict=True)
+    states = [bucket.adam.state[piece.master] for piece in pieces]
+
+    def parts(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        return [tensor[piece.part] for tensor, piece in zip(tensors, pieces, strict=True)]
+
+    group = bucket.group
+    adamw(
+        parts(piece.master for piece in pieces),
+        list(rooms),
+        parts(state["exp_avg"] for state in states),
+        parts(state["exp_avg_sq"] for state in states),
+        [],
+        [state["step"].clone() for state in states],
+        fused=True,
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
 
 
 def _wait(event: Any) -> None:

@@ -23,6 +23,7 @@ from r1engine.model.state.host_optimizer import HostAdam, Place
 Shard: TypeAlias = ShardedTensor | ShardedTensorFactory
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MASTER = "param"
+PIECE = 1 << 26  # elements that ranks put together at once
 
 
 @dataclass(frozen=True)
@@ -147,22 +148,30 @@ def written_shards(optimizer: MegatronOptimizer, shards: dict[torch.Tensor, Shar
         for field in item.fields():
             whole = _whole(item, field, owner)
             if is_owner:
-                entry = _entry(shard, field, whole.view_as(item.parameter).cpu())
+                assert whole is not None
+                entry = _entry(shard, field, whole.view_as(item.parameter))
                 found[f"{index}.{field}"] = replace(entry, replica_id=(*shard.replica_id[:-1], 0))
     return found
 
 
-def _whole(item: Held, field: str, owner: int) -> torch.Tensor:
-    """A field of the whole shard, on the owner."""
+def _whole(item: Held, field: str, owner: int) -> torch.Tensor | None:
+    """A field of the whole shard, flat, in host memory on the owner; None on the other ranks that share it out."""
     own = item.tensor(field)
     if item.group is None:
         assert own is not None
-        return own
-    whole = torch.zeros(item.parameter.numel(), device=item.parameter.device)
-    if own is not None:
-        whole[item.part] = own
-    # As integers, so that a sum with zeros keeps every bit.
-    dist.reduce(whole.view(torch.int32), dist.get_global_rank(item.group, owner), group=item.group)
+        return own.flatten().cpu()
+    size, part = item.parameter.numel(), item.part
+    whole = torch.empty(size) if item.group.rank() == owner else None
+    for start in range(0, size, PIECE):  # so that the device needs no room for the whole
+        end = min(start + PIECE, size)
+        first, last = max(start, part.start), min(end, part.stop)
+        piece = torch.zeros(end - start, device=item.parameter.device)
+        if own is not None and first < last:
+            piece[first - start : last - start] = own.flatten()[first - part.start : last - part.start]
+        # As integers, so that a sum with zeros keeps every bit.
+        dist.reduce(piece.view(torch.int32), dist.get_global_rank(item.group, owner), group=item.group)
+        if whole is not None:
+            whole[start:end] = piece
     return whole
 
 

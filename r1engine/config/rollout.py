@@ -123,7 +123,7 @@ class Rollout(Section):
     max_tokens: Positive | dict[int, Positive] = Field(default={0: 32_768, 8_200: 65_536})
     """Tokens of a completion: a number, or limits from optimizer steps on. v2: from step 8,200 on 65,536."""
     slots: Positive = 64
-    """Sequences that the embedded generator decodes at once."""
+    """Sequences that the embedded generator decodes at once; on a GPU fewer while their keys and values do not fit."""
     max_staleness: Count = 0
     """Versions of the weights that a token may be behind when it is trained on. 0: on-policy, as the paper; from 1 on,
     the next rollout is drawn while the trainer works on this one."""

@@ -220,7 +220,7 @@ def _dispatch(arch: Architecture, layout: Layout, job: Job, assumed: Assumed) ->
 
 def _generating(arch: Architecture, job: Job, gpu: Gpu, assumed: Assumed) -> dict[str, float]:
     weights = job.generator_bytes * total_parameters(arch) / job.generator_tensor / GIB
-    if job.slots is not None:  # the embedded generator: each row has room for the longest sequence
+    if job.slots is not None:  # the embedded generator: at most pages for the longest sequence in each slot
         rows = job.slots * job.longest * kv_bytes(arch) / GIB
         return {"generator weights": weights, "keys and values": rows, "runtime": assumed.runtime_gib}
     return {

@@ -9,10 +9,11 @@ from r1engine.data.question import Question
 from r1engine.hf.architecture import read_architecture
 from r1engine.hf.folder import weights_of
 from r1engine.rollout.draft import Draft, Sampling
+from r1engine.rollout.local import generator as generator_module
 from r1engine.rollout.local import graphs
-from r1engine.rollout.local.cache import KVCache
 from r1engine.rollout.local.decoder import Decoder
 from r1engine.rollout.local.generator import LocalGenerator
+from r1engine.rollout.local.pages import PAGE_TOKENS, PagedCache
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,27 +36,31 @@ def test_graphs_give_the_logits_of_the_decoder(model):
     arch = read_architecture(model[0])
     decoder = Decoder(arch, device=DEVICE, dtype=torch.bfloat16)
     decoder.weights.load(weights_of(model[0]))
-    caches = [KVCache(arch, rows=5, limit=300, device=DEVICE, dtype=torch.bfloat16) for _ in range(2)]
-    prefill, everyone = decoder.prefill(PROMPTS), torch.arange(5, device=DEVICE)
+    shape = {"rows": 5, "limit": 300, "pages": 30, "device": DEVICE, "dtype": torch.bfloat16}
+    caches = [PagedCache(arch, **shape) for _ in range(2)]
+    prefill, everyone = decoder.prefill(PROMPTS), np.arange(5)
     for cache in caches:
-        cache.reserve(300)
-        cache.fill(everyone, prefill.kv, everyone, torch.tensor(prefill.lengths, device=DEVICE))
-    steps, positions = graphs.Steps(decoder, caches[0], 5, 300), np.array(prefill.lengths)
+        cache.fill(everyone, prefill.kv, everyone, np.array(prefill.lengths), list(range(5)))
+    steps, positions = graphs.Steps(decoder, caches[0], 5), np.array(prefill.lengths)
     for step in range(3 * graphs.WORTH):
         inputs = np.stack([np.random.default_rng(step).integers(2, 90, 5), positions])
-        length = int(positions.max()) + 1
-        found, _ = steps.step(inputs, length)
-        wanted, _ = decoder.step(*torch.from_numpy(inputs).to(DEVICE), caches[1], length=length)
+        assert all(cache.reserve(positions) for cache in caches)
+        found, _ = steps.step(inputs)
+        wanted, _ = decoder.step(*torch.from_numpy(inputs).to(DEVICE), caches[1])
         torch.testing.assert_close(found, wanted, rtol=2e-2, atol=2e-2)
         positions += 1
     assert steps._graphs
 
 
-def test_completions_have_the_log_probabilities_of_transformers(model):
+@pytest.mark.parametrize("num_pages", [3, None])  # of a draft and a half; of all
+def test_completions_have_the_log_probabilities_of_transformers(model, monkeypatch, num_pages):
     folder, reference = model
+    if num_pages is not None:
+        monkeypatch.setattr(generator_module, "pages_that_fit", lambda *_, **__: num_pages)
     generator = LocalGenerator(folder, seed=1, slots=4, device=DEVICE, dtype=torch.bfloat16)
     generator.load_weights(weights_of(folder))
-    drafts = [Draft(Prompt(i, tokens, "", Question("")), 0, 0, 0, 60) for i, tokens in enumerate(PROMPTS)]
+    longest = PAGE_TOKENS + 40
+    drafts = [Draft(Prompt(i, tokens, "", Question("")), 0, 0, 0, longest) for i, tokens in enumerate(PROMPTS)]
     generator.draw(drafts, Sampling())
     for draft in drafts:
         whole = torch.tensor([draft.prompt.tokens + draft.tokens])

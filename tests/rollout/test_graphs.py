@@ -14,7 +14,7 @@ from r1engine.hf.folder import weights_of
 from r1engine.rollout.local import graphs
 from r1engine.rollout.local.cache import KVCache
 from r1engine.rollout.local.decoder import Decoder
-from r1engine.rollout.local.memory import rows_that_fit
+from r1engine.rollout.local.pages import PagedCache
 
 PROMPTS = [[2, 3, 4], [5, 6], [7, 8, 9, 10], [11, 12], [13]]
 LIMIT = 300
@@ -40,33 +40,32 @@ def test_recorded_steps_are_those_of_the_decoder(folders, monkeypatch, family):
     arch = read_architecture(folders[family][0])
     decoder = Decoder(arch, device=torch.device("cpu"), dtype=torch.float32)
     decoder.weights.load(weights_of(folders[family][0]))
-    decoder._is_compiled = False  # the steps of a GPU
-    caches = [KVCache(arch, rows=5, limit=LIMIT, device=decoder.device, dtype=decoder.dtype) for _ in range(2)]
-    prefill = decoder.prefill(PROMPTS)
-    for cache in caches:
-        cache.reserve(LIMIT)
-        cache.fill(torch.arange(5), prefill.kv, torch.arange(5), torch.tensor(prefill.lengths))
-    steps = graphs.Steps(decoder, caches[0], 5, LIMIT)
+    decoder._is_compiled = False
+    shape = {"rows": 5, "limit": LIMIT, "dtype": decoder.dtype}
+    cache, plain = PagedCache(arch, **shape, pages=30, device=decoder.device), KVCache(arch, **shape)
+    prefill, numbers = decoder.prefill(PROMPTS), np.arange(5)
+    for each in (cache, plain):
+        each.fill(numbers, prefill.kv, numbers, np.array(prefill.lengths), list(range(5)))
+    steps = graphs.Steps(decoder, cache, 5)
     random, positions = np.random.default_rng(1), np.array(prefill.lengths)
     for step in range(3 * graphs.WORTH):
         live = 5 if step < graphs.WORTH + 4 else 3  # 5 rows, recorded; then 3 of 4 rows, recorded too
         tokens = random.integers(2, 90, live)
         inputs = np.stack([tokens, positions[:live]])
-        length = int(positions[:live].max()) + 1
-        found = steps.step(inputs, length)
-        wanted = decoder.step(*torch.from_numpy(inputs), caches[1], length=length)
+        assert cache.reserve(positions[:live]) and plain.reserve(positions[:live])
+        found = steps.step(inputs)
+        wanted = decoder.step(*torch.from_numpy(inputs), plain)
         torch.testing.assert_close(found[0], wanted[0])
         assert (found[1] is None) == (wanted[1] is None) and (found[1] is None or torch.equal(found[1], wanted[1]))
         positions[:live] += 1
-    assert list(steps._graphs) == [graphs.Shape(5, 256), graphs.Shape(4, 256)]
+    assert list(steps._graphs) == [5, 4]
 
 
-def test_shapes_are_few():
+def test_numbers_of_rows_are_few():
     decoder = SimpleNamespace(device=torch.device("cpu"))
-    steps = graphs.Steps(decoder, None, 48, 33_000)
-    shapes = {steps.shape(rows, length) for rows in range(1, 49) for length in range(1, 33_000, 7)}
-    assert len(shapes) == 7 * 13  # 1, 2, 4 .. 32, 48 rows; 256 columns to all, each half as many again
-    assert all(steps.shape(rows, length) >= (rows, length) for rows in (1, 33, 48) for length in (1, 256, 257, 33_000))
+    steps = graphs.Steps(decoder, None, 48)
+    assert {steps.rows(rows) for rows in range(1, 49)} == {1, 2, 4, 8, 16, 32, 48}
+    assert all(steps.rows(rows) >= rows for rows in range(1, 49))
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3-moe", "deepseek"])
@@ -75,30 +74,18 @@ def test_the_host_waits_once_a_draw_and_never_in_a_graph(fake_gpu_library, famil
     assert seen.lengths == list(range(20, 27))
     assert seen.graphs == 1
     here = "r1engine/rollout/local/decode_batch.py:"
-    prefills = seen.waits.pop(f"{here}_admit", 0)  # the experts of a batch of prompts
+    prefills = seen.waits.pop(f"{here}_begin", 0)  # the experts of a batch of prompts
     assert seen.waits == {f"{here}_fetch": seen.draws}
     assert prefills <= 4
     if family != "qwen3":
         assert seen.launches["r1_moe_plan"] == seen.launches["r1_moe_combine"] > 0
 
 
-def test_as_many_rows_as_fit_and_no_fewer_than_one(caplog):
-    # Qwen2.5-7B in bfloat16: 57,344 bytes a token, so that 64 sequences of 32,768 tokens take 120 GB.
-    qwen = SimpleNamespace(
-        num_layers=28,
-        num_kv_heads=4,
-        num_heads=28,
-        head_dim=128,
-        hidden_size=3584,
-        intermediate_size=18944,
-        vocab_size=152064,
-        moe=None,
-    )
-    wanted = {"slots": 64, "longest": 32768, "prefill": 8192, "size": 2}
-    assert rows_that_fit(qwen, **wanted, free=150 * 10**9) == 64
-    assert not caplog.records
-    rows = rows_that_fit(qwen, **wanted, free=60 * 10**9)
-    assert rows == 27  # of 54 GB: 1.87 for prompts, 1.884 a row
-    assert "27 sequences of 32768 tokens at once in place of 64" in caplog.text
-    with pytest.raises(RuntimeError, match=r"32768 tokens takes 1\.75 GiB .* required are .*rollout\.engine=sglang"):
-        rows_that_fit(qwen, **wanted, free=3 * 10**9)
+@pytest.mark.rotating
+def test_what_has_no_page_waits_on_the_host(fake_gpu_library):
+    (seen,) = on_ranks(1, runs.draw, fake_gpu_library, "qwen3", 30, 7)  # sequences of three pages, in four rows
+    assert seen.lengths == list(range(30, 37))
+    layers = runs.SIZES["num_hidden_layers"]
+    moved = seen.waits.pop("r1engine/rollout/local/pages.py:set_aside")
+    assert moved >= layers and moved % layers == 0
+    assert seen.waits == {"r1engine/rollout/local/decode_batch.py:_fetch": seen.draws - moved // layers}

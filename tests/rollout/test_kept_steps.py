@@ -1,11 +1,11 @@
 """Steps of the embedded generator: where a draw ends, and that keys and values that were kept change no token."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from model_folders import save_model
+from paged_generator import local_generator
 from tokenizers import Tokenizer, models
 
 from r1engine.batch import Prompt
@@ -14,6 +14,7 @@ from r1engine.hf.folder import weights_of
 from r1engine.hf.tokenizer import PromptTokenizer, load_tokenizer
 from r1engine.rollout import Sampling
 from r1engine.rollout.draft import Draft, end_at_step
+from r1engine.rollout.local import pages
 from r1engine.rollout.local.cache import KVCache
 from r1engine.rollout.local.generator import LocalGenerator
 from r1engine.rollout.local.kv_store import KVStore
@@ -21,12 +22,6 @@ from r1engine.search.steps import StepMarks
 
 QUESTIONS = [Prompt(0, [5, 6, 7, 8], "", Question("")), Prompt(3, [9, 10], "", Question(""))]
 MARKS = ["3"]  # of the words w3, w13, w23, ...
-
-
-def new_generator(folder: Path) -> LocalGenerator:
-    generator = LocalGenerator(folder, seed=3, slots=5, device=torch.device("cpu"), dtype=torch.float32)
-    generator.load_weights(weights_of(folder))
-    return generator
 
 
 def grow(generator: LocalGenerator, marks: StepMarks, *, keeps: bool) -> dict[tuple, Draft]:
@@ -60,20 +55,23 @@ def num_tokens(drafts: dict[tuple, Draft]) -> int:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["qwen2", *(pytest.param(name, marks=pytest.mark.rotating) for name in ("qwen3", "deepseek", "qwen3-moe"))],
+    ("name", "num_pages"),
+    [
+        ("qwen2", None),
+        ("qwen2", 9),  # of 16 tokens: two of the longest drafts
+        *(pytest.param(name, None, marks=pytest.mark.rotating) for name in ("qwen3", "deepseek", "qwen3-moe")),
+        pytest.param("deepseek", 9, marks=pytest.mark.rotating),
+    ],
 )
-def test_kept_steps_change_no_token_and_nothing_runs_twice(tmp_path, name):
+def test_kept_steps_change_no_token_and_nothing_runs_twice(tmp_path, monkeypatch, name, num_pages):
+    monkeypatch.setattr(pages, "PAGE_TOKENS", 16)
     save_model(tmp_path, name)
     marks = StepMarks(load_tokenizer(tmp_path), MARKS)
-    plain = new_generator(tmp_path)
+    plain = local_generator(tmp_path)
     expected = grow(plain, marks, keeps=False)
     assert {draft.finish for draft in expected.values()} >= {"step"}
-    generator = new_generator(tmp_path)
-    one_row = KVCache(
-        generator._decoder.arch, rows=1, limit=64, device=torch.device("cpu"), dtype=torch.float32
-    ).bytes_of(40)
-    budgets = {"all": 10**9, "few": one_row, "none": 1}
+    generator = local_generator(tmp_path, num_pages=num_pages)
+    budgets = {"all": 10**9, "few": generator.bytes_of(40), "none": 1}
     run = {}
     for budget, size in budgets.items():
         generator.keep_steps(size)
@@ -98,7 +96,7 @@ def test_a_draw_does_not_see_what_the_draw_before_left_in_the_cache(tmp_path, na
         generator.draw(drafts, Sampling())
         return drafts
 
-    expected, generator = drawn(new_generator(tmp_path)), new_generator(tmp_path)
+    expected, generator = drawn(local_generator(tmp_path)), local_generator(tmp_path)
     longer = [Draft(Prompt(1, [11] * 9, "", Question("")), i, 0, i, 20) for i in range(5)]
     generator.draw(longer, Sampling())
     assert [(one.tokens, one.logp) for one in drawn(generator)] == [(one.tokens, one.logp) for one in expected]
@@ -106,7 +104,7 @@ def test_a_draw_does_not_see_what_the_draw_before_left_in_the_cache(tmp_path, na
 
 def test_what_is_kept_is_forgotten_with_its_question_its_weights_and_its_sleep(tmp_path):
     save_model(tmp_path, "qwen2")
-    generator = new_generator(tmp_path)
+    generator = local_generator(tmp_path)
     marks = StepMarks(load_tokenizer(tmp_path), MARKS)
     generator.keep_steps(10**9)
     with generator.awake():
@@ -125,7 +123,7 @@ def test_what_is_kept_is_forgotten_with_its_question_its_weights_and_its_sleep(t
 
 def test_a_step_ends_where_the_whole_completion_has_its_first_mark(tmp_path):
     save_model(tmp_path, "qwen2")
-    generator, tokenizer = new_generator(tmp_path), load_tokenizer(tmp_path)
+    generator, tokenizer = local_generator(tmp_path), load_tokenizer(tmp_path)
     for texts in (MARKS, ["4 w"]):  # the second is never one token
         marks = StepMarks(tokenizer, texts)
         whole = [Draft(QUESTIONS[0], i, 0, i, 40) for i in range(8)]
@@ -142,7 +140,7 @@ def test_a_step_ends_where_the_whole_completion_has_its_first_mark(tmp_path):
 
 def test_an_interrupted_draw_lets_go_of_what_waits(tmp_path):
     save_model(tmp_path, "qwen2")
-    generator, marks = new_generator(tmp_path), StepMarks(load_tokenizer(tmp_path), MARKS)
+    generator, marks = local_generator(tmp_path), StepMarks(load_tokenizer(tmp_path), MARKS)
     generator.keep_steps(10**9)
     found = grow(generator, marks, keeps=True)
     step = next(d for d in found.values() if d.finish == "step" and d.origins == (-1,))

@@ -1,9 +1,11 @@
-"""Keys and values of the sequences being decoded, grown as the sequences grow."""
+"""Keys and values of the sequences being decoded: on a CPU a row each, which grows; on a GPU in pages (pages.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
 
+import numpy as np
 import torch
 
 from r1engine.hf.architecture import Architecture
@@ -13,41 +15,169 @@ BLOCK_TOKENS = 64  # capacity is a multiple of this
 FIRST_TOKENS = 256  # capacity to start with, if sequences may get so long: short runs never copy
 GROWTH = 1.5  # of the length needed: copying stays a small part of decoding, unused memory under a third
 
+# Layer, queries [N, heads, head_dim], keys and then values [N, 2 * kv_heads, head_dim] of one new token in each of the
+# first N rows -> what they attend to, [N, heads * head_dim]. The keys and values are kept.
+Attend = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
-class KVCache:
-    """Row r holds one sequence, position 0 first.
 
-    On a GPU it has all its memory from the first token on: it never grows, so that a step that was recorded finds it.
+class Cache(Protocol):
+    """Row r holds one sequence, position 0 first. The rows that are decoded are the first ones.
 
     Attributes:
-        layers:    per layer [2, rows, kv_heads, capacity, head_dim]: keys, then values. Starts as zeros: a masked
-                   column has weight 0, and 0 * nan of uninitialized memory would be nan.
-        mask:      [rows, kv_heads, capacity], 0 where the row has a token, -inf elsewhere.
-        rotations: [capacity, rope_dim / 2] complex64, exp(i * angle) of each position and pair.
+        rotations: [at least the longest sequence, rope_dim / 2] complex64, exp(i * angle) of each position and pair.
     """
 
-    def __init__(self, arch: Architecture, *, rows: int, limit: int, device: torch.device, dtype: torch.dtype) -> None:
+    rotations: torch.Tensor
+
+    def may_start(self, lengths: Sequence[int], names: Sequence[Hashable], live: int) -> int:
+        """How many of these sequences may start, in order, beside `live` others; those of one name are the same."""
+
+    def fill(
+        self,
+        rows: np.ndarray,
+        kv: list[torch.Tensor],
+        source: np.ndarray,
+        lengths: np.ndarray,
+        names: Sequence[Hashable],
+    ) -> None:
+        """Starts sequences from prompts: row rows[i] becomes prompt source[i], of lengths[i] tokens.
+
+        Args:
+            rows, source, lengths: [N] int64.
+            kv:    per layer [2, prompts, kv_heads, T, head_dim].
+            names: [N] of the prompts, in all calls.
+        """
+
+    def restore(self, rows: Sequence[int], kv: Sequence[torch.Tensor]) -> None:
+        """Starts sequences from keys and values of one, per layer [2, kv_heads, T, head_dim], of any device."""
+
+    def copy(self, row: int, start: int, stop: int) -> torch.Tensor:
+        """Keys and values of tokens [start, stop) of a row, [layers, 2, kv_heads, stop - start, head_dim]."""
+
+    def bytes_of(self, num_tokens: int) -> int:
+        """Memory of the keys and values of so many tokens of one sequence."""
+
+    def move(self, source: np.ndarray, target: np.ndarray, length: int) -> None:
+        """Puts rows `source` in the place of `target`, [N] int64 and disjoint; `length` is their longest."""
+
+    def release(self, rows: Sequence[int]) -> None:
+        """The sequences of these rows have ended."""
+
+    def reserve(self, positions: np.ndarray) -> bool:
+        """Makes room for the tokens at positions[r] of rows r; False, and none, if there is too little."""
+
+    def attention(self, positions: torch.Tensor) -> Attend:
+        """Of the next step, for which there is room: positions [N] int64, where each row's token goes."""
+
+
+class KVCache:
+    """A `Cache` on a CPU: memory of one length for all rows, which compiled functions read from end to end.
+
+    Attributes:
+        layers: per layer [2, rows, kv_heads, capacity, head_dim]: keys, then values. Starts as zeros: a masked
+                column has weight 0, and 0 * nan of uninitialized memory would be nan.
+        mask:   [rows, kv_heads, capacity], 0 where the row has a token, -inf elsewhere.
+    """
+
+    def __init__(self, arch: Architecture, *, rows: int, limit: int, dtype: torch.dtype) -> None:
         """An empty cache for `rows` sequences of at most `limit` tokens."""
         self._arch = arch
         self._limit = limit
-        self._rows = torch.arange(rows, device=device)
+        self._rows = torch.arange(rows)
+        self._length = 0  # of the longest row with its next token
         self.capacity = 0
-        empty = torch.zeros(2, rows, arch.num_kv_heads, 0, arch.head_dim, device=device, dtype=dtype)
-        self.layers = [empty] * arch.num_layers
-        self.mask = torch.zeros(rows, arch.num_kv_heads, 0, device=device, dtype=dtype)
-        self._attended = torch.zeros((), device=device, dtype=dtype)  # what a mask says of a token
-        self.rotations = torch.empty(0, arch.rope_dim // 2, device=device, dtype=torch.complex64)
+        self.layers = [torch.zeros(2, rows, arch.num_kv_heads, 0, arch.head_dim, dtype=dtype)] * arch.num_layers
+        self.mask = torch.zeros(rows, arch.num_kv_heads, 0, dtype=dtype)
+        self._attended = torch.zeros((), dtype=dtype)  # what a mask says of a token
+        self.rotations = torch.empty(0, arch.rope_dim // 2, dtype=torch.complex64)
 
     def fits(self, rows: int, limit: int) -> bool:
         """Whether it has place for so many sequences of so many tokens; what it held of others does not matter."""
         return rows <= len(self._rows) and limit <= self._limit
 
-    def reserve(self, length: int) -> None:
+    def may_start(self, lengths: Sequence[int], names: Sequence[Hashable], live: int) -> int:
+        """See `Cache`: all, as the host's memory is not counted."""
+        return len(lengths)
+
+    def fill(
+        self,
+        rows: np.ndarray,
+        kv: list[torch.Tensor],
+        source: np.ndarray,
+        lengths: np.ndarray,
+        names: Sequence[Hashable],
+    ) -> None:
+        """See `Cache`."""
+        width, (at, prompts) = kv[0].shape[3], (torch.from_numpy(rows), torch.from_numpy(source))
+        self._grow(width)
+        for layer, prompt_kv in zip(self.layers, kv, strict=True):
+            layer[:, at, :, :width] = prompt_kv[:, prompts]
+        is_free = torch.arange(self.capacity) >= torch.from_numpy(lengths).unsqueeze(1)
+        self.mask[at] = torch.where(is_free, -torch.inf, 0.0).to(self.mask.dtype).unsqueeze(1)
+
+    def restore(self, rows: Sequence[int], kv: Sequence[torch.Tensor]) -> None:
+        """See `Cache`."""
+        at, length = torch.tensor(rows), kv[0].shape[2]
+        self._grow(length)
+        for layer, part in zip(self.layers, kv, strict=True):
+            layer[:, at, :, :length] = part.unsqueeze(1)
+        is_free = torch.arange(self.capacity) >= length
+        self.mask[at] = torch.where(is_free, -torch.inf, 0.0).to(self.mask.dtype)
+
+    def copy(self, row: int, start: int, stop: int) -> torch.Tensor:
+        """See `Cache`."""
+        return torch.stack([layer[:, row, :, start:stop] for layer in self.layers])
+
+    def bytes_of(self, num_tokens: int) -> int:
+        """See `Cache`."""
+        layer = self.layers[0]
+        return len(self.layers) * 2 * layer.shape[2] * num_tokens * layer.shape[4] * layer.element_size()
+
+    def move(self, source: np.ndarray, target: np.ndarray, length: int) -> None:
+        """See `Cache`."""
+        old, new = torch.from_numpy(source), torch.from_numpy(target)
+        for layer in self.layers:
+            layer[:, new, :, :length] = layer[:, old, :, :length]
+        self.mask[new] = self.mask[old]
+
+    def release(self, rows: Sequence[int]) -> None:
+        """See `Cache`: the next sequence overwrites them."""
+
+    def reserve(self, positions: np.ndarray) -> bool:
+        """See `Cache`: always True."""
+        self._length = int(positions.max()) + 1
+        self._grow(self._length)
+        return True
+
+    def attention(self, positions: torch.Tensor) -> Attend:
+        """See `Cache`."""
+        num_rows, (_, _, kv_heads, _, head_dim) = len(positions), self.layers[0].shape
+        heads, length, scale = num_rows * kv_heads, self._length, self._arch.softmax_scale
+        self.mask[self._rows[:num_rows], :, positions] = self._attended
+        mask = self.mask.view(-1, 1, self.capacity)[:heads, :, :length]
+        halves = torch.arange(2)[:, None] * (len(self._rows) * kv_heads)
+        places = (halves + torch.arange(kv_heads)).view(1, -1) + self._rows[:num_rows, None] * kv_heads
+        slots = (places * self.capacity + positions[:, None]).view(-1)
+
+        def attend(index: int, query: torch.Tensor, key_value: torch.Tensor) -> torch.Tensor:
+            layer = self.layers[index]
+            layer.view(-1, head_dim).index_copy_(0, slots, key_value.reshape(-1, head_dim))
+            keys, values = layer.view(2, -1, self.capacity, head_dim)[:, :heads, :length].unbind(0)
+            # [N * kv_heads, heads / kv_heads, head_dim]: the query heads of one key head are its batch.
+            # Not baddbmm, which takes longer than both.
+            scores = torch.bmm(query.reshape(heads, -1, head_dim), keys.transpose(1, 2))
+            torch.add(mask, scores, alpha=scale, out=scores)
+            probs = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+            return torch.bmm(probs, values).view(num_rows, -1)
+
+        return attend
+
+    def _grow(self, length: int) -> None:
         """Makes room for sequences of `length` tokens, keeping what is there."""
         if length <= self.capacity:
             return
-        wanted = max(int(length * GROWTH), FIRST_TOKENS) if self.mask.device.type == "cpu" else self._limit
-        old, self.capacity = self.capacity, in_blocks(min(wanted, self._limit))
+        wanted = min(max(int(length * GROWTH), FIRST_TOKENS), self._limit)
+        old, self.capacity = self.capacity, -(-wanted // BLOCK_TOKENS) * BLOCK_TOKENS
         for index, layer in enumerate(self.layers):  # old and new are both alive for one layer at a time
             grown = layer.new_zeros(*layer.shape[:3], self.capacity, layer.shape[4])
             grown[:, :, :, :old] = layer
@@ -56,85 +186,6 @@ class KVCache:
         mask[:, :, :old] = self.mask
         self.mask = mask
         self.rotations = rotary_table(self._arch, self.capacity, mask.device)
-
-    def fill(self, rows: torch.Tensor, kv: list[torch.Tensor], source: torch.Tensor, lengths: torch.Tensor) -> None:
-        """Starts sequences from prompts: row rows[i] becomes prompt source[i], of lengths[i] tokens.
-
-        Args:
-            rows, source, lengths: [N] int64.
-            kv: per layer [2, prompts, kv_heads, T, head_dim], T at most the capacity.
-        """
-        width = kv[0].shape[3]
-        for layer, prompt_kv in zip(self.layers, kv, strict=True):
-            layer[:, rows, :, :width] = prompt_kv[:, source]
-        is_free = torch.arange(self.capacity, device=self.mask.device) >= lengths.unsqueeze(1)
-        self.mask[rows] = torch.where(is_free, -torch.inf, 0.0).to(self.mask.dtype).unsqueeze(1)
-
-    def restore(self, rows: Sequence[int], kv: torch.Tensor) -> None:
-        """Starts sequences from keys and values [layers, 2, kv_heads, T, head_dim], T at most the capacity."""
-        at, length = torch.tensor(rows, device=self.mask.device), kv.shape[3]
-        for layer, part in zip(self.layers, kv, strict=True):
-            layer[:, at, :, :length] = part.unsqueeze(1)
-        is_free = torch.arange(self.capacity, device=self.mask.device) >= length
-        self.mask[at] = torch.where(is_free, -torch.inf, 0.0).to(self.mask.dtype)
-
-    def copy(self, row: int, start: int, stop: int) -> torch.Tensor:
-        """Keys and values of tokens [start, stop) of a row, [layers, 2, kv_heads, stop - start, head_dim]."""
-        return torch.stack([layer[:, row, :, start:stop] for layer in self.layers])
-
-    def bytes_of(self, num_tokens: int) -> int:
-        """Memory of the keys and values of so many tokens of one sequence."""
-        layer = self.layers[0]
-        return len(self.layers) * 2 * layer.shape[2] * num_tokens * layer.shape[4] * layer.element_size()
-
-    def move(self, source: torch.Tensor, target: torch.Tensor, length: int) -> None:
-        """Copies rows `source` over rows `target`, [N] int64 and disjoint; `length` is their longest."""
-        for layer in self.layers:
-            layer[:, target, :, :length] = layer[:, source, :, :length]
-        self.mask[target] = self.mask[source]
-
-    def extend(self, positions: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Makes place for one more token in each of the first N rows.
-
-        Args:
-            positions: [N] int64, where each row's token goes.
-            length:    columns to return.
-
-        Returns:
-            the rows' mask with their new tokens, [N * kv_heads, 1, length], a view; and the indices of the tokens in
-            a layer of [2 * rows * kv_heads * capacity, head_dim], [N * 2 * kv_heads], keys first in each row.
-        """
-        num_rows, kv_heads = positions.shape[0], self.mask.shape[1]
-        self.mask[self._rows[:num_rows], :, positions] = self._attended
-        mask = self.mask.view(-1, 1, self.capacity)[: num_rows * kv_heads, :, :length]
-        halves = torch.arange(2, device=positions.device)[:, None] * (len(self._rows) * kv_heads)
-        heads = (halves + torch.arange(kv_heads, device=positions.device)).view(1, -1)
-        slots = (heads + self._rows[:num_rows, None] * kv_heads) * self.capacity + positions[:, None]
-        return mask, slots.view(-1)
-
-    def append(
-        self, index: int, slots: torch.Tensor, key_value: torch.Tensor, length: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes one token of each of the first N rows in layer `index`; returns what they attend to.
-
-        Args:
-            slots:     from `extend`.
-            key_value: [N, 2 * kv_heads, head_dim], keys first.
-            length:    columns to return.
-
-        Returns:
-            keys and values, [N * kv_heads, length, head_dim] each, views.
-        """
-        layer, (num_rows, _, head_dim) = self.layers[index], key_value.shape
-        layer.view(-1, head_dim).index_copy_(0, slots, key_value.reshape(-1, head_dim))
-        heads = num_rows * layer.shape[2]
-        keys, values = layer.view(2, -1, self.capacity, head_dim)[:, :heads, :length].unbind(0)
-        return keys, values
-
-
-def in_blocks(length: int) -> int:
-    """Columns for so many tokens."""
-    return -(-length // BLOCK_TOKENS) * BLOCK_TOKENS
 
 
 def rotary_table(arch: Architecture, length: int, device: torch.device) -> torch.Tensor:

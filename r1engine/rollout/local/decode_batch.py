@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -9,10 +10,11 @@ import numpy as np
 import torch
 
 from r1engine.rollout.draft import Draft, Sampling, StepEnds
-from r1engine.rollout.local.cache import KVCache
+from r1engine.rollout.local.cache import Cache
 from r1engine.rollout.local.decoder import Decoder, Prefill
 from r1engine.rollout.local.graphs import Steps
 from r1engine.rollout.local.kv_store import KVStore
+from r1engine.rollout.local.pages import PagedCache
 from r1engine.rollout.local.sampling import sample, uniforms
 
 PREFILL_TOKENS = 8192  # padded prompt tokens run at once, unless one prompt alone is longer
@@ -27,9 +29,21 @@ class DraftEnds(NamedTuple):
     on_ended: Callable[[Draft], None] | None = None  # called with each draft that has ended
 
 
+class SetBack(NamedTuple):
+    """A draft that waits for pages, with what has been computed of it."""
+
+    draft: int
+    kv: list[torch.Tensor]  # on the host, per layer [2, kv_heads, T, head_dim]
+    experts: list[np.ndarray]  # of its tokens
+
+
 class DecodeBatch:
-    """Decodes drafts, one a row. A row whose draft ends takes the next one; when none is left, the last row moves into
-    its place, so that a decode step never computes a finished sequence."""
+    """Decodes drafts, one a row. A row whose draft ends takes the next one; when none is left or fits, the last row
+    moves into its place, so that a decode step never computes a finished sequence.
+
+    Where pages run out, the newest draft is set back: the host keeps its keys and values, and it goes on before any
+    other draft begins. So the oldest one always goes on, and nothing is computed twice.
+    """
 
     def __init__(
         self,
@@ -41,15 +55,15 @@ class DecodeBatch:
         sampling: Sampling,
         version: int,
         ends: DraftEnds,
-        cache: KVCache | None = None,
+        cache: Cache,
     ) -> None:
         """`keys` are the drafts' streams of uniforms; neighbours with equal prompts and tokens share their prefill.
-        `cache` is that of an earlier batch: it is taken if it has room."""
+        `cache` has rows for `slots` drafts or for all, and room for one at least; what it holds does not matter."""
         self._decoder, self._sampling, self._version = decoder, sampling, version
         self._ends, self._store, self._on_ended = ends.steps, ends.store, ends.on_ended
         drafts, keys, num_kept = _kept_last(drafts, keys, self._store)
         self._drafts, self._draft_keys = drafts, keys
-        self.tokens_run = 0
+        self.tokens_run = self.num_set_back = 0  # tokens; drafts, each time
         self._prefixes: list[list[int]] = []  # what the drafts go on from, equal neighbours once
         self._prefix_of: list[int] = []  # of each draft
         for draft in drafts[: len(drafts) - num_kept]:
@@ -57,14 +71,13 @@ class DecodeBatch:
                 self._prefixes.append(draft.prompt.tokens + draft.tokens)
             self._prefix_of.append(len(self._prefixes) - 1)
         self._next_draft = 0
-        self._num_rows = num_rows = min(slots, len(drafts))
+        self._num_rows, num_rows = 0, min(slots, len(drafts))
         self._is_stop = _chosen(ends.stop_tokens, decoder.arch.vocab_size)
         self._may_end = _chosen(ends.steps.may_end if ends.steps is not None else (), decoder.arch.vocab_size)
-        limit = max(len(draft.prompt.tokens) + draft.max_tokens for draft in drafts)
-        if cache is None or not cache.fits(num_rows, limit):
-            cache = KVCache(decoder.arch, rows=num_rows, limit=limit, device=decoder.device, dtype=decoder.dtype)
-        self._cache = cache
-        self._steps = Steps(decoder, self._cache, num_rows, limit) if decoder.device.type == "cuda" else None
+        self._cache, self._steps = cache, None
+        if isinstance(cache, PagedCache) and decoder.device.type == "cuda":
+            self._steps = Steps(decoder, cache, num_rows)
+        self._set_back: list[SetBack] = []  # the oldest last
         # What follows is on the host, one entry a row.
         self._draft_of = np.full(num_rows, -1)  # -1: none
         self._keys = np.zeros(num_rows, dtype=np.uint64)
@@ -78,25 +91,25 @@ class DecodeBatch:
         self._prefill: Prefill | None = None  # of prefixes [_first_prefix, _last_prefix)
         self._first_prefix = self._last_prefix = 0
 
-    @property
-    def cache(self) -> KVCache:
-        """Free for another batch when this one has run."""
-        return self._cache
-
     def run(self) -> Iterator[int]:
         """Decodes everything; yields how many tokens each decode step, or each batch of first tokens, drew."""
-        holes = np.arange(self._num_rows)
+        holes = np.arange(0)
         while True:
-            while len(holes) and self._next_draft < len(self._drafts):
-                admitted, holes = self._admit(holes)
+            while self._set_back or self._next_draft < len(self._drafts):
+                vacant = np.concatenate([holes, np.arange(self._num_rows, len(self._draft_of))])
+                admitted, left = self._admit(vacant)
+                if not admitted and len(left) == len(vacant):
+                    break
+                holes = left[left < self._num_rows]
                 yield admitted
             if len(holes):
                 self._compact(holes)
             if self._num_rows == 0:
                 return
-            rows = np.arange(self._num_rows)
-            holes = self._draw(rows, *self._step())
-            yield len(rows)
+            while not self._cache.reserve(self._positions[: self._num_rows]):
+                self._set_back_newest()
+            holes = self._draw(np.arange(self._num_rows), *self._step())
+            yield self._num_rows
 
     def interrupt(self) -> None:
         """Called between two steps of `run`, which then is not asked again: the drafts keep the tokens they have."""
@@ -110,72 +123,112 @@ class DecodeBatch:
         """Decodes one token of every row; returns as `Decoder.step`."""
         live = slice(0, self._num_rows)
         self.tokens_run += self._num_rows
-        length = int(self._positions[live].max()) + 1
-        self._cache.reserve(length)
         on_host = np.stack([self._input[live], self._positions[live]])
         if self._steps is not None:
-            return self._steps.step(on_host, length)
+            return self._steps.step(on_host)
         inputs = torch.from_numpy(on_host).to(self._decoder.device)
-        return self._decoder.step(inputs[0], inputs[1], self._cache, length=length)
+        return self._decoder.step(inputs[0], inputs[1], self._cache)
 
-    def _admit(self, holes: np.ndarray) -> tuple[int, np.ndarray]:
-        """Puts drafts of the prefilled prefixes into `holes` and draws their next tokens.
+    def _admit(self, vacant: np.ndarray) -> tuple[int, np.ndarray]:
+        """Puts drafts into `vacant` rows, as many as fit: first those that were set back, those that start from what is
+        kept last.
 
         Returns:
-            the number of drafts, and the rows that are holes still or again.
+            the number of tokens drawn, and the rows that are vacant still or again.
         """
-        if self._next_draft >= len(self._prefix_of):
-            return self._restore(holes)
+        if not len(vacant):
+            return 0, vacant
+        if self._set_back:
+            return self._resume(vacant)
+        return self._begin(vacant) if self._next_draft < len(self._prefix_of) else self._restore(vacant)
+
+    def _begin(self, vacant: np.ndarray) -> tuple[int, np.ndarray]:
+        """Puts drafts of the prefilled prefixes into `vacant` rows and draws their next tokens. Returns as `_admit`."""
         if self._prefix_of[self._next_draft] == self._last_prefix:
             self._prefill = None  # frees its keys and values before the next ones are made
             self._prefill = self._prefill_next()
         prefill = self._prefill
         assert prefill is not None
-        most = self._next_draft + len(holes)
-        chosen = [i for i in range(self._next_draft, min(most, len(self._prefix_of))) if self._is_prefilled(i)]
+        most = min(self._next_draft + len(vacant), len(self._prefix_of))
+        chosen = [i for i in range(self._next_draft, most) if self._is_prefilled(i)]
+        names = [self._prefix_of[i] for i in chosen]
+        count = self._cache.may_start([len(self._prefixes[name]) for name in names], names, self._num_live())
+        chosen, names, rows, vacant = chosen[:count], names[:count], vacant[:count], vacant[count:]
+        if not chosen:
+            return 0, vacant
         self._next_draft += len(chosen)
-        rows, holes = holes[: len(chosen)], holes[len(chosen) :]
-        source = np.array([self._prefix_of[i] for i in chosen]) - self._first_prefix
+        source = np.array(names) - self._first_prefix
         lengths = np.array(prefill.lengths)[source]
-        self._draft_of[rows] = chosen
-        self._keys[rows] = [self._draft_keys[i] for i in chosen]
-        self._positions[rows] = lengths - 1
-        self._counts[rows] = self._earlier[rows] = [len(self._drafts[i].tokens) for i in chosen]
+        for row, i, length in zip(rows.tolist(), chosen, lengths.tolist(), strict=True):
+            self._seat(row, i, length - 1)
         if prefill.experts is not None:
             of_prefixes = prefill.experts.to(torch.int16).cpu().numpy()
             for row, i, length in zip(rows, source, lengths, strict=True):
                 self._experts[row] = [of_prefixes[i, :length]]
-        self._cache.reserve(prefill.kv[0].shape[3])
-        upload = torch.from_numpy(np.stack([rows, source, lengths])).to(self._decoder.device)
-        self._cache.fill(upload[0], prefill.kv, upload[1], upload[2])
+        self._cache.fill(rows, prefill.kv, source, lengths, names)
         if self._store is not None:
             for row, i, length in zip(rows, chosen, lengths, strict=True):
                 if (draft := self._drafts[i]).origins:
                     self._store.keep(draft, draft.origins[-1], self._cache, int(row), int(length) - 1)
-        return len(chosen), np.concatenate([self._draw(rows, prefill.logits[upload[1]]), holes])
+        logits = prefill.logits[torch.from_numpy(source).to(self._decoder.device)]
+        return len(chosen), np.concatenate([self._draw(rows, logits), vacant])
 
-    def _restore(self, holes: np.ndarray) -> tuple[int, np.ndarray]:
-        """Puts drafts that start from what is kept into `holes`; they draw nothing yet. Returns as `_admit`, but 0."""
+    def _restore(self, vacant: np.ndarray) -> tuple[int, np.ndarray]:
+        """Puts drafts that start from what is kept into `vacant` rows; they draw nothing yet. Returns as `_admit`."""
         store, first = self._store, self._next_draft
         assert store is not None
-        self._next_draft = min(first + len(holes), len(self._drafts))
-        chosen = range(first, self._next_draft)
-        rows, holes = holes[: len(chosen)], holes[len(chosen) :]
-        self._cache.reserve(max(len(self._drafts[i].prompt.tokens) + len(self._drafts[i].tokens) for i in chosen) + 1)
+        chosen = range(first, min(first + len(vacant), len(self._drafts)))
+        names = [(self._drafts[i].prompt.id, *self._drafts[i].origins) for i in chosen]
+        lengths = [len(self._drafts[i].prompt.tokens) + len(self._drafts[i].tokens) - 1 for i in chosen]
+        count = self._cache.may_start(lengths, names, self._num_live())
+        self._next_draft, rows, vacant = first + count, vacant[:count], vacant[count:]
         alike: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-        for row, i in zip(rows.tolist(), chosen, strict=True):
-            draft = self._drafts[i]
-            last = draft.tokens[-1] if draft.tokens else draft.prompt.tokens[-1]
-            alike.setdefault((draft.prompt.id, *draft.origins), []).append((row, i))
-            self._draft_of[row], self._keys[row], self._input[row] = i, self._draft_keys[i], last
-            self._counts[row] = self._earlier[row] = len(draft.tokens)
-            self._experts[row] = []
+        for row, i, length, name in zip(rows.tolist(), chosen, lengths, names, strict=False):
+            self._seat(row, i, length)
+            alike.setdefault(name, []).append((row, i))
         for group in alike.values():
-            of_rows = [row for row, _ in group]
-            self._positions[of_rows] = store.restore(self._drafts[group[0][1]], self._cache, of_rows)
+            store.restore(self._drafts[group[0][1]], self._cache, [row for row, _ in group])
             for _, i in group:
                 store.unpin(self._drafts[i])
-        return 0, holes
+        return 0, vacant
+
+    def _resume(self, vacant: np.ndarray) -> tuple[int, np.ndarray]:
+        """Puts the oldest draft that was set back into a vacant row, if it fits. Returns as `_admit`."""
+        draft, kv, experts = self._set_back[-1]
+        row, length = int(vacant[0]), kv[0].shape[2]
+        if not self._cache.may_start([length], [None], self._num_live()):
+            return 0, vacant
+        self._set_back.pop()
+        self._seat(row, draft, length)
+        self._experts[row] = experts
+        self._cache.restore([row], kv)
+        return 0, vacant[1:]
+
+    def _set_back_newest(self) -> None:
+        """Takes the newest draft from its row, to the host."""
+        row = int(self._draft_of[: self._num_rows].argmax())
+        assert self._num_rows > 1 and isinstance(self._cache, PagedCache), "one draft always fits"
+        if not self.num_set_back:
+            message = "generator: no pages are left for keys and values; the host keeps those of the newest drafts"
+            logging.getLogger(__name__).warning(message)
+        self.num_set_back += 1
+        self._hand_over(row)
+        kv = self._cache.set_aside(row, int(self._positions[row]))
+        self._set_back.append(SetBack(int(self._draft_of[row]), kv, self._experts[row]))
+        self._draft_of[row] = -1
+        self._compact(np.array([row]))
+
+    def _num_live(self) -> int:
+        return int((self._draft_of[: self._num_rows] >= 0).sum())
+
+    def _seat(self, row: int, i: int, position: int) -> None:
+        """Puts draft i into a row; its last token is at `position`, and nothing is known of its experts."""
+        draft = self._drafts[i]
+        self._num_rows = max(self._num_rows, row + 1)
+        self._draft_of[row], self._keys[row], self._positions[row] = i, self._draft_keys[i], position
+        self._input[row] = draft.tokens[-1] if draft.tokens else draft.prompt.tokens[-1]
+        self._counts[row] = self._earlier[row] = len(draft.tokens)
+        self._experts[row] = []
 
     def _is_prefilled(self, draft: int) -> bool:
         return self._prefix_of[draft] < self._last_prefix
@@ -183,7 +236,7 @@ class DecodeBatch:
     def _prefill_next(self) -> Prefill:
         """Runs the next prefixes: no more than the rows can take at once, within PREFILL_TOKENS."""
         first = self._last_prefix
-        last_draft = min(self._next_draft + self._num_rows, len(self._prefix_of)) - 1
+        last_draft = min(self._next_draft + len(self._draft_of), len(self._prefix_of)) - 1
         prefixes: list[list[int]] = []
         longest = 0
         for prefix in self._prefixes[first : self._prefix_of[last_draft] + 1]:
@@ -227,8 +280,10 @@ class DecodeBatch:
                 draft.experts = torch.from_numpy(np.concatenate(self._experts[row]))
             if self._on_ended is not None:
                 self._on_ended(draft)
-        self._draft_of[rows[is_ended]] = -1
-        return rows[is_ended]
+        ended = rows[is_ended]
+        self._draft_of[ended] = -1
+        self._cache.release(ended.tolist())
+        return ended
 
     def _fetch(
         self, rows: np.ndarray, drawn: torch.Tensor, logp: torch.Tensor, experts: torch.Tensor | None
@@ -274,8 +329,7 @@ class DecodeBatch:
             column[target] = column[source]
         for old, new in zip(source, target, strict=True):
             self._experts[new] = self._experts[old]
-        upload = torch.from_numpy(np.stack([source, target])).to(self._decoder.device)
-        self._cache.move(upload[0], upload[1], int(self._positions[target].max()))
+        self._cache.move(source, target, int(self._positions[target].max()))
 
 
 def _chosen(tokens: Iterable[int], vocab_size: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from r1engine.hf.architecture import Architecture
 from r1engine.rollout.local import compiled
-from r1engine.rollout.local.cache import KVCache, rotary_table
+from r1engine.rollout.local.cache import Cache, KVCache, rotary_table
 from r1engine.rollout.local.experts import Chosen, add_experts, add_mlp
 from r1engine.rollout.local.weights import Experts, LatentWeights, Layer, Weights
 
@@ -131,37 +131,26 @@ class Decoder:
         return Extended([*hidden.split([count for _, _, count in rows.sequences])], own)
 
     def step(
-        self, tokens: torch.Tensor, positions: torch.Tensor, cache: KVCache, *, length: int
+        self, tokens: torch.Tensor, positions: torch.Tensor, cache: Cache
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Appends one token to each of the cache's first N sequences.
 
         Args:
             tokens:    [N] int64.
             positions: [N] int64, the index of each token in its sequence.
-            cache:     holds everything before; takes the keys and values of `tokens`.
-            length:    longest of these sequences with its token, positions.max() + 1 known without a device sync.
+            cache:     holds everything before and has room; takes the keys and values of `tokens`.
 
         Returns:
             [N, V] float32 logits of the tokens that follow, and [N, layers with experts, k] int64 experts of `tokens`
             (None: there are none).
         """
-        arch, rows = self.arch, tokens.shape[0]
-        if self._is_compiled:
-            return compiled.step(arch, self.weights, tokens, positions, cache), None
+        if self._is_compiled and isinstance(cache, KVCache):
+            return compiled.step(self.arch, self.weights, tokens, positions, cache), None
         x = F.embedding(tokens, self.weights.embedding)
         rotations = cache.rotations[positions].unsqueeze(1)
-        mask, slots = cache.extend(positions, length)
-        scale, experts = arch.softmax_scale, Chosen()
+        attend, experts = cache.attention(positions), Chosen()
         for index, layer in enumerate(self.weights.layers):
-            query, key_value = self._project(layer, x, rotations)
-            keys, values = cache.append(index, slots, key_value, length)
-            # [N * kv_heads, heads / kv_heads, head_dim]: the query heads of one key head are its batch.
-            query = query.reshape(rows * arch.num_kv_heads, -1, arch.head_dim)
-            # Not baddbmm, which takes longer than both.
-            scores = torch.bmm(query, keys.transpose(1, 2))
-            torch.add(mask, scores, alpha=scale, out=scores)
-            probs = torch.softmax(scores, dim=-1, dtype=torch.float32).to(self.dtype)
-            self._finish_layer(layer, x, torch.bmm(probs, values).view(rows, -1), experts)
+            self._finish_layer(layer, x, attend(index, *self._project(layer, x, rotations)), experts)
         return self._logits(x), experts.stack()
 
     def _project(self, layer: Layer, x: torch.Tensor, rotations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

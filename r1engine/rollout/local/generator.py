@@ -13,11 +13,12 @@ from r1engine.hf.architecture import read_architecture
 from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
 from r1engine.rollout.draft import Draft, Sampling, StepEnds, check_prompts, completions
 from r1engine.rollout.generator import Logprobs
-from r1engine.rollout.local.cache import KVCache
+from r1engine.rollout.local.cache import Cache, KVCache
 from r1engine.rollout.local.decode_batch import PREFILL_TOKENS, DecodeBatch, DraftEnds
 from r1engine.rollout.local.decoder import Decoder
 from r1engine.rollout.local.kv_store import KVStore
-from r1engine.rollout.local.memory import free_bytes, kv_bytes, rows_that_fit
+from r1engine.rollout.local.memory import free_bytes, kv_bytes, pages_that_fit
+from r1engine.rollout.local.pages import PagedCache
 from r1engine.rollout.local.sampling import stream_keys
 
 
@@ -99,14 +100,12 @@ class LocalGenerator:
             self._decoder,
             drafts,
             keys=stream_keys([(self._seed, draft.step, draft.prompt.id, draft.stream) for draft in drafts]),
-            slots=self._rows(drafts),
+            slots=self._slots,
             sampling=sampling,
             version=self.weight_version,
             ends=DraftEnds(self._stop_tokens, stop_after, self._store, on_ended),
-            cache=self._cache,
+            cache=self._cache_for(drafts),
         )
-        # A search draws a few tokens many times: new memory each time would take longer than it is filled.
-        self._cache = batch.cache if self._decoder.device.type == "cpu" else None
         for num_tokens in batch.run():
             if on_tokens is not None:
                 on_tokens(num_tokens)
@@ -115,20 +114,26 @@ class LocalGenerator:
                 break
         self.tokens_run = (self.tokens_run or 0) + batch.tokens_run
 
-    def _rows(self, drafts: list[Draft]) -> int:
-        """Sequences to decode at once. Raises RuntimeError where a GPU has no room for one."""
-        device, arch = self._decoder.device, self._decoder.arch
+    def _cache_for(self, drafts: list[Draft]) -> Cache:
+        """Memory for keys and values. Raises RuntimeError where a GPU has no room for one draft."""
+        device, arch, dtype = self._decoder.device, self._decoder.arch, self._decoder.dtype
+        rows = min(self._slots, len(drafts))
+        longest = max(len(draft.prompt.tokens) + draft.max_tokens for draft in drafts)
         if device.type == "cpu":
-            return self._slots
+            # A search draws a few tokens many times: new memory each time would take longer than it is filled.
+            if self._cache is None or not self._cache.fits(rows, longest):
+                self._cache = KVCache(arch, rows=rows, limit=longest, dtype=dtype)
+            return self._cache
         kept = self._store.max_bytes - self._store.num_bytes if self._store is not None else 0
-        return rows_that_fit(
+        pages = pages_that_fit(
             arch,
-            slots=self._slots,
-            longest=max(len(draft.prompt.tokens) + draft.max_tokens for draft in drafts),
+            rows=rows,
+            longest=longest,
             prefill=max(PREFILL_TOKENS, *(len(draft.prompt.tokens) + len(draft.tokens) for draft in drafts)),
-            size=torch.finfo(self._decoder.dtype).bits // 8,
+            size=torch.finfo(dtype).bits // 8,
             free=free_bytes(device) - kept,
         )
+        return PagedCache(arch, rows=rows, limit=longest, pages=pages, device=device, dtype=dtype)
 
     def keep_steps(self, max_bytes: int) -> None:
         """See `Generator.keep_steps`; what is kept now is dropped, as by `load_weights` and when `awake` ends."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from r1engine.rollout.draft import Draft
-from r1engine.rollout.local.cache import KVCache
+from r1engine.rollout.local.cache import Cache
 from r1engine.rollout.local.kept import KeptSegments, Segment
 
 StepKey = tuple[int, int]  # question, step
@@ -54,15 +54,15 @@ class KVStore(KeptSegments[StepKey, _Step]):
             if self._pinned[key] <= 0:
                 del self._pinned[key]
 
-    def restore(self, draft: Draft, cache: KVCache, rows: Sequence[int]) -> int:
+    def restore(self, draft: Draft, cache: Cache, rows: Sequence[int]) -> int:
         """Put what is kept of a draft's tokens into rows of the cache, which have room; returns how many tokens."""
         chain = self._chain(draft)
         kv = torch.cat([self._segments[key].kv for key in reversed(chain)], dim=3)
-        cache.restore(rows, kv)
+        cache.restore(rows, list(kv))
         self.touch(chain)
         return kv.shape[3]
 
-    def keep(self, draft: Draft, key: int, cache: KVCache, row: int, stop: int) -> None:
+    def keep(self, draft: Draft, key: int, cache: Cache, row: int, stop: int) -> None:
         """Keep what a row holds of its first `stop` tokens, as step `key` of the draft's question.
 
         Of a key that is one of the draft's origins, this is what leads there; of another, a step after all of them.

@@ -1,4 +1,4 @@
-"""What drawing takes of a GPU's memory: so many sequences are decoded at once as fit, and one must."""
+"""What drawing takes of a GPU's memory: what is left is pages for keys and values, enough for one sequence at least."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import logging
 import torch
 
 from r1engine.hf.architecture import Architecture
-from r1engine.rollout.local.cache import in_blocks
+from r1engine.rollout.local.pages import PAGE_TOKENS, num_pages
 
 USED = 0.9  # of the memory that is free when drawing begins; the rest is for what is not counted here
 GIB = 2**30
 
 
-def rows_that_fit(arch: Architecture, *, slots: int, longest: int, prefill: int, size: int, free: int) -> int:
-    """How many sequences are decoded at once: `slots`, or as many as have room for `longest` tokens each.
+def pages_that_fit(arch: Architecture, *, rows: int, longest: int, prefill: int, size: int, free: int) -> int:
+    """Pages of the cache: for `rows` sequences of `longest` tokens, or as many as there is room for.
 
-    Keys and values never take more than is reckoned here: a row has its whole length from the beginning.
+    Drawing never takes more than is reckoned here, however long the sequences become.
 
     Args:
         arch:    of the model.
-        slots:   wanted.
+        rows:    sequences that are decoded at once.
         longest: tokens of the longest sequence, with its prompt.
         prefill: padded tokens of prompts that are run at once.
         size:    bytes of a number.
@@ -29,22 +29,19 @@ def rows_that_fit(arch: Architecture, *, slots: int, longest: int, prefill: int,
     Raises:
         RuntimeError: one sequence does not fit.
     """
-    token = kv_bytes(arch, size)
-    # Of a row: keys, values and mask; logits, their softmax and its sums in float64, with what sorting them would take.
-    row = in_blocks(longest) * (token + arch.num_kv_heads * size) + 32 * arch.vocab_size
-    # Of prompts: their keys and values, and of one layer at a time the widest rows, before and behind the activation.
-    prompts = prefill * (token + size * (8 * arch.hidden_size + 3 * _widest(arch)))
-    rows = int((USED * free - prompts) // row)
-    if rows < 1:
+    token, one, rest = kv_bytes(arch, size), num_pages(longest), _other_bytes(arch, rows, longest, prefill, size)
+    found = int((USED * free - rest) // (token * PAGE_TOKENS)) - 1  # and the page of rows without a sequence
+    if found < one:
         raise RuntimeError(
-            f"generate: a sequence of {longest} tokens takes {row / GIB:.2f} GiB of GPU memory beside "
-            f"{prompts / GIB:.2f} GiB for its prompt, found {USED * free / GIB:.2f} GiB that may be used; required are "
-            "fewer rollout.max_tokens, or rollout.engine=sglang, which shares a model out to several GPUs"
+            f"generate: a sequence of {longest} tokens takes {(one + 1) * PAGE_TOKENS * token / GIB:.2f} GiB of GPU "
+            f"memory beside {rest / GIB:.2f} GiB for prompts and logits, found {USED * free / GIB:.2f} GiB that may be "
+            "used; required are fewer rollout.max_tokens, or rollout.engine=sglang, which shares a model out to "
+            "several GPUs"
         )
-    if rows < slots:
-        message = "generator: %d sequences of %d tokens at once in place of %d, as the GPU has room for no more"
-        logging.getLogger(__name__).warning(message, rows, longest, slots)
-    return min(slots, rows)
+    if found < rows * one:
+        message = "generator: the GPU has room for keys and values of %d tokens, not for %d sequences of %d"
+        logging.getLogger(__name__).info(message, found * PAGE_TOKENS, rows, longest)
+    return min(found, rows * one)
 
 
 def kv_bytes(arch: Architecture, size: int) -> int:
@@ -56,6 +53,18 @@ def free_bytes(device: torch.device) -> int:
     """What this process may still take: free on the device, or kept by PyTorch and not used."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def _other_bytes(arch: Architecture, rows: int, longest: int, prefill: int, size: int) -> int:
+    """All but the pages."""
+    # Of a row: logits, their softmax and its sums in float64, with what sorting them would take.
+    logits = 32 * arch.vocab_size * rows
+    # Of prompts: their keys and values, of one layer twice more on the way into pages; and of one layer at a time the
+    # widest rows, before and behind the activation.
+    token = kv_bytes(arch, size)
+    prompts = prefill * (token + 2 * token // arch.num_layers + size * (8 * arch.hidden_size + 3 * _widest(arch)))
+    # One sequence of one layer, on its way to the host.
+    return logits + prompts + longest * token // arch.num_layers
 
 
 def _widest(arch: Architecture) -> int:

@@ -18,10 +18,13 @@ import fake_gpu
 from r1engine.batch import Prompt, RowShape, Sequence, pack
 from r1engine.config import Parallel, RlConfig
 from r1engine.data.question import Question
+from r1engine.hf.architecture import read_architecture
 from r1engine.hf.folder import weights_of
 from r1engine.model import parallel
 from r1engine.ranks import World
 from r1engine.rollout.draft import Draft, Sampling
+from r1engine.rollout.local import memory, pages
+from r1engine.rollout.local.decode_batch import PREFILL_TOKENS
 from r1engine.rollout.local.generator import LocalGenerator
 from r1engine.stages.sft import cross_entropy
 
@@ -111,23 +114,29 @@ class Drawn(NamedTuple):
     lengths: list[int]  # of the drafts
 
 
-def draw(library: Path, family: str, free: int | None = None) -> Drawn:
+def draw(library: Path, family: str, fewest: int = 20, num_pages: int | None = None) -> Drawn:
     """A generator takes weights, and draws more samples than it has rows for.
 
     Args:
-        library: of `build`.
-        family:  of model_folders.
-        free:    bytes that the device has left; None: all.
+        library:   of `build`.
+        family:    of model_folders.
+        fewest:    tokens of the first draft; each of the next ones has one more.
+        num_pages: of 16 tokens, that the device has memory for; None: of the usual size, for all.
     """
     folder = model_folder(family)
     gpu, counts = fake_gpu.start(library), []
-    if free is not None:
-        torch.cuda.mem_get_info = lambda *_: (free, free)
+    if num_pages is not None:
+        arch, (rows, prefill, size) = read_architecture(folder), (4, PREFILL_TOKENS, 2)
+        num_bytes = memory._other_bytes(arch, rows, fewest + 9, prefill, size)
+        num_bytes += (num_pages + 1.5) * 16 * memory.kv_bytes(arch, size)
+        memory.PAGE_TOKENS = pages.PAGE_TOKENS = 16
+        torch.cuda.mem_get_info = lambda *_: (num_bytes / memory.USED,) * 2
     with gpu:
         generator = LocalGenerator(folder, seed=1, slots=4, device=DEVICE, dtype=torch.bfloat16)
         generator.load_weights(weights_of(folder))
         assert not gpu.waits, gpu.waits
-        drafts = [Draft(Prompt(i, [2, 3, 4 + i][: 2 + i % 2], "", Question("")), 0, 0, 0, 20 + i) for i in range(7)]
+        prompts = [Prompt(i, [2, 3, 4 + i][: 2 + i % 2], "", Question("")) for i in range(7)]
+        drafts = [Draft(prompt, 0, 0, 0, fewest + i) for i, prompt in enumerate(prompts)]
         generator.draw(drafts, Sampling(), on_tokens=counts.append)
     launches = Counter(launch.name for launch in gpu.launches)
     return Drawn(Counter(gpu.waits), len(counts), gpu.recorded, launches, [len(draft.tokens) for draft in drafts])

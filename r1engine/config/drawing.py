@@ -28,6 +28,13 @@ class DrawingConfig(KindConfig):
     """The keys of every kind of stage that draws from one model. Each kind adds its own."""
 
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ("rollout.slots",)
+    # Key of ours -> key of the section `data` of a run.
+    OF_A_RUN: ClassVar[dict[str, str]] = {
+        "questions": "train",
+        "template": "template",
+        "system": "system",
+        "max_prompt_tokens": "max_prompt_tokens",
+    }
 
     threads: Positive | None = None
     """CPU threads of each rank; null: as in training."""
@@ -71,8 +78,7 @@ class DrawingConfig(KindConfig):
 
     def asked(self) -> dict[str, Any]:
         """How questions are asked: keys of the section `data` of a run."""
-        keys = ("template", "system", "max_prompt_tokens")
-        return {"train": self.questions} | {key: getattr(self, key) for key in keys}
+        return {theirs: getattr(self, ours) for ours, theirs in self.OF_A_RUN.items()}
 
     def as_run(self) -> RlConfig:
         """The configuration of a run that draws in this way: what a generator and the prompts need."""

@@ -10,6 +10,7 @@ from pydantic import Field
 from r1engine.config.drawing import DrawingConfig
 from r1engine.config.process import StepMarking
 from r1engine.config.rollout import Rollout
+from r1engine.config.search import DRAWS
 from r1engine.config.section import Fraction, LocalPath, Positive, Section
 
 
@@ -62,4 +63,8 @@ class LabelConfig(DrawingConfig):
         problems = super().problems()
         if self.label.method == "bisect" and self.label.kind == "soft":
             problems.append("label.kind: found soft, required hard with label.method bisect, which rolls out few steps")
+        if self.label.rollouts > DRAWS:
+            problems.append(
+                f"label.rollouts: found {self.label.rollouts}, required at most {DRAWS} draws from one step"
+            )
         return problems

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from r1engine.config.section import Count, Fraction, LocalPath, Positive, Section
 
+DRAWS = 4096  # from one step, at most: so many random streams belong to it
 Method = Literal["best_of", "beam", "dvts", "mcts"]
 
 
@@ -62,6 +63,10 @@ class Search(Section):
     def problems(self) -> list[str]:
         """What does not fit together."""
         is_beam = self.method in ("beam", "dvts")
+        draws = {"n": self.n} if self.method in ("best_of", "beam") else {"width": self.width}
+        for key, found in draws.items():
+            if found > DRAWS:
+                return [f"search.{key}: found {found}, required at most {DRAWS} draws from one step"]
         if self.tokens_of is not None and self.budget_tokens is not None:
             return [f"search.budget_tokens: found {self.budget_tokens} with search.tokens_of, required one of them"]
         if is_beam and self.n % self.width:

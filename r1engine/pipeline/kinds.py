@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from r1engine.config import (
@@ -174,7 +175,15 @@ def dry_run(cfg: KindConfig, world_size: int, *, is_whole: bool, is_live: bool) 
     if isinstance(cfg, DrawingConfig) and is_whole:
         from r1engine.stages import check
 
-        return check.dry_run(cfg.as_run(), 1, is_live=is_live)
+        if missing := input_problems(cfg):
+            raise ConfigError(missing)
+        try:
+            return check.dry_run(cfg.as_run(), 1, is_live=is_live)
+        except ConfigError as error:  # names the keys of a run
+            keys = {f"data.{ours}": theirs for theirs, ours in cfg.OF_A_RUN.items()}
+            keys |= {", or leave them out by data.overlong=skip": ""}  # which it has not: every question is asked
+            names = re.compile("|".join(map(re.escape, keys)))
+            raise ConfigError([names.sub(lambda key: keys[key[0]], one) for one in error.problems]) from error
     if isinstance(cfg, CurateConfig) and is_whole:
         from r1engine.pipeline.curate import check as check_rows
 

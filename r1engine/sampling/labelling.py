@@ -17,6 +17,7 @@ from typing import Any
 from r1engine import config
 from r1engine.batch import Prompt
 from r1engine.config.label import LabelConfig
+from r1engine.config.search import DRAWS
 from r1engine.data.steps import HEADER
 from r1engine.grpo import record_of
 from r1engine.hf.tokenizer import PromptTokenizer, load_tokenizer, stop_tokens
@@ -68,6 +69,9 @@ def label(cfg: LabelConfig, world: World, digests: dict[str, str]) -> dict[str, 
             rows = _labelled(crew, cfg.run_dir, world, asked, progress)
             world.from_first(partial(file.append, rows))
             progress.step(len(sampler.prompts) - len(missing) + start + len(asked), {"solutions": len(rows)})
+    if missing and not any(world.everyones(crew.with_mark)):
+        marks = ", ".join(map(repr, cfg.steps.marks))
+        progress.note(f"steps.marks: found {marks}, which no solution of {len(missing)} questions has")
     return world.from_first(file.summary)
 
 
@@ -118,7 +122,7 @@ class LabelCrew:
         self._tokenizer: PromptTokenizer = load_tokenizer(folder)
         self._stop = stop_tokens(folder, self._tokenizer)
         self._marks = StepMarks(self._tokenizer, cfg.steps.marks, cfg.steps.max_step_tokens)
-        self._looked_at = self._with_mark = 0
+        self._looked_at = self.with_mark = 0  # solutions, until MARKED
         self.away: list[str] = []  # what graders that did not reply said
 
     def label(self, prompts: Sequence[Prompt]) -> list[list[dict[str, Any]]]:
@@ -154,7 +158,7 @@ class LabelCrew:
             tokens = [token for step in ask.prefix for token in step]
             number = one.prefixes.setdefault(ask.prefix, len(one.prefixes))
             prompt = replace(one.prompt, tokens=one.prompt.tokens + tokens)
-            first = ROLLOUTS + number * 4096 + one.drawn[ask.prefix]
+            first = ROLLOUTS + number * DRAWS + one.drawn[ask.prefix]
             one.drawn[ask.prefix] += ask.rollouts
             room = max(1, limit - len(tokens))
             drafts += [Draft(prompt, i, 0, first + i, room) for i in range(ask.rollouts)]
@@ -203,8 +207,8 @@ class LabelCrew:
             return
         texts = self._tokenizer.decode_batch([[t for step in one.steps for t in step] for one in solutions])
         self._looked_at += len(texts)
-        self._with_mark += sum(any(mark in text for mark in self._marks.texts) for text in texts)
-        if not self._with_mark and self._looked_at >= MARKED:
+        self.with_mark += sum(any(mark in text for mark in self._marks.texts) for text in texts)
+        if not self.with_mark and self._looked_at >= MARKED:
             marks = " or ".join(map(repr, self._marks.texts))
             raise ValueError(
                 f"steps.marks: found {marks}, required a mark that occurs in completions (0 of the first "

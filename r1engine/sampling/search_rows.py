@@ -193,9 +193,15 @@ def print_tree(run_dir: Path, question: int, echo: Callable[[str], None]) -> Non
     from r1engine.config import load
     from r1engine.config.searching import SearchConfig
 
-    rows = [row for row in whole_lines(run_dir / FILE) if row["id"] == question]
+    found = [*whole_lines(run_dir / FILE)]
+    if not found:
+        raise ConfigError(f"{run_dir / FILE}: found nothing, required the file of a search that has ended")
+    rows = [row for row in found if row["id"] == question]
     if not rows:
-        raise ConfigError(f"{run_dir / FILE}: found no question {question}, required one that was searched")
+        last = max(row["id"] for row in found)
+        raise ConfigError(
+            f"{run_dir / FILE}: found no question {question}, required one that was searched, 0 to {last}"
+        )
     cfg = load(run_dir / "config.yaml", [], SearchConfig)
     assert cfg.model.path is not None
     tokenizer = load_tokenizer(cfg.model.path)

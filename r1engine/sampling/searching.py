@@ -18,7 +18,7 @@ from r1engine.config.search import Search
 from r1engine.config.searching import DIFFICULTY, SearchConfig
 from r1engine.data.prompts import PromptTable
 from r1engine.evaluation.own_questions import same_answer
-from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
+from r1engine.hf.tokenizer import PromptTokenizer, load_tokenizer, stop_tokens
 from r1engine.observe.failure import RunFailed
 from r1engine.observe.progress import Progress
 from r1engine.observe.put import put_json, put_text
@@ -66,7 +66,7 @@ def search(cfg: SearchConfig, world: World, digests: dict[str, str]) -> Row:
         open_sampler(cfg.as_run(), cfg.rewards, world, progress) as sampler,
     ):
         tokenizer = load_tokenizer(sampler.cfg.model.folder)
-        scorer = open_scorer(cfg.scorer, world.device, tokenizer) if cfg.scorer is not None else None
+        scorer = _open_scorer(cfg, world, tokenizer)
         how, marks = aggregate_of(cfg, scorer), StepMarks(tokenizer, cfg.steps.marks, cfg.steps.max_step_tokens)
         stop = stop_tokens(sampler.cfg.model.folder, tokenizer)
         crew = Crew(sampler.generator, scorer, sampler.scorer, marks, stop)
@@ -81,6 +81,18 @@ def search(cfg: SearchConfig, world: World, digests: dict[str, str]) -> Row:
         for note in found.pop("notes"):
             progress.note(note)
     return found
+
+
+def _open_scorer(cfg: SearchConfig, world: World, tokenizer: PromptTokenizer) -> StepScorer | None:
+    """What scores steps, if anything does.
+
+    Raises:
+        RunFailed: its server does not answer.
+    """
+    try:
+        return open_scorer(cfg.scorer, world.device, tokenizer) if cfg.scorer is not None else None
+    except RuntimeError as error:
+        raise RunFailed(f"{cfg.run_dir}: {error}; the same command goes on when it is back") from error
 
 
 def _with_budget(cfg: SearchConfig, world: World) -> SearchConfig:
@@ -169,12 +181,15 @@ def _search_all(
                 part.write(row_of(name, settings, tree))
                 counters.note(files, name, world.rank)
                 marked += any(len(node.steps) > 1 or node.depth > 1 for node in tree.nodes)
-                if number == LOOKED_AT and not marked:
+                if number == LOOKED_AT and not marked and settings.max_steps > 1:
                     raise ValueError(
                         f"steps.marks: found {', '.join(map(repr, cfg.steps.marks))}, required a mark that occurs in "
                         f"completions (0 of {LOOKED_AT} first questions have one)"
                     )
                 progress.step(len(done) + number, {"drawn": float(tree.spent.drawn)})
+            if prompts and not any(world.everyones(marked)) and settings.max_steps > 1:
+                marks = ", ".join(map(repr, cfg.steps.marks))
+                progress.note(f"steps.marks: found {marks}, which no completion of {len(prompts)} questions has")
         except RuntimeError as error:
             raise RunFailed(f"{cfg.run_dir}: {error}; what is done is kept, and the same command goes on") from error
     progress.note(f"  {name}: {len(prompts)} questions in {time.monotonic() - begun:.1f} s")

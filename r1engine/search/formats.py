@@ -98,8 +98,15 @@ class TurnWriter:
     """RLHFlow: each step is a user's turn, and the model answers + or -, which is read where the answer begins."""
 
     def __init__(self, folder: Path, policy: PromptTokenizer) -> None:
+        """
+        Raises:
+            ValueError: the folder has no chat template, or one token for both answers.
+        """
         self._tokenizer, self._policy = load_tokenizer(folder), policy
-        self._form = ChatFormat(folder, self._tokenizer, Data(template="chat"))
+        try:
+            self._form = ChatFormat(folder, self._tokenizer, Data(template="chat"))
+        except ValueError as error:
+            raise ValueError(f"scorer.format: found rlhflow, which is asked by a chat template: {error}") from error
         self.pair: tuple[int, int] | None = _answers(self._tokenizer, folder)
 
     def head(self, path: StepPath) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from r1engine.batch import Prompt
-from r1engine.config.search import Search
+from r1engine.config.search import DRAWS, Search
 from r1engine.grpo import record_of
 from r1engine.rewards import Score, Scorer
 from r1engine.rewards.rules import rule_of
@@ -21,7 +21,7 @@ from r1engine.rollout.draft import Draft
 from r1engine.search.algorithms import search
 from r1engine.search.asks import Asks, Expand
 from r1engine.search.steps import StepMarks
-from r1engine.search.tree import CHILDREN, DrawnSteps, Node, NodeEnd, StepPath, Tree
+from r1engine.search.tree import DrawnSteps, Node, NodeEnd, StepPath, Tree
 from r1engine.search.vote import Aggregate
 
 OF_THE_QUESTION = -1  # what the prompt itself leaves is kept under this number
@@ -157,9 +157,9 @@ class Lockstep:
     def _drafts(self, tree: Tree, ask: Expand) -> list[Draft]:
         """The draws of an ask, next to each other: they share what is before them."""
         node = ask.node
-        first = CHILDREN - 1 if ask.is_greedy else node.drawn
-        if first + ask.draws > CHILDREN:
-            raise ValueError(f"search: a step is drawn from {first + ask.draws} times, required at most {CHILDREN}")
+        first = DRAWS - 1 if ask.is_greedy else node.drawn
+        if first + ask.draws > DRAWS:
+            raise ValueError(f"search: a step is drawn from {first + ask.draws} times, required at most {DRAWS}")
         path = [one for one in node.path() if one.steps]
         prompt = replace(tree.prompt, tokens=tree.prompt.tokens + tree.tokens(node)) if path else tree.prompt
         room = self._limits.max_tokens - node.length
@@ -167,7 +167,7 @@ class Lockstep:
         most = room if ask.is_whole or limit is None else min(room, limit)
         origins = () if ask.is_whole else (OF_THE_QUESTION, *(one.stream for one in path))
         return [
-            Draft(prompt, i, self._limits.step, node.number * CHILDREN + first + i, most, origins=origins)
+            Draft(prompt, i, self._limits.step, node.number * DRAWS + first + i, most, origins=origins)
             for i in range(ask.draws)
         ]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import random
 
-from r1engine.config.search import Search
+from r1engine.config.search import DRAWS, Search
 from r1engine.search.asks import Asks, Expand
-from r1engine.search.tree import CHILDREN, Node, Tree
+from r1engine.search.tree import Node, Tree
 
 
 def select(node: Node, c_init: float, c_base: float) -> Node:
@@ -37,7 +37,7 @@ def may_widen(node: Node, cfg: Search) -> bool:
     The paper's "maximum extension limit for each node" is `width` with widen 0: it "can lead to the model getting
     stuck in local optima".
     """
-    is_allowed = cfg.widen > 0 and node.drawn + cfg.width <= CHILDREN
+    is_allowed = cfg.widen > 0 and node.drawn + cfg.width <= DRAWS
     return is_allowed and node.visits > (node.drawn / cfg.width) ** (1 / cfg.widen)
 
 

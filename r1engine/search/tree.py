@@ -15,8 +15,6 @@ from r1engine.search.vote import Aggregate, aggregate
 if TYPE_CHECKING:
     from r1engine.batch import Prompt
 
-CHILDREN = 4096  # samples that one node may get: addresses of random numbers that its children share
-
 NodeEnd = Literal["", "stop", "length"]  # "": goes on; "length": a limit of tokens or steps cut it
 
 

@@ -63,7 +63,10 @@ class _Paths:
         about = read_scored_folder(folder)
         self._tokenizer, self._marks = load_tokenizer(folder), list(about.marks) if about is not None else []
         data = StepData(template=template)
-        self._form = make_format(folder, self._tokenizer, data) if about is not None else None
+        try:
+            self._form = make_format(folder, self._tokenizer, data) if about is not None else None
+        except ValueError as error:
+            raise ValueError(f"--template {template}, as the model was trained: {error}") from error
 
     def paths(self, rows: list[tuple[int, StepRow]]) -> Iterator[StepPath]:
         for number, row in rows:

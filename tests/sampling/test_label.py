@@ -78,7 +78,10 @@ def test_questions_of_which_nothing_is_decided_are_named(tmp_path, capsys):
     assert "nothing is written of 1 questions (questions 2): no solution is decided" in said  # as a tree leaves it
 
 
-def test_marks_that_the_policy_does_not_write_are_refused(chains, tmp_path, monkeypatch):
+def test_marks_that_the_policy_does_not_write_are_refused(chains, tmp_path, monkeypatch, capsys):
+    few = settings(chains, tmp_path / "few").model_copy(update={"steps": StepMarking(marks=["</step>"])})
+    label(few, ALONE, DIGESTS)
+    assert "steps.marks: found '</step>', which no solution of 5 questions has" in capsys.readouterr().out
     monkeypatch.setattr("r1engine.sampling.labelling.MARKED", 4)
     cfg = settings(chains, tmp_path).model_copy(update={"steps": StepMarking(marks=["</step>"])})
     with pytest.raises(ValueError, match=r"steps\.marks: found '</step>', required a mark that occurs in completions"):
@@ -88,4 +91,6 @@ def test_marks_that_the_policy_does_not_write_are_refused(chains, tmp_path, monk
 def test_settings_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"label\.kind: found soft, required hard with label\.method bisect"):
         LabelConfig(label={"method": "bisect", "kind": "soft"})
+    with pytest.raises(ValueError, match=r"label\.rollouts: found 5000, required at most 4096 draws from one step"):
+        LabelConfig(label={"rollouts": 5000})
     assert LabelConfig().source_problems()[0].startswith("model.path: found null")

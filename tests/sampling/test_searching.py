@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from r1engine.config import ConfigError, SearchConfig, TinyConfig
 from r1engine.demo.tiny import write_world
 from r1engine.observe.failure import RunFailed
+from r1engine.pipeline.kinds import dry_run
 from r1engine.pipeline.manifest import digest
 from r1engine.ranks import World
 from r1engine.sampling import searching
@@ -142,6 +143,9 @@ def test_a_scorer_that_is_gone_ends_a_search_and_later_it_goes_on(world, tmp_pat
         is_gone = path == gone and len(asked) > limit
         return None if is_gone else (200, json.dumps({"embedding": [0.5], "meta_info": {}}).encode())
 
+    closed = {"path": world / "scorer", "urls": ["http://127.0.0.1:1"], "tries": 1}
+    with pytest.raises(RunFailed, match=r"scorer http://127.0.0.1:1/model_info: .*; the same command goes on when it"):
+        run(settings(world, tmp_path / "closed", scorer=closed))
     server = ModelServer(reply)
     of_scorer = {"path": world / "scorer", "urls": [server.url], "tries": 1, "parallel": 1}
     keys = {"scorer": of_scorer, "search": {"n": 2, "width": 2, "method": "beam", "questions_at_once": 1}}
@@ -172,6 +176,14 @@ def test_a_scorer_that_is_gone_ends_a_search_and_later_it_goes_on(world, tmp_pat
         ({"scorer": None, "search": {"method": "mcts"}}, "scorer: found null, required one: only best_of"),
         ({"search": {"method": "dvts", "n": 6, "width": 4}}, "search.n: found 6, required a multiple of search.width"),
         ({"compare": ["mcts"], "search": {"method": "mcts", "use_rule": True}}, "a test must not know its answers"),
+        (
+            {"compare": ["best_of", "dvts"], "search": {"curve": [2, 6]}},
+            "search.curve: found 2, 6 with dvts, required a multiple of search.width = 4",
+        ),
+        (
+            {"compare": ["mcts"], "search": {"curve": [1, 5000]}},
+            "search.curve: found 5000, required at most 4096 draws",
+        ),
     ],
 )
 def test_settings_that_cannot_be_searched_are_named(world, tmp_path, keys, message):
@@ -180,14 +192,33 @@ def test_settings_that_cannot_be_searched_are_named(world, tmp_path, keys, messa
             raise ValueError(problems)
 
 
+def test_what_lacks_before_a_search_begins_is_named_by_its_own_key(world, finished, tmp_path):
+    def problem(**keys) -> str:
+        with pytest.raises(ConfigError) as found:
+            dry_run(settings(world, tmp_path, **keys), 1, is_whole=True, is_live=False)
+        return str(found.value)
+
+    assert problem(questions=tmp_path / "no.jsonl") == f"questions: found no {tmp_path}/no.jsonl, required an input"
+    assert problem(template="chat").startswith(f"template: {world}/model has no chat template")
+    assert "max_prompt_tokens" in (long := problem(max_prompt_tokens=1)) and "data." not in long
+    for folder, message in (
+        (tmp_path, "found nothing"),
+        (finished[0].run_dir, "found no question 9, required one that"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            print_tree(folder, 9, print)
+
+
 def test_a_scorer_that_says_not_what_it_means_a_mark_that_never_comes_and_too_little_room_are_refused(
-    world, tmp_path, monkeypatch
+    world, tmp_path, monkeypatch, capsys
 ):
     silent = {"path": world / "silent", "format": "own"}
     with pytest.raises(ValueError, match="does not say what its labels mean"):
         run(settings(world, tmp_path / "a", scorer=silent))
     with pytest.raises(ValueError, match="one path of 2,060 tokens needs"):
         run(settings(world, tmp_path / "b", search={"cache_gib": 1e-9}))
+    run(settings(world, tmp_path / "d", steps={"marks": ["</step>"]}, search={"n": 2}))
+    assert "steps.marks: found '</step>', which no completion of 4 questions has" in capsys.readouterr().out
     monkeypatch.setattr(searching, "LOOKED_AT", 3)
     with pytest.raises(ValueError, match=r"found '</step>', required a mark that occurs in completions \(0 of 3"):
         run(settings(world, tmp_path / "c", steps={"marks": ["</step>"]}))

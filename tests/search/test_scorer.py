@@ -223,8 +223,13 @@ def test_math_shepherd_and_rlhflow_folders(released, tmp_path):
     template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' }}{% endfor %}"
     template += "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     folder = as_released(released, tmp_path / "rlhflow", "Qwen2ForCausalLM", ())
+    cfg = StepScorerSection(path=folder, format="rlhflow")
+    with pytest.raises(
+        ValueError, match=r"scorer\.format: found rlhflow, which is asked by a chat template: .* has no"
+    ):
+        open_scorer(cfg, CPU, tokenizer)
     (folder / "chat_template.jinja").write_text(template)
-    scorer = open_scorer(StepScorerSection(path=folder, format="rlhflow"), CPU, tokenizer)
+    scorer = open_scorer(cfg, CPU, tokenizer)
     turn = ("<|im_end|>", "<|im_start|>", "assistant", "\n")
     tokens = ids("<|im_start|>", "user", "\n", "Q", " ", "a", *turn, "+", "<|im_end|>")
     tokens += ids("<|im_start|>", "user", "\n", "c", *turn, "+", "<|im_end|>")

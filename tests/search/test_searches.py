@@ -237,6 +237,8 @@ def test_noise_changes_the_roots_priors_alone_and_repeats():
         ({"method": "beam", "n": 2, "width": 4}, "search.n: found 2, required a multiple of search.width = 4"),
         ({"method": "beam", "use_rule": True}, "search.use_rule: found true with method beam, required mcts"),
         ({"method": "mcts", "lookahead": 2}, "search.lookahead: found 2 with method mcts, required beam or dvts"),
+        ({"method": "best_of", "n": 5000}, "search.n: found 5000, required at most 4096 draws from one step"),
+        ({"method": "mcts", "width": 5000}, "search.width: found 5000, required at most 4096 draws from one step"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_named(keys, message):

@@ -16,6 +16,7 @@ from r1engine.config.section import Count, LocalPath, Positive, Section
 from r1engine.config.source import ConfigError, Source, read_source, validate
 
 SAMPLES = 1024  # more than a budget pays for
+OWN = ("method", "use_rule", "curve", "difficulty", "tokens_of")  # keys of section search that the rounds set
 
 
 class Rounds(Section):
@@ -55,7 +56,8 @@ class IterateFile(Section):
     common: dict[str, Any] = Field(default={})
     """Further keys of every search: template, system, rollout, rewards, threads."""
     search: dict[str, Any] = Field(default={})
-    """Section `search` of every search; the method is mcts, and with `use_rule` where its trees are trained on."""
+    """Section `search` of every search, but for what the rounds set: method mcts, with `use_rule` where its trees
+    are trained on."""
     actor_training: dict[str, Any] = Field(default={})
     """Further keys of `stage: sft`: sft, optimizer, data.max_tokens, parallel, ..."""
     value_training: dict[str, Any] = Field(default={})
@@ -65,7 +67,9 @@ class IterateFile(Section):
         """What is missing."""
         given = {"model.path": self.model.path, "value.path": self.value.path, "heldout": self.heldout}
         missing = [f"{key}: found null, required a path" for key, path in given.items() if path is None]
-        return missing + ([] if self.questions else ["questions: found none, required a file for each round"])
+        missing += [] if self.questions else ["questions: found none, required a file for each round"]
+        own = [key for key in self.search if key in OWN and (key, self.search[key]) != ("method", "mcts")]
+        return missing + [f"search.{key}: found {self.search[key]}, required none: the rounds set it" for key in own]
 
 
 def load_rounds(path: Path, overrides: list[str]) -> tuple[Pipeline, IterateFile]:

@@ -182,17 +182,18 @@ def _search_all(
                 counters.note(files, name, world.rank)
                 marked += any(len(node.steps) > 1 or node.depth > 1 for node in tree.nodes)
                 if number == LOOKED_AT and not marked and settings.max_steps > 1:
-                    raise ValueError(
-                        f"steps.marks: found {', '.join(map(repr, cfg.steps.marks))}, required a mark that occurs in "
-                        f"completions (0 of {LOOKED_AT} first questions have one)"
-                    )
+                    required = f"required a mark that occurs in completions (0 of {LOOKED_AT} first questions have one)"
+                    raise ValueError(f"{_marks(cfg)}, {required}")
                 progress.step(len(done) + number, {"drawn": float(tree.spent.drawn)})
             if prompts and not any(world.everyones(marked)) and settings.max_steps > 1:
-                marks = ", ".join(map(repr, cfg.steps.marks))
-                progress.note(f"steps.marks: found {marks}, which no completion of {len(prompts)} questions has")
+                progress.note(f"{_marks(cfg)}, which no completion of {len(prompts)} questions has")
         except RuntimeError as error:
             raise RunFailed(f"{cfg.run_dir}: {error}; what is done is kept, and the same command goes on") from error
     progress.note(f"  {name}: {len(prompts)} questions in {time.monotonic() - begun:.1f} s")
+
+
+def _marks(cfg: SearchConfig) -> str:
+    return f"steps.marks: found {', '.join(map(repr, cfg.steps.marks))}"
 
 
 def _limits(cfg: SearchConfig) -> DrawLimits:

@@ -66,7 +66,9 @@ class _Paths:
         try:
             self._form = make_format(folder, self._tokenizer, data) if about is not None else None
         except ValueError as error:
-            raise ValueError(f"--template {template}, as the model was trained: {error}") from error
+            raise ValueError(
+                f"--template: found {template}, required that of the model's training ({error})"
+            ) from error
 
     def paths(self, rows: list[tuple[int, StepRow]]) -> Iterator[StepPath]:
         for number, row in rows:

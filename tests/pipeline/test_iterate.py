@@ -101,6 +101,10 @@ def test_choices_and_what_is_missing(path):
     assert needs["actor_3"] == {"data_3"} and needs["data_3"] == {"search_3"} and "reject_1" not in needs
     with pytest.raises(ConfigError, match="heldout: found null, required a path"):
         load_rounds(path, ["heldout=null"])
+    for key, value in (("method", "beam"), ("use_rule", "true"), ("curve", "[4]")):
+        with pytest.raises(ConfigError, match=rf"search\.{key}: found .*, required none: the rounds set it"):
+            load_rounds(path, [f"search.{key}={value}"])
+    load_rounds(path, ["search.method=mcts"])
     with pytest.raises(ConfigError, match=r"stage test_0: .*unknown key search.widht"):
         load_rounds(path, ["search={widht: 4}"])
 

@@ -6,6 +6,7 @@
 import sys
 from pathlib import Path
 
+from r1engine.batch import Completion
 from r1engine.config import RlConfig
 from r1engine.data.chat import render
 from r1engine.data.prompts import load_prompts
@@ -50,7 +51,8 @@ def main(demo: Path, steps: int) -> None:
             refresh(parts)  # the generator gets its first weights
         for step in range(steps):
             done = iterate(parts, step)
-            best = max(done.samples, key=lambda sample: sample.advantage).completion
+            own = [sample for sample in done.samples if isinstance(sample.completion, Completion)]  # drawn by this rank
+            best = max(own, key=lambda sample: sample.advantage).completion
             print(f"step {step + 1}: reward {done.metrics['reward/mean']:.3f}, best: {best.text}", flush=True)
     with policy.awake():
         policy.export(demo / "own_loop")

@@ -1,4 +1,7 @@
-"""What flows through one GRPO iteration: Prompt -> Completion -> Sample -> PackedBatch.
+"""What flows through one GRPO iteration: Prompt -> Completion -> Sample -> Sequence -> PackedBatch.
+
+A completion is whole on its home, the rank that drew it. The other ranks know its outline, and what they need of it
+comes when a row is made (stages/rows.py).
 
 One index convention everywhere: entry t belongs to tokens[t]; logp[t] = log pi(tokens[t] | tokens before it
 in the same sequence). The first token of a sequence has logp 0 and weight 0. Nothing is shifted at borders.
@@ -40,30 +43,67 @@ class Completion:
     # [T - 1, layers with experts, k] int16, the experts of prompt and completion; the last token was never run
     experts: torch.Tensor | None = None
 
-    def num_older_than(self, version: int) -> int:
-        """Tokens that were drawn from weights before `version`; they come first."""
-        return sum(count for drawn_from, count in self.versions if drawn_from < version)
+    @property
+    def num_tokens(self) -> int:
+        """Sampled tokens."""
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What every rank knows of a completion: a few numbers. Those that are a completion's mean the same."""
+
+    home: int  # the rank that drew it, and alone has it
+    prompt: Prompt
+    sample: int
+    num_tokens: int
+    truncated: bool
+    versions: tuple[tuple[int, int], ...] = ()
+    experts: tuple[int, ...] | None = None  # shape
+
+
+def name_of(completion: Completion | Outline) -> str:
+    """How messages name a completion."""
+    return f"completion {completion.sample} of prompt {completion.prompt.id}"
+
+
+# (number of tokens up to here, value): of these tokens since the last such place. The last one ends with the sequence.
+Runs = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
 class Sample:
     """A completion with what the objective needs of it."""
 
-    completion: Completion
-    advantage: float | list[float]  # of the completion, or of each of its tokens
+    completion: Completion | Outline
+    advantage: float | Runs  # of the completion, or of parts of it
     is_masked: bool = False  # True: takes part in nothing (a truncated completion under `truncated: mask`)
+
+
+@dataclass(frozen=True)
+class Away:
+    """Stands for the tokens of a sequence that another rank has, and for what belongs to them."""
+
+    name: str  # of the sequence, for messages
+    num_tokens: int
+    has_logp: bool = False
+    experts: tuple[int, ...] | None = None  # shape
+
+    def __len__(self) -> int:
+        return self.num_tokens
 
 
 @dataclass(frozen=True)
 class Sequence:
     """One training sequence: a prompt and what follows it, with what the loss needs of the latter."""
 
-    tokens: list[int]
+    tokens: list[int] | np.ndarray | Away
     num_prompt: int  # the tokens from here on carry `weight`
     weight: float  # loss weight of each of them
-    advantage: float | list[float] = 1.0  # of all weighted tokens, or of each
-    logp: list[float] | None = None  # under the generator, one a weighted token
+    advantage: float | Runs = 1.0  # of the weighted tokens
+    logp: list[float] | np.ndarray | None = None  # under the generator, one a weighted token
     experts: torch.Tensor | None = None  # as in Completion
+    home: int | None = None  # the rank that has the tokens; to the others they are `Away`; None: every rank has them
     num_stale: int = 0  # older weights than the policy's drew the first so many weighted tokens
     # (index in tokens, target): these tokens alone carry `weight`, and their target as advantage; None: all carry it
     targets: tuple[tuple[int, float], ...] | None = None
@@ -151,6 +191,7 @@ def to_sequences(
     skip_zero_advantage: bool = False,
     replays_experts: bool = True,
     version: int | None = None,
+    rank: int | None = None,
 ) -> list[Sequence]:
     """The training sequences of one mini-batch of all shards.
 
@@ -171,35 +212,46 @@ def to_sequences(
             and gradient stay the same if there is no KL term.
         replays_experts: hand on the experts that the generator chose.
         version:         of the policy's weights: tokens of older ones are marked as stale; None: none is.
+        rank:            home of the completions that are whole here; None: every rank has all.
     """
     used = [s for s in samples if not s.is_masked]
-    num_tokens = sum(len(s.completion.tokens) for s in used)
+    num_tokens = sum(s.completion.num_tokens for s in used)
 
     def weight(sample: Sample) -> float:
         if weighting == "token_mean":
             return 1.0 / num_tokens
         if weighting == "constant":
             return 1.0 / (len(used) * constant_tokens)
-        return 1.0 / (len(used) * len(sample.completion.tokens))
+        return 1.0 / (len(used) * sample.completion.num_tokens)
 
     return [
-        Sequence(
-            tokens=s.completion.prompt.tokens + s.completion.tokens,
-            num_prompt=len(s.completion.prompt.tokens),
+        replace(
+            _sequence(s.completion, rank, replays_experts=replays_experts),
             weight=weight(s),
             advantage=s.advantage,
-            logp=s.completion.logp,
-            experts=s.completion.experts if replays_experts else None,
-            num_stale=0 if version is None else s.completion.num_older_than(version),
+            # Tokens of older weights come first.
+            num_stale=sum(n for v, n in s.completion.versions if version is not None and v < version),
         )
         for s in used
-        if not skip_zero_advantage or (any(s.advantage) if isinstance(s.advantage, list) else s.advantage)
+        if not skip_zero_advantage or np.any(per_token(s.advantage))
     ]
 
 
+def _sequence(completion: Completion | Outline, rank: int | None, *, replays_experts: bool) -> Sequence:
+    """Prompt and completion, of weight 0."""
+    prompt = completion.prompt
+    if isinstance(completion, Completion):
+        experts = completion.experts if replays_experts else None
+        tokens = prompt.tokens + completion.tokens
+        return Sequence(tokens, len(prompt.tokens), 0.0, logp=completion.logp, experts=experts, home=rank)
+    shape = completion.experts if replays_experts else None
+    away = Away(name_of(completion), len(prompt.tokens) + completion.num_tokens, has_logp=True, experts=shape)
+    return Sequence(away, len(prompt.tokens), 0.0, home=completion.home)
+
+
 class Packed:
-    """The rows of each shard; every shard has equally many, at least one. They are made when a shard is asked for:
-    a rank needs one, however many there are."""
+    """The sequences of each row of each shard; every shard has equally many rows, at least one. A row is made when it
+    is asked for: a rank needs those of one shard, however many there are."""
 
     def __init__(self, shards: list[list[list[Sequence]]], multiple: int) -> None:
         """
@@ -207,20 +259,24 @@ class Packed:
             shards:   of each the sequences of its rows.
             multiple: of tokens, that rows are filled up to.
         """
-        self._shards, self._multiple = shards, multiple
+        self.shards, self._multiple = shards, multiple
 
     def __len__(self) -> int:
-        return len(self._shards)
+        return len(self.shards)
 
     def __getitem__(self, shard: int) -> list[PackedBatch]:
-        return [_row(items, self._multiple) for items in self._shards[shard]]
+        return [self.row(sequences) for sequences in self.shards[shard]]
+
+    def row(self, sequences: list[Sequence]) -> PackedBatch:
+        """The row of these sequences, which are all whole here, else a RuntimeError names one that is not."""
+        return _row(sequences, self._multiple)
 
     def __iter__(self) -> Iterator[list[PackedBatch]]:
         return (self[shard] for shard in range(len(self)))
 
     def row_lengths(self) -> list[list[int]]:
         """Tokens of each row of each shard, padding included."""
-        return [[filled_up(_size(items), self._multiple) for items in rows] for rows in self._shards]
+        return [[filled_up(_size(items), self._multiple) for items in rows] for rows in self.shards]
 
 
 def pack(sequences: list[Sequence], shape: RowShape) -> Packed:
@@ -279,8 +335,18 @@ def _best_fit(units: list[list[Sequence]], capacity: int) -> list[list[Sequence]
     return rows
 
 
+def per_token(advantage: float | Runs) -> float | np.ndarray:
+    """The advantage of all tokens, or [T] float64, of each."""
+    if not isinstance(advantage, tuple):
+        return advantage
+    return np.repeat([value for _, value in advantage], np.diff([0, *(end for end, _ in advantage)]))
+
+
 def _row(items: list[Sequence], multiple: int) -> PackedBatch:
     """One row. A sequence of zeros with weight 0 fills it up to the multiple; an empty row is nothing else."""
+    for s in items:
+        if isinstance(s.tokens, Away):
+            raise RuntimeError(f"pack: found no tokens of {s.tokens.name}, required from its home, rank {s.home}")
     num_tokens = _size(items)
     padding = filled_up(num_tokens, multiple) - num_tokens
     items = [*items, Sequence([0] * padding, padding, 0.0)] if padding else items
@@ -292,7 +358,7 @@ def _row(items: list[Sequence], multiple: int) -> PackedBatch:
     for start, s in zip(starts, items, strict=False):
         weighted = slice(start + s.num_prompt, start + len(s.tokens))
         if s.targets is None:
-            loss_weight[weighted], advantage[weighted] = s.weight, torch.from_numpy(np.asarray(s.advantage, np.float32))
+            loss_weight[weighted], advantage[weighted] = s.weight, torch.as_tensor(per_token(s.advantage))
         for index, target in s.targets or ():
             loss_weight[start + index], advantage[start + index] = s.weight, target
         if s.logp is not None:

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import torch
 
-from r1engine.batch import Completion, PackedBatch, Sample, TokenOutputs
+from r1engine.batch import Completion, Outline, PackedBatch, Sample, TokenOutputs
 from r1engine.config import Grpo
 from r1engine.rewards import Record, Score
 from r1kernels import GrpoObjective, group_advantage, grpo_loss
@@ -32,7 +32,7 @@ def record_of(completion: Completion) -> Record:
 
 
 def total_rewards(
-    graded: Sequence[tuple[Completion, Score]], cfg: Grpo, weights: Mapping[str, float]
+    graded: Sequence[tuple[Completion | Outline, Score]], cfg: Grpo, weights: Mapping[str, float]
 ) -> list[float | None]:
     """Weighted sum of the reward components of each completion; None where the reward is unknown.
 
@@ -56,7 +56,7 @@ def total_rewards(
     return _no_better_than_rated(graded, totals)
 
 
-def _known_components(graded: Sequence[tuple[Completion, Score]]) -> dict[int, dict[str, list[float]]]:
+def _known_components(graded: Sequence[tuple[Completion | Outline, Score]]) -> dict[int, dict[str, list[float]]]:
     """Prompt id -> component -> its values in the whole, decided completions of the question."""
     known: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for completion, score in graded:
@@ -67,7 +67,11 @@ def _known_components(graded: Sequence[tuple[Completion, Score]]) -> dict[int, d
 
 
 def _total(
-    completion: Completion, score: Score, known: dict[str, list[float]], cfg: Grpo, weights: Mapping[str, float]
+    completion: Completion | Outline,
+    score: Score,
+    known: dict[str, list[float]],
+    cfg: Grpo,
+    weights: Mapping[str, float],
 ) -> float | None:
     """Weighted sum of one completion; `known` are the components of its question."""
     if completion.truncated:
@@ -84,7 +88,9 @@ def _total(
     return float(total)
 
 
-def _no_better_than_rated(graded: Sequence[tuple[Completion, Score]], totals: list[float | None]) -> list[float | None]:
+def _no_better_than_rated(
+    graded: Sequence[tuple[Completion | Outline, Score]], totals: list[float | None]
+) -> list[float | None]:
     """The totals, where no truncated completion gets more than the worst of its question that a reward model rated."""
     worst: dict[int, float] = {}
     for (completion, _), total in zip(graded, totals, strict=True):
@@ -101,7 +107,7 @@ def _as_written(value: float) -> Fraction:
     return Fraction(Decimal(repr(float(value))))
 
 
-def to_samples(completions: Sequence[Completion], rewards: Sequence[float | None], cfg: Grpo) -> list[Sample]:
+def to_samples(completions: Sequence[Completion | Outline], rewards: Sequence[float | None], cfg: Grpo) -> list[Sample]:
     """Advantages inside each question's group (eq. 3); samples without a reward are masked and count nowhere."""
     known = [i for i, reward in enumerate(rewards) if reward is not None]
     number_of = {prompt_id: n for n, prompt_id in enumerate(dict.fromkeys(c.prompt.id for c in completions))}

@@ -1,7 +1,9 @@
 """The ranks of a run: torch.distributed, where this process stands, and what the ranks tell each other. No Megatron.
 
 Every rank runs the same program. Where one of them knows something, `from_first` tells the others; what each has of
-its own, `everyones` brings together.
+its own, `everyones` brings together, and `at_first` where files are written. These three are for what is small, such as
+a few numbers a completion: every rank holds it of all ranks. What is large goes by `exchange`, and only where it is
+needed.
 """
 
 from __future__ import annotations
@@ -50,6 +52,11 @@ class World:
     def is_first(self) -> bool:
         """Whether this is the rank that writes files and talks to the user."""
         return self.rank == 0
+
+    @property
+    def is_first_of_shard(self) -> bool:
+        """Whether this is the first of the ranks that compute the same rows together."""
+        return self.tp_rank == self.pp_rank == self.cp_rank == 0
 
     @property
     def replicas(self) -> int:
@@ -107,6 +114,27 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, own, group=self._objects())
         return values
+
+    def at_first(self, own: Item) -> list[Item]:
+        """What every rank has, on the first rank, in the order of the ranks; on the others nothing. Collective."""
+        if self.size == 1:
+            return [own]
+        values: list[Any] | None = [None] * self.size if self.is_first else None
+        dist.gather_object(own, values, dst=0, group=self._objects())
+        return values or []
+
+    def exchange(self, sent: Sequence[tuple[int, torch.Tensor]], received: Sequence[tuple[int, torch.Tensor]]) -> None:
+        """Send tensors to ranks, and fill others with what ranks send; both (rank, tensor in host memory).
+
+        What one rank sends to another and what that one receives pair up in order, and are of the same sizes. A rank
+        that neither sends nor receives need not call this.
+        """
+        group = self._objects()
+        under_way = [dist.irecv(tensor, rank, group) for rank, tensor in received]
+        under_way += [dist.isend(tensor, rank, group) for rank, tensor in sent]
+        for one in under_way:
+            if one is not None:
+                one.wait()
 
     @contextmanager
     def turn(self, what: str) -> Iterator[None]:

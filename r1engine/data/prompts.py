@@ -71,6 +71,11 @@ class PromptTable(Sequence["Prompt"]):
         question = self.question(index)
         return Prompt(int(self._rows[index, 0]), self.tokens(index), self._render(question), question)
 
+    @property
+    def ids(self) -> np.ndarray:
+        """[prompts] int64, `Prompt.id` of each; they rise."""
+        return self._rows[:, 0]
+
     def question(self, index: int) -> Question:
         """The question of a prompt, with its place."""
         _, line, which, file = self._rows[index].tolist()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1engine.config.data_files import data_files
+from r1engine.data.prompts import PromptTable
 
 if TYPE_CHECKING:
     from r1engine.batch import Prompt
@@ -90,7 +91,9 @@ class PromptStream:
 
     def of_id(self, number: int) -> Prompt:
         """The prompt with this id; ids rise with the place in the file."""
-        prompt = self.prompts[bisect_left(self.prompts, number, key=lambda prompt: prompt.id)]
+        prompts = self.prompts  # a table makes a prompt for each look at one
+        ids = prompts.ids if isinstance(prompts, PromptTable) else [prompt.id for prompt in prompts]
+        prompt = prompts[bisect_left(ids, number)]
         assert prompt.id == number
         return prompt
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from r1engine.batch import Completion, Prompt
+from r1engine.batch import Completion, Outline, Prompt
 from r1engine.config import RlConfig
 from r1engine.data.stream import MixedStream
 from r1engine.ranks import World
@@ -207,7 +207,11 @@ class Rollouts:
                 f"{sorted(taken)}"
             )
 
-    def metrics(self, completions: list[Completion]) -> dict[str, float]:
+    def prompt_of(self, number: int) -> Prompt:
+        """The prompt with this id, whichever rank draws it."""
+        return self._prompts.of_id(number)
+
+    def metrics(self, completions: Sequence[Completion | Outline]) -> dict[str, float]:
         """Questions since the start of the run on all ranks, and how old the tokens of an iteration are (versions)."""
         total: Counter[str] = Counter()
         for counts in self._world.everyones(dict(self._counts) | {"carried": len(self.questions)}):

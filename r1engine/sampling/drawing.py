@@ -105,8 +105,8 @@ def check_judges(problems: Sequence[str], run_dir: Path, kept: str) -> None:
     )
 
 
-def everyones_rows(world: World, away: Sequence[str], groups: list[list[Row]], run_dir: Path, kept: str) -> list[Row]:
-    """The rows of all ranks, in the order of the questions that they share. Collective.
+def rows_at_first(world: World, away: Sequence[str], groups: list[list[Row]], run_dir: Path, kept: str) -> list[Row]:
+    """The rows of all ranks, in the order of the questions that they share, on the first rank. Collective.
 
     Args:
         world:   the ranks.
@@ -118,9 +118,8 @@ def everyones_rows(world: World, away: Sequence[str], groups: list[list[Row]], r
     Raises:
         RunFailed: a judge is away.
     """
-    everyones = world.everyones((away, groups))
-    check_judges([problem for found, _ in everyones for problem in found], run_dir, kept)
-    return [row for group in interleaved([found for _, found in everyones]) for row in group]
+    check_judges([problem for found in world.everyones(away) for problem in found], run_dir, kept)
+    return [row for group in interleaved(world.at_first(groups)) for row in group]
 
 
 @contextmanager

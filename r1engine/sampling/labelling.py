@@ -25,7 +25,7 @@ from r1engine.observe.progress import Progress
 from r1engine.observe.put import put_text
 from r1engine.ranks import World
 from r1engine.rollout.draft import Draft, Sampling
-from r1engine.sampling.drawing import NO_REPLY, AnswerSampler, everyones_rows, open_sampler
+from r1engine.sampling.drawing import NO_REPLY, AnswerSampler, open_sampler, rows_at_first
 from r1engine.sampling.whole_lines import lines_of, whole_lines
 from r1engine.search.label import Answers, Labelled, Labeller, RolledOut, RolloutAsk, Steps, make_labellers
 from r1engine.search.steps import StepMarks
@@ -78,10 +78,10 @@ def label(cfg: LabelConfig, world: World, digests: dict[str, str]) -> dict[str, 
 def _labelled(
     crew: LabelCrew, run_dir: Path, world: World, prompts: list[Prompt], progress: Progress
 ) -> list[dict[str, Any]]:
-    """Rows of these questions, from all ranks."""
+    """Rows of these questions, from all ranks, on the first."""
     progress.phase("draw")
     own = crew.label(prompts[world.rank :: world.size])
-    rows = everyones_rows(world, crew.away, own, run_dir, "what is labelled so far is kept")
+    rows = rows_at_first(world, crew.away, own, run_dir, "what is labelled so far is kept")
     blind = [row["id"].partition("/")[0] for row in rows if all(label is None for label in row["labels"])]
     if blind:
         progress.note(f"no step is labelled of {len(blind)} solutions ({_named(blind)}): nothing is decided")

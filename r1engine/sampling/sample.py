@@ -13,7 +13,7 @@ from r1engine.config.sample import SampleConfig
 from r1engine.observe.progress import Progress
 from r1engine.ranks import World
 from r1engine.sampling.chunks import Chunks, Counts, row_of
-from r1engine.sampling.drawing import NO_REPLY, AnswerSampler, Graded, everyones_rows, open_sampler
+from r1engine.sampling.drawing import NO_REPLY, AnswerSampler, Graded, open_sampler, rows_at_first
 
 
 def sample(cfg: SampleConfig, world: World, digests: dict[str, str]) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _chunk(
     groups = _rounds(cfg, sampler, own, progress)
     rows = [[row_of(*graded) for graded in group] for group in groups]
     away = [score.reason for group in groups for _, score in group if score.reason.startswith(NO_REPLY)]
-    whole = everyones_rows(world, away, rows, cfg.run_dir, f"{len(chunks)} chunks are kept")
+    whole = rows_at_first(world, away, rows, cfg.run_dir, f"{len(chunks)} chunks are kept")
     counts = world.from_first(lambda: chunks.write(number, whole))
     chunks.note(number, counts)
     rate = sum(row["num_tokens"] for row in whole) / (time.monotonic() - started)

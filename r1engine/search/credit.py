@@ -59,19 +59,16 @@ def step_advantages(group: Sequence[Sequence[float]], how: str, ddof: int = 1) -
     return [_sums_from([(r - mean) / spread if spread else 0.0 for r in scores]) for scores in group]
 
 
-def of_tokens(advantages: Sequence[float], ends: Sequence[int], count: int) -> list[float]:
-    """[count] the advantage of each token of a completion: that of its step. What is behind the last step, such as the
-    token that ends the completion, has the last step's.
+def runs_of_tokens(advantages: Sequence[float], ends: Sequence[int], count: int) -> list[tuple[int, float]]:
+    """(number of tokens up to here, their advantage) of a completion: each token has that of its step. What is behind
+    the last step, such as the token that ends the completion, has the last step's.
 
     Args:
         advantages: of the steps.
         ends:       number of tokens up to and with each step's last one.
         count:      tokens of the completion.
     """
-    found: list[float] = []
-    for advantage, end in zip(advantages, ends, strict=True):
-        found += [advantage] * (end - len(found))
-    return found + [advantages[-1] if advantages else 0.0] * (count - len(found))
+    return list(zip([*ends[:-1], count], advantages or [0.0], strict=True))
 
 
 def _sums_from(values: Sequence[float]) -> list[float]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from statistics import fmean, stdev
 
-from r1engine.batch import Completion
 from r1engine.config import RlConfig
 from r1engine.grpo import total_rewards
-from r1engine.rewards import Score
-
-Graded = tuple[Completion, Score]
+from r1engine.stages.homes import Graded
 
 
 def rewards_by_group(graded: list[Graded], cfg: RlConfig, step: int) -> list[list[float]]:

@@ -3,7 +3,9 @@
     questions -> completions -> rewards -> advantages -> packed rows -> log-probabilities -> updates -> refresh
 
 Every rank runs this code (SPMD). All ranks share the drawing and the grading; the updates run in Megatron's tensor /
-pipeline / data layout.
+pipeline / data layout. A completion stays with the rank that drew it; the others know its outline and its score, which
+is all that rewards, advantages and the choice of rows take. Its tokens, with log-probabilities and experts, go to the
+ranks whose row they are in (`own_rows`).
 """
 
 from __future__ import annotations
@@ -19,18 +21,17 @@ from r1engine.grpo import objective, objective_of, record_of, split_minibatches,
 from r1engine.model.policy import Policy
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
-from r1engine.ranks import World, interleaved
+from r1engine.ranks import World
 from r1engine.rewards import Score, Scorer
 from r1engine.rewards.shaping import shape
 from r1engine.rollout import BrokenOff, Generator
 from r1engine.rollout.rollouts import Rollouts
 from r1engine.stages.groups import group_metrics, num_missing, with_signal_first
+from r1engine.stages.homes import Graded, everyones_graded
 from r1engine.stages.process_rating import StepRater, process_metrics, step_rated, with_step_credit
 from r1engine.stages.rating import Rater, rated
 from r1engine.stages.rl_metrics import mismatch, rollout_metrics, update_metrics
 from r1engine.stages.rows import own_rows
-
-Graded = tuple[Completion, Score]
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Iteration:
-    """The result of an iteration."""
+    """The result of an iteration, of all ranks; only this rank's own completions are whole."""
 
     metrics: dict[str, float]
     graded: list[Graded]
@@ -68,7 +69,7 @@ def iterate(parts: Parts, step: int) -> Iteration:
         step:  optimizer steps done before.
 
     Returns:
-        Metrics over the whole rollout (the same on every rank), the graded completions and their samples.
+        Metrics over the whole rollout, the graded completions and their samples; all the same on every rank.
     """
     cfg = parts.cfg
     graded, drawn = rollout(parts, step)
@@ -99,7 +100,7 @@ def rollout(parts: Parts, step: int) -> tuple[list[Graded], list[Graded]]:
     With `dynamic_sampling`, questions without a signal give way to others (DAPO), which are drawn at most so often.
 
     Returns:
-        What is trained on, and all that was drawn; on every rank those of all ranks, group after group.
+        What is trained on, and all that was drawn, by all ranks; group after group.
     """
     cfg, drawn = parts.cfg, draw(parts, step)
     for drawing in range(1, cfg.grpo.dynamic_sampling + 1):
@@ -111,7 +112,7 @@ def rollout(parts: Parts, step: int) -> tuple[list[Graded], list[Graded]]:
 
 
 def draw(parts: Parts, step: int, *, questions: int | None = None, drawing: int = 0) -> list[Graded]:
-    """Completions of new questions with their scores, from all ranks; see `Rollouts.take`."""
+    """New questions' completions, this rank's own whole and the others' in outline, and scores; see `Rollouts.take`."""
     cfg, size = parts.cfg, parts.cfg.grpo.group_size
     parts.progress.phase("generate", unit="tokens")  # nobody knows how many there will be
     with parts.phases("generate"):
@@ -121,8 +122,7 @@ def draw(parts: Parts, step: int, *, questions: int | None = None, drawing: int 
         scores = parts.scorer.score(records, are_rated=cfg.rewards.is_rated_at(step))
         groups = [slice(i, i + size) for i in range(0, len(completions), size)]
         own = [grade_group(completions[group], scores[group], cfg, step) for group in groups]
-    everyones = interleaved(parts.world.everyones(own))
-    graded = [pair for group in everyones for pair in group]
+    graded = everyones_graded(own, parts.rollouts.prompt_of, parts.world)
     if parts.raters and cfg.rewards.is_rated_at(step):
         with parts.phases("score"), parts.policy.awake():
             graded = rated(graded, parts.raters, parts.policy, parts.world, cfg.row_tokens)
@@ -132,7 +132,9 @@ def draw(parts: Parts, step: int, *, questions: int | None = None, drawing: int 
     return graded
 
 
-def grade_group(completions: list[Completion], scores: list[Score], cfg: RlConfig, step: int) -> list[Graded]:
+def grade_group(
+    completions: list[Completion], scores: list[Score], cfg: RlConfig, step: int
+) -> list[tuple[Completion, Score]]:
     """Pair the completions of one question with their scores, and add the shaping terms that have a weight."""
     terms = frozenset(name for name in ("length", "overlong", "repetition") if getattr(cfg.rewards, name))
     if terms:
@@ -149,7 +151,7 @@ def grade_group(completions: list[Completion], scores: list[Score], cfg: RlConfi
 
 
 def pack_rows(parts: Parts, samples: list[Sample], step: int) -> list[PackedBatch]:
-    """This data-parallel rank's rows of one mini-batch, on its device."""
+    """This data-parallel rank's rows of one mini-batch, on its device. Collective."""
     cfg = parts.cfg
     sequences = to_sequences(
         samples,
@@ -159,6 +161,7 @@ def pack_rows(parts: Parts, samples: list[Sample], step: int) -> list[PackedBatc
         skip_zero_advantage=cfg.grpo.kl_coef == 0,
         replays_experts=cfg.model.routing_replay,
         version=parts.generator.weight_version,
+        rank=parts.world.rank,
     )
     shards = pack(sequences, parts.policy.row_shape(cfg.row_tokens))
     return own_rows(shards, parts.world)

@@ -16,12 +16,12 @@ from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
 from r1engine.model.policy import Policy
 from r1engine.ranks import World
 from r1engine.rewards import Score
-from r1engine.search.credit import PER_TOKEN, Credit, of_completion, of_tokens, step_advantages
+from r1engine.search.credit import PER_TOKEN, Credit, of_completion, runs_of_tokens, step_advantages
 from r1engine.search.scored_folder import NAME, read_scored_folder
 from r1engine.search.steps import StepMarks
-from r1engine.stages.rows import probabilities_at
+from r1engine.stages.homes import Graded, of_each, texts_of_each
+from r1engine.stages.rows import of_all_shards, probabilities_at
 
-Graded = tuple[Completion, Score]
 PAYS_FOR_LENGTH = ("sum", "deepseekmath")
 
 
@@ -64,7 +64,7 @@ def warning_of(rewards: Rewards) -> str:
 
 
 def step_rated(graded: list[Graded], rater: StepRater, policy: Policy, world: World, row_tokens: int) -> list[Graded]:
-    """The scores with those of their steps, and with the component `process`. Collective; every rank has all.
+    """The scores with those of their steps, and with the component `process`, on every rank. Collective.
 
     A completion without a step, or longer than the model's context, is undecided.
 
@@ -75,16 +75,20 @@ def step_rated(graded: list[Graded], rater: StepRater, policy: Policy, world: Wo
         world:      the ranks.
         row_tokens: that a packed row holds; more where a single text has more.
     """
-    ends = [rater.marks.ends(completion.tokens, rater.stop) for completion, _ in graded]
-    texts = [completion.prompt.tokens + completion.tokens for completion, _ in graded]
-    fits = [bool(end) and len(text) <= policy.shape.max_positions for end, text in zip(ends, texts, strict=True)]
+
+    def ends_of(completions: list[Completion]) -> list[list[int]]:
+        return [rater.marks.ends(completion.tokens, rater.stop) for completion in completions]
+
+    ends = of_each(graded, world, ends_of)
+    texts = texts_of_each(graded, world, lambda completions: [c.prompt.tokens + c.tokens for c in completions])
+    fits = [bool(end) and len(text.tokens) <= policy.shape.max_positions for end, text in zip(ends, texts, strict=True)]
     used = [i for i, is_fit in enumerate(fits) if is_fit]
     own: dict[int, list[float]] = {}
     if used:
         last = [[len(graded[i][0].prompt.tokens) + end - 1 for end in ends[i]] for i in used]
         scores = probabilities_at([texts[i] for i in used], last, policy, world, row_tokens, rater.weights)
         own = {used[number]: found for number, found in scores.items()}
-    found = {i: scores for part in world.everyones(own) for i, scores in part.items()}
+    found = of_all_shards(own, world)
     return [
         (completion, _with_steps(score, ends[i], found.get(i, []), rater.credit))
         for i, (completion, score) in enumerate(graded)
@@ -119,8 +123,9 @@ def with_step_credit(samples: list[Sample], graded: Sequence[Graded], rewards: R
             sample, ends = samples[i], [end for end, _ in graded[i][1].steps]
             assert isinstance(sample.advantage, float)
             if advantages:
-                credit = of_tokens(advantages, ends, len(sample.completion.tokens))
-                sample = replace(sample, advantage=[sample.advantage + rewards.process * one for one in credit])
+                credit = runs_of_tokens(advantages, ends, sample.completion.num_tokens)
+                summed = tuple((end, sample.advantage + rewards.process * one) for end, one in credit)
+                sample = replace(sample, advantage=summed)
             found.append(sample)
     return found
 

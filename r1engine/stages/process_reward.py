@@ -23,7 +23,7 @@ from r1engine.stages.identity import Identity, model_identity, setting
 from r1engine.stages.inputs import format_of, step_batches, write_step_tokens
 from r1engine.stages.prepared import prepared_to_score
 from r1engine.stages.process_loss import cross_entropy_of_steps, squared_error_of_steps
-from r1engine.stages.rows import batch_metrics, own_rows, probabilities_at
+from r1engine.stages.rows import batch_metrics, of_all_shards, own_rows, probabilities_at
 from r1engine.stages.stage import Advance, Evaluated
 from r1engine.stages.supervised import policy_of, read_once
 
@@ -129,10 +129,10 @@ class ProcessRewardStage:
         size = self.cfg.process.batch_size
         for start in range(0, len(table), size):  # not all in memory at once
             some = [table.at(index) for index in range(start, min(start + size, len(table)))]
-            texts, last = [solution.tokens for solution in some], [solution.last for solution in some]
+            texts, last = [Sequence(solution.tokens, 0, 1.0) for solution in some], [solution.last for solution in some]
             found = probabilities_at(texts, last, self.policy, self.world, self.cfg.row_tokens)
             own |= {start + number: values for number, values in found.items()}
-        together = {index: values for part in self.world.everyones(own) for index, values in part.items()}
+        together = of_all_shards(own, self.world)
         return [together[index] for index in range(len(table))]
 
     # ------------------------------------------------------------------ checkpoints and the end

@@ -24,7 +24,7 @@ from r1engine.stages.identity import Identity, model_identity, setting
 from r1engine.stages.inputs import rating_batches, write_ratings
 from r1engine.stages.prepared import prepared_to_rate
 from r1engine.stages.reward_loss import of_texts, pairwise, pointwise
-from r1engine.stages.rows import batch_metrics, own_rows
+from r1engine.stages.rows import batch_metrics, of_all_shards, own_rows
 from r1engine.stages.stage import Advance, Evaluated
 from r1engine.stages.supervised import policy_of, read_once
 
@@ -136,7 +136,7 @@ class RewardModelStage:
             indices = list(range(start, min(start + size, len(table))))
             units = self._units(table, indices, np.array(indices) - start)
             own |= {start + place: scores for place, scores in self._own_scores(units).items()}
-        together = {i: found for part in self.world.everyones(own) for i, found in part.items()}
+        together = of_all_shards(own, self.world)
         return np.array([together[i] for i in range(len(table))])
 
     def _own_scores(self, units: list[list[Sequence]]) -> dict[int, list[float]]:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from r1engine.batch import Completion
 from r1engine.config import RlConfig
 from r1engine.data.prompts import PromptTable
 from r1engine.data.stream import MixedStream, PromptStream, SharedFile, file_digest
@@ -143,27 +144,37 @@ class RlStage:
         warnings = self.alarms.update(done.metrics)
         alarms = {f"alarm/{name}": float(name in warnings) for name in self._judged}
         weights = self.cfg.rewards.weights_at(step)
-        undecided = [(record_of(c), score) for c, score in done.graded if score.is_undecided(weights)]
+        undecided = {
+            i: {**record_of(completion).as_row(), "reason": score.reason}
+            for i, (completion, score) in enumerate(done.graded)
+            if isinstance(completion, Completion) and score.is_undecided(weights)
+        }
         return Advance(
             steps=made,
             metrics=done.metrics | alarms,
             tokens=int(done.metrics["tokens_generated"]),
             samples=self._samples(done),
-            undecided=[{**record.as_row(), "reason": score.reason} for record, score in undecided],
+            undecided=self._in_order(undecided),
             notes=[f"{name}: {warning}" for name, warning in warnings.items()] + silent_functions(done.graded),
         )
 
     def _samples(self, done: Iteration) -> list[dict[str, Any]]:
-        """Rows of samples.jsonl: completions from all over the rollout."""
+        """Rows of samples.jsonl, on the first rank: completions from all over the rollout, each from its home."""
         count = min(self.cfg.log.samples, len(done.graded))
         chosen = range(0, len(done.graded), len(done.graded) // count) if count else range(0)
-        rows = []
+        rows = {}
         for i in [*chosen][:count]:
-            group = [_in_group(done, other) for other in self._group_of(i)]
             completion, score = done.graded[i]
-            tokens = token_texts(completion, self._format.tokenizer.decode) if self.world.is_first else {}
-            rows.append(sample_row(completion, score, done.samples[i].advantage) | {"group": group} | tokens)
-        return rows
+            if isinstance(completion, Completion):
+                group = [_in_group(done, other) for other in self._group_of(i)]
+                tokens = token_texts(completion, self._format.tokenizer.decode)
+                rows[i] = sample_row(completion, score, done.samples[i].advantage) | {"group": group} | tokens
+        return self._in_order(rows)
+
+    def _in_order(self, rows: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows of all ranks by their numbers, on the first rank. Collective."""
+        everyones = [pair for own in self.world.at_first(rows) for pair in own.items()]
+        return [row for _, row in sorted(everyones, key=lambda pair: pair[0])]
 
     def _group_of(self, index: int) -> range:
         """The completions of the same question."""
@@ -231,4 +242,4 @@ class RlStage:
 def _in_group(done: Iteration, index: int) -> dict[str, Any]:
     """What is shown of a completion beside another one of its question."""
     completion, score = done.graded[index]
-    return {"verdict": score.verdict, "reward": done.rewards[index], "length": len(completion.tokens)}
+    return {"verdict": score.verdict, "reward": done.rewards[index], "length": completion.num_tokens}

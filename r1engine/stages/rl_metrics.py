@@ -9,15 +9,15 @@ from itertools import pairwise
 import torch
 import torch.distributed as dist
 
-from r1engine.batch import Completion, PackedBatch
+from r1engine.batch import PackedBatch
 from r1engine.ranks import World
-from r1engine.rewards import Score
+from r1engine.stages.homes import Graded
 
 RATIO_EDGES = (0.5, 0.8, 0.9, 0.99, 1.01, 1.1, 1.25, 2.0)  # bins of pi_trainer / pi_generator in the metrics
 
 
 def rollout_metrics(
-    graded: list[tuple[Completion, Score]], rewards: list[float | None], weights: Mapping[str, float]
+    graded: list[Graded], rewards: list[float | None], weights: Mapping[str, float]
 ) -> dict[str, float]:
     """Means over the rollout: reward, each component, lengths (tokens), shares truncated and undecided.
 
@@ -25,12 +25,12 @@ def rollout_metrics(
     """
     known = [r for r in rewards if r is not None]
     decided = [s for _, s in graded if not s.is_undecided(weights)]
-    lengths = [len(c.tokens) for c, _ in graded]
+    lengths = [c.num_tokens for c, _ in graded]
     values = defaultdict(list)
     for score in decided:
         for name, value in score.components.items():
             values[name].append(value)
-    by_verdict = {name: [len(c.tokens) for c, score in graded if score.verdict == name] for name in ("right", "wrong")}
+    by_verdict = {name: [c.num_tokens for c, score in graded if score.verdict == name] for name in ("right", "wrong")}
     return {
         **({"reward/mean": sum(known) / len(known)} if known else {}),
         **{f"reward/{name}": sum(found) / len(found) for name, found in sorted(values.items())},
@@ -43,7 +43,7 @@ def rollout_metrics(
     }
 
 
-def silent_functions(graded: list[tuple[Completion, Score]]) -> list[str]:
+def silent_functions(graded: list[Graded]) -> list[str]:
     """What to tell of the user's functions that gave no value for any completion of a rollout."""
     names = {name for _, score in graded for name in score.unknown}
     last = graded[-1][1].unknown

@@ -4,18 +4,23 @@ import pytest
 
 from r1engine.batch import Completion, Prompt
 from r1engine.data.question import Question
-from r1engine.evaluation.pass_at_1 import heldout_metrics
+from r1engine.evaluation.pass_at_1 import Samples, heldout_metrics
 from r1engine.rewards import Score
 
 
-def group(number: int, verdicts: str) -> list[tuple[Completion, Score]]:
+def group(number: int, verdicts: str) -> Samples:
     """Samples of a question: r right, w wrong, u undecided."""
     names = {"r": "right", "w": "wrong", "u": "undecided"}
     prompt = Prompt(number, [1], "", Question(""))
-    return [
-        (Completion(prompt, i, [1, 2], [0.0, 0.0], "", False), Score(names[v], {"format": 1.0} if v != "u" else {}, ""))
-        for i, v in enumerate(verdicts)
-    ]
+    return Samples.of(
+        [
+            (
+                Completion(prompt, i, [1, 2], [0.0] * 2, "", False),
+                Score(names[v], {"format": 1.0} if v != "u" else {}, ""),
+            )
+            for i, v in enumerate(verdicts)
+        ]
+    )
 
 
 def test_a_question_counts_once_however_many_of_its_samples_are_decided():
@@ -48,8 +53,8 @@ def test_the_majority_votes_by_value():
         (Completion(prompt, i, [1], [0.0], text, False), Score(verdict, {}, ""))
         for i, (text, verdict) in enumerate(zip(texts, verdicts, strict=True))
     ]
-    assert heldout_metrics([samples])["eval/cons_at_k"] == 0.5  # two say one half, two say three
-    assert heldout_metrics([samples[:3]])["eval/cons_at_k"] == 1.0
+    assert heldout_metrics([Samples.of(samples)])["eval/cons_at_k"] == 0.5  # two say one half, two say three
+    assert heldout_metrics([Samples.of(samples[:3])])["eval/cons_at_k"] == 1.0
 
 
 def test_nothing_decided_is_not_zero():

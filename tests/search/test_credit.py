@@ -2,7 +2,8 @@
 
 import pytest
 
-from r1engine.search.credit import of_completion, of_tokens, pure_weights, step_advantages
+from r1engine.batch import per_token
+from r1engine.search.credit import of_completion, pure_weights, runs_of_tokens, step_advantages
 
 
 def test_one_number_a_completion():
@@ -33,5 +34,5 @@ def test_credit_of_pure_by_hand():
 
 
 def test_tokens_have_the_advantage_of_their_step():
-    assert of_tokens([-1.0, 2.0], [2, 3], 5) == [-1.0, -1.0, 2.0, 2.0, 2.0]
-    assert of_tokens([], [], 2) == [0.0, 0.0]
+    assert per_token(tuple(runs_of_tokens([-1.0, 2.0], [2, 3], 5))).tolist() == [-1.0, -1.0, 2.0, 2.0, 2.0]
+    assert per_token(tuple(runs_of_tokens([], [], 2))).tolist() == [0.0, 0.0]

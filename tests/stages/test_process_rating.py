@@ -5,13 +5,15 @@ import json
 
 import pytest
 import torch
+from ranks import on_ranks
 from transformers import AutoModelForTokenClassification
 
-from r1engine.batch import Completion, Prompt, RowShape, Sample, pack, to_sequences
+from r1engine.batch import Completion, Prompt, RowShape, Sample, pack, per_token, to_sequences
 from r1engine.config import ConfigError, Model, Optimizer, Parallel, Rewards, RlConfig, StepMarking, TinyChainConfig
 from r1engine.data.question import Question
 from r1engine.demo import tiny_chain as demo
 from r1engine.hf.tokenizer import load_tokenizer
+from r1engine.model.parallel import join, leave
 from r1engine.model.policy import Policy
 from r1engine.observe.hacking_alarm import Alarms
 from r1engine.observe.metrics import Phases
@@ -19,6 +21,7 @@ from r1engine.observe.progress import Progress
 from r1engine.rewards import Score
 from r1engine.search.scored_folder import NAME, ScoredFolder
 from r1engine.stages import make_stage
+from r1engine.stages.homes import everyones_graded
 from r1engine.stages.process_rating import (
     make_step_rater,
     process_metrics,
@@ -77,6 +80,29 @@ def test_scores_of_steps_are_the_folder_s_and_leave_the_policy_as_it_is(places, 
     assert metrics["process/steps"] == 3 and metrics["process/score_min"] == pytest.approx(min(wanted), abs=1e-5)
 
 
+def of_ranks(places, rows: list, sizes: dict) -> list[Score]:
+    """The scores that a rank knows when each question's completion is whole on one of the ranks alone."""
+    world = join(Parallel(**sizes))
+    policy = Policy(Model(path=places / "model"), Parallel(**sizes), Optimizer(), world)
+    own = [[row] for row in rows[world.rank :: world.size]]
+    known = everyones_graded(own, lambda number: rows[number][0].prompt, world)
+    found = step_rated(known, make_step_rater(rewards_of(places), policy), policy, world, row_tokens=64)
+    leave()
+    return [score for _, score in found]
+
+
+@pytest.mark.parametrize("sizes", [{}, {"tensor": 2}])
+def test_steps_of_other_ranks_are_scored_as_one_s_own(places, world, sizes):
+    texts = ["1a+2=3;3b*2=6</think>6", "", "1a+2=3;3b*2=6;6c-2=4</think>4", "3;" * 400, "1a+2=3</think>3"]
+    rows = [completion(places, number, text) for number, text in enumerate(texts)]
+    policy = Policy(Model(path=places / "model"), Parallel(), Optimizer(), world)
+    wanted = step_rated(rows, make_step_rater(rewards_of(places), policy), policy, world, row_tokens=64)
+    for found in on_ranks(2, of_ranks, places, rows, sizes):
+        for score, (_, alone) in zip(found, wanted, strict=True):
+            assert (score.verdict, [end for end, _ in score.steps]) == (alone.verdict, [end for end, _ in alone.steps])
+            assert [v for _, v in score.steps] == pytest.approx([v for _, v in alone.steps], abs=1e-5)
+
+
 def test_credit_of_tokens_is_added_to_the_advantage_and_reaches_the_row(places):
     values = [((2, 1.0), (4, 0.0)), ((1, 1.0), (3, 1.0)), ((2, 0.9),)]
     graded = []
@@ -88,14 +114,14 @@ def test_credit_of_tokens_is_added_to_the_advantage_and_reaches_the_row(places):
     samples = [Sample(c, 0.25) for c, _ in graded]
     rewards = Rewards(process=2.0, process_model=places, process_credit="deepseekmath")
     found = with_step_credit(samples, graded, rewards, 3)
-    assert found[0].advantage == [0.25 - 2, 0.25 - 2, 0.25 - 3, 0.25 - 3, 0.25 - 3]  # -1, -1.5
-    assert found[1].advantage == [0.25 + 2, 0.25 + 1, 0.25 + 1, 0.25 + 1]
+    assert per_token(found[0].advantage).tolist() == [0.25 - 2, 0.25 - 2, 0.25 - 3, 0.25 - 3, 0.25 - 3]  # -1, -1.5
+    assert per_token(found[1].advantage).tolist() == [0.25 + 2, 0.25 + 1, 0.25 + 1, 0.25 + 1]
     assert found[2].advantage == 0.25  # cut off: no credit
     row = pack(to_sequences(found), RowShape(32))[0][0]
     starts = row.cu_seqlens.tolist()
     rows = {tuple(row.advantage[a:b].tolist()) for a, b in itertools.pairwise(starts)}
     assert (0.0, -1.75, -1.75, -2.75, -2.75, -2.75) in rows and (0.0, 0.25, 0.25, 0.25) in rows
-    zero = [Sample(graded[0][0], [0.0] * 5), Sample(graded[1][0], [0.0, 0.0, 0.0, 1.0])]
+    zero = [Sample(graded[0][0], ((5, 0.0),)), Sample(graded[1][0], ((3, 0.0), (4, 1.0)))]
     assert len(to_sequences(zero, skip_zero_advantage=True)) == 1
     assert with_step_credit(samples, graded, rewards.model_copy(update={"process_credit": "min"}), 3) is samples
 

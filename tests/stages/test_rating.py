@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import on_ranks
 from transformers import AutoModelForSequenceClassification
 
 from r1engine.batch import Completion, Prompt
@@ -13,6 +14,7 @@ from r1engine.config import ConfigError, Model, Optimizer, Parallel, Rewards, Rl
 from r1engine.data.question import Question
 from r1engine.data.questions import read_questions
 from r1engine.hf.tokenizer import load_tokenizer
+from r1engine.model.parallel import join, leave
 from r1engine.model.policy import Policy
 from r1engine.observe.metrics import Phases
 from r1engine.observe.progress import Progress
@@ -20,6 +22,7 @@ from r1engine.rewards import Score
 from r1engine.rewards.rated import rendered
 from r1engine.stages import make_stage
 from r1engine.stages.check import check_data, check_start
+from r1engine.stages.homes import everyones_graded
 from r1engine.stages.rating import make_raters, rated
 
 TEMPLATE = "<|pad|>{prompt} is asked. {response}<|end|>"
@@ -86,6 +89,33 @@ def test_ratings_are_the_folder_s_and_leave_the_policy_as_it_is(places, world):
     assert found[4].verdict == "undecided" and "helpfulness: the text holds <|end|>" in found[4].reason
     assert found[5].verdict == "undecided" and "positions" in found[5].reason
     assert [score.verdict for score in found[:4]] == ["right"] * 4
+
+
+def of_ranks(base: Path, model: Path, rows: list, sizes: dict) -> list[Score]:
+    """The scores that a rank knows when each question's completion is whole on one of the ranks alone."""
+    world = join(Parallel(**sizes))
+    policy = Policy(Model(path=base), Parallel(**sizes), Optimizer(), world)
+    raters = make_raters(rewards_with(model, *NAMES), policy)
+    own = [[row] for row in rows[world.rank :: world.size]]
+    known = everyones_graded(own, lambda number: rows[number][0].prompt, world)
+    assert sum(isinstance(completion, Completion) for completion, _ in known) == len(own)
+    found = [score for _, score in rated(known, raters, policy, world, row_tokens=64)]
+    leave()
+    return found
+
+
+@pytest.mark.parametrize("sizes", [{}, {"tensor": 2}])
+def test_completions_of_other_ranks_are_rated_as_one_s_own(places, world, sizes):
+    base, model = places
+    texts = ["<think>1+3=4</think> <answer>46</answer>", "46", "46 <|end|>", "4" * 4000]
+    rows = graded(*(("preference", NAMES[i % 2], f"{texts[i % 4]}{i}") for i in range(8)))
+    policy = Policy(Model(path=base), Parallel(), Optimizer(), world)
+    wanted = [s for _, s in rated(rows, make_raters(rewards_with(model, *NAMES), policy), policy, world, row_tokens=64)]
+    assert {score.verdict for score in wanted} == {"right", "undecided"}
+    for found in on_ranks(2, of_ranks, base, model, rows, sizes):
+        assert [score.reason for score in found] == [score.reason for score in wanted]
+        for score, alone in zip(found, wanted, strict=True):
+            assert score.components == pytest.approx(alone.components, abs=1e-5)
 
 
 def configured(base: Path, folder: Path, rewards: dict, rows: list[dict]) -> RlConfig:

@@ -173,9 +173,10 @@ def test_any_order_of_events_leaves_each_row_its_own_numbers(tmp_path):
 
 def test_rows_without_a_sequence_touch_nobodys_page_only(tmp_path):
     cache = new_cache(tmp_path, rows=4, num_pages=12)
-    kv = random_kv(cache, 2, 20)
-    cache.fill(np.array([0, 1]), kv, np.array([0, 1]), np.array([20, 20]), [0, 1])
-    cache.reserve(np.array([20, 20]))
+    kv, rows = random_kv(cache, 4, 20), np.arange(4)
+    cache.fill(rows, kv, rows, np.full(4, 20), [0, 1, 2, 3])
+    cache.reserve(np.full(4, 20))
+    cache.release([2, 3])  # the table still names their pages
     before = [layer.clone() for layer in cache.layers]
     dim, heads = cache.layers[0].shape[4], cache.layers[0].shape[2]
     attend = cache.attention(torch.tensor([20, 20, -1, -1]))

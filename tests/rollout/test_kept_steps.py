@@ -15,7 +15,7 @@ from r1engine.hf.tokenizer import PromptTokenizer, load_tokenizer
 from r1engine.rollout import Sampling
 from r1engine.rollout.draft import Draft, end_at_step
 from r1engine.rollout.local import pages
-from r1engine.rollout.local.cache import KVCache
+from r1engine.rollout.local.cache import KVCache, bytes_of
 from r1engine.rollout.local.generator import LocalGenerator
 from r1engine.rollout.local.kv_store import KVStore
 from r1engine.search.steps import StepMarks
@@ -155,7 +155,7 @@ def test_an_interrupted_draw_lets_go_of_what_waits(tmp_path):
 def test_the_oldest_steps_go_first_and_never_one_that_others_follow():
     cache = KVCache.__new__(KVCache)
     cache.layers = [torch.zeros(2, 1, 1, 64, 2)]
-    size = cache.bytes_of(1)
+    size = bytes_of(cache, 1)
     store = KVStore(4 * size)
 
     def keep(stream: int, *origins: int) -> None:

@@ -169,6 +169,9 @@ def test_any_order_of_events_leaves_each_row_its_own_numbers(tmp_path):
             start = int(draw.integers(kv.shape[3]))
             assert torch.equal(cache.copy(row, start, kv.shape[3]), kv[:, :, :, start:])
     assert seen == {"set aside", "restored"}
+    cache.release(range(len(rows)))
+    assert cache.may_start([PAGE], ["another"], 0) == 1
+    assert sorted(cache._free) == list(range(1, 10))
 
 
 def test_rows_without_a_sequence_touch_nobodys_page_only(tmp_path):

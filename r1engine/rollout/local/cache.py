@@ -24,9 +24,11 @@ class Cache(Protocol):
     """Row r holds one sequence, position 0 first. The rows that are decoded are the first ones.
 
     Attributes:
+        layers:    per layer [2, ..., kv_heads, ..., head_dim]: keys, then values.
         rotations: [at least the longest sequence, rope_dim / 2] complex64, exp(i * angle) of each position and pair.
     """
 
+    layers: list[torch.Tensor]
     rotations: torch.Tensor
 
     def may_start(self, lengths: Sequence[int], names: Sequence[Hashable], live: int) -> int:
@@ -45,7 +47,7 @@ class Cache(Protocol):
         Args:
             rows, source, lengths: [N] int64.
             kv:    per layer [2, prompts, kv_heads, T, head_dim].
-            names: [N] of the prompts, in all calls.
+            names: [N] of the prompts; equal prompts have one in all calls.
         """
 
     def restore(self, rows: Sequence[int], kv: Sequence[torch.Tensor]) -> None:
@@ -53,9 +55,6 @@ class Cache(Protocol):
 
     def copy(self, row: int, start: int, stop: int) -> torch.Tensor:
         """Keys and values of tokens [start, stop) of a row, [layers, 2, kv_heads, stop - start, head_dim]."""
-
-    def bytes_of(self, num_tokens: int) -> int:
-        """Memory of the keys and values of so many tokens of one sequence."""
 
     def move(self, source: np.ndarray, target: np.ndarray, length: int) -> None:
         """Puts rows `source` in the place of `target`, [N] int64 and disjoint; `length` is their longest."""
@@ -128,11 +127,6 @@ class KVCache:
         """See `Cache`."""
         return torch.stack([layer[:, row, :, start:stop] for layer in self.layers])
 
-    def bytes_of(self, num_tokens: int) -> int:
-        """See `Cache`."""
-        layer = self.layers[0]
-        return len(self.layers) * 2 * layer.shape[2] * num_tokens * layer.shape[4] * layer.element_size()
-
     def move(self, source: np.ndarray, target: np.ndarray, length: int) -> None:
         """See `Cache`."""
         old, new = torch.from_numpy(source), torch.from_numpy(target)
@@ -186,6 +180,12 @@ class KVCache:
         mask[:, :, :old] = self.mask
         self.mask = mask
         self.rotations = rotary_table(self._arch, self.capacity, mask.device)
+
+
+def bytes_of(cache: Cache, num_tokens: int) -> int:
+    """Memory of the keys and values of so many tokens of one sequence."""
+    layer = cache.layers[0]
+    return len(cache.layers) * 2 * layer.shape[2] * num_tokens * layer.shape[4] * layer.element_size()
 
 
 def rotary_table(arch: Architecture, length: int, device: torch.device) -> torch.Tensor:

@@ -63,7 +63,7 @@ class DecodeBatch:
         self._ends, self._store, self._on_ended = ends.steps, ends.store, ends.on_ended
         drafts, keys, num_kept = _kept_last(drafts, keys, self._store)
         self._drafts, self._draft_keys = drafts, keys
-        self.tokens_run = self.num_set_back = 0  # tokens; drafts, each time
+        self.tokens_run = 0
         self._prefixes: list[list[int]] = []  # what the drafts go on from, equal neighbours once
         self._prefix_of: list[int] = []  # of each draft
         for draft in drafts[: len(drafts) - num_kept]:
@@ -78,6 +78,7 @@ class DecodeBatch:
         if isinstance(cache, PagedCache) and decoder.device.type == "cuda":
             self._steps = Steps(decoder, cache, num_rows)
         self._set_back: list[SetBack] = []  # the oldest last
+        self._has_warned = False
         # What follows is on the host, one entry a row.
         self._draft_of = np.full(num_rows, -1)  # -1: none
         self._keys = np.zeros(num_rows, dtype=np.uint64)
@@ -208,10 +209,10 @@ class DecodeBatch:
         """Takes the newest draft from its row, to the host."""
         row = int(self._draft_of[: self._num_rows].argmax())
         assert self._num_rows > 1 and isinstance(self._cache, PagedCache), "one draft always fits"
-        if not self.num_set_back:
+        if not self._has_warned:
             message = "generator: no pages are left for keys and values; the host keeps those of the newest drafts"
             logging.getLogger(__name__).warning(message)
-        self.num_set_back += 1
+        self._has_warned = True
         self._hand_over(row)
         kv = self._cache.set_aside(row, int(self._positions[row]))
         self._set_back.append(SetBack(int(self._draft_of[row]), kv, self._experts[row]))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from r1engine.rollout.draft import Draft
-from r1engine.rollout.local.cache import Cache
+from r1engine.rollout.local.cache import Cache, bytes_of
 from r1engine.rollout.local.kept import KeptSegments, Segment
 
 StepKey = tuple[int, int]  # question, step
@@ -75,7 +75,7 @@ class KVStore(KeptSegments[StepKey, _Step]):
         start = self._segments[parent].stop if parent is not None else 0
         if name in self._segments or stop <= start:
             return
-        size = cache.bytes_of(stop - start)
+        size = bytes_of(cache, stop - start)
         if self.make_room(size, {*self.chain(parent), *self._pinned}):
             self.put(name, _Step(parent, cache.copy(row, start, stop), start))
 

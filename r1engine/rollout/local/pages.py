@@ -32,7 +32,7 @@ class PagedCache:
     ) -> None:
         """An empty cache for `rows` sequences of at most `limit` tokens; `pages` are at least those of one of them."""
         assert pages >= num_pages(limit)
-        self._scale, self._heads = arch.softmax_scale, arch.num_kv_heads
+        self._scale, self._num_heads = arch.softmax_scale, arch.num_kv_heads
         shape = (2, pages + 1, arch.num_kv_heads, PAGE_TOKENS, arch.head_dim)
         self.layers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(arch.num_layers)]
         self.table = torch.zeros(rows, num_pages(limit), device=device, dtype=torch.int32)
@@ -44,7 +44,7 @@ class PagedCache:
         # What follows is on the host.
         self._free = list(range(pages, NOBODYS, -1))
         self._users = np.zeros(pages + 1, dtype=np.int64)  # rows that have a page, and the last prompt
-        self._rows = np.zeros((rows, num_pages(limit)), dtype=np.int32)  # as `table` is to be
+        self._host_table = np.zeros((rows, num_pages(limit)), dtype=np.int32)  # as `table` is to be
         self._counts = np.zeros(rows, dtype=np.int64)  # pages of each row
         self._changed: set[int] = set()  # rows of `table`
         self._last: tuple[Hashable, np.ndarray] | None = None  # the prompt that started last, and its full pages
@@ -52,8 +52,10 @@ class PagedCache:
     def may_start(self, lengths: Sequence[int], names: Sequence[Hashable], live: int) -> int:
         """See `Cache`: all, if there are pages for the longest in each row; else as many as leave a page for each one
         that runs then, and one where nothing runs."""
-        if len(self._users) > self._rows.size:
+        if len(self._users) > self._host_table.size:
             return len(lengths)
+        if self._last is not None and self._last[0] != names[0]:
+            self._forget_last()  # samples of a prompt follow each other
         last, free = self._last[0] if self._last is not None else object(), len(self._free)
         for count, (length, name) in enumerate(zip(lengths, names, strict=True)):
             free -= num_pages(length) - (length // PAGE_TOKENS if name == last else 0)
@@ -87,6 +89,7 @@ class PagedCache:
         length, zeros = kv[0].shape[2], np.zeros(len(rows), dtype=np.int64)
         name = object()
         self.fill(np.array(rows), [part.unsqueeze(1) for part in kv], zeros, zeros + length, [name] * len(rows))
+        self._forget_last()
 
     def copy(self, row: int, start: int, stop: int) -> torch.Tensor:
         """See `Cache`."""
@@ -104,21 +107,16 @@ class PagedCache:
         self.release([row])
         return kept
 
-    def bytes_of(self, num_tokens: int) -> int:
-        """See `Cache`."""
-        layer = self.layers[0]
-        return len(self.layers) * 2 * layer.shape[2] * num_tokens * layer.shape[4] * layer.element_size()
-
     def move(self, source: np.ndarray, target: np.ndarray, length: int) -> None:
         """See `Cache`; `target` have no pages."""
-        self._rows[target], self._counts[target] = self._rows[source], self._counts[source]
+        self._host_table[target], self._counts[target] = self._host_table[source], self._counts[source]
         self._counts[source] = 0
         self._changed.update(target.tolist())
 
     def release(self, rows: Sequence[int]) -> None:
         """See `Cache`."""
         for row in rows:
-            self._let_go(self._rows[row, : self._counts[row]])
+            self._let_go(self._host_table[row, : self._counts[row]])
             self._counts[row] = 0
 
     def reserve(self, positions: np.ndarray) -> bool:
@@ -132,7 +130,7 @@ class PagedCache:
             self._add(row, self._take(1))
         if self._changed:  # one transfer: the numbers of the rows, and the rows
             changed = sorted(self._changed)
-            upload = torch.from_numpy(np.column_stack([changed, self._rows[changed]])).to(self.table.device)
+            upload = torch.from_numpy(np.column_stack([changed, self._host_table[changed]])).to(self.table.device)
             self.table.index_copy_(0, upload[:, 0], upload[:, 1:].int())
             self._changed.clear()
         return True
@@ -143,7 +141,7 @@ class PagedCache:
         inside = positions.clamp(min=0)
         pages = table.gather(1, inside.unsqueeze(1) // PAGE_TOKENS).squeeze(1)
         pages = torch.where(positions < 0, NOBODYS, pages).long()
-        slots = (pages * (self._heads * PAGE_TOKENS) + inside % PAGE_TOKENS).unsqueeze(1) + self._heads_at
+        slots = (pages * (self._num_heads * PAGE_TOKENS) + inside % PAGE_TOKENS).unsqueeze(1) + self._heads_at
         slots = slots.view(-1)
 
         def attend(index: int, query: torch.Tensor, key_value: torch.Tensor) -> torch.Tensor:
@@ -164,7 +162,7 @@ class PagedCache:
         self._users[self._last[1]] += 1
         if length % PAGE_TOKENS:
             self._add(row, self._take(1))
-            written.append((whole, int(self._rows[row, whole])))
+            written.append((whole, int(self._host_table[row, whole])))
         return written
 
     def _take(self, count: int) -> np.ndarray:
@@ -175,7 +173,7 @@ class PagedCache:
 
     def _add(self, row: int, pages: np.ndarray) -> None:
         count = self._counts[row]
-        self._rows[row, count : count + len(pages)] = pages
+        self._host_table[row, count : count + len(pages)] = pages
         self._counts[row] += len(pages)
         self._changed.add(row)
 
@@ -190,7 +188,7 @@ class PagedCache:
 
     def _pages(self, row: int, first: int, stop: int) -> torch.Tensor:
         """[stop - first] int64, on the device: pages of a row."""
-        return torch.from_numpy(self._rows[row, first:stop].astype(np.int64)).to(self.table.device)
+        return torch.from_numpy(self._host_table[row, first:stop].astype(np.int64)).to(self.table.device)
 
 
 def num_pages(length: int) -> int:

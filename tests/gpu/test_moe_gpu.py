@@ -72,6 +72,19 @@ def test_two_runs_are_bitwise_equal(routed):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_rows_for_the_choices_of_one_rank_of_eight(routed):
+    x, logits, bias = routed
+    ids = moe_gate_topk(logits, bias).ids
+    ids = torch.where(ids < 32, ids, -1)
+    num_choices = int((ids >= 0).sum())
+    found, wanted = (moe_plan(ids, 32, num_choices=num_choices, impl=impl) for impl in ("cuda", "reference"))
+    assert found.num_rows == wanted.num_rows < len(ids) * ids.shape[1]
+    for name in ("row_of", "slot_of", "expert_of", "offsets", "counts"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+    used = int(found.offsets[-1])
+    assert torch.equal(moe_permute(x, found, impl="cuda")[:used], moe_permute(x, wanted, impl="reference")[:used])
+
+
 def test_transposed_form(routed):
     x, logits, bias = routed
     plan = moe_plan(moe_gate_topk(logits, bias).ids, 256)

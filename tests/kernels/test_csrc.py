@@ -59,7 +59,8 @@ def routed(num_tokens: int, topk: int, num_experts: int, align: int = 128) -> tu
     generator = torch.Generator().manual_seed(num_tokens)
     ids = torch.rand(num_tokens, num_experts, generator=generator).argsort(1)[:, :topk].int()
     ids[torch.rand(ids.shape, generator=generator) < 0.1] = -1
-    return moe_plan(ids.contiguous(), num_experts, align=align), torch.rand(ids.shape, generator=generator)
+    plan = moe_plan(ids.contiguous(), num_experts, align=align, num_choices=int((ids >= 0).sum()))
+    return plan, torch.rand(ids.shape, generator=generator)
 
 
 # ---- fp8_cast --------------------------------------------------------------------------------------------------
@@ -93,9 +94,10 @@ def test_plan_is_the_reference(on_cpu, shape, align):
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(-1, num_experts, (num_tokens, topk), generator=generator, dtype=torch.int32)
     ids = (ids.float() ** 1.5 / max(num_experts, 1) ** 0.5).nan_to_num(-1).int().clamp(max=num_experts - 1)
-    rows = max_rows(ids.numel(), num_experts, align)
-    found, wanted = (m.plan(ids, num_experts, align, rows) for m in (plan_cuda, plan_reference))
-    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    for choices in (ids.numel(), int((ids >= 0).sum())):
+        rows = max_rows(choices, num_experts, align)
+        found, wanted = (m.plan(ids, num_experts, align, rows) for m in (plan_cuda, plan_reference))
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 # ---- moe_permute_quant -----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from r1kernels.paged_attention.triton_impl import paged_attention_triton
 
 IMPLS = ["reference", "triton"]
 NAN = float("nan")
-MIXED = [1, 15, 0, 16, 17, 0, 130, 33, 0]  # either side of a page of 16; rows that are none
+MIXED = [1, 15, 0, 16, 17, 0, 100]  # either side of a page of 16; rows that are none
 
 
 def case(lengths, *, heads=6, kv_heads=2, dim=16, value_dim=None, page=16, dtype=torch.float32):
@@ -47,7 +47,7 @@ def exact(query, keys, values, table, lengths, scale=None):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 2), (6, 2), (7, 1), (16, 2), (20, 1)])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 2), (6, 2), (4, 1), (10, 2), (6, 1), (7, 1), (8, 1), (17, 1)])
 def test_every_ratio_of_heads_matches_float64(impl, heads, kv_heads):
     given = case(MIXED, heads=heads, kv_heads=kv_heads)
     torch.testing.assert_close(paged_attention(*given, impl=impl).double(), exact(*given), rtol=1e-5, atol=1e-5)

@@ -11,7 +11,7 @@ import os
 import torch
 import triton
 
-from r1kernels import GrpoObjective, group_advantage, grpo_loss, logits_grpo_loss, logprob_entropy
+from r1kernels import GrpoObjective, group_advantage, grpo_loss, logits_grpo_loss, logprob_entropy, paged_attention
 
 LENGTHS = (1, 2, 15, 16, 17, 100, 1000, 1024, 4097, 70_001)
 VOCAB = 48
@@ -37,6 +37,7 @@ def number_of_keys() -> dict[str, int]:
     # What is defined before TRITON_INTERPRET is set is compiled.
     __import__("r1kernels.group_advantage.triton_impl")
     __import__("r1kernels.logits_grpo_loss.triton_impl")
+    __import__("r1kernels.paged_attention.triton_impl")
     keys: dict[str, set[str]] = {}
 
     def note(*, key: str, fn: object, **rest: object) -> bool:
@@ -60,4 +61,8 @@ def number_of_keys() -> dict[str, int]:
         logits_grpo_loss(logits, labels, **tokens, objective=objective, impl="triton").loss.backward()
         group_advantage(x, labels.clone(), impl="triton")
         group_advantage(x, cu_groups=torch.tensor([0, length]), impl="triton")
+        rows, pages = min(length, 64), length % 33 + 1
+        query, pool = torch.zeros(rows, 4, 64), torch.zeros(2, 3, 2, 16, 64)
+        places = torch.zeros(rows, pages, dtype=torch.int32), torch.zeros(rows, dtype=torch.int32)
+        paged_attention(query, *pool, *places, impl="triton")
     return {name: len(found) for name, found in keys.items()}

@@ -122,7 +122,7 @@ def paged_attention(group: int = 7, head_dim: int = 128, dtype: str = "bf16", ro
         constants(group, 64, head_dim, head_dim, rows, 4 if dtype == "fp32" else 2),
         num_warps=NUM_WARPS,
         num_stages=NUM_STAGES,
-        unaligned=("num_rows",),
+        unaligned=("num_rows", "max_pages"),
     )
 
 

@@ -15,6 +15,7 @@ PROGRAMS = 2  # of a multiprocessor: what the shared memory of three stages leav
 TILE_BYTES = 32768  # keys and values that a program takes at once
 MOST_TOKENS = 64  # of a tile
 LEAST_HEADS = 16  # rows of a matrix instruction
+LEAST_ROWS = 64  # that a kernel is compiled for: fewer are no other kernel
 PARTS = 16  # of a row that are put together at once
 LOG2_E = 1.4426950408889634
 
@@ -28,7 +29,7 @@ def _product(a, b):
         return tl.dot(a, b, input_precision="ieee")
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "max_pages"])
 def attention_kernel(
     query_ptr,  # [N, heads, head_dim]
     keys_ptr,  # [pages, kv_heads, page, head_dim]
@@ -203,7 +204,7 @@ def constants(group: int, page: int, head_dim: int, value_dim: int, num_rows: in
         "VALUE_DIM": value_dim,
         "KEY_BLOCK": key_block,
         "VALUE_BLOCK": value_block,
-        "ROWS": triton.next_power_of_2(num_rows),
+        "ROWS": max(LEAST_ROWS, triton.next_power_of_2(num_rows)),
     }
 
 

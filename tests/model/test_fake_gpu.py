@@ -52,7 +52,7 @@ def test_a_policy_lives_on_the_gpu_and_waits_for_it_seldom(fake_gpu_library, fam
     assert sum(waits["update"].values()) <= 8
 
 
-@pytest.mark.parametrize("experts", ["fused", "fused_fp8"])
+@pytest.mark.parametrize("experts", [pytest.param("fused", marks=pytest.mark.rotating), "fused_fp8"])
 def test_experts_of_two_ranks_wait_once_a_layer_and_are_copied_only_to_fp8_once_a_pass(fake_gpu_library, experts):
     (seen,) = on_ranks(1, runs.train, fake_gpu_library, "qwen3-moe", experts, False, 2)  # one layer has experts
     for phase, others in (("logprobs", {}), ("reference", {}), ("update", {"r1engine/model/policy.py:_reduce": 1})):

@@ -93,7 +93,9 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="two questions, to see that the script runs")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--questions", type=int, default=24)
-    parser.add_argument("--steps", type=int, default=40, help="of the completions of the long case, 2 questions")
+    parser.add_argument(
+        "--steps", type=int, default=40, help="of the long case, 2 questions, minutes a round; 0: not it"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     device = timing.use_device(args.device)
@@ -105,6 +107,8 @@ def main() -> None:
         for n in (4, 16):
             timing.emit("search", f"beam n={n} width=4", device, beam_row(world, n, rounds))
         timing.emit("search", "mcts width=4 simulations=32", device, mcts_row(world))
+        if not steps:
+            return
         world = new_world(Path(name) / "long", 2, grader, device, long_steps(steps))
         timing.emit("search", f"beam n=16 width=4, {steps} steps of 40", device, beam_row(world, 16, rounds))
 
@@ -245,32 +249,38 @@ def beam_row(world: World, n: int, rounds: int) -> dict[str, object]:
 
 
 def mcts_row(world: World) -> dict[str, object]:
-    """What tree and driver cost beside the models: time in draws and scores against all of it."""
+    """What tree and driver cost beside the models and the grading of answers: time in these against all of it."""
     cfg = Search.model_validate({"method": "mcts", "width": 4, "simulations": 32, "questions_at_once": 64})
-    inside = 0.0
-    draw, score = world.generator.draw, world.scorer.score
+    inside = {"models": 0.0, "grading": 0.0}
 
-    def timed(call: Callable) -> Callable:
+    def timed(owner: Any, name: str, part: str) -> None:
+        call = getattr(owner, name)
+
         def work(*arguments: Any, **options: Any) -> Any:
-            nonlocal inside
             begun = time.process_time()
             result = call(*arguments, **options)
-            inside += time.process_time() - begun
+            inside[part] += time.process_time() - begun
             return result
 
-        return work
+        setattr(owner, name, work)  # on the object, beside the method of its class
 
-    world.generator.draw, world.scorer.score = timed(draw), timed(score)  # type: ignore[method-assign]  # timed
+    parts = [(world.generator, name, "models") for name in ("draw", "forget", "completions")]
+    parts += [(world.scorer, "score", "models"), (world.grader, "submit", "grading")]
+    for one in parts:
+        timed(*one)
     try:
         begun = time.process_time()
         found = ours(world, cfg)
         total = time.process_time() - begun
     finally:
-        world.generator.draw, world.scorer.score = draw, score  # type: ignore[method-assign]  # as they were
+        for owner, name, _ in parts:
+            delattr(owner, name)
+    driver = total - sum(inside.values())
     return {
-        "driver_share_of_cpu": round(1 - inside / total, 3),
+        "driver_share_of_cpu": round(driver / total, 3),
+        "grading_share_of_cpu": round(inside["grading"] / total, 3),
         "simulations_per_cpu_s": round(found["simulations"] / total, 1),
-        "simulations_per_driver_s": round(found["simulations"] / (total - inside), 1),
+        "simulations_per_driver_s": round(found["simulations"] / driver, 1),
         "drawn": round(found["drawn"] / len(world.prompts)),
     }
 

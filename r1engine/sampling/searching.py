@@ -1,6 +1,7 @@
 """The stage `search`: each question is searched, its tree is written when it is done, and a table compares methods.
 
-What is written is kept: a killed stage searches the questions that lack, and its file is the same in the end.
+What is written is kept: a killed stage searches the questions that lack, and its file is the same in the end, but for
+the last digits of values: how many are computed at once decides how they are rounded.
 """
 
 from __future__ import annotations

@@ -80,7 +80,15 @@ class _Live:
 class Lockstep:
     """Searches for the answers to questions, `questions_at_once` at a time."""
 
-    def __init__(self, crew: Crew, cfg: Search, limits: DrawLimits, how: Aggregate, seed: int) -> None:
+    def __init__(
+        self,
+        crew: Crew,
+        cfg: Search,
+        limits: DrawLimits,
+        how: Aggregate,
+        seed: int,
+        make: Callable[[Tree, Search, int], Asks] = search,
+    ) -> None:
         """
         Args:
             crew:   who draws, scores and grades.
@@ -88,7 +96,9 @@ class Lockstep:
             limits: of their draws.
             how:    what the scores of a path's steps become.
             seed:   of a search's own random numbers.
+            make:   the coroutine that grows a tree.
         """
+        self._make = make
         self._crew, self._cfg, self._limits, self._how, self._seed = crew, cfg, limits, how, seed
 
     def run(self, prompts: Sequence[Prompt], on_tokens: Callable[[int], None] | None = None) -> Iterator[Tree]:
@@ -107,7 +117,7 @@ class Lockstep:
         while True:
             while len(live) < self._cfg.questions_at_once and (prompt := next(waiting, None)) is not None:
                 tree = Tree(prompt, self._how)
-                one = _Live(tree, search(tree, self._cfg, self._seed))
+                one = _Live(tree, self._make(tree, self._cfg, self._seed))
                 one.wanted = next(one.asks)
                 live.append(one)
             if not live:

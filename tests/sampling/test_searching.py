@@ -1,7 +1,10 @@
 """The stage `search`: what it writes, that it goes on after a kill, and what it refuses."""
 
+import itertools
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from r1engine.sampling import searching
 from r1engine.sampling.search_page import most_telling
 from r1engine.sampling.search_rows import markdown, print_tree, table_of
 from r1engine.sampling.searching import drawn_by, search
+from r1engine.search.lockstep import Lockstep
 from r1engine.search.scored_folder import NAME, ScoredFolder
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -106,6 +110,42 @@ def test_a_killed_search_goes_on_and_ends_with_the_same_file(finished, tmp_path)
     other = again.model_copy(update={"seed": 5})
     with pytest.raises(ConfigError, match="was searched with seed 0, now it is 5; choose another run_dir"):
         run(other)
+
+
+def test_a_search_that_is_killed_between_two_rounds_goes_on_and_ends_with_the_same_file(world, finished, tmp_path):
+    expected = finished[0].run_dir / "search.jsonl"
+    cfg = settings(world, tmp_path / "run", **BOTH | {"search": BOTH["search"] | {"questions_at_once": 2}})
+    child = os.fork()
+    if not child:
+        work, rounds = Lockstep._round, itertools.count(1)
+
+        def killed(self, live, on_tokens):
+            work(self, live, on_tokens)
+            if next(rounds) == 8:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Lockstep._round = killed
+        run(cfg)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    done = (cfg.run_dir / "parts" / "beam_2.0.jsonl").read_text().splitlines()[1:]
+    assert 0 < len(done) < 4 and not (cfg.run_dir / "search.jsonl").exists()
+    run(cfg)
+    ours, theirs = (path.read_text().splitlines() for path in (cfg.run_dir / "search.jsonl", expected))
+    for one, other in zip(ours, theirs, strict=True):
+        assert without_values(one) == without_values(other)
+        assert values(one) == pytest.approx(values(other), abs=3e-6)  # other numbers of rows round otherwise
+
+
+def values(line: str) -> list[float]:
+    return [value for node in json.loads(line)["nodes"] for value in (node["value"], node["mean"], *node["scores"])]
+
+
+def without_values(line: str) -> dict:
+    row = json.loads(line)
+    kept = [{k: v for k, v in node.items() if k not in ("value", "mean", "scores")} for node in row["nodes"]]
+    return row | {"nodes": kept}
 
 
 def test_a_majority_needs_no_scorer(world, tmp_path):

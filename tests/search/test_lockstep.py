@@ -10,15 +10,18 @@ from r1engine.batch import Prompt
 from r1engine.config.search import Search
 from r1engine.data.question import Question
 from r1engine.hf.folder import weights_of
-from r1engine.hf.tokenizer import load_tokenizer
+from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
 from r1engine.rewards import Scorer, ScorerSettings
 from r1engine.rollout import Sampling
 from r1engine.rollout.local.generator import LocalGenerator
+from r1engine.sampling.searching import row_of
+from r1engine.search.asks import Expand
 from r1engine.search.lockstep import Crew, DrawLimits, Lockstep
 from r1engine.search.steps import StepMarks
 from r1engine.search.tree import StepPath, Tree
 
-PROMPTS = [Prompt(i, [2 + i % 5, 7, 11 + i % 3], "", Question("q", "1", reward="math")) for i in range(9)]
+MANY = [Prompt(i, [2 + i % 5, 7, 11 + i % 3], "", Question("q", "1", reward="math")) for i in range(51)]
+PROMPTS = MANY[:9]
 STOP = frozenset({1})
 
 
@@ -70,6 +73,16 @@ def test_a_search_alone_is_the_same_search_in_company_whatever_is_kept(crew, key
     assert sorted(together) == list(range(6))
     for number in (0, 4):
         (alone,) = run(crew, [PROMPTS[number]], **keys).values()
+        assert list(alone.rows()) == list(together[number].rows())
+        assert alone.spent == together[number].spent
+
+
+def test_a_search_alone_is_the_same_search_among_fifty_others(crew):
+    keys = {"method": "mcts", "width": 2, "simulations": 6}
+    together = run(crew, MANY, cache=2**20, **keys)
+    assert len(together) == 51
+    for number in (0, 17, 50):
+        (alone,) = run(crew, [MANY[number]], **keys).values()
         assert list(alone.rows()) == list(together[number].rows())
         assert alone.spent == together[number].spent
 
@@ -129,3 +142,21 @@ def test_without_a_scorer_every_step_counts_the_same(crew):
     bare = Crew(crew.generator, None, crew.grader, crew.marks, crew.stop)
     (tree,) = run(bare, [PROMPTS[0]], method="best_of", n=3).values()
     assert {node.value for node in tree.ended()} == {1.0}
+
+
+def test_the_search_of_the_docs_runs(crew, tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    save_model(tmp_path, "qwen2")
+    names = {
+        "Expand": Expand,
+        "Crew": Crew,
+        "StepMarks": StepMarks,
+        "stop_tokens": stop_tokens,
+        "DrawLimits": DrawLimits,
+    }
+    names |= {"Sampling": Sampling, "Lockstep": Lockstep, "Search": Search, "row_of": row_of}
+    given = {"generator": crew.generator, "scorer": crew.scorer, "grader": crew.grader, "folder": tmp_path}
+    given |= {"tokenizer": load_tokenizer(tmp_path), "prompts": PROMPTS[:1]}
+    exec(code.replace("max_tokens=512", "max_tokens=30").replace('";"', '"3"'), found := names | given)
+    assert found["row"]["drawn"] > 0 and found["row"]["nodes"] and found["tree"].root.drawn == 4

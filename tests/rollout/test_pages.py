@@ -1,5 +1,6 @@
 """Keys and values in pages: what is in them, who has them, and that they change no token, however few there are."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,9 @@ from r1engine.hf.architecture import read_architecture
 from r1engine.rollout import Sampling
 from r1engine.rollout.draft import Draft
 from r1engine.rollout.local import memory, pages
+from r1engine.rollout.local.cache import KVCache
 from r1engine.rollout.local.pages import PagedCache
+from r1kernels import paged_attention
 
 CPU = torch.device("cpu")
 PAGE = 16
@@ -56,6 +59,26 @@ def test_pages_change_no_token_however_few_there_are(tmp_path, name, num_pages):
     # Everything came back; only the last prompt's full pages wait for more samples of it.
     last = generator.cache._last[1].tolist() if generator.cache._last else []
     assert sorted([*generator.cache._free, *last]) == list(range(1, num_pages + 1))
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek"])
+@torch.inference_mode()
+def test_the_kernel_itself_reads_what_the_decoder_has(tmp_path, monkeypatch, name):
+    # Views of fused projections, halves of a layer, heads of 20 numbers; by Triton's interpreter.
+    monkeypatch.setattr(pages, "paged_attention", partial(paged_attention, impl="triton"))
+    save_model(tmp_path, name, num_hidden_layers=2)
+    decoder = local_generator(tmp_path)._decoder
+    shape = {"rows": 3, "limit": 60, "dtype": torch.float32}
+    caches = PagedCache(decoder.arch, **shape, pages=12, device=CPU), KVCache(decoder.arch, **shape)
+    prefill, rows = decoder.prefill([[5] * 31, [6], [7] * 16]), np.arange(3)
+    positions = np.array(prefill.lengths)
+    for cache in caches:
+        cache.fill(rows, prefill.kv, rows, positions, [0, 1, 2])
+    for tokens in ([2, 3, 4], [9, 8, 7]):
+        assert all(cache.reserve(positions) for cache in caches)
+        found, wanted = (decoder.step(torch.tensor(tokens), torch.from_numpy(positions), c)[0] for c in caches)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        positions = positions + 1
 
 
 def test_nothing_is_computed_twice_and_the_oldest_draft_always_goes_on(tmp_path):

@@ -11,7 +11,7 @@ import triton.language as tl
 from r1kernels.triton_cast import INTERPRETED, round_to
 
 NUM_WARPS, NUM_STAGES = 4, 3
-PROGRAMS = 2  # of a multiprocessor: what the shared memory of three stages leaves room for
+PROGRAMS = 2  # of a multiprocessor: what registers leave room for with heads of 128 numbers
 TILE_BYTES = 32768  # keys and values that a program takes at once
 MOST_TOKENS = 64  # of a tile
 LEAST_HEADS = 16  # rows of a matrix instruction
@@ -59,7 +59,7 @@ def attention_kernel(
     ROWS: tl.constexpr,
 ):
     """Program p of a key head has tiles [p * share, (p + 1) * share) of the tiles of all rows, one row after the other.
-    What it finds of row r is part p + r: no two of its rows, and no two programs of a row, have the same number."""
+    What it finds of row r is part p + r: from one part to the next, either or both rise, so no two have one number."""
     program, head = tl.program_id(0), tl.program_id(1)
     lanes = tl.arange(0, ROWS)
     tiles = (tl.load(lengths_ptr + lanes, mask=lanes < num_rows, other=0) + (TILE - 1)) // TILE

@@ -195,10 +195,17 @@ def start(timeout_minutes: int = 30) -> World:
         timeout_minutes: a rank that waits longer for the others fails.
 
     Raises:
-        RuntimeError: the rendezvous port is taken, or restarted ranks could not meet.
+        RuntimeError: the rendezvous port is taken, or restarted ranks could not meet; or a rank has no GPU where there
+            are some.
     """
     size, local_rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     has_gpu = torch.cuda.is_available()
+    if has_gpu and local_rank >= (count := torch.cuda.device_count()):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        raise RuntimeError(
+            f"parallel: found {count} GPUs (CUDA_VISIBLE_DEVICES: {visible}), required "
+            f"one for each of the {os.environ.get('LOCAL_WORLD_SIZE', local_rank + 1)} ranks of this node"
+        )
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
         torch.cuda.set_device(device)

@@ -59,9 +59,23 @@ def exchange_beside_a_gpu() -> list[str]:
         return run
 
     dist.all_gather_object, dist.broadcast_object_list = noted(gather), noted(broadcast)
+    dist.gather_object = noted(dist.gather_object)
+
+    def noted_pair(call: Callable) -> Callable:
+        def run(tensor: torch.Tensor, rank: int, group: dist.ProcessGroup | None = None) -> dist.Work | None:
+            used.append("the default group" if group in (None, dist.group.WORLD) else dist.get_backend(group))
+            return call(tensor, rank, group)
+
+        return run
+
+    dist.isend, dist.irecv = noted_pair(dist.isend), noted_pair(dist.irecv)
     for _ in range(2):  # the group is made anew after a stop
         assert world.everyones(world.rank * 10) == [0, 10]
         assert world.from_first(lambda: world.rank) == 0
+        assert world.at_first(world.rank) == ([0, 1] if world.is_first else [])
+        other, place = 1 - world.rank, torch.zeros(3, dtype=torch.int16)
+        world.exchange([(other, torch.full((3,), world.rank, dtype=torch.int16))], [(other, place)])
+        assert place.tolist() == [other] * 3
         other_port = world.from_first(free_port)  # at the old one the store of the first rank may still be there
         r.stop()
         os.environ["MASTER_PORT"] = str(other_port)
@@ -70,7 +84,21 @@ def exchange_beside_a_gpu() -> list[str]:
 
 
 def test_objects_stay_in_host_memory_beside_a_gpu():
-    assert on_ranks(2, exchange_beside_a_gpu) == [["gloo"] * 6] * 2
+    assert on_ranks(2, exchange_beside_a_gpu) == [["gloo"] * 12] * 2
+
+
+@pytest.mark.parametrize(("visible", "shown"), [("4,5", "4,5"), (None, "not set")])
+def test_a_rank_without_a_gpu_of_its_own_is_refused(monkeypatch, visible, shown):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for name, value in {"LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    message = rf"found 2 GPUs \(CUDA_VISIBLE_DEVICES: {shown}\), required one for each of the 4 ranks of this node"
+    with pytest.raises(RuntimeError, match=message):
+        r.start()
 
 
 def find_problems() -> tuple[list[str | None], list[bool]]:

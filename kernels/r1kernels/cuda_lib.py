@@ -80,13 +80,8 @@ def launch(name: str, *args: torch.Tensor | int | float | None) -> None:
     if not hasattr(lib, name):
         raise RuntimeError(f"r1kernels: the library has no function {name}; run `pip install .` again")
     for arg in args:
-        if not isinstance(arg, torch.Tensor) or arg.dim() < 2 or not arg.is_floating_point():
-            continue  # indices are read one by one
-        if over := arg.data_ptr() % VECTOR_BYTES:
-            raise ValueError(
-                f"{name}: a tensor of {tuple(arg.shape)} begins {over} bytes past a multiple of {VECTOR_BYTES}, "
-                "required is a multiple: pass a clone"
-            )
+        if isinstance(arg, torch.Tensor):
+            check_vectors(name, arg)
     device = next((arg.device for arg in args if isinstance(arg, torch.Tensor)), torch.device("cpu"))
     is_cuda = device.type == "cuda"
     with torch.cuda.device(device) if is_cuda else contextlib.nullcontext():
@@ -94,6 +89,21 @@ def launch(name: str, *args: torch.Tensor | int | float | None) -> None:
         error = getattr(lib, name)(*(_c_value(arg) for arg in args), ctypes.c_void_p(stream))
     if error:
         raise RuntimeError(f"{name}: CUDA error {error}: {lib.r1_error_string(error).decode()}")
+
+
+def check_vectors(name: str, tensor: torch.Tensor) -> None:
+    """Require that rows of whole vectors begin where vectors can be read.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if tensor.dim() < 2 or not tensor.is_floating_point() or tensor.shape[-1] * tensor.element_size() % VECTOR_BYTES:
+        return  # indices, and rows of another length, are read one by one
+    if over := tensor.data_ptr() % VECTOR_BYTES:
+        raise ValueError(
+            f"{name}: a tensor of {tuple(tensor.shape)} begins {over} bytes past a multiple of {VECTOR_BYTES}, "
+            "required is a multiple: pass a clone"
+        )
 
 
 def _c_value(arg: torch.Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:

@@ -331,6 +331,32 @@ def test_a_view_that_vectors_cannot_read_is_refused(library):
         cuda_lib.launch("r1_fp8_quantize_f32", shifted, values, scale, 1, 1, 128, 1)
 
 
+def test_rows_that_are_no_whole_vectors_may_begin_anywhere(on_cpu):
+    """A part of tokens with six choices each, or scores of six experts: 24 bytes a row."""
+    plan, weights = routed(8, 6, 8, align=16)
+    rows, grad = random(plan.num_rows, 16), random(8, 16)
+    logits = random(9, 6, dtype=torch.float32)
+    shifted, part = torch.empty(9, 6)[1:].copy_(weights), logits[1:]
+    assert shifted.data_ptr() % 16 == part.data_ptr() % 16 == 8
+    assert torch.equal(combine_cuda.combine(rows, plan, shifted, None), combine_cuda.combine(rows, plan, weights, None))
+    (found, to_shifted), (wanted, to_weights) = (
+        combine_cuda.combine_backward(grad, rows, plan, x) for x in (shifted, weights)
+    )
+    used = int(plan.offsets[-1])
+    assert torch.equal(found[:used], wanted[:used]) and torch.equal(to_shifted, to_weights)
+    for x in (torch.empty(781)[1:].view(130, 6), torch.empty(782)[2:].view(130, 6)):
+        x.normal_()
+        for found, wanted in zip(
+            cast_cuda.quantize(x, (128, 128)), cast_cuda.quantize(x.clone(), (128, 128)), strict=True
+        ):
+            assert torch.equal(bits(found), bits(wanted))
+    options = (2, 1, 1, "sigmoid", True, 1.0, None, None)
+    for found, wanted in zip(
+        gate_cuda.gate(part, None, *options)[:3], gate_cuda.gate(part.clone(), None, *options)[:3], strict=True
+    ):
+        assert torch.equal(found, wanted)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(SANITIZED is not None, reason="this is what the sanitized run is started by")
 def test_the_address_sanitizer_finds_nothing(tmp_path):
@@ -341,7 +367,7 @@ def test_the_address_sanitizer_finds_nothing(tmp_path):
     env = os.environ | {"CUDA_ON_CPU_SANITIZED": str(library), "LD_PRELOAD": preload}
     env["ASAN_OPTIONS"] = "detect_leaks=0"  # Python's own
     # Every launcher once, and tensors that end inside a block of threads.
-    tests = "order_of_threads or plan_is_the_reference or fp8_cast or combine_backward"
+    tests = "order_of_threads or plan_is_the_reference or fp8_cast or combine_backward or begin_anywhere"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", tests]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]

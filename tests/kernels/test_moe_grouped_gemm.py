@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 
@@ -132,6 +133,8 @@ def test_deep_gemm_gets_the_layouts_that_it_requires(monkeypatch):
     monkeypatch.delitem(sys.modules, "r1kernels.moe_grouped_gemm.deep_gemm_impl", raising=False)
     from r1kernels.moe_grouped_gemm import deep_gemm_impl
 
+    devices: list[torch.Tensor] = []  # of the tensors, made the current one for the call
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: devices.append(x) or contextlib.nullcontext())
     x, grad, weight, plan = case(dtype=torch.bfloat16)
     rows, grad_rows = moe_permute_quant(x, plan, dual=True), moe_permute_quant(grad, plan, dual=True)
     quantized = fp8_quantize(weight, block=(128, 128))
@@ -142,6 +145,13 @@ def test_deep_gemm_gets_the_layouts_that_it_requires(monkeypatch):
     for sizes in (None, plan.offsets.diff().tolist()):
         found = deep_gemm_impl.wgrad_fp8(grad_rows[2:], rows[2:], plan, torch.zeros_like(wanted), sizes)
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
+    assert len(devices) == 3
+    odd = torch.empty(quantized.values.numel() + 1, dtype=quantized.values.dtype)[1:].view(quantized.values.shape)
+    with pytest.raises(ValueError, match=r"moe_grouped_gemm_fp8: a tensor of .* begins 1 bytes past a multiple of 16"):
+        deep_gemm_impl.gemm_fp8(rows, Fp8(odd, quantized.scale), plan)
+    odd = torch.empty(wanted.numel() + 1)[1:].view(wanted.shape)
+    with pytest.raises(ValueError, match=r"moe_grouped_wgrad_fp8: a tensor of .* begins 4 bytes past a multiple of 16"):
+        deep_gemm_impl.wgrad_fp8(grad_rows[2:], rows[2:], plan, odd, None)
     monkeypatch.delitem(sys.modules, "r1kernels.moe_grouped_gemm.deep_gemm_impl")
 
 

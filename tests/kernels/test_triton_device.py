@@ -11,10 +11,21 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from r1kernels import GrpoObjective, group_advantage, grpo_loss, logits_grpo_loss, logprob_entropy, paged_attention
+from r1kernels import (
+    GrpoObjective,
+    group_advantage,
+    grpo_loss,
+    logits_grpo_loss,
+    logprob_entropy,
+    moe_plan,
+    moe_swiglu,
+    moe_swiglu_quant,
+    paged_attention,
+)
 
 LABELS = torch.tensor([1, 5, 0])
 ONES = torch.ones(3)
+PLAN = moe_plan(torch.tensor([[0], [1]], dtype=torch.int32), 2, align=128)
 
 
 def logits() -> torch.Tensor:
@@ -24,6 +35,10 @@ def logits() -> torch.Tensor:
 def scores_with_gradient(**options: object) -> None:
     found = logprob_entropy(logits(), LABELS, impl="triton", **options)
     (found.logp.sum() + found.entropy.sum()).backward()
+
+
+def swiglu_with_gradient(call: Callable) -> None:
+    call(torch.ones(256, 256, requires_grad=True), PLAN).sum().backward()
 
 
 CALLS: dict[str, Callable[[], object]] = {
@@ -37,6 +52,10 @@ CALLS: dict[str, Callable[[], object]] = {
     "paged_attention": lambda: paged_attention(
         torch.ones(3, 2, 16), *torch.ones(2, 3, 1, 16, 16), LABELS.int()[:, None] % 3, LABELS.int(), impl="triton"
     ),
+    "moe_swiglu": lambda: swiglu_with_gradient(lambda h, plan: moe_swiglu(h, plan, impl="triton")),
+    "moe_swiglu_quant": lambda: [
+        moe_swiglu_quant(torch.ones(256, 256), PLAN, dual=dual, impl="triton") for dual in (False, True)
+    ],
     "group_advantage by borders": lambda: group_advantage(ONES, cu_groups=torch.tensor([0, 3]), impl="triton"),
 }
 

@@ -9,8 +9,10 @@ from fake_gpu import runs
 from policies import policy_of
 from ranks import on_ranks
 
-from r1engine.config import RlConfig
+from r1engine.config import ProcessRewardConfig, RewardModelConfig, RlConfig, SftConfig
 from r1engine.ranks import World
+from r1engine.rollout.local.generator import LocalGenerator
+from r1engine.stages import supervised
 
 CASES = [
     ("qwen2", "megatron", False),
@@ -76,6 +78,7 @@ def test_experts_of_two_ranks_wait_once_a_layer_and_are_copied_only_to_fp8_once_
     ("family", "model", "message"),
     [
         ("qwen3", {"dtype": "float32"}, r"model\.dtype: found float32 on a GPU, required bfloat16"),
+        ("qwen3-moe", {"dtype": "float32"}, r"model\.dtype: found float32 on a GPU, required bfloat16"),
         ("qwen3-moe", {"experts": "fused"}, r"moe_intermediate_size 20, required multiples of 8 on a GPU"),
     ],
 )
@@ -83,3 +86,22 @@ def test_what_a_gpu_cannot_compute_is_refused_before_anything_is_built(folders, 
     cfg = RlConfig(model={"path": folders[family][0]} | model)
     with pytest.raises(ValueError, match=message):
         policy_of(cfg, World(rank=0, size=1, device=torch.device("cuda", 0)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"), [(SftConfig, "tokens"), (RewardModelConfig, "score"), (ProcessRewardConfig, "score")]
+)
+def test_float32_on_a_gpu_is_refused_by_every_kind_of_training(folders, tmp_path, kind, head):
+    cfg = kind(model={"path": folders["qwen3"][0], "dtype": "float32"}, data={"train": tmp_path}, run_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"model\.dtype: found float32 on a GPU, required bfloat16"):
+        supervised.policy_of(cfg, World(rank=0, size=1, device=torch.device("cuda", 0)), head)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "found"), [(torch.float32, "float32 experts of hidden_size 32"), (torch.bfloat16, "intermediate_size 20")]
+)
+def test_experts_that_a_gpu_cannot_multiply_are_refused_by_the_generator(folders, dtype, found):
+    with pytest.raises(
+        ValueError, match=rf"LocalGenerator: .*{found}.*, required bfloat16 and multiples of 8 on a GPU"
+    ):
+        LocalGenerator(folders["qwen3-moe"][0], seed=0, slots=1, device=torch.device("cuda", 0), dtype=dtype)

@@ -87,9 +87,22 @@ def test_pytorchs_own_takes_the_call(size):
     assert flash.flash_attention(*arguments, scale=SCALE).shape == (7, 4, size)
 
 
-def test_a_flash_attn_that_does_not_load_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise ImportError('undefined symbol: _ZN3c10')", "ImportError: undefined symbol: _ZN3c10"),
+        ("raise OSError('libcudart.so.12: no such file')", r"OSError: libcudart\.so\.12: no such file"),
+        ("raise RuntimeError('built for another CUDA')", "RuntimeError: built for another CUDA"),
+        ("import einops_that_is_missing", "ModuleNotFoundError: No module named 'einops_that_is_missing'"),
+        ("__version__ = '1.0'", "ImportError: cannot import name 'flash_attn_varlen_func'"),
+    ],
+)
+def test_a_flash_attn_that_does_not_load_is_named(tmp_path, monkeypatch, source, reason):
     (tmp_path / "flash_attn").mkdir()
-    (tmp_path / "flash_attn" / "__init__.py").write_text("raise ImportError('undefined symbol: _ZN3c10')\n")
+    (tmp_path / "flash_attn" / "__init__.py").write_text(f"{source}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(RuntimeError, match=r"does not load \(undefined symbol: _ZN3c10\); required is one built for"):
-        flash.flash_attention(*inputs(LENGTHS["as many keys"], 8), scale=SCALE)
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    for ask in (flash.choice, lambda: flash.flash_attention(*inputs(LENGTHS["as many keys"], 8), scale=SCALE)):
+        with pytest.raises(RuntimeError, match=rf"does not load \({reason}.*\); required is one built for"):
+            ask()
+    sys.modules.pop("flash_attn", None)

@@ -8,7 +8,7 @@ import torch
 
 from r1kernels.dispatch import Impl, check_float, choose
 from r1kernels.moe_permute_quant import Fp8Rows, check_fp8_rows, implementations
-from r1kernels.moe_plan import RowPlan, check_plan, check_weights
+from r1kernels.moe_plan import RowPlan, check_device, check_plan, check_weights
 from r1kernels.tracing import is_traced
 
 
@@ -60,6 +60,7 @@ def moe_combine(
             f"{op}: residual must be contiguous {rows.dtype} {(plan.num_tokens, rows.shape[1])}, "
             f"got {residual.dtype} {tuple(residual.shape)}"
         )
+    check_device(op, plan, residual=residual)
     if is_traced(rows):
         from r1kernels.moe_combine import torch_op
         from r1kernels.moe_plan.torch_op import tensors_of

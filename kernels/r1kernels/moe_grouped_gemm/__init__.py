@@ -7,7 +7,7 @@ import torch
 from r1kernels.dispatch import Impl, check_float, choose
 from r1kernels.fp8_cast import Fp8
 from r1kernels.moe_permute_quant import Fp8Rows
-from r1kernels.moe_plan import RowPlan, check_plan
+from r1kernels.moe_plan import RowPlan, check_device, check_plan
 from r1kernels.tracing import is_traced
 
 TransposedRows = tuple[torch.Tensor, torch.Tensor]  # Fp8Rows.values_t [R * N], Fp8Rows.scale_t [R / 128, N]
@@ -85,6 +85,7 @@ def moe_grouped_wgrad(grad: torch.Tensor, rows: torch.Tensor, plan: RowPlan) -> 
         if tensor.dim() != 2 or not tensor.is_contiguous() or tensor.dtype != grad.dtype:
             raise ValueError(f"{op}: {name} must be contiguous {grad.dtype} [R, .], got {tensor.dtype} {tensor.shape}")
         check_plan(op, plan, num_rows=tensor.shape[0])
+    check_device(op, plan, grad=grad, rows=rows)
     if is_traced(grad):
         from r1kernels.moe_grouped_gemm import torch_op
         from r1kernels.moe_plan.torch_op import tensors_of
@@ -187,6 +188,7 @@ def moe_grouped_wgrad_fp8(
     shape = (plan.num_experts, grad_t[1].shape[1], rows_t[1].shape[1])
     if out is not None and (out.shape != shape or out.dtype != torch.float32 or not out.is_contiguous()):
         raise ValueError(f"{op}: out must be contiguous float32 {shape}, got {out.dtype} {tuple(out.shape)}")
+    check_device(op, plan, grad_t=grad_t[0], grad_scale=grad_t[1], rows_t=rows_t[0], rows_scale=rows_t[1], out=out)
     if is_traced(grad_t[0]):
         from r1kernels.moe_grouped_gemm.torch_op import traced_wgrad_fp8
 
@@ -233,6 +235,7 @@ def _check_fp8(op: str, rows: Fp8Rows, weight: Fp8, plan: RowPlan) -> None:
                 f"{op}: {name} must be float8_e4m3fn with float32 scales {wanted} and K divisible by 128, "
                 f"got {values.dtype} {tuple(values.shape)} and {scale.dtype} {tuple(scale.shape)}"
             )
+    check_device(op, plan, rows_scale=rows.scale, weight_scale=weight.scale)
     _check_align(op, plan)
 
 

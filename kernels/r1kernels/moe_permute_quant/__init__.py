@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from r1kernels.dispatch import Impl, check_float, choose
-from r1kernels.moe_plan import RowPlan, check_plan, check_weights
+from r1kernels.moe_plan import RowPlan, check_device, check_plan, check_weights
 from r1kernels.tracing import is_traced
 
 
@@ -121,6 +121,7 @@ def moe_permute_fp8(values: torch.Tensor, scale: torch.Tensor, plan: RowPlan, *,
     wanted = (values.shape[0], values.shape[1] // 128)
     if scale.shape != wanted or scale.dtype != torch.float32 or not scale.is_contiguous():
         raise ValueError(f"{op}: scale must be contiguous float32 {wanted}, got {scale.dtype} {tuple(scale.shape)}")
+    check_device(op, plan, scale=scale)
     if is_traced(values):
         from r1kernels.moe_permute_quant import torch_op
         from r1kernels.moe_plan.torch_op import tensors_of

@@ -158,3 +158,15 @@ def check_weights(op: str, plan: RowPlan, weights: torch.Tensor | None) -> None:
         )
     if weights.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{op}: weights must be float32, got {weights.dtype}")
+    check_device(op, plan, weights=weights)
+
+
+def check_device(op: str, plan: RowPlan, **tensors: torch.Tensor | None) -> None:
+    """Require tensors where the plan is.
+
+    Raises:
+        ValueError: naming the op, what was found and what is required.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != plan.row_of.device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}, but the plan is on {plan.row_of.device}")

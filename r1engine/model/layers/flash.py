@@ -67,11 +67,12 @@ def flash_attn() -> Callable[..., torch.Tensor] | None:
     """
     try:
         from flash_attn import flash_attn_varlen_func
-    except (ImportError, OSError) as error:
+    except Exception as error:  # of the loader, of Python, or what its own start raises
         if isinstance(error, ModuleNotFoundError) and error.name == "flash_attn":
             return None
+        reason = f"{type(error).__name__}: {error}"
         raise RuntimeError(
-            f"attention: the flash-attn that is installed does not load ({error}); required is one built for torch "
+            f"attention: the flash-attn that is installed does not load ({reason}); required is one built for torch "
             f"{torch.__version__} ({INSTALL}), or none: PyTorch's own is used then"
         ) from error
     return flash_attn_varlen_func

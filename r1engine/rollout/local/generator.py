@@ -46,6 +46,13 @@ class LocalGenerator:
         if slots < 1:
             raise ValueError(f"LocalGenerator: slots is {slots}, required is at least 1")
         arch = read_architecture(model_path)
+        if arch.moe is not None and device.type == "cuda":
+            sizes = arch.hidden_size, arch.moe.intermediate_size
+            if dtype != torch.bfloat16 or any(size % 8 for size in sizes):  # rows of 16 bytes
+                raise ValueError(
+                    f"LocalGenerator: found {str(dtype).removeprefix('torch.')} experts of hidden_size {sizes[0]} and "
+                    f"moe_intermediate_size {sizes[1]}, required bfloat16 and multiples of 8 on a GPU"
+                )
         self._tokenizer = load_tokenizer(model_path)
         self._stop_tokens = stop_tokens(model_path, self._tokenizer)
         self._seed = seed

@@ -10,7 +10,7 @@ from r1engine.config import RlConfig, Sglang
 from r1engine.hf.architecture import YarnScaling, read_architecture
 from r1engine.rollout.sglang.client import Client, ServerError
 from r1engine.rollout.sglang.key import key_of, run_key
-from r1engine.rollout.sglang.server import Server, check_environment, free_port, url_of
+from r1engine.rollout.sglang.server import Server, check_environment, free_port, url_of, visible_gpus
 
 
 def command(cfg: RlConfig, *, host: str, port: int, dtype: str, on_gpu: bool) -> list[str]:
@@ -61,9 +61,7 @@ def environment(s: Sglang, *, devices: list[int] | None) -> dict[str, str]:
     if devices is not None:
         if s.mode == "colocated":  # else /health generates a token, also while the memory for it is given back
             common["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] = "0"
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else None  # PyTorch counts those that this process sees
-        return common | {"CUDA_VISIBLE_DEVICES": ",".join(names[i] if names else str(i) for i in devices)}
+        return common | {"CUDA_VISIBLE_DEVICES": visible_gpus(devices)}
     env = common | {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
     if s.tensor > 1:
         env["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(core) for core in range(s.tensor))

@@ -16,7 +16,7 @@ import torch
 
 from r1engine.hf.architecture import YarnScaling, read_architecture
 from r1engine.rollout.sglang.key import NAME, is_local, private_file
-from r1engine.rollout.sglang.server import Server, check_environment, free_port, url_of
+from r1engine.rollout.sglang.server import Server, check_environment, free_port, url_of, visible_gpus
 
 KEY_VARIABLE = "SGLANG_API_KEY"  # environment variable with the key that they ask for; without it they ask for none
 
@@ -67,10 +67,8 @@ class OpenServers:
         common = {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1"}  # YaRN, where the folder gives the original one
         if not on_gpu:
             return common | {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else None
         own = range(index * self.tensor, (index + 1) * self.tensor)
-        return common | {"CUDA_VISIBLE_DEVICES": ",".join(names[i] if names else str(i) for i in own)}
+        return common | {"CUDA_VISIBLE_DEVICES": visible_gpus(own)}
 
     def _key(self) -> str:
         """That they ask for; "": none."""

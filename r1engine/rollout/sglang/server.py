@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,6 +22,13 @@ TESTED_VERSION = "0.5.23"
 INSTALL = f"python3.12 -m venv sglang-env && sglang-env/bin/pip install sglang=={TESTED_VERSION}"
 # What torchrun tells this rank. PyTorch in a server would take it for itself, and wait for the store of torchrun.
 LAUNCHERS = re.compile(r"((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*")
+# The NCCL that this environment's torch asks for, as NAME==VERSION: there may be packages for two versions of CUDA.
+NCCL_OF_TORCH = """
+import importlib.metadata, re
+for name in {re.match("[A-Za-z0-9_.-]+", text)[0] for text in importlib.metadata.requires("torch") or ()}:
+    if name.lower().replace("_", "-").startswith("nvidia-nccl-cu"):
+        print(name + "==" + importlib.metadata.version(name))
+"""
 LOG_LINES = 25  # shown when a start fails
 LOG_BYTES, LOG_FILES = 64 * 2**20, 3  # of a log before it is begun anew; how many older ones are kept
 
@@ -59,19 +66,34 @@ def check_nccl(python: Path, own: tuple[int, ...]) -> None:
     Raises:
         ValueError: it has another version.
     """
-    code = (
-        "import importlib.metadata as m;"
-        "found = {(d.metadata['Name'] or '', d.version) for d in m.distributions()};"
-        "print(*('=='.join(pair) for pair in found if pair[0].startswith('nvidia-nccl-cu')))"
-    )
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([python, "-c", NCCL_OF_TORCH], capture_output=True, text=True, timeout=120, check=False)
     found, ours = done.stdout.split(), ".".join(map(str, own))
-    if done.returncode == 0 and len(found) == 1 and not found[0].endswith(f"=={ours}"):
-        package, theirs = found[0].split("==")
+    for package, theirs in (one.split("==") for one in found if done.returncode == 0):
+        if theirs.split(".")[:3] == ours.split("."):
+            continue  # 2.26.2.post1 is 2.26.2
         raise ValueError(
             f"rollout.sglang.route: found distributed with NCCL {ours} here and {theirs} in {python}, required the "
             f"same: {python} -m pip install --no-deps {package}=={ours}; or another route"
         )
+
+
+def visible_gpus(devices: Sequence[int]) -> str:
+    """CUDA_VISIBLE_DEVICES of a child process that gets these GPUs, as PyTorch numbers them in this one.
+
+    Raises:
+        ValueError: this process sees fewer.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return ",".join(map(str, devices))
+    # CUDA looks no further than the first name that is none.
+    names = list(itertools.takewhile(lambda name: name not in ("", "-1"), map(str.strip, visible.split(","))))
+    if max(devices) >= len(names):
+        raise ValueError(
+            f"rollout.sglang: found CUDA_VISIBLE_DEVICES={visible!r} with {len(names)} GPUs, required "
+            f"{max(devices) + 1} for the trainer and its servers"
+        )
+    return ",".join(names[device] for device in devices)
 
 
 def free_port(host: str = "127.0.0.1", ports: range | None = None) -> int:

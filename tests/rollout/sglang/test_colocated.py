@@ -103,10 +103,24 @@ def test_servers_over_several_nodes_are_refused_before_one_starts(folders, tmp_p
 
 @pytest.mark.parametrize(
     ("visible", "devices", "given"),
-    [(None, [0, 1], "0,1"), ("4,5,6,7", [2, 3], "6,7"), ("GPU-8a,GPU-3f", [1], "GPU-3f"), ("", [0], "0")],
+    [
+        (None, [0, 1], "0,1"),
+        ("4,5,6,7", [2, 3], "6,7"),
+        ("4, 5", [0, 1], "4,5"),
+        ("GPU-8a,GPU-3f", [1], "GPU-3f"),
+        ("MIG-1c,MIG-GPU-8a/1/0", [1], "MIG-GPU-8a/1/0"),
+        ("2,3,-1,4", [0, 1], "2,3"),
+    ],
 )
 def test_a_server_gets_the_gpus_that_the_trainer_means(monkeypatch, visible, devices, given):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert launch.environment(Sglang(), devices=devices)["CUDA_VISIBLE_DEVICES"] == given
+
+
+@pytest.mark.parametrize(("visible", "count"), [("", 0), ("4,5", 2), ("4,-1,5", 1), (" ", 0)])
+def test_a_server_gets_no_gpu_that_the_trainer_does_not_see(monkeypatch, visible, count):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ValueError, match=rf"'{visible}' with {count} GPUs, required 3 for the trainer and its servers"):
+        launch.environment(Sglang(), devices=[1, 2])

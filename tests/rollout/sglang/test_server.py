@@ -123,19 +123,33 @@ def test_an_environment_without_sglang_gets_the_install_command(tmp_path):
         check_environment(Path(sys.executable))
 
 
-@pytest.mark.parametrize("theirs", ["", "2.29.7", "2.30.7"])
-def test_two_versions_of_nccl_are_named_before_they_meet(tmp_path, theirs):
-    packages = tmp_path / f"nvidia_nccl_cu13-{theirs}.dist-info"
-    if theirs:
-        packages.mkdir()
-        (packages / "METADATA").write_text(f"Metadata-Version: 2.1\nName: nvidia-nccl-cu13\nVersion: {theirs}\n")
-    python = tmp_path / "python"  # of an environment that has this package alone
+@pytest.mark.parametrize(
+    ("packages", "wanted", "named"),
+    [
+        ({}, [], None),
+        ({"nvidia-nccl-cu13": "2.29.7"}, ["nvidia-nccl-cu13"], None),
+        ({"nvidia-nccl-cu13": "2.30.7"}, ["nvidia-nccl-cu13"], "nvidia-nccl-cu13"),
+        ({"nvidia_nccl_cu12": "2.30.7"}, ["nvidia-nccl-cu12"], "nvidia-nccl-cu12"),
+        ({"nvidia-nccl-cu12": "2.29.7.post1"}, ["nvidia-nccl-cu12"], None),
+        # Two are installed: torch's is what counts.
+        ({"nvidia-nccl-cu12": "2.29.7", "nvidia-nccl-cu13": "2.30.7"}, ["nvidia-nccl-cu13"], "nvidia-nccl-cu13"),
+        ({"nvidia-nccl-cu12": "2.30.7", "nvidia-nccl-cu13": "2.29.7"}, ["nvidia-nccl-cu13"], None),
+        ({"nvidia-nccl-cu13": "2.30.7"}, [], None),  # torch has its own, which is not known
+    ],
+)
+def test_two_versions_of_nccl_are_named_before_they_meet(tmp_path, packages, wanted, named):
+    needs = "".join(f'Requires-Dist: {name}==2.30.7; platform_system == "Linux"\n' for name in wanted)
+    for name, version, more in [("torch", "2.14.1", needs), *((n, v, "") for n, v in packages.items())]:
+        folder = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{more}")
+    python = tmp_path / "python"  # of an environment that has these packages alone
     python.write_text(f'#!/bin/sh\nexport PYTHONPATH={tmp_path}\nexec {sys.executable} -S "$@"\n')
     python.chmod(0o755)
     refused = pytest.raises(
-        ValueError, match=r"NCCL 2\.29\.7 here and 2\.30\.7 in .*--no-deps nvidia-nccl-cu13==2\.29\.7; or another route"
+        ValueError, match=rf"NCCL 2\.29\.7 here and 2\.30\.7 in .*--no-deps {named}==2\.29\.7; or another route"
     )
-    with refused if theirs == "2.30.7" else contextlib.nullcontext():
+    with refused if named else contextlib.nullcontext():
         check_nccl(python, (2, 29, 7))
 
 

@@ -60,8 +60,9 @@ def measures(found: Mapping[str, Numbers]) -> Numbers:
 def gates(run: Numbers) -> dict[str, bool]:
     """Which gates hold in a run.
 
-    A completion has its steps and the piece behind the last mark, which counts as one: a right solution has 6. A gate
-    does not hold where the run lacks a measure of it.
+    A completion has its steps and the piece behind the last mark, which counts as one: a right solution has 6, and one
+    that stops behind its first step has 2. "Fewer than 2 steps that end" is fewer than 3 of these. A gate does not
+    hold where the run lacks a measure of it.
 
     Args:
         run: of `measures`.
@@ -79,7 +80,7 @@ def gates(run: Numbers) -> dict[str, bool]:
             run["RL by the sum: steps, last"] > 3 * run["RL by the sum: steps, first"]
         ),
         "RL by the sum: accuracy ends below .1": run["RL by the sum: accuracy, last"] < 0.1,
-        "RL by the minimum: fewer than 2 steps": run["RL by the minimum: steps, last"] < 2,
+        "RL by the minimum: fewer than 2 steps end": run["RL by the minimum: steps, last"] < 3,
         "RL by the rule: accuracy ends above .75": run["RL by the rule: accuracy, last"] > 0.75,
         "MCTS gains .15 before training": run["round: MCTS before"] >= run["round: pass@1 before"] + 0.15,
         "siblings told apart worse after the round": (

@@ -220,9 +220,10 @@ def _dispatch(arch: Architecture, layout: Layout, job: Job, assumed: Assumed) ->
 
 def _generating(arch: Architecture, job: Job, gpu: Gpu, assumed: Assumed) -> dict[str, float]:
     weights = job.generator_bytes * total_parameters(arch) / job.generator_tensor / GIB
-    if job.slots is not None:  # the embedded generator: at most pages for the longest sequence in each slot
-        rows = job.slots * job.longest * kv_bytes(arch) / GIB
-        return {"generator weights": weights, "keys and values": rows, "runtime": assumed.runtime_gib}
+    if job.slots is not None:  # the embedded generator: its pages hold one of the longest at least, more have to wait
+        tokens = max(job.longest, job.slots * (job.prompt_tokens + job.mean_tokens))
+        pages = tokens * kv_bytes(arch) / GIB
+        return {"generator weights": weights, "keys and values": pages, "runtime": assumed.runtime_gib}
     return {
         "generator weights": weights,
         "KV pool": max(0.0, assumed.kv_pool_share * gpu.memory_gib - weights),

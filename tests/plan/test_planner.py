@@ -238,18 +238,20 @@ SMALL_JOB = dataclasses.replace(
 )
 
 
-def test_the_embedded_generator_has_room_for_the_longest_sequence_in_each_slot():
+def test_the_embedded_generator_has_pages_for_sequences_of_mean_length_and_for_the_longest():
     job = dataclasses.replace(SMALL_JOB, slots=100)
     terms = make_plan(SMALL, Layout(gpus=8), job, GPUS["h100"], Assumed()).stages[0].generating
     of_a_token = 28 * 2 * 2 * 128 * 2  # layers, keys and values, 2 heads of 128, bf16
-    assert terms["keys and values"] * GIB == pytest.approx(100 * (3072 + 200) * of_a_token)
+    assert terms["keys and values"] * GIB == pytest.approx(100 * (768 + 200) * of_a_token)
+    alone = make_plan(SMALL, Layout(gpus=8), dataclasses.replace(job, slots=2), GPUS["h100"], Assumed()).stages[0]
+    assert alone.generating["keys and values"] * GIB == pytest.approx((3072 + 200) * of_a_token)
     few, many = (
-        make_plan(SMALL, Layout(gpus=8), dataclasses.replace(job, slots=n), GPUS["h100"], Assumed()) for n in (64, 1024)
+        make_plan(SMALL, Layout(gpus=8), dataclasses.replace(job, slots=n), GPUS["h100"], Assumed()) for n in (64, 4096)
     )
     assert few.fits and many.limits()[0].startswith("GPU memory in generate")
-    assert "rollout.slots=512" in [name for name, _ in knobs(many)]
+    assert "rollout.slots=2048" in [name for name, _ in knobs(many)]
     best = search(SMALL, job, 8, GPUS["h100"], Assumed())[0]
-    assert best.job.slots == 256 and best.seconds < few.seconds  # 512 leave a GPU no room
+    assert best.job.slots == 256 and best.seconds < few.seconds  # 512 wait as long for the longest
 
 
 def test_generators_on_their_own_gpus_work_ahead():

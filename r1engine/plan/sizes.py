@@ -25,9 +25,12 @@ def value_dim(arch: Architecture) -> int:
     return arch.mla.value_dim if arch.mla else arch.head_dim
 
 
-def kv_bytes(arch: Architecture) -> int:
-    """Bytes of one token's keys and values over all layers, in bfloat16; latent attention keeps the latent."""
-    mla = arch.mla
+def kv_bytes(arch: Architecture, *, is_embedded: bool = False) -> int:
+    """Bytes of one token's keys and values over all layers, in bfloat16.
+
+    Of latent attention servers keep the latent, the embedded generator the keys and values of each head.
+    """
+    mla = None if is_embedded else arch.mla
     width = mla.kv_rank + mla.rope_dim if mla else 2 * arch.num_kv_heads * arch.head_dim
     return 2 * width * arch.num_layers
 

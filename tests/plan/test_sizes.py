@@ -12,7 +12,7 @@ from r1engine.config import Model, Parallel, RlConfig
 from r1engine.hf.architecture import read_architecture
 from r1engine.model.stage_sizes import stage_parameters
 from r1engine.plan.layout import Layout
-from r1engine.plan.sizes import active_parameters, forward_work, rank_parameters, total_parameters
+from r1engine.plan.sizes import active_parameters, forward_work, kv_bytes, rank_parameters, total_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 V3 = ROOT / "configs" / "models" / "DeepSeek-V3"
@@ -106,3 +106,9 @@ def test_the_closed_forms_are_megatrons_modules_of_dense_models(tmp_path, tied):
     layout = Layout(gpus=8, tensor=4, pipeline=2)
     expected = [sum(rank_parameters(arch, layout, stage).values()) for stage in range(2)]
     assert built(tmp_path, {"tensor": 4, "pipeline": 2}, 8) == expected
+
+
+def test_keys_and_values_of_latent_attention_are_whole_in_the_embedded_generator():
+    v3 = read_architecture(V3)
+    assert kv_bytes(v3) == 61 * 2 * (512 + 64)  # DeepSeek-V3's latent and the shared rotary part
+    assert kv_bytes(v3, is_embedded=True) == 61 * 2 * 2 * 128 * (128 + 64)  # values are as wide as keys there

@@ -19,7 +19,7 @@ from r1engine.config.search import Search
 from r1engine.config.searching import DIFFICULTY, SearchConfig
 from r1engine.data.prompts import PromptTable
 from r1engine.evaluation.own_questions import same_answer
-from r1engine.hf.tokenizer import PromptTokenizer, load_tokenizer, stop_tokens
+from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
 from r1engine.observe.failure import RunFailed
 from r1engine.observe.progress import Progress
 from r1engine.observe.put import put_json, put_text
@@ -32,6 +32,7 @@ from r1engine.sampling.search_rows import FILE, Row, SearchFiles, markdown, tabl
 from r1engine.sampling.whole_lines import whole_lines
 from r1engine.search.asks import candidates
 from r1engine.search.lockstep import Crew, DrawLimits, Lockstep, StepScorer
+from r1engine.search.scored_folder import read_scored_folder
 from r1engine.search.scorer import open_scorer
 from r1engine.search.steps import StepMarks
 from r1engine.search.tree import Tree
@@ -66,11 +67,9 @@ def search(cfg: SearchConfig, world: World, digests: dict[str, str]) -> Row:
         Progress(cfg.run_dir.name, enabled=world.is_first) as progress,
         open_sampler(cfg.as_run(), cfg.rewards, world, progress) as sampler,
     ):
-        tokenizer = load_tokenizer(sampler.cfg.model.folder)
-        scorer = _open_scorer(cfg, world, tokenizer)
-        how, marks = aggregate_of(cfg, scorer), StepMarks(tokenizer, cfg.steps.marks, cfg.steps.max_step_tokens)
-        stop = stop_tokens(sampler.cfg.model.folder, tokenizer)
-        crew = Crew(sampler.generator, scorer, sampler.scorer, marks, stop)
+        crew, how = _crew(cfg, world, sampler)
+        if note := _other_steps(cfg):
+            progress.note(note)
         with sampler.generator.awake():
             if cfg.rollout.engine == "local":
                 _check_room(cfg, sampler)
@@ -84,16 +83,33 @@ def search(cfg: SearchConfig, world: World, digests: dict[str, str]) -> Row:
     return found
 
 
-def _open_scorer(cfg: SearchConfig, world: World, tokenizer: PromptTokenizer) -> StepScorer | None:
-    """What scores steps, if anything does.
+def _crew(cfg: SearchConfig, world: World, sampler: AnswerSampler) -> tuple[Crew, Aggregate]:
+    """Who draws, scores and grades, and what the scores become.
 
     Raises:
-        RunFailed: its server does not answer.
+        ValueError: the scorer does not fit the configuration.
+        RunFailed:  its server does not answer.
     """
+    folder = sampler.cfg.model.folder
+    tokenizer = load_tokenizer(folder)
     try:
-        return open_scorer(cfg.scorer, world.device, tokenizer) if cfg.scorer is not None else None
+        scorer = open_scorer(cfg.scorer, world.device, tokenizer) if cfg.scorer is not None else None
     except RuntimeError as error:
         raise RunFailed(f"{cfg.run_dir}: {error}; the same command goes on when it is back") from error
+    marks, stop = StepMarks(tokenizer, cfg.steps.marks, cfg.steps.max_step_tokens), stop_tokens(folder, tokenizer)
+    return Crew(sampler.generator, scorer, sampler.scorer, marks, stop), aggregate_of(cfg, scorer)
+
+
+def _other_steps(cfg: SearchConfig) -> str:
+    """What to say where the scorer has learned steps that end at other marks, "" for nothing."""
+    about = read_scored_folder(cfg.scorer.path) if cfg.scorer is not None else None
+    if about is None or {*about.marks} == {*cfg.steps.marks}:
+        return ""
+    assert cfg.scorer is not None
+    learned = ", ".join(map(repr, about.marks))
+    return (
+        f"{_marks(cfg)}, and {cfg.scorer.path} has learned steps that end at {learned}: its scores are read elsewhere"
+    )
 
 
 def _with_budget(cfg: SearchConfig, world: World) -> SearchConfig:

@@ -206,7 +206,9 @@ def test_a_scorer_that_is_gone_ends_a_search_and_later_it_goes_on(world, tmp_pat
     assert 0 < len(done) < 4 == len(rows) and {*done} <= {*rows}
     table = (cfg.run_dir / "table.md").read_text()
     assert table.splitlines()[2].split(" | ")[5] == "-"  # what the server has run is not known
-    assert "4 of 4 searches ended without an answer (max_steps 40, max_tokens 12)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "4 of 4 searches ended without an answer (max_steps 40, max_tokens 12)" in said
+    assert "has learned steps" not in said  # the same marks
 
 
 @pytest.mark.parametrize(
@@ -258,7 +260,9 @@ def test_a_scorer_that_says_not_what_it_means_a_mark_that_never_comes_and_too_li
     with pytest.raises(ValueError, match="one path of 2,060 tokens needs"):
         run(settings(world, tmp_path / "b", search={"cache_gib": 1e-9}))
     run(settings(world, tmp_path / "d", steps={"marks": ["</step>"]}, search={"n": 2}))
-    assert "steps.marks: found '</step>', which no completion of 4 questions has" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "steps.marks: found '</step>', which no completion of 4 questions has" in said
+    assert f"found '</step>', and {world}/scorer has learned steps that end at '0', '1'," in said
     monkeypatch.setattr(searching, "LOOKED_AT", 3)
     with pytest.raises(ValueError, match=r"found '</step>', required a mark that occurs in completions \(0 of 3"):
         run(settings(world, tmp_path / "c", steps={"marks": ["</step>"]}))

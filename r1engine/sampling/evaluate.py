@@ -35,19 +35,17 @@ def evaluate(cfg: EvaluateConfig, world: World, digests: dict[str, str]) -> dict
     Raises:
         ValueError: a model or the questions do not fit the configuration.
     """
-    answers: dict[str, list[Row]] = {}
+    answers: dict[str, list[Row]] = {}  # of each model, on the first rank
     with Progress(cfg.run_dir.name, enabled=world.is_first) as progress:
         progress.start(0, len(cfg.models))
         for number, name in enumerate(cfg.names):
             path = cfg.run_dir / "answers" / f"{name}.jsonl"
             identity = _identity(cfg, number, digests)
-            found = world.from_first(partial(_read, path, identity))
-            if found is None:
-                found = _draw(cfg, number, world, progress)
+            if not world.from_first(partial(_take_earlier, answers, name, path, identity)):
+                answers[name] = _draw(cfg, number, world, progress)
                 if world.is_first:
-                    _write(path, identity, found)
-            answers[name] = found
-            progress.step(number + 1, {"drawn": float(len(found))})
+                    _write(path, identity, answers[name])
+            progress.step(number + 1, {"drawn": float(len(answers.get(name, [])))})
 
     def write() -> dict[str, Any]:
         table = table_of(answers, breaks=cfg.breaks)
@@ -59,14 +57,14 @@ def evaluate(cfg: EvaluateConfig, world: World, digests: dict[str, str]) -> dict
 
 
 def _draw(cfg: EvaluateConfig, number: int, world: World, progress: Progress) -> list[Row]:
-    """Graded answers of one model, question after question, on every rank."""
+    """Graded answers of one model, question after question, on the first rank."""
     run = cfg.as_run(number)
     with open_sampler(run, cfg.rewards, world, progress) as sampler:
         progress.phase(f"draw {cfg.names[number]}")
         own = list(sampler.prompts)[world.rank :: world.size]
         groups = sampler.draw(own, range(cfg.samples), progress.advance)
         rows = [[_row(graded, cfg) for graded in group] for group in groups]
-        return [row for group in interleaved(world.everyones(rows)) for row in group]
+        return [row for group in interleaved(world.at_first(rows)) for row in group]
 
 
 def _row(graded: Graded, cfg: EvaluateConfig) -> Row:
@@ -103,12 +101,15 @@ def _identity(cfg: EvaluateConfig, number: int, digests: dict[str, str]) -> Row:
     }
 
 
-def _read(path: Path, identity: Row) -> list[Row] | None:
-    """The answers of an earlier start, if they are of the same model and settings."""
+def _take_earlier(answers: dict[str, list[Row]], name: str, path: Path, identity: Row) -> bool:
+    """Whether there are answers of an earlier start, of the same model and settings; they are taken."""
     if not path.is_file():
-        return None
+        return False
     head, *rows = whole_lines(path)
-    return rows if head == json.loads(json.dumps(identity)) else None
+    if head != json.loads(json.dumps(identity)):
+        return False
+    answers[name] = rows
+    return True
 
 
 def _write(path: Path, identity: Row, rows: list[Row]) -> None:

@@ -257,7 +257,9 @@ def test_thoughts_that_the_prompt_opens_have_a_language():
 def test_answers_with_any_end_of_line_are_read_again(tmp_path):
     rows = [{"completion": f"a{end}b"} for end in ("\u2028", "\x85", "\x0c", "\r", "\n")]
     evaluate._write(tmp_path / "answers" / "a.jsonl", {"seed": 0}, rows)
-    assert evaluate._read(tmp_path / "answers" / "a.jsonl", {"seed": 0}) == rows
+    found: dict = {}
+    assert evaluate._take_earlier(found, "a", tmp_path / "answers" / "a.jsonl", {"seed": 0}) and found == {"a": rows}
+    assert not evaluate._take_earlier(found, "b", tmp_path / "answers" / "a.jsonl", {"seed": 1}) and "b" not in found
 
 
 def test_a_full_disk_leaves_a_chunk_absent(model, scripted, tmp_path, monkeypatch):

@@ -125,8 +125,10 @@ def test_a_search_that_is_killed_between_two_rounds_goes_on_and_ends_with_the_sa
                 os.kill(os.getpid(), signal.SIGKILL)
 
         Lockstep._round = killed
-        run(cfg)
-        os._exit(0)
+        try:
+            run(cfg)
+        finally:
+            os._exit(1)  # whatever happens, this is no second pytest
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
     done = (cfg.run_dir / "parts" / "beam_2.0.jsonl").read_text().splitlines()[1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -70,7 +71,10 @@ class Fleet:
     def _start_colocated_server(self) -> None:
         """Every block of `tensor` ranks owns a server on its GPUs; on CPUs the first ranks own `servers` of them."""
         s = self._cfg.rollout.sglang
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", self._world.size))
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
+        if not ranks_here:  # another launcher than torchrun
+            name = socket.gethostname()
+            ranks_here = self._world.everyones(name).count(name)
         if ranks_here < self._world.size:
             raise ValueError(
                 f"rollout.sglang.mode: found colocated with {ranks_here} of {self._world.size} ranks on this node, "

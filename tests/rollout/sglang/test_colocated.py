@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,12 @@ from pathlib import Path
 import pytest
 import sleeping_server
 import torch
+from ranks import on_ranks
 
 from r1engine.batch import PackedBatch, Prompt
 from r1engine.config import RlConfig, Sglang
 from r1engine.data.question import Question
-from r1engine.ranks import World
+from r1engine.ranks import World, start, stop
 from r1engine.rollout.draft import Sampling, new_drafts
 from r1engine.rollout.sglang import launch
 from r1engine.rollout.sglang.generator import SglangGenerator
@@ -35,8 +37,8 @@ def config(folders, tmp_path: Path) -> RlConfig:
 @pytest.fixture
 def generator(folders, tmp_path, monkeypatch) -> Iterator[SglangGenerator]:
     command = launch.command
-    start = [sys.executable, sleeping_server.__file__]
-    monkeypatch.setattr(launch, "command", lambda *a, **options: [*start, *command(*a, **options)[3:]])
+    server = [sys.executable, sleeping_server.__file__]
+    monkeypatch.setattr(launch, "command", lambda *a, **options: [*server, *command(*a, **options)[3:]])
     monkeypatch.setattr(launch, "check_environment", lambda python: "0.5.23")
     monkeypatch.setattr(PackedBatch, "to", lambda row, device: row)
     made = SglangGenerator(config(folders, tmp_path), GPU, dtype=torch.bfloat16, note=print)
@@ -99,6 +101,25 @@ def test_servers_over_several_nodes_are_refused_before_one_starts(folders, tmp_p
     world = World(rank=8, size=16, device=torch.device("cuda", 0))
     with pytest.raises(ValueError, match=r"found colocated with 8 of 16 ranks on this node, required a single node"):
         SglangGenerator(config(folders, tmp_path), world, dtype=torch.bfloat16, note=print)
+
+
+def start_on_two_nodes(cfg: RlConfig) -> str:
+    """Two ranks of a launcher that says nothing of nodes."""
+    world = start()
+    del os.environ["LOCAL_WORLD_SIZE"]
+    socket.gethostname = lambda: f"node{world.rank}"
+    try:
+        SglangGenerator(cfg, world, dtype=torch.bfloat16, note=print)
+    except ValueError as error:
+        return str(error)
+    finally:
+        stop()
+    return "started"
+
+
+def test_nodes_are_told_apart_by_their_names_where_no_launcher_does(folders, tmp_path):
+    for message in on_ranks(2, start_on_two_nodes, config(folders, tmp_path)):
+        assert "found colocated with 1 of 2 ranks on this node, required a single node" in message
 
 
 @pytest.mark.parametrize(

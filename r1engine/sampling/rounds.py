@@ -25,7 +25,7 @@ SHARES = {
     "gain": "of the search over pass@1",
     "siblings": "of two next steps, how often that from which more completions end right has the higher value",
     "AUC": "probability that a step that leads to right ends has a higher value than one that leads to wrong ones",
-    "RMSE": "value against the share of right rollouts, of steps that samples share; their noise taken off; 0: less than can be told",
+    "RMSE": "value against the share of right rollouts of shared steps, without their noise; 0: less than can be told",
     "solved": "share of the questions of the training searches with a right completion",
 }
 TRAINED = {"search": ("search", "test"), "rejection": ("reject", "reject_test")}  # by what: stages that draw and test

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 from model_server import ModelServer
 from safetensors.torch import load_file, save_file
@@ -112,25 +113,26 @@ def test_a_killed_search_goes_on_and_ends_with_the_same_file(finished, tmp_path)
         run(other)
 
 
+def run_until_killed(cfg: SearchConfig, at: int) -> None:
+    """A process of its own: SIGKILL behind the round `at` of all searches together."""
+    work, rounds = Lockstep._round, itertools.count(1)
+
+    def killed(self, live, on_tokens):
+        work(self, live, on_tokens)
+        if next(rounds) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Lockstep._round = killed
+    run(cfg)
+
+
 def test_a_search_that_is_killed_between_two_rounds_goes_on_and_ends_with_the_same_file(world, finished, tmp_path):
     expected = finished[0].run_dir / "search.jsonl"
     cfg = settings(world, tmp_path / "run", **BOTH | {"search": BOTH["search"] | {"questions_at_once": 2}})
-    child = os.fork()
-    if not child:
-        work, rounds = Lockstep._round, itertools.count(1)
-
-        def killed(self, live, on_tokens):
-            work(self, live, on_tokens)
-            if next(rounds) == 8:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        Lockstep._round = killed
-        try:
-            run(cfg)
-        finally:
-            os._exit(1)  # whatever happens, this is no second pytest
-    _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    process = ranks._forks.Process(target=run_until_killed, args=(cfg, 8))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     done = (cfg.run_dir / "parts" / "beam_2.0.jsonl").read_text().splitlines()[1:]
     assert 0 < len(done) < 4 and not (cfg.run_dir / "search.jsonl").exists()
     run(cfg)

@@ -248,8 +248,8 @@ def test_a_server_that_is_stopped_or_killed_in_the_middle_loses_nothing(model, s
                 hit.set()
                 os.killpg(victim, what)
 
-        completions = generate(engine, prompts(8), num_samples=4, step=0, max_tokens=48, on_tokens=strike)
-        assert [c.prompt.id for c in completions] == [i for i in range(8) for _ in range(4)]
+        completions = generate(engine, prompts(8), num_samples=12, step=0, max_tokens=64, on_tokens=strike)
+        assert [c.prompt.id for c in completions] == [i for i in range(8) for _ in range(12)]
         assert all(c.truncated or c.tokens[-1] == 1 for c in completions)
         assert difference(module, completions) < 1e-4
         assert not engine.endpoints[1].is_usable

@@ -1,9 +1,11 @@
-"""Files that are whole or not there; who looks at one meanwhile has the old one."""
+"""Files that are whole or not there; who looks at one meanwhile has the old one. Of processes that write one at the same
+time the last one's stays."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ def put_text(path: Path, text: str, *, is_lasting: bool = True) -> None:
         text:       all of it.
         is_lasting: wait for the disk, so that a power failure leaves the old file or this one; else only a kill does.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from r1engine.config import ConfigError
 from r1engine.cores import own_cores
+from r1engine.ending import exit_status
 
 _PR_SET_PDEATHSIG = 1
 
@@ -47,7 +48,7 @@ def companions(run_dir: Path, processes: int) -> Iterator[None]:
         for other in others.values():
             other.terminate()
         for number, other in others.items():
-            if (status := other.wait()) > 0 and status != 128 + signal.SIGTERM:
+            if (status := other.wait()) not in (0, -signal.SIGTERM, exit_status(signal.SIGTERM)):
                 print(f"process {number} ended with status {status}: {run_dir}/process_{number}.log", file=sys.stderr)
 
 

@@ -169,19 +169,21 @@ def run_pipeline(
             counts = _run_stage(stage, world, ending, started)
             _tell(world, f"{place} is done in {_clock(time.monotonic() - started)}  {short_counts(counts)}")
             world.from_first(partial(write_report, pipeline))
+        if joins:  # the launch that ends first ends those that it has started, before they have written it
+            world.from_first(partial(write_report, pipeline))
 
 
 def _free(pipeline: Pipeline, world: World) -> Iterator[PlannedStage]:
     """The stages that this run gets, each when it waits for nothing, until all are done by whomever."""
     from r1engine.pipeline.claims import Claims
 
-    claims, told = Claims(pipeline), ""
-    while not world.from_first(claims.is_done):
+    claims, told = Claims(pipeline, partial(is_done, pipeline)), ""
+    while not world.from_first(claims.are_done):
         if (name := world.from_first(claims.take)) is not None:
             try:
                 yield next(stage for stage in pipeline.stages if stage.name == name)
             finally:
-                world.from_first(claims.give_back)
+                claims.give_back()  # on the first rank it has a lock; not collective: one rank alone may have failed
             continue
         if told != (told := world.from_first(claims.waits_for)):
             _tell(world, f"waits for {told}")

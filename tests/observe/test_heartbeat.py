@@ -32,6 +32,6 @@ def test_it_moves_with_the_run_at_most_once_a_second(tmp_path):
 
 def test_it_ends_no_run(tmp_path):
     Heartbeat(tmp_path / "not there").beat("load", 0, 0, 0)
-    (tmp_path / "heartbeat.json.tmp").mkdir()  # in the place of the file that is written
+    (tmp_path / "heartbeat.json").mkdir()  # in the place of the file that is written
     Heartbeat(tmp_path).beat("load", 0, 0, 0)
-    assert not (tmp_path / "heartbeat.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["heartbeat.json"]

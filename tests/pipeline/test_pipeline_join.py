@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
-from ranks import forked
+from ranks import forked, on_ranks
 
 from r1engine.config import ConfigError
 from r1engine.config.pipeline import load_pipeline
+from r1engine.pipeline import driver
 from r1engine.pipeline.claims import LOCKS, Claims
 from r1engine.pipeline.companions import companions
 
@@ -103,13 +107,40 @@ def test_a_launch_takes_what_is_ready_and_what_no_other_has(file, weights, tmp_p
     command = [sys.executable, "-c", script, str(folder / "base")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        claims = Claims(pipeline)
+        claims = Claims(pipeline, partial(driver.is_done, pipeline))
         assert claims.take() == "other"  # not `second`, which is made from `base`
         assert claims.waits_for() == f"base (process {other.pid} on {socket.gethostname()})"
         claims.give_back()
         other.kill()
-    assert claims.take() == "base" and not claims.is_done()
+    assert claims.take() == "base" and not claims.are_done()
     claims.give_back()
+
+
+def test_a_stage_that_is_done_with_other_settings_stops_a_launch_that_joins(file, weights, tmp_path):
+    shutil.copytree(file.parent / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "base")
+    path = tmp_path / "p.yaml"  # with other settings than `second` has
+    path.write_text(file.read_text().replace("sft: {epochs: 1,", "optimizer: {lr: 0.01}\n    sft: {epochs: 1,"))
+    shutil.rmtree(tmp_path / "run" / "other")
+    done = forked(1, DRIVER, 0, 0, "pipeline", path, f"run_dir={tmp_path / 'run'}", "--join", "1")
+    assert done.returncode == 2 and "stage second is done, but not with what is asked for" in done.stderr
+
+
+def test_a_rank_that_fails_alone_tells_why(file, weights, tmp_path):
+    (tmp_path / "tiny").symlink_to(file.parent / "run" / "tiny")
+    done = forked(2, DRIVER, -1, 1, "pipeline", file, f"run_dir={tmp_path}", "--join", "1", "--until", "base")
+    assert done.returncode == 1 and "error: OSError: a node is ill" in done.stderr
+
+
+def join(file: Path) -> None:
+    driver.run_pipeline(load_pipeline(file, []), joins=True)
+
+
+def test_a_launch_that_ends_writes_the_page_of_what_others_have_made(file, weights):
+    page = file.parent / "run" / "report.html"
+    page.unlink()
+    on_ranks(1, join, file)
+    assert "4 of 4" in page.read_text()
 
 
 def test_a_plain_launch_and_one_that_joins_keep_each_other_out(file, weights, tmp_path):
@@ -146,6 +177,17 @@ def test_processes_are_for_one_machine_without_a_gpu(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="--join: found a GPU"), companions(tmp_path, 2):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_is_killed_is_told(tmp_path, monkeypatch, capfd):
+    script = tmp_path / "killed"
+    script.write_text("#!/bin/sh\nkill -9 $$\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with companions(tmp_path, 2):
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+    assert capfd.readouterr().err == f"process 2 ended with status -9: {tmp_path}/process_2.log\n"
 
 
 def test_a_stage_is_not_made_again_by_launches_that_join(file):

@@ -1,5 +1,6 @@
 """Steps of the embedded generator: where a draw ends, and that keys and values that were kept change no token."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from r1engine.rollout import Sampling
 from r1engine.rollout.draft import Draft, end_at_step
 from r1engine.rollout.local import pages
 from r1engine.rollout.local.cache import KVCache, bytes_of
+from r1engine.rollout.local.decoder import Prefill
 from r1engine.rollout.local.generator import LocalGenerator
 from r1engine.rollout.local.kv_store import KVStore
 from r1engine.search.steps import StepMarks
@@ -150,6 +152,53 @@ def test_an_interrupted_draw_lets_go_of_what_waits(tmp_path):
     assert not generator._store._pinned
     generator.draw(drafts, Sampling(), stop_after=marks)
     assert all(draft.finish for draft in drafts)
+
+
+@pytest.mark.parametrize("num_pages", [None, 30])
+def test_what_is_kept_of_an_interrupted_draft_is_its_own(tmp_path, monkeypatch, num_pages):
+    # New weights drop what is kept, the question's too; then the drafts go on, each from its own tokens.
+    monkeypatch.setattr(pages, "PAGE_TOKENS", 16)
+    save_model(tmp_path, "qwen2")
+    marks = StepMarks(load_tokenizer(tmp_path), MARKS)
+
+    def drawn(size: int) -> list[Draft]:
+        generator, steps = local_generator(tmp_path, num_pages=num_pages), iter(range(1000))
+        generator.keep_steps(size)
+        drafts = [Draft(QUESTIONS[0], i, 0, i, 40, origins=(-1,)) for i in range(5)]
+        generator.draw(drafts, Sampling(), stop_after=marks, should_stop=lambda: next(steps) == 2)
+        assert sum(bool(draft.tokens and not draft.finish) for draft in drafts) > 1
+        generator.load_weights(weights_of(tmp_path))
+        generator.draw(drafts, Sampling(), stop_after=marks)
+        children = []
+        for draft in drafts:
+            prompt = replace(draft.prompt, tokens=draft.prompt.tokens + draft.tokens)
+            streams, origins = range(100 + 10 * draft.stream, 103 + 10 * draft.stream), (-1, draft.stream)
+            children += [Draft(prompt, i, 0, stream, 12, origins=origins) for i, stream in enumerate(streams)]
+        generator.draw(children, Sampling(), stop_after=marks)
+        return drafts + children
+
+    for found, wanted in zip(drawn(10**9), drawn(0), strict=True):
+        assert found.tokens == wanted.tokens
+        assert found.logp == pytest.approx(wanted.logp, abs=2e-5)
+
+
+def test_prefixes_are_gone_when_what_is_kept_goes_into_rows(tmp_path):
+    # A GPU has room for one of them.
+    save_model(tmp_path, "qwen2")
+    generator, prefixes, alive = local_generator(tmp_path, slots=1), [], []
+    prefill = generator._decoder.prefill
+
+    def watched(prompts: list[list[int]]) -> Prefill:
+        found = prefill(prompts)
+        prefixes.append(weakref.ref(found))
+        return found
+
+    generator._decoder.prefill = watched
+    generator.keep_steps(10**9)
+    generator.draw([Draft(QUESTIONS[0], 0, 0, 0, 3, origins=(-1,))], Sampling())
+    drafts = [Draft(prompt, 0, 0, 1, 3, origins=(-1,)) for prompt in QUESTIONS]  # the first starts from what is kept
+    generator.draw(drafts, Sampling(), on_ended=lambda _: alive.append(prefixes[-1]() is not None))
+    assert len(prefixes) == 2 and alive == [True, False]
 
 
 def test_the_oldest_steps_go_first_and_never_one_that_others_follow():

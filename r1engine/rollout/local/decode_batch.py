@@ -168,9 +168,9 @@ class DecodeBatch:
                 self._experts[row] = [of_prefixes[i, :length]]
         self._cache.fill(rows, prefill.kv, source, lengths, names)
         if self._store is not None:
-            for row, i, length in zip(rows, chosen, lengths, strict=True):
-                if (draft := self._drafts[i]).origins:
-                    self._store.keep(draft, draft.origins[-1], self._cache, int(row), int(length) - 1)
+            for row, i in zip(rows.tolist(), chosen, strict=True):
+                if (draft := self._drafts[i]).origins:  # without the tokens that an interrupted draft has already
+                    self._store.keep(draft, draft.origins[-1], self._cache, row, len(draft.prompt.tokens) - 1)
         logits = prefill.logits[torch.from_numpy(source).to(self._decoder.device)]
         return len(chosen), np.concatenate([self._draw(rows, logits), vacant])
 
@@ -178,6 +178,7 @@ class DecodeBatch:
         """Puts drafts that start from what is kept into `vacant` rows; they draw nothing yet. Returns as `_admit`."""
         store, first = self._store, self._next_draft
         assert store is not None
+        self._prefill = None  # no prefix is left; what is kept of a step is put together in its place
         chosen = range(first, min(first + len(vacant), len(self._drafts)))
         names = [(self._drafts[i].prompt.id, *self._drafts[i].origins) for i in chosen]
         lengths = [len(self._drafts[i].prompt.tokens) + len(self._drafts[i].tokens) - 1 for i in chosen]

@@ -197,6 +197,24 @@ def test_any_order_of_events_leaves_each_row_its_own_numbers(tmp_path):
     assert sorted(cache._free) == list(range(1, 10))
 
 
+def test_a_copy_of_a_row_needs_room_for_itself_and_one_layer(tmp_path):
+    cache = new_cache(tmp_path, rows=1, num_pages=40, limit=600)
+    cache.restore([0], [part[:, 0] for part in random_kv(cache, 1, 500)])
+    made = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            made.extend(found if isinstance(found, (list, tuple)) else [found])
+            return found
+
+    with Watch():
+        copied = cache.copy(0, 5, 500)
+    of_all_layers = [one for one in made if one.untyped_storage().nbytes() >= copied.nbytes]
+    pools = {layer.data_ptr() for layer in cache.layers}
+    assert {one.untyped_storage().data_ptr() for one in of_all_layers} - pools == {copied.data_ptr()}
+
+
 def test_rows_without_a_sequence_touch_nobodys_page_only(tmp_path):
     cache = new_cache(tmp_path, rows=4, num_pages=12)
     kv, rows = random_kv(cache, 4, 20), np.arange(4)

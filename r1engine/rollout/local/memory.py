@@ -60,7 +60,7 @@ def _other_bytes(arch: Architecture, rows: int, longest: int, prefill: int, size
     # Of a row: logits, their softmax and its sums in float64, with what sorting them would take.
     logits = 32 * arch.vocab_size * rows
     # Of prompts: their keys and values, of one layer twice more on the way into pages; and of one layer at a time the
-    # widest rows, before and behind the activation.
+    # widest rows, before and behind the activation. What is kept of a step goes into pages when they are gone.
     token = kv_bytes(arch, size)
     prompts = prefill * (token + 2 * token // arch.num_layers + size * (8 * arch.hidden_size + 3 * _widest(arch)))
     # One sequence of one layer, on its way to the host.

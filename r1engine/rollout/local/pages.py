@@ -93,10 +93,13 @@ class PagedCache:
 
     def copy(self, row: int, start: int, stop: int) -> torch.Tensor:
         """See `Cache`."""
-        first = start // PAGE_TOKENS
+        first, skipped = divmod(start, PAGE_TOKENS)
         pages = self._pages(row, first, num_pages(stop))
-        whole = torch.stack([_in_line(layer[:, pages]) for layer in self.layers])
-        return whole[:, :, :, start - first * PAGE_TOKENS : stop - first * PAGE_TOKENS].contiguous()
+        shape = (len(self.layers), 2, self._num_heads, stop - start, self.layers[0].shape[4])
+        found = self.layers[0].new_empty(shape)
+        for part, layer in zip(found, self.layers, strict=True):  # for all at once there may be no room
+            part.copy_(_in_line(layer[:, pages])[:, :, skipped : skipped + stop - start])
+        return found
 
     def set_aside(self, row: int, length: int) -> list[torch.Tensor]:
         """Takes the first `length` tokens of a row to the host, for `restore`; its pages are free then."""

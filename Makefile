@@ -21,7 +21,7 @@ demo: $(STAMP)
 
 # The whole paper in miniature: cold start, rejection sampling, reward models, distillation, and the table (docs/pipeline.md).
 demo-r1: $(STAMP)
-	$(VENV)/r1engine pipeline configs/tiny_r1.yaml
+	$(VENV)/r1engine pipeline configs/tiny_r1.yaml --join 2
 
 # The same at a reduced size, killed three times: the same models and the same table.
 test-demo-r1: $(STAMP)

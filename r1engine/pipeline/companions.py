@@ -27,7 +27,7 @@ def companions(run_dir: Path, processes: int) -> Iterator[None]:
     have. One that fails stops no other: its stage is free, and fails or succeeds in another process.
 
     Raises:
-        ConfigError: a launcher or a GPU is there.
+        ConfigError: a launcher or a GPU is there, or the folder cannot be written.
     """
     if processes <= 1:
         yield
@@ -40,8 +40,13 @@ def companions(run_dir: Path, processes: int) -> Iterator[None]:
             "CUDA_VISIBLE_DEVICES of its own"
         )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, own_cores() // processes)))
-    run_dir.mkdir(parents=True, exist_ok=True)
-    others = {number: _start(run_dir / f"process_{number}.log") for number in range(2, processes + 1)}
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        others = {number: _start(run_dir / f"process_{number}.log") for number in range(2, processes + 1)}
+    except OSError as error:
+        raise ConfigError(
+            f"--join: cannot start a process that writes in {run_dir}: {error.strerror}; required a folder to write"
+        ) from error
     try:
         yield
     finally:
@@ -53,9 +58,11 @@ def companions(run_dir: Path, processes: int) -> Iterator[None]:
 
 
 def _start(log: Path) -> subprocess.Popen[bytes]:
+    given = sys.argv[1:]
+    at = given.index("--") if "--" in given else len(given)  # behind it are no options
     with log.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "r1engine", *sys.argv[1:], "--join", "1"],  # the last one counts
+            [sys.executable, "-m", "r1engine", *given[:at], "--join", "1", *given[at:]],  # the last one counts
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -105,7 +105,18 @@ class _Labelling:
     asks: list[list[RolloutAsk]] = field(default_factory=list)  # of each labeller, [] when it has ended
     found: list[list[Labelled]] = field(default_factory=list)
     drawn: Counter[Steps] = field(default_factory=Counter)  # rollouts of each prefix
-    prefixes: dict[Steps, int] = field(default_factory=dict)  # their numbers, for streams
+    # (prefix, how many times DRAWS rollouts it has had) -> number of the streams that its next ones have
+    blocks: dict[tuple[Steps, int], int] = field(default_factory=dict)
+
+    def streams(self, ask: RolloutAsk) -> list[int]:
+        """Of the rollouts of an ask, which no other rollout of the question has."""
+        first = self.drawn[ask.prefix]
+        self.drawn[ask.prefix] += ask.rollouts
+        found = []
+        for draw in range(first, first + ask.rollouts):
+            block = self.blocks.setdefault((ask.prefix, draw // DRAWS), len(self.blocks))
+            found.append(ROLLOUTS + block * DRAWS + draw % DRAWS)
+        return found
 
 
 class LabelCrew:
@@ -156,12 +167,9 @@ class LabelCrew:
         drafts, prompts, prefixes = [], [], []
         for one, ask in [(asker, ask) for asker in live for asks in asker.asks for ask in asks]:
             tokens = [token for step in ask.prefix for token in step]
-            number = one.prefixes.setdefault(ask.prefix, len(one.prefixes))
             prompt = replace(one.prompt, tokens=one.prompt.tokens + tokens)
-            first = ROLLOUTS + number * DRAWS + one.drawn[ask.prefix]
-            one.drawn[ask.prefix] += ask.rollouts
             room = max(1, limit - len(tokens))
-            drafts += [Draft(prompt, i, 0, first + i, room) for i in range(ask.rollouts)]
+            drafts += [Draft(prompt, i, 0, stream, room) for i, stream in enumerate(one.streams(ask))]
             prompts += [one.prompt] * ask.rollouts
             prefixes += [ask.prefix] * ask.rollouts
         rolled = iter(self._rolled(drafts, prompts, prefixes))

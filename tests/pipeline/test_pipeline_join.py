@@ -158,9 +158,9 @@ def test_a_plain_launch_and_one_that_joins_keep_each_other_out(file, weights, tm
 
 
 def test_a_launch_starts_others_that_join(file, tmp_path):
-    command = [sys.executable, "-m", "r1engine", "pipeline", str(file), "--join", "2", "--until", "tiny"]
+    command = [sys.executable, "-m", "r1engine", "pipeline", str(file), "--join", "2", "--until", "tiny", "--"]
     done = subprocess.run([*command, f"run_dir={tmp_path}"], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0 and not done.stderr, done.stderr[-3000:]
     told = done.stdout + (tmp_path / "process_2.log").read_text()
     assert told.count("tiny is done in") == 1
 
@@ -177,6 +177,13 @@ def test_processes_are_for_one_machine_without_a_gpu(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="--join: found a GPU"), companions(tmp_path, 2):
         pass
     assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ConfigError, match="--join: .*/file: File exists; required a folder"),
+        companions(tmp_path / "file", 2),
+    ):
+        pass
 
 
 def test_a_process_that_is_killed_is_told(tmp_path, monkeypatch, capfd):

@@ -13,7 +13,8 @@ from r1engine.data.steps import read_steps
 from r1engine.demo import tiny_chain as demo
 from r1engine.observe.progress import Progress
 from r1engine.ranks import World
-from r1engine.sampling.labelling import _labelled, label
+from r1engine.sampling.labelling import _labelled, _Labelling, label
+from r1engine.search.label import RolloutAsk
 
 ALONE = World(0, 1, torch.device("cpu"))
 DIGESTS = {"model.path": "m", "questions": "q"}
@@ -86,6 +87,15 @@ def test_marks_that_the_policy_does_not_write_are_refused(chains, tmp_path, monk
     cfg = settings(chains, tmp_path).model_copy(update={"steps": StepMarking(marks=["</step>"])})
     with pytest.raises(ValueError, match=r"steps\.marks: found '</step>', required a mark that occurs in completions"):
         label(cfg, ALONE, DIGESTS)
+
+
+def test_no_two_rollouts_of_a_question_have_one_stream(monkeypatch):
+    monkeypatch.setattr("r1engine.sampling.labelling.DRAWS", 4)
+    one = _Labelling(Prompt(0, [1], "", Question("")), [])
+    prefixes = [((5,),), ((6,),), ((5,),), ((5,),), ((6,),)]  # solutions share prefixes
+    streams = [stream for prefix in prefixes for stream in one.streams(RolloutAsk(prefix, 3))]
+    assert len({*streams}) == 15
+    assert streams[:6] == [1_000_000 + i for i in (0, 1, 2, 4, 5, 6)]
 
 
 def test_settings_that_do_not_fit_are_refused():

@@ -6,7 +6,9 @@ has it, so that a stage whose launch was killed is free, and goes on from its ch
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import BinaryIO
 
 from r1engine.config.pipeline import Pipeline, PlannedStage
@@ -58,6 +60,7 @@ class Claims:
             except BlockingIOError as owner:
                 self._others[stage.name] = str(owner)
                 continue
+            _see_anew(stage.cfg.run_dir)
             if not self._is_done(stage):  # its last owner has ended meanwhile
                 return stage.name
             self.give_back()
@@ -75,3 +78,11 @@ class Claims:
 
     def _is_ready(self, stage: PlannedStage) -> bool:
         return self._done.issuperset(stage.needs.values())
+
+
+def _see_anew(folder: Path) -> None:
+    """An NFS client may hold for half a minute that a file is not there, whatever is locked; to open a folder makes it
+    ask the server (close-to-open consistency)."""
+    for one in (folder.parent, folder):
+        if one.is_dir():
+            os.scandir(one).close()

@@ -67,3 +67,21 @@ def test_layer_is_near_float64_and_never_waits(precision):
     for found, wanted in ((out, exact), (inputs[2].grad, gate_up.grad), (inputs[3].grad, down.grad)):
         error = (found.detach().double().cpu() - wanted.detach()).norm() / wanted.norm()
         assert error < (0.01 if precision == "same" else 0.1)
+
+
+@pytest.mark.parametrize("precision", ["same", pytest.param("fp8", marks=NEEDS_DEEP_GEMM)])
+@pytest.mark.parametrize("num_tokens", [0, 3])
+def test_experts_without_tokens_have_a_gradient_of_zero(precision, num_tokens):
+    # As on a rank of expert parallelism to which few tokens come, or none.
+    x, _, gate_up, down = leaves()
+    ids = torch.full((num_tokens, K), -1, device="cuda", dtype=torch.int32)
+    ids[:, 1] = 2
+    weights = torch.rand(num_tokens, K, device="cuda", requires_grad=True)
+    torch.full((2**28,), float("nan"), device="cuda")  # what memory holds that nobody writes
+    out = moe_experts(x[:num_tokens], ids, weights, gate_up, down, precision=precision)
+    out.backward(torch.ones_like(out))
+    for weight in (gate_up, down):
+        is_used = torch.arange(E, device="cuda") == 2 if num_tokens else torch.zeros(E, device="cuda").bool()
+        assert not weight.grad[~is_used].any()
+        assert weight.grad[is_used].abs().amax((1, 2)).gt(0).all() and weight.grad.isfinite().all()
+    assert x.grad.isfinite().all() and not x.grad[num_tokens:].any()

@@ -147,7 +147,7 @@ class LocalScorer:
 
     def _run(self, runs: dict[bytes, _Run], scores: dict[bytes, float]) -> None:
         """Run new tokens, many paths at once, and keep what they leave."""
-        for batch in _batches(_rows(runs.values()), self._batch_tokens):
+        for batch in _batches(_rows(runs.values(), self._batch_tokens), self._batch_tokens):
             tokens = [[run.tokens for run in row] for row in batch]
             done = self._decoder.extend(tokens, [row[0].past for row in batch])
             for run, hidden, kv in zip(chain.from_iterable(batch), done.hidden, done.kv, strict=True):
@@ -191,15 +191,17 @@ def open_scorer(cfg: StepScorerSection, device: torch.device, policy: PromptToke
     return LocalScorer(cfg.path, name, policy, cfg, device)
 
 
-def _rows(runs: Iterable[_Run]) -> list[list[_Run]]:
-    """Runs behind the same part together, as long as they have no more new tokens than there are before them.
+def _rows(runs: Iterable[_Run], most: int) -> list[list[_Run]]:
+    """Runs behind the same part together, as long as they have no more new tokens than there are before them, and all
+    tokens are at most so many.
 
     Each is computed beside the others' tokens, which it does not see: more of them would cost more than is saved.
     """
     of_part: dict[bytes | None, list[list[_Run]]] = {}
     for run in runs:
-        rows = of_part.setdefault(run.before, [])
-        if rows and sum(len(one.tokens) for one in rows[-1]) + len(run.tokens) <= run.num_past:
+        rows, past = of_part.setdefault(run.before, []), run.num_past
+        new = len(run.tokens) + (sum(len(one.tokens) for one in rows[-1]) if rows else 0)
+        if rows and new <= min(past, most - past):
             rows[-1].append(run)
         else:
             rows.append([run])

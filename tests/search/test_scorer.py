@@ -19,7 +19,7 @@ from r1engine.hf.score_folder import read_trunk
 from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.rollout.local.heads import ScoreTensors
 from r1engine.search.scored_folder import NAME, ScoredFolder
-from r1engine.search.scorer import LocalScorer, open_scorer
+from r1engine.search.scorer import LocalScorer, _batches, _Part, _rows, _Run, open_scorer
 from r1engine.search.tree import StepPath
 
 CPU = torch.device("cpu")
@@ -100,6 +100,15 @@ def test_with_little_memory_what_went_is_run_again(tmp_path):
         assert scorer.num_bytes <= 12 * token_bytes
         again = scorer.score(paths)
         assert again == [pytest.approx(whole(of, path), abs=1e-5) for path in paths]
+
+
+def test_what_is_computed_at_once_has_at_most_so_many_tokens():
+    past = [torch.empty(1, 2, 1, 60, 1)]
+    runs = [_Run(past, b"before", [_Part(bytes([n]), (5,) * 10, 9)]) for n in range(7)]
+    rows = _rows(runs, 96)
+    assert [len(row) for row in rows] == [3, 3, 1]
+    assert [len(row) for row in _rows(runs, 1000)] == [6, 1]  # no more new tokens than before them
+    assert [[len(row) for row in batch] for batch in _batches(rows, 96)] == [[1], [3], [3]]
 
 
 def test_what_the_model_cannot_run_is_refused(tmp_path):

@@ -18,7 +18,8 @@ def put_text(path: Path, text: str, *, is_lasting: bool = True) -> None:
         text:       all of it.
         is_lasting: wait for the disk, so that a power failure leaves the old file or this one; else only a kill does.
     """
-    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    # Hidden: where a kill has left one, the digest of the folder is as it was.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)

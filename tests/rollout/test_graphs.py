@@ -89,3 +89,16 @@ def test_what_has_no_page_waits_on_the_host(fake_gpu_library):
     moved = seen.waits.pop("r1engine/rollout/local/pages.py:set_aside")
     assert moved >= layers and moved % layers == 0
     assert seen.waits == {"r1engine/rollout/local/decode_batch.py:_fetch": seen.draws - moved // layers}
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        pytest.param("qwen3", {}, marks=pytest.mark.rotating),
+        ("qwen3-moe", {"hidden_size": 384, "moe_intermediate_size": 128, "num_experts": 16, "num_experts_per_tok": 8}),
+        pytest.param("deepseek", runs.WIDE, marks=pytest.mark.rotating),
+    ],
+)
+def test_prompts_take_no_more_than_is_reckoned(fake_gpu_library, family, sizes):
+    ((most, reckoned),) = on_ranks(1, runs.prefill, fake_gpu_library, family, sizes)
+    assert 0.5 * reckoned < most <= reckoned

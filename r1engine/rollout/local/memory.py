@@ -62,12 +62,16 @@ def _other_bytes(arch: Architecture, rows: int, longest: int, prefill: int, size
     # Of prompts: their keys and values, of one layer twice more on the way into pages; and of one layer at a time the
     # widest rows, before and behind the activation. What is kept of a step goes into pages when they are gone.
     token = kv_bytes(arch, size)
-    prompts = prefill * (token + 2 * token // arch.num_layers + size * (8 * arch.hidden_size + 3 * _widest(arch)))
+    prompts = prefill * (token + 2 * token // arch.num_layers + size * (8 * arch.hidden_size + _widest(arch)))
     # One sequence of one layer, on its way to the host.
     return logits + prompts + longest * token // arch.num_layers
 
 
 def _widest(arch: Architecture) -> int:
-    """Numbers of a token in the widest place of a layer."""
-    routed = arch.moe.top_k * arch.moe.intermediate_size + arch.moe.shared_size if arch.moe is not None else 0
-    return max(arch.intermediate_size, routed, arch.num_heads * arch.head_dim)
+    """Numbers of a token that are there at once in the widest place of a layer."""
+    both = 3 * max(arch.intermediate_size, arch.num_heads * arch.head_dim)  # before and behind the activation
+    if arch.moe is None:
+        return both
+    # Of each choice both, and its result.
+    routed = arch.moe.top_k * (3 * arch.moe.intermediate_size + arch.hidden_size)
+    return max(both, 3 * arch.moe.shared_size, routed)

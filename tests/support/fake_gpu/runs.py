@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ import torch
 import torch.distributed as dist
 from model_folders import save_model
 from policies import policy_of
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fake_gpu
 from r1engine.batch import Prompt, RowShape, Sequence, pack
@@ -25,6 +28,7 @@ from r1engine.ranks import World
 from r1engine.rollout.draft import Draft, Sampling
 from r1engine.rollout.local import memory, pages
 from r1engine.rollout.local.decode_batch import PREFILL_TOKENS
+from r1engine.rollout.local.decoder import Decoder
 from r1engine.rollout.local.generator import LocalGenerator
 from r1engine.stages.sft import cross_entropy
 
@@ -140,3 +144,40 @@ def draw(library: Path, family: str, fewest: int = 20, num_pages: int | None = N
         generator.draw(drafts, Sampling(), on_tokens=counts.append)
     launches = Counter(launch.name for launch in gpu.launches)
     return Drawn(Counter(gpu.waits), len(counts), gpu.recorded, launches, [len(draft.tokens) for draft in drafts])
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes on the device that operations have made and somebody holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most, self._holders, self._sizes = 0, Counter(), {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
+                storage = tensor.untyped_storage()
+                self._sizes[storage._cdata] = storage.nbytes()
+                self._holders[storage._cdata] += 1
+                weakref.finalize(tensor, self._let_go, storage._cdata)
+        self.most = max(self.most, sum(self._sizes.values()))
+        return found
+
+    def _let_go(self, storage: int) -> None:
+        self._holders[storage] -= 1
+        if not self._holders[storage]:
+            del self._sizes[storage]
+
+
+def prefill(library: Path, family: str, sizes: dict[str, int]) -> tuple[int, int]:
+    """Bytes that a prompt of PREFILL_TOKENS takes at most, and what is reckoned for it."""
+    folder = Path(tempfile.mkdtemp())
+    save_model(folder, family, **SIZES, max_position_embeddings=PREFILL_TOKENS, **sizes)
+    arch, gpu = read_architecture(folder), fake_gpu.start(library)
+    with gpu, torch.inference_mode():
+        decoder = Decoder(arch, device=DEVICE, dtype=torch.bfloat16)
+        decoder.weights.load(weights_of(folder))
+        with Peak() as peak:
+            decoder.prefill([[2] * PREFILL_TOKENS])
+    return peak.most, memory._other_bytes(arch, 1, 0, PREFILL_TOKENS, 2)

@@ -1,5 +1,5 @@
-"""Files that are whole or not there; who looks at one meanwhile has the old one. Of processes that write one at the same
-time the last one's stays."""
+"""Files that are whole or not there; who looks at one meanwhile has the old one. Of processes that write one at the
+same time the last one's stays."""
 
 from __future__ import annotations
 

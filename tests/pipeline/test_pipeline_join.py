@@ -180,7 +180,7 @@ def test_processes_are_for_one_machine_without_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     (tmp_path / "file").touch()
     with (
-        pytest.raises(ConfigError, match="--join: .*/file: File exists; required a folder"),
+        pytest.raises(ConfigError, match=r"--join: .*/file: File exists; required a folder"),
         companions(tmp_path / "file", 2),
     ):
         pass

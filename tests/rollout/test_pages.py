@@ -261,5 +261,5 @@ def test_pages_for_all_or_what_there_is_room_for_and_no_fewer_than_one_sequence(
     mixed = few * 64 / (8192 + 32)  # of 8,192 on average and half a page
     assert int(mixed) == 109
     refused = r"32768 tokens takes 1\.75 GiB .* beside 2\.\d+ GiB for prompts and logits, found 2\.51 GiB"
-    with pytest.raises(RuntimeError, match=refused + r".*required are .*rollout\.engine=sglang"):
+    with pytest.raises(RuntimeError, match=refused + r".*required are .*slots, .*cache_gib, or rollout\.engine=sglang"):
         memory.pages_that_fit(QWEN, **WANTED, free=3 * 10**9)

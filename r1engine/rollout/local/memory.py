@@ -35,8 +35,8 @@ def pages_that_fit(arch: Architecture, *, rows: int, longest: int, prefill: int,
         raise RuntimeError(
             f"generate: a sequence of {longest} tokens takes {(one + 1) * PAGE_TOKENS * token / GIB:.2f} GiB of GPU "
             f"memory beside {rest / GIB:.2f} GiB for prompts and logits, found {USED * free / GIB:.2f} GiB that may be "
-            "used; required are fewer rollout.max_tokens, or rollout.engine=sglang, which shares a model out to "
-            "several GPUs"
+            "used; required are fewer rollout.max_tokens or rollout.slots, a smaller search.cache_gib, or "
+            "rollout.engine=sglang, which shares a model out to several GPUs"
         )
     if found < rows * one:
         message = "generator: the GPU has room for keys and values of %d tokens, not for %d sequences of %d"

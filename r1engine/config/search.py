@@ -60,13 +60,18 @@ class Search(Section):
     """--compare: samples of each question, in no budget, by whose share of right ones the questions are divided into
     five bins; what is best in each is the compute-optimal choice (Snell et al.). 0: no bins."""
 
+    @property
+    def most_draws(self) -> int:
+        """Samples that one step may get; the last stream is that of a look ahead."""
+        return DRAWS - 1 if self.lookahead else DRAWS
+
     def problems(self) -> list[str]:
         """What does not fit together."""
         is_beam = self.method in ("beam", "dvts")
         draws = {"n": self.n} if self.method in ("best_of", "beam") else {"width": self.width}
         for key, found in draws.items():
-            if found > DRAWS:
-                return [f"search.{key}: found {found}, required at most {DRAWS} draws from one step"]
+            if found > self.most_draws:
+                return [f"search.{key}: found {found}, required at most {self.most_draws} draws from one step"]
         if self.tokens_of is not None and self.budget_tokens is not None:
             return [f"search.budget_tokens: found {self.budget_tokens} with search.tokens_of, required one of them"]
         if is_beam and self.n % self.width:

@@ -10,7 +10,7 @@ from pydantic import Field
 from r1engine.config.drawing import DrawingConfig
 from r1engine.config.process import StepMarking, StepScorerSection
 from r1engine.config.rollout import Rollout
-from r1engine.config.search import DRAWS, Method, Search
+from r1engine.config.search import Method, Search
 from r1engine.config.section import LocalPath
 from r1engine.config.stage import Template
 
@@ -53,8 +53,8 @@ class SearchConfig(DrawingConfig):
                 problems.append(
                     f"search.curve: found {found} with {method}, required a multiple of search.width = {width}"
                 )
-        if self.compare and max(curve) > DRAWS:
-            problems.append(f"search.curve: found {max(curve)}, required at most {DRAWS} draws from one step")
+        if self.compare and max(curve) > (most := self.search.most_draws):
+            problems.append(f"search.curve: found {max(curve)}, required at most {most} draws from one step")
         return problems
 
     def inputs(self) -> dict[str, Path]:

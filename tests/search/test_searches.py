@@ -238,6 +238,10 @@ def test_noise_changes_the_roots_priors_alone_and_repeats():
         ({"method": "beam", "use_rule": True}, "search.use_rule: found true with method beam, required mcts"),
         ({"method": "mcts", "lookahead": 2}, "search.lookahead: found 2 with method mcts, required beam or dvts"),
         ({"method": "best_of", "n": 5000}, "search.n: found 5000, required at most 4096 draws from one step"),
+        (
+            {"method": "beam", "n": 4096, "width": 4096, "lookahead": 1},
+            "search.n: found 4096, required at most 4095 draws from one step",
+        ),
         ({"method": "mcts", "width": 5000}, "search.width: found 5000, required at most 4096 draws from one step"),
     ],
 )

@@ -6,6 +6,7 @@ SIGINT is Ctrl-C; SIGTERM is a scheduler's or a launcher's; SIGUSR1 is Slurm's w
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # A launcher passes on what the terminal or the scheduler has sent to every process: within this time it is one signal.
 PASSED_ON_SECONDS = 3.0
@@ -32,6 +34,11 @@ class Ended(Exception):
 def exit_status(number: int) -> int:
     """That a shell shows: 130 for SIGINT; 143 for SIGTERM, and for SIGUSR1, which asks for the same."""
     return 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+
+
+def end_with_parent(number: int) -> None:
+    """From here on the kernel sends this process signal `number` when its parent ends, killed or not. Linux alone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 class Ending:

@@ -37,8 +37,8 @@ def held(run_dir: Path, world: World, *, is_shared: bool = False) -> Iterator[No
 
     def take() -> bytes:
         nonlocal file
-        file, token = _taken(run_dir, is_shared)
-        return token
+        file = _taken(run_dir, is_shared)
+        return _own_name().encode()
 
     token = world.from_first(take)
     try:
@@ -55,20 +55,19 @@ def held(run_dir: Path, world: World, *, is_shared: bool = False) -> Iterator[No
             file.close()
 
 
-def _taken(run_dir: Path, is_shared: bool) -> tuple[BinaryIO, bytes]:
-    """The locked file, and what stands in it of this process."""
+def _taken(run_dir: Path, is_shared: bool) -> BinaryIO:
+    """The locked file."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        file = locked(run_dir / NAME, is_shared=is_shared)
+        return locked(run_dir / NAME, is_shared=is_shared)
     except BlockingIOError as error:
         raise ConfigError(f"run_dir: {run_dir} is in use by {error}; required another run_dir") from error
     except OSError as error:
         needed = "a folder to write, on a file system with locks"
         raise ConfigError(f"run_dir: cannot write in {run_dir}: {error.strerror}; required {needed}") from error
-    return file, own_name().encode()
 
 
-def own_name() -> str:
+def _own_name() -> str:
     """What a lock says of the process that has it."""
     return f"process {os.getpid()} on {socket.gethostname()}"
 
@@ -93,7 +92,7 @@ def locked(path: Path, *, is_shared: bool = False) -> BinaryIO:
         raise
     if not is_shared:
         file.truncate(0)
-    file.write(f"{own_name()}\n".encode())
+    file.write(f"{_own_name()}\n".encode())
     file.flush()
     return file
 

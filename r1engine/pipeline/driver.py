@@ -181,7 +181,7 @@ def _free(pipeline: Pipeline, world: World) -> Iterator[PlannedStage]:
     while not world.from_first(claims.are_done):
         if (name := world.from_first(claims.take)) is not None:
             try:
-                yield next(stage for stage in pipeline.stages if stage.name == name)
+                yield pipeline.stages[pipeline.place(name)]
             finally:
                 claims.give_back()  # on the first rank it has a lock; not collective: one rank alone may have failed
             continue

@@ -14,7 +14,6 @@ ends with the parent: the nursery when its socket closes, a worker when its own 
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -29,6 +28,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from r1engine.ending import end_with_parent
+
 HEADER = struct.Struct("!I")  # bytes of the JSON text that follows, between pool and worker
 MEMORY_STATUS = 77  # exit status of a worker that ran out of memory
 _BOOT = (
@@ -37,7 +38,6 @@ _BOOT = (
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME", "TMPDIR")  # no tokens, no secrets
 _START_SECONDS, _ORDER_SECONDS = 300.0, 30.0
 _PARENT_CHECK_SECONDS = 1.0
-_PR_SET_PDEATHSIG = 1
 
 
 WarmUp = tuple[str, tuple[Any, ...]]  # address of a function, and its arguments
@@ -213,7 +213,7 @@ def _work(link: socket.socket, function: Callable[[Any], Any], memory_bytes: int
     status = 0
     try:
         if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            end_with_parent(signal.SIGKILL)
             if os.getppid() != nursery:  # it ended before it could be the cause of a signal
                 os._exit(status)
             resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))

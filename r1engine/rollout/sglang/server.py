@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import os
 import re
@@ -13,9 +12,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from r1engine.ending import end_with_parent
 from r1engine.rollout.sglang.client import Client
 
 TESTED_VERSION = "0.5.23"
@@ -177,7 +178,7 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # its group is its whole tree
-                preexec_fn=_die_with_parent,
+                preexec_fn=partial(end_with_parent, signal.SIGKILL),
             )
 
     def wait_ready(self, seconds: float, on_wait: Callable[[float], None] | None = None) -> None:
@@ -252,9 +253,3 @@ def _group_exists(group: int) -> bool:
     except (ProcessLookupError, PermissionError):
         return False
     return True
-
-
-def _die_with_parent() -> None:
-    """Runs in the child before exec: the kernel ends it when this process dies, killed or not."""
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What benchmarks print: the table of the terminal, and two files of rows compared."""
+"""What benchmarks share: CPU seconds, the table of the terminal, and two files of rows compared."""
 
 from __future__ import annotations
 
@@ -33,6 +33,22 @@ def test_a_table_says_once_where_it_was_measured_and_heads_its_columns_once():
     (again,) = made.add(row("theirs", 2e-6, 1e-7, tokens=8, ratio=0.5)).splitlines()
     assert "2 us (1.9 us to 2.1 us)" in again
     assert made.add(row("other", 1.0, 0.1, bytes=3)).splitlines()[1].split() == ["row", "median", "bytes"]
+
+
+SHORT_AND_CHILD = """
+import subprocess, sys, timing
+for work in (lambda: sum(range(1000)), lambda: subprocess.run([sys.executable, "-c", "pass"])):
+    before = timing.cpu_seconds()
+    work()
+    print(timing.cpu_seconds() - before)
+"""
+
+
+def test_a_short_call_takes_cpu_seconds_and_a_child_takes_its_own():
+    command = [sys.executable, "-c", SHORT_AND_CHILD]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=BENCHMARKS)
+    short, child = map(float, done.stdout.split())
+    assert 0 < short < child  # rates are divided by it: os.times says 0 for the first
 
 
 def compare(tmp_path: Path, before: list[dict], after: list[dict]) -> subprocess.CompletedProcess[str]:

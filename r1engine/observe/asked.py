@@ -35,7 +35,7 @@ class Answers:
             every_seconds: between two looks.
         """
         self._folder, self._rank, self._every = run_dir / FOLDER, rank, every_seconds
-        self._last = _question(self._folder)
+        self._last = ""  # a question that was there before is answered, too
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="answers", daemon=True)
         self._thread.start()

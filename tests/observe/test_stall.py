@@ -119,6 +119,19 @@ def test_a_run_that_stands_still_says_which_rank_waits_for_which_collective(tmp_
     assert at.count(") at:") == 3 and "all_reduce" in at
 
 
+def test_a_rank_that_begins_after_the_question_answers_it(tmp_path):
+    run_of(tmp_path, [(0, "train", 4)])
+    told = list[str]()
+    asker = threading.Thread(target=lambda: told.extend(lines(tmp_path, seconds=60)))
+    asker.start()
+    while not (tmp_path / "stall" / "ask").exists():
+        asker.join(0.01)
+    answers = Answers(tmp_path, 0, every_seconds=0.01)
+    asker.join()
+    answers.close()
+    assert not [line for line in told if "does not answer" in line or "no rank answers" in line]
+
+
 def entry(number: int, name: str = "nccl:all_reduce", *, group: str = "3", is_done: bool = False) -> dict:
     """What is read of an entry of PyTorch 2.13's recorder."""
     return {

@@ -9,7 +9,7 @@ STAMP = .venv/.installed
 BUILD_INPUTS = CMakeLists.txt $(wildcard csrc/*.* csrc/cpu/*)
 
 .PHONY: demo demo-moe test test-all trl test-trl smoke lint docs format gpu gpu-wheels clean sglang-cpu test-sglang test-sglang-faults demo-sglang
-.PHONY: demo-search smollm2 test-real demo-r1 test-demo-r1 pyright wheel lm-eval test-lm-eval
+.PHONY: demo-search smollm2 test-real test-triton demo-r1 test-demo-r1 pyright wheel lm-eval test-lm-eval
 SGLANG = .venv-sglang
 TRL = .venv-trl
 LM_EVAL = .venv-lm-eval
@@ -116,6 +116,12 @@ $(TRL)/.installed: constraints.txt
 
 test-trl: trl
 	OMP_NUM_THREADS=1 PYTHONPATH=kernels $(TRL)/bin/python -m pytest -m trl tests/kernels/test_trl_trainer.py
+
+# The machine code of the Triton kernels for sm_90a, by another version of Triton than the pinned one.
+test-triton: TRITON = 3.6.0
+test-triton: $(STAMP)
+	test -d build/triton-$(TRITON) || $(VENV)/python -m pip install --quiet --no-deps --target build/triton-$(TRITON) triton==$(TRITON)
+	PYTHONPATH=build/triton-$(TRITON) TRITON_CACHE_DIR=build/triton-$(TRITON)/cache $(VENV)/python -m pytest -m machine_code tests/kernels
 
 # dist/: the sdist, and the wheel made from it alone, without the checkout and without a network.
 wheel: PACKAGING = build/packaging/bin/python

@@ -31,6 +31,7 @@ def compiled() -> list[aot.Compiled]:
     return aot.compile_triton([*(kernel(*case) for case in cases), kernel("bf16", 90, unaligned=("x_ptr", "size"))])
 
 
+@pytest.mark.machine_code
 def test_gpus_round_in_hardware(compiled):
     # What the interpreter is given integer routines for is one instruction, to nearest even, saturating for e4m3.
     bf16_80, bf16_90, e4m3_90, e4m3_100, _ = compiled
@@ -41,6 +42,7 @@ def test_gpus_round_in_hardware(compiled):
     assert [".target sm_90a" in c.ptx for c in compiled] == [False, True, True, False, True]
 
 
+@pytest.mark.machine_code
 def test_alignment_decides_the_width_of_loads(compiled):
     *aligned, unaligned = compiled
     assert all(c.count("LDG", "128") == 2 and c.count("LDG") == 2 for c in aligned)

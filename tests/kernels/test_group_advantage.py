@@ -267,6 +267,7 @@ def test_triton_equals_the_reference_in_every_order(options):
     assert all(torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in zip(again, found, strict=True))
 
 
+@pytest.mark.machine_code
 def test_compiled_kernels_are_lean():
     outputs = {"advantage_ptr": "*fp32", "mean_ptr": "*fp32", "std_ptr": "*fp32", "active_ptr": "*i8"}
     signature = {"rewards_ptr": "*fp32", "num_samples": "i32", "ddof": "i32", "eps": "fp32"} | outputs

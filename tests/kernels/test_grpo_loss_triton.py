@@ -153,6 +153,7 @@ def kernel(arch: int, level: str) -> aot.Kernel:
     )
 
 
+@pytest.mark.machine_code
 def test_compiled_kernels_are_lean():
     cases = [(90, "token"), (90, "sequence_mean"), (80, "token"), (100, "token")]
     made = aot.compile_triton([kernel(arch, level) for arch, level in cases])

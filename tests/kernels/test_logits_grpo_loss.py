@@ -285,6 +285,7 @@ def test_error(change, options, message):
 # ---- the code for GPUs -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.machine_code
 def test_compiled_kernels_are_lean():
     cases = {
         "sm_80": logits_grpo(80),

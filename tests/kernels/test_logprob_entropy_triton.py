@@ -153,6 +153,7 @@ def compiled() -> dict[str, aot.Compiled]:
     return dict(zip(kernels, aot.compile_triton(list(kernels.values())), strict=True))
 
 
+@pytest.mark.machine_code
 def test_no_spills_no_float64_and_wide_loads(compiled):
     # Vocabulary and stride are multiples of 16, as 129280 and 151936 are: the code does not depend on their values.
     for name, made in compiled.items():
@@ -166,6 +167,7 @@ def test_no_spills_no_float64_and_wide_loads(compiled):
         assert "mul.wide" in made.ptx or "mul.lo.s64" in made.ptx, name  # 64-bit row offsets
 
 
+@pytest.mark.machine_code
 def test_one_exponential_an_element_and_no_barrier_among_the_loads(compiled):
     elements = {name: 16 if name == "forward fp32" else 32 for name in compiled}  # of a thread in a block
     for name, made in compiled.items():

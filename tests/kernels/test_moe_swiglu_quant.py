@@ -190,6 +190,7 @@ def compiled() -> dict[str, aot.Compiled]:
     return dict(zip(SWIGLU, aot.compile_triton(list(SWIGLU.values())), strict=True))
 
 
+@pytest.mark.machine_code
 def test_compiled_kernels_spill_nothing_and_move_16_bytes_at_a_time(compiled):
     for name, made in compiled.items():
         assert made.spill_free, name
@@ -198,6 +199,7 @@ def test_compiled_kernels_spill_nothing_and_move_16_bytes_at_a_time(compiled):
         assert ".f64" not in made.ptx, name
 
 
+@pytest.mark.machine_code
 def test_no_division_has_a_slow_path_and_the_backward_pass_no_barrier(compiled):
     for name, made in compiled.items():
         assert made.count("FCHK") == made.count("CALL") == 0, name  # checks whether a division needs the slow path

@@ -158,6 +158,7 @@ def test_heads_that_the_kernel_cannot_hold_are_refused():
 # ---- compiled for sm_90a ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.machine_code
 def test_compiled_kernels_load_16_bytes_at_a_time_while_they_compute():
     cases = {f"heads of {dim}": compiled_attention(head_dim=dim) for dim in (64, 128, 192)}
     cases |= {"float32": compiled_attention(group=1, dtype="fp32")}

@@ -64,6 +64,7 @@ WORK = {
     "transposed backward": Work(compiled_kernels.SWIGLU["transposed backward"], 3, 3 * FP8),
     "paged attention": Work(compiled_kernels.paged_attention(), 1, 0),
     "paged attention, heads of 64": Work(compiled_kernels.paged_attention(head_dim=64), 1, 0),
+    "paged attention, 16 heads on a latent": Work(compiled_kernels.latent_attention(), 1, 0),
 }
 
 

@@ -34,6 +34,19 @@ def test_values_match_float64(heads, kv_heads, dim, dtype):
     assert not found[[2, 5, 9]].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("heads", [16, 128])
+def test_values_in_the_keys_match_float64(heads, dtype):
+    query, keys, _, *places = case(MIXED, heads=heads, kv_heads=1, dim=576, dtype=dtype)
+    wanted = paged_attention(query.double(), keys.double(), None, *places, value_dim=512, impl="reference")
+    plain, found = (
+        paged_attention(query, keys, None, *places, value_dim=512, impl=impl) for impl in ("reference", "triton")
+    )
+    allowed = 1e-5 if dtype == torch.float32 else 2 * (plain.double() - wanted).abs().max() + 2**-9
+    assert (found.double() - wanted).abs().max() <= allowed
+    assert not found[[2, 5, 9]].any()
+
+
 def test_one_graph_serves_all_lengths_and_nothing_waits():
     query, keys, values, table, lengths = case(MIXED)
     paged_attention(query, keys, values, table, lengths)

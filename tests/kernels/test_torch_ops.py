@@ -215,7 +215,7 @@ def _arguments(dtype: torch.dtype = torch.float32) -> dict[str, tuple]:
     head_sums = torch.ops.r1kernels.linear_logprob(*head).detach()
     objective = KINDS, BOUNDS
     pool, places = torch.randn(3, 2, 16, 16, dtype=dtype), torch.tensor([[2, 0], [1, 0]], dtype=torch.int32)
-    matrix = torch.randn(4, 256)
+    heads, matrix = pool[:2, :, :2].flatten(1, 2), torch.randn(4, 256)
     values, scale = fp8_quantize(matrix, block=(1, 128))
     return {
         "logprob_entropy": logprob,
@@ -232,7 +232,8 @@ def _arguments(dtype: torch.dtype = torch.float32) -> dict[str, tuple]:
             *(*objective, [True, True, True], "reference"),
         ),
         "group_advantage": (x["rewards"], x["ids"], None, "batch_std", 1, 0.0, "add", "zero", "error", "reference"),
-        "paged_attention": (pool[:2, :, :2].flatten(1, 2), pool, pool, places, places[:, 0] + 5, 0.25, "reference"),
+        "paged_attention": (heads, pool, pool, places, places[:, 0] + 5, None, 0.25, "reference"),
+        "paged_attention of latents": (heads, pool, None, places, places[:, 0] + 5, 12, 0.25, "reference"),
         "fp8_quantize": (matrix, 1, 128, "reference"),
         "fp8_dequantize": (values, scale, 1, 128, torch.bfloat16, "reference"),
     }

@@ -70,4 +70,5 @@ def patched() -> int:
 
 
 def decoded(query: torch.Tensor, pool: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    return paged_attention(query, pool[0], pool[1], table, lengths, scale=0.1)
+    over_latents = paged_attention(query, pool[0], None, table, lengths, value_dim=8)
+    return over_latents + paged_attention(query, pool[0], pool[1], table, lengths, scale=0.1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import aot
 
 from r1kernels.logits_grpo_loss.triton_impl import MAX_REGISTERS
@@ -119,16 +121,22 @@ def paged_attention(group: int = 7, head_dim: int = 128, dtype: str = "bf16", ro
     return aot.Kernel(
         "r1kernels.paged_attention.triton_impl:attention_kernel",
         signature | {"num_rows": "i32", "scale": "fp32"},
-        constants(group, 64, head_dim, head_dim, rows, 4 if dtype == "fp32" else 2),
+        constants(group, 64, head_dim, head_dim, False, rows, 4 if dtype == "fp32" else 2),
         num_warps=NUM_WARPS,
         num_stages=NUM_STAGES,
         unaligned=("num_rows", "max_pages"),
     )
 
 
-def combined_attention(dtype: str = "bf16") -> aot.Kernel:
+def latent_attention(heads: int = 16, dtype: str = "bf16") -> aot.Kernel:
+    """The same over DeepSeek's latents: an entry of 512 + 64 numbers a token for all heads."""
+    shape = constants(heads, 64, 576, 512, True, 64, 4 if dtype == "fp32" else 2)
+    return replace(paged_attention(heads, dtype=dtype), constexprs=shape)
+
+
+def combined_attention(dtype: str = "bf16", value_dim: int = 128) -> aot.Kernel:
     """Parts become rows."""
-    shape = constants(7, 64, 128, 128, 64, 2)
+    shape = constants(7, 64, value_dim, value_dim, False, 64, 2)
     return aot.Kernel(
         "r1kernels.paged_attention.triton_impl:combine_kernel",
         PLACES_OF_TOKENS | {"out_ptr": f"*{dtype}", "num_rows": "i32", "num_programs": "i32"},

@@ -147,3 +147,10 @@ def test_report_writes_the_page(tmp_path):
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "report.html") in done.stdout.split()
     assert (tmp_path / "report.html").stat().st_size > 0
+
+
+@pytest.mark.parametrize("own", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "passive"}], ids=str)
+def test_threads_that_wait_leave_the_core_to_others_unless_the_user_says_otherwise(own, monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    done = run("-c", "import r1engine, os; print(os.environ.get('GOMP_SPINCOUNT'))", **own)
+    assert done.stdout.strip() == (str(own.get("GOMP_SPINCOUNT")) if own else "5000")

@@ -222,7 +222,7 @@ def _generating(arch: Architecture, job: Job, gpu: Gpu, assumed: Assumed) -> dic
     weights = job.generator_bytes * total_parameters(arch) / job.generator_tensor / GIB
     if job.slots is not None:  # the embedded generator: its pages hold one of the longest at least, more have to wait
         tokens = max(job.longest, job.slots * (job.prompt_tokens + job.mean_tokens))
-        pages = tokens * kv_bytes(arch, is_embedded=True) / GIB
+        pages = tokens * kv_bytes(arch) / GIB
         return {"generator weights": weights, "keys and values": pages, "runtime": assumed.runtime_gib}
     return {
         "generator weights": weights,

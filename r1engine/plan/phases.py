@@ -70,8 +70,7 @@ def generator_slots(arch: Architecture, job: Job, gpu: Gpu, assumed: Assumed) ->
 def decode_step(arch: Architecture, sequences: float, context: float, job: Job, gpu: Gpu, assumed: Assumed) -> float:
     """Seconds in which a generator makes one token for each of `sequences`."""
     bandwidth = job.generator_tensor * gpu.hbm_tb_s * 1e12 * assumed.bandwidth_efficiency
-    of_token = kv_bytes(arch, is_embedded=job.slots is not None)
-    read = job.generator_bytes * _weights_touched(arch, sequences) + sequences * context * of_token
+    read = job.generator_bytes * _weights_touched(arch, sequences) + sequences * context * kv_bytes(arch)
     work = sequences * forward_work(arch).total(context)
     compute = work / (job.generator_tensor * gpu.bf16_tflops * 1e12 * assumed.dense_efficiency)
     latency = arch.num_layers * assumed.decode_layer_us * 1e-6

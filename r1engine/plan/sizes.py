@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 
 from r1engine.hf.architecture import Architecture
+from r1engine.hf.kv_shape import kv_shape
 from r1engine.hf.tensors import Shapes, attention_shapes, latent_attention_shapes, mlp_shapes
 from r1engine.plan.layout import Layout
 
@@ -25,14 +26,9 @@ def value_dim(arch: Architecture) -> int:
     return arch.mla.value_dim if arch.mla else arch.head_dim
 
 
-def kv_bytes(arch: Architecture, *, is_embedded: bool = False) -> int:
-    """Bytes of one token's keys and values over all layers, in bfloat16.
-
-    Of latent attention servers keep the latent, the embedded generator the keys and values of each head.
-    """
-    mla = None if is_embedded else arch.mla
-    width = mla.kv_rank + mla.rope_dim if mla else 2 * arch.num_kv_heads * arch.head_dim
-    return 2 * width * arch.num_layers
+def kv_bytes(arch: Architecture) -> int:
+    """Bytes of what a generator keeps of one token over all layers, in bfloat16: keys and values, or latents."""
+    return 2 * math.prod(kv_shape(arch)) * arch.num_layers
 
 
 def key_value_dim(arch: Architecture) -> int:

@@ -43,7 +43,7 @@ class _Kept(Segment[bytes]):
 class _Run(NamedTuple):
     """Parts of a path that are to be run, behind what is kept of it."""
 
-    past: list[torch.Tensor]  # [layers, 2, kv_heads, P, head_dim] of each part
+    past: list[torch.Tensor]  # [layers, parts, heads, P, numbers] of each piece
     before: bytes | None
     parts: list[_Part]
 

@@ -24,11 +24,16 @@ PROMPTS = [[2, 3, 4], [5, 6], [7, 8, 9, 10], [11, 12], [13]]
 WIDE = {"hidden_size": 128, "moe_intermediate_size": 128, "qk_nope_head_dim": 16, "v_head_dim": 16}
 
 
-@pytest.fixture(params=["qwen3", "deepseek"])
+# DeepSeek's entry of a token, 512 + 64 numbers, and Moonlight's heads on it.
+ENTRY = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_attention_heads": 16, "num_key_value_heads": 16}
+SIZES = {"qwen3": {}, "deepseek": WIDE, "moonlight": WIDE | ENTRY}
+
+
+@pytest.fixture(params=SIZES)
 def model(request, tmp_path):
     from model_folders import save_model
 
-    return tmp_path, save_model(tmp_path, request.param, **(WIDE if request.param == "deepseek" else {}))
+    return tmp_path, save_model(tmp_path, request.param, **SIZES[request.param])
 
 
 @torch.inference_mode()

@@ -108,7 +108,6 @@ def test_the_closed_forms_are_megatrons_modules_of_dense_models(tmp_path, tied):
     assert built(tmp_path, {"tensor": 4, "pipeline": 2}, 8) == expected
 
 
-def test_keys_and_values_of_latent_attention_are_whole_in_the_embedded_generator():
-    v3 = read_architecture(V3)
-    assert kv_bytes(v3) == 61 * 2 * (512 + 64)  # DeepSeek-V3's latent and the shared rotary part
-    assert kv_bytes(v3, is_embedded=True) == 61 * 2 * 2 * 128 * (128 + 64)  # values are as wide as keys there
+def test_a_generator_keeps_the_latents_of_latent_attention_else_keys_and_values(tmp_path):
+    assert kv_bytes(read_architecture(V3)) == 61 * 2 * (512 + 64)  # DeepSeek-V3's latent and the shared rotary part
+    assert kv_bytes(architecture(tmp_path, QWEN_7B)) == 28 * 2 * 2 * 4 * 128

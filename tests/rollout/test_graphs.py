@@ -18,6 +18,9 @@ from r1engine.rollout.local.pages import PagedCache
 
 PROMPTS = [[2, 3, 4], [5, 6], [7, 8, 9, 10], [11, 12], [13]]
 LIMIT = 300
+# Keys and values that are made of them are the widest of a layer.
+LATENTS = {"num_attention_heads": 16, "num_key_value_heads": 16, "kv_lora_rank": 512, "qk_rope_head_dim": 64}
+LATENTS |= {"qk_nope_head_dim": 128, "v_head_dim": 128, "moe_intermediate_size": 128}
 
 
 def repeated(function, pool):
@@ -97,6 +100,7 @@ def test_what_has_no_page_waits_on_the_host(fake_gpu_library):
         pytest.param("qwen3", {}, marks=pytest.mark.rotating),
         ("qwen3-moe", {"hidden_size": 384, "moe_intermediate_size": 128, "num_experts": 16, "num_experts_per_tok": 8}),
         pytest.param("deepseek", runs.WIDE, marks=pytest.mark.rotating),
+        ("moonlight", {"hidden_size": 256, "intermediate_size": 256, **LATENTS}),
     ],
 )
 def test_prompts_take_no_more_than_is_reckoned(fake_gpu_library, family, sizes):

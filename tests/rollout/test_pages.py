@@ -105,15 +105,15 @@ def test_an_interrupted_draw_goes_on_with_the_same_tokens(tmp_path):
     assert [draft.tokens for draft in found] == [draft.tokens for draft in wanted]
 
 
-def new_cache(tmp_path, rows: int, num_pages: int, limit: int = 100) -> PagedCache:
-    save_model(tmp_path, "qwen2")
+def new_cache(tmp_path, rows: int, num_pages: int, limit: int = 100, name: str = "qwen2") -> PagedCache:
+    save_model(tmp_path, name)
     arch = read_architecture(tmp_path)
     return PagedCache(arch, rows=rows, limit=limit, pages=num_pages, device=CPU, dtype=torch.float32)
 
 
 def random_kv(cache: PagedCache, prompts: int, length: int) -> list[torch.Tensor]:
-    _, _, heads, _, dim = cache.layers[0].shape
-    return [torch.randn(2, prompts, heads, length, dim) for _ in cache.layers]
+    parts, _, heads, _, dim = cache.layers[0].shape
+    return [torch.randn(parts, prompts, heads, length, dim) for _ in cache.layers]
 
 
 def test_samples_of_a_prompt_share_its_full_pages(tmp_path):
@@ -147,11 +147,12 @@ def test_as_many_start_as_leave_a_page_for_each_and_one_in_any_case(tmp_path):
     assert cache.may_start([10 * PAGE], [0], 1) == 0
 
 
-def test_any_order_of_events_leaves_each_row_its_own_numbers(tmp_path):
+@pytest.mark.parametrize("name", ["qwen2", pytest.param("deepseek", marks=pytest.mark.rotating)])
+def test_any_order_of_events_leaves_each_row_its_own_numbers(tmp_path, name):
     # Against whole tensors of every row: starts, steps, moves, ends, to the host and back.
-    cache, draw = new_cache(tmp_path, rows=6, num_pages=9), np.random.default_rng(0)
+    cache, draw = new_cache(tmp_path, rows=6, num_pages=9, name=name), np.random.default_rng(0)
     torch.manual_seed(0)
-    rows: list[torch.Tensor] = []  # [layers, 2, heads, T, dim] of each live row
+    rows: list[torch.Tensor] = []  # [layers, parts, heads, T, dim] of each live row
     aside: list[torch.Tensor] = []
     seen = set()
     for number in range(400):
@@ -175,10 +176,11 @@ def test_any_order_of_events_leaves_each_row_its_own_numbers(tmp_path):
                 positions = positions[:-1]
                 seen.add("set aside")
             attend = cache.attention(torch.from_numpy(positions))
-            new = torch.randn(len(cache.layers), len(rows), 2 * rows[0].shape[2], rows[0].shape[4])
+            num_parts, heads = rows[0].shape[1:3]
+            new = torch.randn(len(cache.layers), len(rows), num_parts * heads, rows[0].shape[4])
             for layer, key_value in enumerate(new):
                 attend(layer, torch.randn(len(rows), 4, rows[0].shape[4]), key_value)
-            parts = new.unflatten(2, (2, -1)).unsqueeze(4)
+            parts = new.unflatten(2, (num_parts, heads)).unsqueeze(4)
             rows = [torch.cat([kv, parts[:, row]], dim=3) for row, kv in enumerate(rows)]
         elif event == "end" and rows:
             gone = int(draw.integers(len(rows)))
@@ -242,6 +244,7 @@ QWEN = SimpleNamespace(
     hidden_size=3584,
     intermediate_size=18944,
     vocab_size=152064,
+    mla=None,
     moe=None,
 )
 WANTED = {"rows": 64, "longest": 32768, "prefill": 8192, "size": 2}

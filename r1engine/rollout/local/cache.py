@@ -9,22 +9,26 @@ import numpy as np
 import torch
 
 from r1engine.hf.architecture import Architecture
+from r1engine.hf.kv_shape import kv_shape, value_numbers
 from r1engine.hf.rotary import rotary_frequencies
 
 BLOCK_TOKENS = 64  # capacity is a multiple of this
 FIRST_TOKENS = 256  # capacity to start with, if sequences may get so long: short runs never copy
 GROWTH = 1.5  # of the length needed: copying stays a small part of decoding, unused memory under a third
 
-# Layer, queries [N, heads, head_dim], keys and then values [N, 2 * kv_heads, head_dim] of one new token in each of the
-# first N rows -> what they attend to, [N, heads * head_dim]. The keys and values are kept.
+# Layer, queries [N, query heads, numbers] and what is kept [N, parts * heads, numbers] of one new token in each of the
+# first N rows -> what they attend to, [N, query heads * numbers of a value].
 Attend = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Cache(Protocol):
     """Row r holds one sequence, position 0 first. The rows that are decoded are the first ones.
 
+    Of a token and layer it keeps [parts, heads, numbers], `kv_shape`: keys, then values; of latent
+    attention one part and head, whose first numbers are the value.
+
     Attributes:
-        layers:    per layer [2, ..., kv_heads, ..., head_dim]: keys, then values.
+        layers:    per layer [parts, ..., heads, ..., numbers].
         rotations: [at least the longest sequence, rope_dim / 2] complex64, exp(i * angle) of each position and pair.
     """
 
@@ -46,15 +50,15 @@ class Cache(Protocol):
 
         Args:
             rows, source, lengths: [N] int64.
-            kv:    per layer [2, prompts, kv_heads, T, head_dim].
+            kv:    per layer [parts, prompts, heads, T, numbers].
             names: [N] of the prompts; equal prompts have one in all calls.
         """
 
     def restore(self, rows: Sequence[int], kv: Sequence[torch.Tensor]) -> None:
-        """Starts sequences from keys and values of one, per layer [2, kv_heads, T, head_dim], of any device."""
+        """Starts sequences from what is kept of one, per layer [parts, heads, T, numbers], of any device."""
 
     def copy(self, row: int, start: int, stop: int) -> torch.Tensor:
-        """Keys and values of tokens [start, stop) of a row, [layers, 2, kv_heads, stop - start, head_dim]."""
+        """What is kept of tokens [start, stop) of a row, [layers, parts, heads, stop - start, numbers]."""
 
     def move(self, source: np.ndarray, target: np.ndarray, length: int) -> None:
         """Puts rows `source` in the place of `target`, [N] int64 and disjoint; `length` is their longest."""
@@ -73,9 +77,9 @@ class KVCache:
     """A `Cache` on a CPU: memory of one length for all rows, which compiled functions read from end to end.
 
     Attributes:
-        layers: per layer [2, rows, kv_heads, capacity, head_dim]: keys, then values. Starts as zeros: a masked
-                column has weight 0, and 0 * nan of uninitialized memory would be nan.
-        mask:   [rows, kv_heads, capacity], 0 where the row has a token, -inf elsewhere.
+        layers: per layer [parts, rows, heads, capacity, numbers]. Starts as zeros: a masked column has weight 0, and
+                0 * nan of uninitialized memory would be nan.
+        mask:   [rows, heads, capacity], 0 where the row has a token, -inf elsewhere.
     """
 
     def __init__(self, arch: Architecture, *, rows: int, limit: int, dtype: torch.dtype) -> None:
@@ -85,8 +89,9 @@ class KVCache:
         self._rows = torch.arange(rows)
         self._length = 0  # of the longest row with its next token
         self.capacity = 0
-        self.layers = [torch.zeros(2, rows, arch.num_kv_heads, 0, arch.head_dim, dtype=dtype)] * arch.num_layers
-        self.mask = torch.zeros(rows, arch.num_kv_heads, 0, dtype=dtype)
+        parts, heads, numbers = kv_shape(arch)
+        self.layers = [torch.zeros(parts, rows, heads, 0, numbers, dtype=dtype)] * arch.num_layers
+        self.mask = torch.zeros(rows, heads, 0, dtype=dtype)
         self._attended = torch.zeros((), dtype=dtype)  # what a mask says of a token
         self.rotations = torch.empty(0, arch.rope_dim // 2, dtype=torch.complex64)
 
@@ -145,21 +150,23 @@ class KVCache:
 
     def attention(self, positions: torch.Tensor) -> Attend:
         """See `Cache`."""
-        num_rows, (_, _, kv_heads, _, head_dim) = len(positions), self.layers[0].shape
-        heads, length, scale = num_rows * kv_heads, self._length, self._arch.softmax_scale
+        (num_parts, kv_heads, dim), value_dim = kv_shape(self._arch), value_numbers(self._arch)
+        num_rows, length, scale = len(positions), self._length, self._arch.softmax_scale
+        heads = num_rows * kv_heads
         self.mask[self._rows[:num_rows], :, positions] = self._attended
         mask = self.mask.view(-1, 1, self.capacity)[:heads, :, :length]
-        halves = torch.arange(2)[:, None] * (len(self._rows) * kv_heads)
-        places = (halves + torch.arange(kv_heads)).view(1, -1) + self._rows[:num_rows, None] * kv_heads
+        parts = torch.arange(num_parts)[:, None] * (len(self._rows) * kv_heads)
+        places = (parts + torch.arange(kv_heads)).view(1, -1) + self._rows[:num_rows, None] * kv_heads
         slots = (places * self.capacity + positions[:, None]).view(-1)
 
         def attend(index: int, query: torch.Tensor, key_value: torch.Tensor) -> torch.Tensor:
             layer = self.layers[index]
-            layer.view(-1, head_dim).index_copy_(0, slots, key_value.reshape(-1, head_dim))
-            keys, values = layer.view(2, -1, self.capacity, head_dim)[:, :heads, :length].unbind(0)
-            # [N * kv_heads, heads / kv_heads, head_dim]: the query heads of one key head are its batch.
+            layer.view(-1, dim).index_copy_(0, slots, key_value.reshape(-1, dim))
+            kept = layer.view(num_parts, -1, self.capacity, dim)[:, :heads, :length]
+            keys, values = kept[0], kept[-1, :, :, :value_dim]
+            # [N * kv_heads, heads / kv_heads, dim]: the query heads of one key head are its batch.
             # Not baddbmm, which takes longer than both.
-            scores = torch.bmm(query.reshape(heads, -1, head_dim), keys.transpose(1, 2))
+            scores = torch.bmm(query.reshape(heads, -1, dim), keys.transpose(1, 2))
             torch.add(mask, scores, alpha=scale, out=scores)
             probs = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
             return torch.bmm(probs, values).view(num_rows, -1)
@@ -185,7 +192,7 @@ class KVCache:
 def bytes_of(cache: Cache, num_tokens: int) -> int:
     """Memory of the keys and values of so many tokens of one sequence."""
     layer = cache.layers[0]
-    return len(cache.layers) * 2 * layer.shape[2] * num_tokens * layer.shape[4] * layer.element_size()
+    return len(cache.layers) * layer.shape[0] * layer.shape[2] * num_tokens * layer.shape[4] * layer.element_size()
 
 
 def rotary_table(arch: Architecture, length: int, device: torch.device) -> torch.Tensor:
@@ -193,3 +200,10 @@ def rotary_table(arch: Architecture, length: int, device: torch.device) -> torch
     positions = torch.arange(length, device=device, dtype=torch.float32)
     angles = torch.outer(positions, rotary_frequencies(arch).to(device))
     return torch.polar(torch.full_like(angles, arch.rope_magnitude), angles)
+
+
+def rotate(heads: torch.Tensor, rotations: torch.Tensor) -> None:
+    """Turns each pair of neighbours of the last dimension by its angle, in place, in float32."""
+    pairs = torch.view_as_complex(heads.float().unflatten(-1, (-1, 2))).mul_(rotations)
+    if heads.dtype != torch.float32:  # float() made a copy
+        heads.copy_(torch.view_as_real(pairs).flatten(-2))

@@ -33,7 +33,7 @@ class SetBack(NamedTuple):
     """A draft that waits for pages, with what has been computed of it."""
 
     draft: int
-    kv: list[torch.Tensor]  # on the host, per layer [2, kv_heads, T, head_dim]
+    kv: list[torch.Tensor]  # on the host, per layer [parts, heads, T, numbers]
     experts: list[np.ndarray]  # of its tokens
 
 

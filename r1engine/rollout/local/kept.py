@@ -18,7 +18,7 @@ class Segment(Generic[Key]):
     """What a sequence has more than the part of it before."""
 
     parent: Key | None  # the part before; None: there is none
-    kv: torch.Tensor  # [layers, 2, kv_heads, own tokens, head_dim]
+    kv: torch.Tensor  # [layers, parts, heads, own tokens, numbers]
 
     @property
     def num_bytes(self) -> int:

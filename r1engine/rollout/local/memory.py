@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from math import prod
 
 import torch
 
 from r1engine.hf.architecture import Architecture
+from r1engine.hf.kv_shape import kv_shape
 from r1engine.rollout.local.pages import PAGE_TOKENS, num_pages
 
 USED = 0.9  # of the memory that is free when drawing begins; the rest is for what is not counted here
@@ -45,8 +47,8 @@ def pages_that_fit(arch: Architecture, *, rows: int, longest: int, prefill: int,
 
 
 def kv_bytes(arch: Architecture, size: int) -> int:
-    """Keys and values of one token in all layers."""
-    return 2 * arch.num_layers * arch.num_kv_heads * arch.head_dim * size
+    """What is kept of one token in all layers."""
+    return arch.num_layers * prod(kv_shape(arch)) * size
 
 
 def free_bytes(device: torch.device) -> int:
@@ -70,6 +72,8 @@ def _other_bytes(arch: Architecture, rows: int, longest: int, prefill: int, size
 def _widest(arch: Architecture) -> int:
     """Numbers of a token that are there at once in the widest place of a layer."""
     both = 3 * max(arch.intermediate_size, arch.num_heads * arch.head_dim)  # before and behind the activation
+    if arch.mla is not None:  # queries, keys, values and results of one size, and the results of theirs
+        both = max(both, arch.num_heads * (4 * arch.head_dim + arch.mla.value_dim))
     if arch.moe is None:
         return both
     # Of each choice both, and its result.

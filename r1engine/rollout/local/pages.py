@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import pad
 
 from r1engine.hf.architecture import Architecture
+from r1engine.hf.kv_shape import kv_shape, value_numbers
 from r1engine.rollout.local.cache import Attend, rotary_table
 from r1kernels import paged_attention
 
@@ -23,7 +24,7 @@ class PagedCache:
     recorded finds the pool, the table and the lengths in their places.
 
     Attributes:
-        layers: per layer [2, pages + 1, kv_heads, PAGE_TOKENS, head_dim]: keys, then values.
+        layers: per layer [parts, pages + 1, heads, PAGE_TOKENS, numbers], as `kv_shape` has them.
         table:  [rows, pages of the longest sequence] int32, on the device: the pages of each row.
     """
 
@@ -32,15 +33,16 @@ class PagedCache:
     ) -> None:
         """An empty cache for `rows` sequences of at most `limit` tokens; `pages` are at least those of one of them."""
         assert pages >= num_pages(limit)
-        self._scale, self._num_heads = arch.softmax_scale, arch.num_kv_heads
-        shape = (2, pages + 1, arch.num_kv_heads, PAGE_TOKENS, arch.head_dim)
+        self._scale, self._value_dim = arch.softmax_scale, value_numbers(arch)
+        parts, self._num_heads, numbers = kv_shape(arch)
+        shape = (parts, pages + 1, self._num_heads, PAGE_TOKENS, numbers)
         self.layers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(arch.num_layers)]
         self.table = torch.zeros(rows, num_pages(limit), device=device, dtype=torch.int32)
         self.rotations = rotary_table(arch, limit, device)
-        # Where the keys, then the values of each head begin in a layer of [2 * (pages + 1) * kv_heads * tokens, dim].
-        heads = torch.arange(arch.num_kv_heads, device=device) * PAGE_TOKENS
-        halves = torch.arange(2, device=device) * ((pages + 1) * arch.num_kv_heads * PAGE_TOKENS)
-        self._heads_at = (halves[:, None] + heads).view(1, -1)
+        # Where the parts of each head begin in a layer of [parts * (pages + 1) * heads * tokens, numbers].
+        heads_at = torch.arange(self._num_heads, device=device) * PAGE_TOKENS
+        parts_at = torch.arange(parts, device=device) * ((pages + 1) * self._num_heads * PAGE_TOKENS)
+        self._heads_at = (parts_at[:, None] + heads_at).view(1, -1)
         # What follows is on the host.
         self._free = list(range(pages, NOBODYS, -1))
         self._users = np.zeros(pages + 1, dtype=np.int64)  # rows that have a page, and the last prompt
@@ -81,8 +83,10 @@ class PagedCache:
         prompts, places, pages = torch.tensor(written).to(self.table.device).unbind(1)
         for layer, prompt_kv in zip(self.layers, kv, strict=True):
             whole = pad(prompt_kv.to(layer.device), (0, 0, 0, -prompt_kv.shape[3] % PAGE_TOKENS))
-            parts = whole.unflatten(3, (-1, PAGE_TOKENS))[:, prompts, :, places]  # [pages, 2, kv_heads, tokens, dim]
-            layer[:, pages] = parts.transpose(0, 1)
+            of_pages = whole.unflatten(3, (-1, PAGE_TOKENS))[
+                :, prompts, :, places
+            ]  # [pages, parts, heads, tokens, ...]
+            layer[:, pages] = of_pages.transpose(0, 1)
 
     def restore(self, rows: Sequence[int], kv: Sequence[torch.Tensor]) -> None:
         """See `Cache`."""
@@ -95,8 +99,8 @@ class PagedCache:
         """See `Cache`."""
         first, skipped = divmod(start, PAGE_TOKENS)
         pages = self._pages(row, first, num_pages(stop))
-        shape = (len(self.layers), 2, self._num_heads, stop - start, self.layers[0].shape[4])
-        found = self.layers[0].new_empty(shape)
+        parts, _, heads, _, numbers = self.layers[0].shape
+        found = self.layers[0].new_empty(len(self.layers), parts, heads, stop - start, numbers)
         for part, layer in zip(found, self.layers, strict=True):  # for all at once there may be no room
             part.copy_(_in_line(layer[:, pages])[:, :, skipped : skipped + stop - start])
         return found
@@ -150,7 +154,9 @@ class PagedCache:
         def attend(index: int, query: torch.Tensor, key_value: torch.Tensor) -> torch.Tensor:
             layer = self.layers[index]
             layer.view(-1, layer.shape[4]).index_copy_(0, slots, key_value.reshape(-1, layer.shape[4]))
-            return paged_attention(query, layer[0], layer[1], table, lengths, scale=self._scale).flatten(1)
+            values, dim = (layer[1], None) if len(layer) == 2 else (None, self._value_dim)
+            mixed = paged_attention(query, layer[0], values, table, lengths, value_dim=dim, scale=self._scale)
+            return mixed.flatten(1)
 
         return attend
 
@@ -200,5 +206,5 @@ def num_pages(length: int) -> int:
 
 
 def _in_line(pages: torch.Tensor) -> torch.Tensor:
-    """[2, pages, kv_heads, tokens of a page, head_dim] -> [2, kv_heads, tokens, head_dim]."""
+    """[parts, pages, heads, tokens of a page, numbers] -> [parts, heads, tokens, numbers]."""
     return pages.transpose(1, 2).flatten(2, 3)

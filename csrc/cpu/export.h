@@ -11,6 +11,6 @@
 #include "parallel.h"
 
 // Raise it when the signature or meaning of an exported function changes; cpu_lib.py holds the same number.
-#define R1_CPU_ABI_VERSION 3
+#define R1_CPU_ABI_VERSION 4
 
 #define R1_EXPORT extern "C" __attribute__((visibility("default")))

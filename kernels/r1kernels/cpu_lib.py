@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-ABI_VERSION = 3  # R1_CPU_ABI_VERSION of csrc/cpu/export.h
+ABI_VERSION = 4  # R1_CPU_ABI_VERSION of csrc/cpu/export.h
 FILE_NAME = "_cpu.so"
 
 

@@ -47,8 +47,8 @@ class AnswerSampler:
     ) -> list[list[Graded]]:
         """Answers of these numbers to each prompt, graded.
 
-        With the embedded generator an answer depends on (seed, question, number, weights) only, up to the rounding of
-        what is computed beside it.
+        With the embedded generator an answer depends on (seed, question, number, weights) only, as exactly as
+        `LocalGenerator` says.
         """
         limit = self.cfg.rollout.max_tokens_at(0)
         drafts = [Draft(prompt, n, step=0, stream=n, max_tokens=limit) for prompt in prompts for n in numbers]

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -60,7 +60,9 @@ class _Run(NamedTuple):
 class LocalScorer:
     """A process reward model of a folder: its decoder and its head.
 
-    Keys and values of every prefix are kept within a bound; those that went are run again when they are wanted.
+    Keys and values of every prefix are kept within a bound; those that went are run again when they are wanted. A score
+    is the same whatever is kept or scored beside it: in every bit where the model is compiled (csrc/cpu), elsewhere up
+    to rounding.
 
     Attributes:
         labels:     what its scores estimate: "correctness" of a step, "value" of a prefix, "": it does not say.
@@ -150,13 +152,17 @@ class LocalScorer:
         for batch in _batches(_rows(runs.values(), self._batch_tokens), self._batch_tokens):
             tokens = [[run.tokens for run in row] for row in batch]
             done = self._decoder.extend(tokens, [row[0].past for row in batch])
-            for run, hidden, kv in zip(chain.from_iterable(batch), done.hidden, done.kv, strict=True):
-                self.tokens_run += len(hidden)
-                probability = self._head.probabilities(hidden).tolist()
+            self.tokens_run += len(done.hidden)
+            together = [*chain.from_iterable(batch)]
+            parts = [part for run in together for part in run.parts]
+            starts = accumulate((len(part.tokens) for part in parts[:-1]), initial=0)
+            reads = [start + part.read for start, part in zip(starts, parts, strict=True)]
+            probabilities = self._head.probabilities(done.hidden[reads]).tolist()
+            scores |= {part.key: score for part, score in zip(parts, probabilities, strict=True)}
+            for run, kv in zip(together, done.kv, strict=True):
                 start, before = 0, run.before
                 for part in run.parts:
                     stop = start + len(part.tokens)
-                    scores[part.key] = probability[start + part.read]
                     self._keep(part.key, _Kept(before, kv[:, :, :, start:stop].clone(), scores[part.key]))
                     start, before = stop, part.key
 

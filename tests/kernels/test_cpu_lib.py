@@ -11,7 +11,8 @@ import torch
 
 from r1engine.model.layers.attention import _rotate
 from r1engine.model.layers.cpu_attention import compiled_attention, is_compiled, padded_blocks, padded_sdpa
-from r1engine.rollout.local.compiled import ADD, GATE, PANEL, ROWS, to_panels
+from r1engine.rollout.local.compiled import ADD, GATE, PANEL, ROWS, from_panels, to_panels
+from r1engine.rollout.local.new_tokens import NewTokens
 from r1kernels import cpu_lib
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,10 +30,6 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
-
-
-def from_panels(x: torch.Tensor, rows: int) -> torch.Tensor:
-    return x.transpose(1, 2).flatten(0, 1)[:rows]
 
 
 def product(
@@ -63,7 +60,7 @@ def assert_near(found: torch.Tensor, exact: torch.Tensor) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("rows", [1, 8, 17, 40])
+@pytest.mark.parametrize("rows", [1, 8, 17, 40, 1850])  # many are taken in parts
 @pytest.mark.parametrize("outputs", [1, 12, 29, 64])
 def test_product_of_rows_and_weights_is_exact(threads: int, rows: int, outputs: int) -> None:
     x, weight, bias = torch.randn(rows, 72), torch.randn(outputs, 72), torch.randn(outputs)
@@ -91,38 +88,91 @@ def test_a_row_of_a_product_does_not_depend_on_the_others(threads: int) -> None:
         assert torch.equal(product(x[rows], weight, ROWS, norm=norm), together[rows])
 
 
+def cached_attention(
+    new: NewTokens, qkv: torch.Tensor, norms: tuple, rotations: torch.Tensor, cache: torch.Tensor
+) -> torch.Tensor:
+    """[N, heads * size]; cache [2, rows, kv_heads, places, size] takes keys and values."""
+    (count, total, size), (_, _, kv_heads, capacity, _) = qkv.shape, cache.shape
+    heads = total - 2 * kv_heads
+    out = torch.empty(-(-count // PANEL), heads * size, PANEL)
+    sizes = (count, heads, kv_heads, size, capacity)
+    cpu_lib.call("r1_cpu_cached_attention", qkv, *norms, rotations, *new[1:], *cache, out, *sizes, 0.3, 1e-3)
+    return from_panels(out, count)
+
+
+def decoded(positions: list[int]) -> NewTokens:
+    at = torch.tensor(positions)
+    return NewTokens(at, at, torch.arange(len(at)), at, torch.zeros_like(at))
+
+
+GOES_ON = NewTokens.behind([[[0] * 3, [0], [0] * 21], [[0] * 40], [[0], [0] * 2]], [33, 0, 150], torch.device("cpu"))
+
+
 @needs_library
+@pytest.mark.parametrize("new", [decoded([0, 187, *range(3, 150, 9)]), GOES_ON], ids=["decoded", "goes on"])
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 2, 64), (3, 3, 8), (6, 1, 24), (2, 1, 128)])
 @pytest.mark.parametrize("has_norm", [False, True])
-def test_decode_attention_is_exact(threads: int, heads: int, kv_heads: int, size: int, has_norm: bool) -> None:
-    rows, capacity = 18, 32
-    positions = torch.randint(0, capacity, (rows,))
-    positions[:2] = torch.tensor([0, capacity - 1])
-    qkv, cache = torch.randn(rows, heads + 2 * kv_heads, size), torch.randn(2, rows, kv_heads, capacity, size)
+def test_attention_of_new_tokens_is_exact(
+    threads: int, new: NewTokens, heads: int, kv_heads: int, size: int, has_norm: bool
+) -> None:
+    rows, capacity = int(new.rows.max()) + 1, 188
+    qkv, cache = torch.randn(len(new.ids), heads + 2 * kv_heads, size), torch.randn(2, rows, kv_heads, capacity, size)
     angle = torch.randn(capacity, size // 2)
     rotations, before = torch.polar(torch.ones_like(angle), angle), cache.clone()
     norms = (torch.rand(size), torch.rand(size)) if has_norm else (None, None)
-    out = torch.empty(2, heads * size, PANEL)
-    sizes = (rows, heads, kv_heads, size, capacity)
-    cpu_lib.call("r1_cpu_decode_attention", qkv, *norms, rotations, positions, *cache, out, *sizes, 0.3, 1e-3)
+    found = cached_attention(new, qkv, norms, rotations, cache)
 
     def turned(x: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
         x = x.double()
         if norm is not None:
             x = x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * norm.double()
-        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * rotations[positions].to(torch.complex128)[:, None]
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * rotations[new.positions].to(torch.complex128)[:, None]
         return torch.view_as_real(pairs).flatten(-2)
 
     query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
     query, key = turned(query, norms[0]), turned(key, norms[1])
-    exact = torch.empty(rows, heads, size, dtype=torch.float64)
-    for r, p in enumerate(positions.tolist()):
-        before[0, r, :, p], before[1, r, :, p] = key[r].float(), value[r]
-        for h in range(heads):
-            keys, values = before[:, r, h // (heads // kv_heads), : p + 1].double()
-            exact[r, h] = torch.softmax(0.3 * (keys @ query[r, h]), dim=0) @ values
-    assert_near(from_panels(out, rows), exact.flatten(1))
+    before[:, new.rows, :, new.places] = torch.stack([key.float(), value], dim=1)
     torch.testing.assert_close(cache, before, rtol=1e-5, atol=1e-5)  # the new tokens, and nothing else
+    exact = torch.empty(len(qkv), heads, size, dtype=torch.float64)
+    for n, (_, position, row, place, past) in enumerate(zip(*(x.tolist() for x in new), strict=True)):
+        seen = [*range(past), *range(place - position + past, place + 1)]
+        for h in range(heads):
+            keys, values = before[:, row, h // (heads // kv_heads), seen].double()
+            exact[n, h] = torch.softmax(0.3 * (keys @ query[n, h]), dim=0) @ values
+    assert_near(found, exact.flatten(1))
+
+
+@needs_library
+@pytest.mark.parametrize("size", [8, 64])
+def test_attention_of_a_token_does_not_depend_on_the_others(threads: int, size: int) -> None:
+    # 160 tokens as a prompt, one by one, and those from 90 on behind a prefix, beside others of other lengths.
+    angle, qkv = torch.randn(160, size // 2), torch.randn(160, 5, size)
+    rotations, cache = torch.polar(torch.ones_like(angle), angle), torch.zeros(2, 1, 1, 160, size)
+    whole = NewTokens.behind([[[0] * 160]], [0], torch.device("cpu"))
+    expected = cached_attention(whole, qkv, (None, None), rotations, cache)
+    alone = cache.clone()
+    for at in (0, 5, 64, 159):
+        alone[:, :, :, at:] = 0
+        assert torch.equal(
+            cached_attention(decoded([at]), qkv[at : at + 1], (None, None), rotations, alone)[0], expected[at]
+        )
+        assert torch.equal(alone[:, :, :, : at + 1], cache[:, :, :, : at + 1])
+        alone = cache.clone()
+    wide = torch.zeros(2, 2, 1, 190, size)
+    wide[:, 1, :, :90] = cache[:, 0, :, :90]
+    new = NewTokens.behind([[[0] * 9], [[0] * 30, [0] * 70]], [0, 90], torch.device("cpu"))
+    both = torch.cat([torch.randn(9, 5, size), torch.randn(30, 5, size), qkv[90:]])
+    assert torch.equal(cached_attention(new, both, (None, None), rotations, wide)[39:], expected[90:])
+
+
+@needs_library
+def test_norm_of_panels_is_exact(threads: int) -> None:
+    x, weight = torch.randn(37, 72), torch.rand(72)
+    panels = to_panels(x)
+    out = torch.empty_like(panels)
+    cpu_lib.call("r1_cpu_panel_norm", panels, weight, out, *x.shape, 1e-3)
+    exact = x.double() / (x.double().square().mean(1, keepdim=True) + 1e-3).sqrt() * weight.double()
+    assert_near(from_panels(out, 37), exact)
 
 
 def exact_attention(
@@ -253,7 +303,7 @@ def test_without_the_runtime_of_pytorch_the_state_says_so(monkeypatch: pytest.Mo
 @needs_library
 def test_another_interface_version_is_refused(monkeypatch: pytest.MonkeyPatch, fresh_library: None) -> None:
     monkeypatch.setattr(cpu_lib, "ABI_VERSION", 99)
-    with pytest.raises(RuntimeError, match=r"_cpu\.so has interface version 3, 99 is required; run `pip install \.`"):
+    with pytest.raises(RuntimeError, match=r"_cpu\.so has interface version 4, 99 is required; run `pip install \.`"):
         cpu_lib.takes(torch.ones(8))
 
 

@@ -93,8 +93,8 @@ def prompts_of_different_lengths() -> list[Prompt]:
     return [new_prompt(i, [2 + (5 * i + j) % 97 for j in range(1 + 7 * i)]) for i in range(5)]
 
 
-def by_name(completions: list[Completion]) -> dict[tuple[int, int], list[int]]:
-    return {(c.prompt.id, c.sample): c.tokens for c in completions}
+def by_name(completions: list[Completion], *, has_logp: bool = False) -> dict[tuple[int, int], list[float]]:
+    return {(c.prompt.id, c.sample): [*c.tokens, *(c.logp if has_logp else ())] for c in completions}
 
 
 @torch.no_grad()
@@ -161,12 +161,14 @@ def test_older_rope_keys_mean_the_same(tmp_path):
 def test_tokens_do_not_depend_on_slots_order_or_company(tmp_path, heads, slots):
     model = save_model(tmp_path, num_attention_heads=heads)
     prompts = prompts_of_different_lengths()
-    args = {"num_samples": 3, "step": 5, "max_tokens": 30}
-    expected = by_name(generate(new_generator(tmp_path, model), prompts, **args))
     generator = new_generator(tmp_path, model, slots=slots)
-    assert by_name(generate(generator, prompts[::-1], **args)) == expected
-    alone = generate(generator, prompts[2:3], **args)
-    assert by_name(alone) == {key: tokens for key, tokens in expected.items() if key[0] == 2}
+    has_logp = generator._decoder._is_compiled
+    for sampling in (Sampling(), Sampling(temperature=0.7, top_p=0.9)):
+        args = {"num_samples": 3, "step": 5, "max_tokens": 30, "sampling": sampling}
+        expected = by_name(generate(new_generator(tmp_path, model), prompts, **args), has_logp=has_logp)
+        assert by_name(generate(generator, prompts[::-1], **args), has_logp=has_logp) == expected
+        alone = by_name(generate(generator, prompts[2:3], **args), has_logp=has_logp)
+        assert alone == {key: tokens for key, tokens in expected.items() if key[0] == 2}
 
 
 def test_every_part_of_the_address_changes_the_sample(tmp_path, model):

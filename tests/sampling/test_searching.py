@@ -25,6 +25,7 @@ from r1engine.sampling.search_rows import markdown, print_tree, table_of
 from r1engine.sampling.searching import drawn_by, search
 from r1engine.search.lockstep import Lockstep
 from r1engine.search.scored_folder import NAME, ScoredFolder
+from r1kernels import cpu_lib
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -126,6 +127,9 @@ def run_until_killed(cfg: SearchConfig, at: int) -> None:
     run(cfg)
 
 
+@pytest.mark.skipif(
+    cpu_lib.library_path() is None, reason="_cpu.so is not built: other numbers of rows round otherwise"
+)
 def test_a_search_that_is_killed_between_two_rounds_goes_on_and_ends_with_the_same_file(world, finished, tmp_path):
     expected = finished[0].run_dir / "search.jsonl"
     cfg = settings(world, tmp_path / "run", **BOTH | {"search": BOTH["search"] | {"questions_at_once": 2}})
@@ -136,20 +140,7 @@ def test_a_search_that_is_killed_between_two_rounds_goes_on_and_ends_with_the_sa
     done = (cfg.run_dir / "parts" / "beam_2.0.jsonl").read_text().splitlines()[1:]
     assert 0 < len(done) < 4 and not (cfg.run_dir / "search.jsonl").exists()
     run(cfg)
-    ours, theirs = (path.read_text().splitlines() for path in (cfg.run_dir / "search.jsonl", expected))
-    for one, other in zip(ours, theirs, strict=True):
-        assert without_values(one) == without_values(other)
-        assert values(one) == pytest.approx(values(other), abs=3e-6)  # other numbers of rows round otherwise
-
-
-def values(line: str) -> list[float]:
-    return [value for node in json.loads(line)["nodes"] for value in (node["value"], node["mean"], *node["scores"])]
-
-
-def without_values(line: str) -> dict:
-    row = json.loads(line)
-    kept = [{k: v for k, v in node.items() if k not in ("value", "mean", "scores")} for node in row["nodes"]]
-    return row | {"nodes": kept}
+    assert (cfg.run_dir / "search.jsonl").read_bytes() == expected.read_bytes()
 
 
 def test_a_majority_needs_no_scorer(world, tmp_path):

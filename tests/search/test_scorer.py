@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from model_folders import FAMILIES, save_model
+from model_folders import save_model, save_scored
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -18,30 +18,20 @@ from r1engine.data.question import Question
 from r1engine.hf.score_folder import read_trunk
 from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.rollout.local.heads import ScoreTensors
-from r1engine.search.scored_folder import NAME, ScoredFolder
 from r1engine.search.scorer import LocalScorer, _batches, _Part, _rows, _Run, open_scorer
 from r1engine.search.tree import StepPath
 
 CPU = torch.device("cpu")
-ABOUT = ScoredFolder(("w9",), None, "correctness").to_text()
 
 
-def with_score(folder, family, seed=0):
+def with_score(folder, family):
     """A folder of a family with a score, as exported; returns what gives the probability of each prefix of tokens."""
-    model = save_model(folder, family)
-    name = FAMILIES[family][0]
-    weights = {k: v for k, v in load_file(folder / "model.safetensors").items() if k != "lm_head.weight"}
-    weights["score.weight"] = torch.randn(1, 32, generator=torch.Generator().manual_seed(seed))
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"architectures": [f"{name}ForSequenceClassification"], "num_labels": 1, "id2label": {"0": "x"}}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / NAME).write_text(ABOUT)
+    model, weight = save_scored(folder, family)
 
     @torch.no_grad()
     def of(tokens):
         hidden = model.model(torch.tensor([tokens])).last_hidden_state[0]
-        return torch.sigmoid(hidden @ weights["score.weight"][0]).tolist()
+        return torch.sigmoid(hidden @ weight[0]).tolist()
 
     return of
 
@@ -82,6 +72,11 @@ def test_scores_of_a_tree_are_those_of_whole_prefixes_and_every_token_runs_once(
             assert found == pytest.approx(whole(of, path), abs=1e-5)
         live = rng.sample(children, 4)
     assert scorer.tokens_run == count
+    if scorer._decoder._is_compiled:
+        alone = LocalScorer(tmp_path / family, "own", load_tokenizer(tmp_path / family), cfg, CPU)
+        for path in live:  # not in company, and not behind what is kept: the same in every bit
+            alone.clear()
+            assert alone.score([path._replace(scored=0)]) == scorer.score([path._replace(scored=0)])
     ended = [one._replace(steps=(*one.steps, (1,)), scored=0) for one in live]  # the stop token alone is no step
     for path, found in zip(ended, scorer.score(ended), strict=True):
         assert found == pytest.approx(whole(of, path), abs=1e-5) and found[-1] == found[-2]
@@ -95,11 +90,13 @@ def test_with_little_memory_what_went_is_run_again(tmp_path):
     scorer = LocalScorer(tmp_path, "own", load_tokenizer(tmp_path), cfg, CPU)
     for _ in range(12):
         paths = [StepPath(prompt([5, 6, 7], 0), steps(rng, rng.randint(1, 4))) for _ in range(3)]
-        for path, found in zip(paths, scorer.score(paths), strict=True):
+        scores = scorer.score(paths)
+        for path, found in zip(paths, scores, strict=True):
             assert found == pytest.approx(whole(of, path), abs=1e-5)
         assert scorer.num_bytes <= 12 * token_bytes
-        again = scorer.score(paths)
+        again = scorer.score(paths[::-1])[::-1]
         assert again == [pytest.approx(whole(of, path), abs=1e-5) for path in paths]
+        assert again == scores or not scorer._decoder._is_compiled
 
 
 def test_what_is_computed_at_once_has_at_most_so_many_tokens():

@@ -1,5 +1,6 @@
 """Tiny random Hugging Face folders of every supported family, written by transformers itself."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -104,6 +105,22 @@ def save_model(folder: Path, family: str, **changes: object) -> torch.nn.Module:
     tokenizer.add_special_tokens(["w0", "w1"])
     tokenizer.save(str(folder / "tokenizer.json"))
     return model
+
+
+def save_scored(folder: Path, family: str) -> tuple[torch.nn.Module, torch.Tensor]:
+    """Write a random model that scores steps, as exported; returns the transformers model and the score's weight."""
+    from r1engine.search.scored_folder import NAME, ScoredFolder
+
+    model = save_model(folder, family)
+    weights = {k: v for k, v in load_file(folder / "model.safetensors").items() if k != "lm_head.weight"}
+    weights["score.weight"] = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    architecture = f"{FAMILIES[family][0]}ForSequenceClassification"
+    config |= {"architectures": [architecture], "num_labels": 1, "id2label": {"0": "x"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / NAME).write_text(ScoredFolder(("w9",), None, "correctness").to_text())
+    return model, weights["score.weight"]
 
 
 def _add_mtp(folder: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +12,7 @@ from r1engine.hf.kv_shape import kv_shape
 from r1engine.rollout.local import compiled, latent
 from r1engine.rollout.local.cache import Cache, KVCache, rotary_table, rotate
 from r1engine.rollout.local.experts import Chosen, add_experts, add_mlp
+from r1engine.rollout.local.new_tokens import NewTokens, sequences_of
 from r1engine.rollout.local.weights import Experts, LatentWeights, Layer, Weights
 
 
@@ -31,43 +30,17 @@ class Prefill:
 class Extended:
     """What sequences that went on leave behind."""
 
-    hidden: list[torch.Tensor]  # of each sequence [T, D], behind the last norm, of its new tokens
+    hidden: torch.Tensor  # [N, D], behind the last norm, of the new tokens of all sequences in order
     kv: list[torch.Tensor]  # of each [layers, parts, heads, T, numbers] of its new tokens; views
-
-
-class _Continued(NamedTuple):
-    """Where the new tokens of sequences are in the rows of the attention. A row has a prefix, then its sequences."""
-
-    sequences: list[tuple[int, int, int]]  # row, first key, tokens of each
-    tokens: torch.Tensor  # [N] int64, of all sequences
-    row: torch.Tensor  # [N] int64
-    query: torch.Tensor  # [N] int64, place among the new tokens of the row
-    key: torch.Tensor  # [N] int64, place among all its tokens
-    positions: torch.Tensor  # [N] int64, in the sequence
-    mask: torch.Tensor  # [rows, 1, queries, keys] bool: the prefix, and the sequence up to the token
-
-    @classmethod
-    def of(cls, tokens: list[list[list[int]]], before: list[int], device: torch.device) -> _Continued:
-        """Of the sequences behind prefixes of so many tokens."""
-        sequences = []
-        for row, found in enumerate(tokens):
-            starts = accumulate((len(ids) for ids in found[:-1]), initial=before[row])
-            sequences += [(row, start, len(ids)) for start, ids in zip(starts, found, strict=True)]
-        places = [(row, start, key) for row, start, count in sequences for key in range(start, start + count)]
-        flat = [token for found in tokens for ids in found for token in ids]
-        ids, row, start, key = torch.tensor([flat, *zip(*places, strict=True)], device=device)
-        past = torch.tensor(before, device=device)
-        query = key - past[row]
-        keys = torch.arange(int(key.max()) + 1, device=device)
-        mask = (keys < past[:, None, None]).repeat(1, int(query.max()) + 1, 1)
-        mask[row, query] |= (keys >= start[:, None]) & (keys <= key[:, None])
-        return cls(sequences, ids, row, query, key, past[row] + key - start, mask.unsqueeze(1))
 
 
 class Decoder:
     """The transformer. Activations of a decode step are [rows, D]: one token of every sequence.
 
     What is kept of a token is of `kv_shape`: parts, heads, numbers.
+
+    Where it is compiled, `prefill`, `extend` and `step` are one function, of which nothing that is computed with a
+    token, or was computed before, changes a bit. PyTorch's products and attention round by the shape of all.
     """
 
     def __init__(self, arch: Architecture, *, device: torch.device, dtype: torch.dtype) -> None:
@@ -81,6 +54,10 @@ class Decoder:
         """Runs whole prompts (token ids, none empty), padded on the right: nothing attends to what comes after."""
         arch, lengths = self.arch, [len(tokens) for tokens in prompts]
         batch, longest = len(prompts), max(lengths)
+        if self._is_compiled:
+            hidden, all_kv = self._run([[tokens] for tokens in prompts], [[] for _ in prompts])
+            ends = torch.tensor(lengths).cumsum(0) - 1
+            return Prefill([*all_kv], lengths, compiled.linear(hidden[ends], self.weights.head), None)
         padded = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in prompts], device=self.device)
         x = F.embedding(padded.view(-1), self.weights.embedding)  # [batch * longest, D]
         rotations = rotary_table(arch, longest, self.device).repeat(batch, 1).unsqueeze(1)
@@ -107,26 +84,35 @@ class Decoder:
             tokens: of each prefix, those of each sequence that goes on from it, none empty.
             past:   of each prefix, in pieces [layers, parts, heads, P, numbers]: what is kept of all its tokens.
         """
-        arch, before = self.arch, [sum(part.shape[3] for part in parts) for parts in past]
-        rows = _Continued.of(tokens, before, self.device)
-        rotations = rotary_table(arch, int(rows.positions.max()) + 1, self.device)[rows.positions].unsqueeze(1)
-        x = F.embedding(rows.tokens, self.weights.embedding)  # [N, D]
+        hidden, kv = self._run(tokens, past)
+        sequences = sequences_of(tokens, _lengths(past))
+        return Extended(hidden, [kv[:, :, row, :, start : start + count] for row, start, count in sequences])
+
+    def _run(self, tokens: list[list[list[int]]], past: list[list[torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `extend`; returns the new tokens' [N, D] behind the last norm, and all that is kept
+        [layers, parts, prefixes, heads, longest row, numbers]: the row of a prefix has it, then its sequences."""
+        arch, before = self.arch, _lengths(past)
+        new = NewTokens.behind(tokens, before, self.device)
+        rotations = rotary_table(arch, int(new.positions.max()) + 1, self.device)
         kept, heads, numbers = kv_shape(arch)
-        kv = x.new_zeros(arch.num_layers, kept, len(past), heads, rows.mask.shape[3], numbers)
+        shape = (arch.num_layers, kept, len(past), heads, int(new.places.max()) + 1, numbers)
+        kv = torch.zeros(shape, device=self.device, dtype=self.dtype)
         for row, parts in enumerate(past):
             if parts:
                 kv[:, :, row, :, : before[row]] = torch.cat(parts, dim=3)
-        experts = Chosen()
+        if self._is_compiled:
+            x = compiled.run(arch, self.weights, new, rotations, [*kv])
+            return compiled.from_panels(x, len(new.ids)), kv
+        x = F.embedding(new.ids, self.weights.embedding)  # [N, D]
+        angles, experts, (queries, mask) = rotations[new.positions].unsqueeze(1), Chosen(), new.mask()
         for layer, of_layer in zip(self.weights.layers, kv, strict=True):
-            query, key_value = self._project(layer, x, rotations)
-            of_layer[:, rows.row, :, rows.key] = key_value.view(len(x), *kv_shape(arch))
-            padded = query.new_zeros(len(past), rows.mask.shape[2], *query.shape[1:])
-            padded[rows.row, rows.query] = query
-            mixed = self._attend(layer, padded, of_layer, rows.mask)
-            self._finish_layer(layer, x, mixed[rows.row, rows.query], experts)
-        hidden = F.rms_norm(x, (arch.hidden_size,), self.weights.final_norm, arch.norm_eps)
-        own = [kv[:, :, row, :, start : start + count] for row, start, count in rows.sequences]
-        return Extended([*hidden.split([count for _, _, count in rows.sequences])], own)
+            query, key_value = self._project(layer, x, angles)
+            of_layer[:, new.rows, :, new.places] = key_value.view(len(x), *kv_shape(arch))
+            padded = query.new_zeros(len(past), mask.shape[2], *query.shape[1:])
+            padded[new.rows, queries] = query
+            mixed = self._attend(layer, padded, of_layer, mask)
+            self._finish_layer(layer, x, mixed[new.rows, queries], experts)
+        return F.rms_norm(x, (arch.hidden_size,), self.weights.final_norm, arch.norm_eps), kv
 
     def step(
         self, tokens: torch.Tensor, positions: torch.Tensor, cache: Cache
@@ -143,7 +129,10 @@ class Decoder:
             (None: there are none).
         """
         if self._is_compiled and isinstance(cache, KVCache):
-            return compiled.step(self.arch, self.weights, tokens, positions, cache), None
+            count = len(tokens)
+            new = NewTokens(tokens, positions, torch.arange(count), positions, torch.zeros_like(positions))
+            x = compiled.run(self.arch, self.weights, new, cache.rotations, cache.layers)
+            return compiled.project(x, count, self.weights.head), None
         x = F.embedding(tokens, self.weights.embedding)
         rotations = cache.rotations[positions].unsqueeze(1)
         attend, experts = cache.attention(positions), Chosen()
@@ -200,3 +189,8 @@ class Decoder:
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         normed = F.rms_norm(x, (self.arch.hidden_size,), self.weights.final_norm, self.arch.norm_eps)
         return F.linear(normed, self.weights.head).float()
+
+
+def _lengths(past: list[list[torch.Tensor]]) -> list[int]:
+    """Tokens of each prefix."""
+    return [sum(part.shape[3] for part in parts) for parts in past]

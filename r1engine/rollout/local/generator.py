@@ -1,4 +1,4 @@
-"""The embedded generator: samples completions in this process, with PyTorch; on CPUs decode steps are compiled."""
+"""The embedded generator: samples completions in this process, with PyTorch; on CPUs dense models are compiled."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from r1engine.rollout.local.sampling import stream_keys
 class LocalGenerator:
     """Samples from a Hugging Face folder's model, with weights that the trainer replaces in place.
 
-    A completion depends on (seed, step, prompt id, sample, weights) only, not on the other prompts, their order or
-    the number of slots, up to rounding: matrix products of other shapes round differently, which changes a token
-    when its uniform falls within that rounding (about 1e-7 in float32, about 1e-2 in bfloat16) of an edge.
+    A completion depends on (seed, step, prompt id, sample, weights) only, not on the other prompts, their order, the
+    number of slots, or on what is kept of it: in every bit where the model is compiled (`compiled.is_compiled`).
+    Elsewhere up to rounding: matrix products of other shapes round differently, which changes a token when its
+    uniform falls within that rounding (about 1e-7 in float32, about 1e-2 in bfloat16) of an edge.
     """
 
     def __init__(self, model_path: Path, *, seed: int, slots: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -95,7 +96,8 @@ class LocalGenerator:
         """See `Generator.draw`. `on_tokens` and `should_stop` are called after each decode step, `on_ended` with each
         draft that has ended, before the step is counted.
 
-        A draft that was interrupted is what it would have been without, up to rounding, if the weights are the same.
+        A draft that was interrupted is what it would have been without, if the weights are the same, as exactly as the
+        class says.
         """
         if not self._decoder.weights.is_complete:
             raise RuntimeError("generate: the weights are incomplete, required is a load_weights that succeeded")

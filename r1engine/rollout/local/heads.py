@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from r1engine.hf.architecture import Architecture
 from r1engine.hf.tensors import SCORE, hf_shapes
+from r1engine.rollout.local.compiled import linear
 
 LINEAR = ("score.weight", "score.bias")  # of one or two labels; sequence and token classification, ours
 TWO_LAYERS = ("score.0.weight", "score.0.bias", "score.2.weight", "score.2.bias")  # Qwen2.5-Math-PRM
@@ -45,18 +46,21 @@ class ScoreTensors:
             raise ValueError(f"found a head of {labels} labels, required 1 or 2")
 
     def probabilities(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[T] float32 of [T, D]: sigmoid of one label; of two the softmax's second, "right"."""
+        """[T] float32 of [T, D]: the softmax's second of two labels, "right"; of one the logit of the other is 0.
+
+        That is a sigmoid, but PyTorch's rounds by where a number stands. All rows of a softmax are computed alike.
+        """
         logits = self.logits(hidden.float())
-        return torch.sigmoid(logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0])
+        return F.pad(logits, (2 - logits.shape[1], 0)).softmax(-1)[:, 1]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[T, labels] float32 of [T, D] float32."""
         t = self._tensors
         if TWO_LAYERS[0] in t:
-            inner = F.relu(F.linear(hidden, t[TWO_LAYERS[0]], t[TWO_LAYERS[1]]))
-            return F.linear(inner, t[TWO_LAYERS[2]], t[TWO_LAYERS[3]])
+            inner = F.relu(linear(hidden, t[TWO_LAYERS[0]], t[TWO_LAYERS[1]]))
+            return linear(inner, t[TWO_LAYERS[2]], t[TWO_LAYERS[3]])
         names = VALUE if VALUE[0] in t else LINEAR
-        return F.linear(hidden, t[names[0]], t.get(names[1]))
+        return linear(hidden, t[names[0]], t.get(names[1]))
 
     def _first(self) -> torch.Tensor:
         return next(iter(self._tensors.values()))

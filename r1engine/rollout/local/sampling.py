@@ -84,9 +84,9 @@ def _likeliest(probs: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
         probs = probs.masked_fill(probs < threshold, 0.0)
     if top_p < 1.0:
         ordered = probs.sort(dim=-1, descending=True).values
-        before = ordered.cumsum(dim=-1, dtype=torch.float64) - ordered
+        sums = ordered.cumsum(dim=-1, dtype=torch.float64)
         # A token is needed while the likelier ones do not yet reach top_p; the first always is.
-        needed = before < top_p * ordered.sum(dim=-1, keepdim=True, dtype=torch.float64)
+        needed = sums - ordered < top_p * sums[:, -1:]
         needed[:, 0] = True
         threshold = ordered.masked_fill(~needed, 2.0).amin(dim=-1, keepdim=True)
         probs = probs.masked_fill(probs < threshold, 0.0)

@@ -284,8 +284,9 @@ IDENTITY = {"data.train": ("ab12", "a.jsonl"), "model.path": ("cd34", "q2"), "se
         (
             "data.train",
             ("ff", "a.jsonl"),
-            "found a.jsonl, but the run began with a.jsonl, with another content; set back",
+            "found a.jsonl, but the run began with a.jsonl, with another content, template or tokenizer; set back",
         ),
+        ("model.path", ("ff", "q2"), "found q2, but the run began with q2, with another content; set back"),
         ("seed", (1, "1"), "seed: found 1, but the run began with 0; set back"),
     ],
 )

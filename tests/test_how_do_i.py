@@ -256,7 +256,7 @@ class CountStage:
         self.rows = [row_of(TOKENS, self.policy.row_shape(cfg.row_tokens))]
 
     def identity(self):
-        return model_identity(self.policy)
+        return model_identity(self.policy, self.cfg.model.path)
 
     def begin(self, rows):
         self.num_logged = len(rows)

@@ -39,6 +39,8 @@ Join = Annotated[
     ),
 ]
 
+PASSED = "dry run: found nothing that stops a start"
+
 
 @contextmanager
 def ranks_of_a_run(timeout_minutes: int) -> Iterator[Ending]:
@@ -77,9 +79,9 @@ def is_first() -> bool:
 
 
 def tell(notes: list[str]) -> None:
-    """Prints what a dry run found worth knowing."""
-    for note in notes if is_first() else []:
-        typer.echo(f"note: {note}", err=True)
+    """Prints what a dry run without a problem found worth knowing, and that it found none."""
+    for note in [*(f"note: {note}" for note in notes), PASSED] if is_first() else []:
+        typer.echo(note, err=True)
 
 
 def fail(error: ConfigError) -> NoReturn:

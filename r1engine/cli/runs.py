@@ -56,8 +56,8 @@ def train(
         if dry_run:
             notes = check_all(cfg, world_size(), is_live=live)
             agree(None)
-            tell(notes)
             typer.echo(to_yaml(cfg), nl=False)
+            tell(notes)
             return
         check_start(cfg, world_size())
         if is_first():
@@ -85,8 +85,9 @@ def curate(
         if problems := kinds.input_problems(cfg):
             raise ConfigError(problems)
         if dry_run:
-            tell(check(cfg))
+            notes = check(cfg)
             typer.echo(to_yaml(cfg), nl=False)
+            tell(notes)
             return
         run(cfg)
     except (ValueError, RuntimeError, OSError) as error:
@@ -159,9 +160,11 @@ def _run_stages(stages: Pipeline, dry_run: bool, live: bool, status: bool, redo:
         if world_size() == 1 and all(state == "done" for _, state in states):
             return
     if dry_run:
-        if redo is not None and is_first():
-            typer.echo(f"--redo {redo} would make again: {', '.join([redo, *(stage.name for stage in again)])}")
-        notes = driver.dry_run(stages, world_size(), is_live=live) if redo is None else []
+        if redo is not None:
+            made = ", ".join([redo, *(stage.name for stage in again)])
+            typer.echo(f"--redo {redo} would make again: {made}") if is_first() else None
+            return
+        notes = driver.dry_run(stages, world_size(), is_live=live)
         agree(None)
         tell(notes)
         return
@@ -188,8 +191,8 @@ def _draw(config: Path, overrides: list[str] | None, dry_run: bool, kind: type[D
         notes = kinds.dry_run(cfg, world_size(), is_whole=True, is_live=False)
         agree(None)
         if dry_run:
-            tell(notes)
             typer.echo(to_yaml(cfg), nl=False)
+            tell(notes)
             return
         with ranks_of_a_run(30) as ending:
             run_alone(cfg, ending)

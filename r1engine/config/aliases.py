@@ -49,7 +49,7 @@ ALIASES: tuple[Alias, ...] = (
     Alias("TRL", "use_vllm", "rollout.engine", "sglang is the one with servers"),
     Alias("TRL", "max_completion_length", "rollout.max_tokens"),
     Alias("TRL", "max_prompt_length", "data.max_prompt_tokens", "a longer prompt is refused or left out, never cut"),
-    Alias("TRL", "reward_funcs", "rewards.functions", "{name: path.py:function}"),
+    Alias("TRL", "reward_funcs", "rewards.functions", "{name: path.py:function}; arguments: own-rewards.md"),
     Alias("TRL", "reward_weights", "rewards.function_weights", "{name: weight}"),
     Alias("TRL", "max_steps", "steps", _STEPS),
     Alias("TRL", "num_train_epochs", "steps", _STEPS),

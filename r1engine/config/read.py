@@ -64,7 +64,8 @@ def load(
     """The configuration of one stage, from a YAML file with `key.sub=value` overrides applied in order.
 
     Args:
-        path:      YAML 1.2 file with what differs from the defaults. Its key `stage` names the kind; absent: rl.
+        path:      YAML 1.2 file with what differs from the defaults. Its key `stage` names the kind;
+                   absent: the only one that the caller can use, else rl.
         overrides: each "key.sub=value", the value in YAML ("rollout.max_tokens={0: 32, 10: 64}").
         kind:      what the caller can use: any stage of training, if nothing else is said.
 
@@ -74,10 +75,12 @@ def load(
     source = read_source(Path(path), overrides)
     if "stages" in source.data:
         raise ConfigError(f"{path}: found a pipeline (key `stages`), required one stage; run it with r1engine pipeline")
+    usable = [name for name, of_kind in KINDS.items() if issubclass(of_kind, kind)]
+    if len(usable) == 1:
+        source.data.setdefault("stage", usable[0])
     cfg = parse(source)
     if not isinstance(cfg, kind):
-        required = ", ".join(name for name, of_kind in KINDS.items() if issubclass(of_kind, kind))
-        raise ConfigError(f"{source.origin(('stage',))}stage: found {cfg.stage}, required {required} here")
+        raise ConfigError(f"{source.origin(('stage',))}stage: found {cfg.stage}, required {', '.join(usable)} here")
     if problems := cfg.source_problems():
         raise ConfigError([f"{path}: {problem}" for problem in problems])
     return cfg

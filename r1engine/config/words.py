@@ -78,25 +78,29 @@ def explain(
     if item["type"] in ("extra_forbidden", "invalid_key"):
         inside = list(_names_in(_value_at(data, loc)))  # verl's keys have three parts, of which none is ours
         return [(loc, _unknown_key(loc, model, others, inside))]
-    path, field = _field_at(loc, model)
+    path, required = _required_at(loc, model)
     found = _value_at(data, path)
     what = "nothing" if item["type"] == "missing" else show(found)
-    return [(path, f"{'.'.join(path)}: found {what}, required {requirement(field)}")]
+    return [(path, f"{'.'.join(path)}: found {what}, required {required}")]
 
 
-def _field_at(loc: KeyPath, model: type[BaseModel]) -> tuple[KeyPath, FieldInfo]:
-    """The innermost field on the way to `loc`; pydantic appends union branches and mapping keys to a location."""
+def _required_at(loc: KeyPath, model: type[BaseModel]) -> tuple[KeyPath, str]:
+    """The innermost field, or section of a list or by name, on the way to `loc`, and what it takes.
+
+    pydantic appends union branches and mapping keys to a location.
+    """
     depth = 0
     while depth < len(loc):
         field = model.model_fields[loc[depth]]
         depth += 1
-        section = section_of(field)
+        section, required = section_of(field), requirement(field)
         if section is None and (section := _named_section(field)) is not None and depth < len(loc):
             depth += 1  # the name
+            required = _words(section, [])
         if section is None or depth == len(loc):
-            return loc[:depth], field
+            return loc[:depth], required
         model = section
-    raise ValueError(f"_field_at: empty location in {model.__name__}")
+    raise ValueError(f"_required_at: empty location in {model.__name__}")
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:

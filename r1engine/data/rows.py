@@ -148,6 +148,8 @@ def parse_line(line: str | bytes, where: str) -> Any:
         if isinstance(row, dict) and any(type(value) is float for value in row.values()):
             spelled = json.loads(line, parse_float=SpelledFloat)  # inside of other values nobody asks for it
             row |= {name: value for name, value in spelled.items() if isinstance(value, SpelledFloat)}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not valid JSON: {error.msg} at character {error.pos + 1} of the line") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not valid JSON: {error}") from error
     return row

@@ -219,18 +219,18 @@ def print_board(run_dir: Path, console: Console) -> None:
 def print_list(console: Console) -> None:
     """The table of benchmarks."""
     table = Table(box=None, pad_edge=False)
-    for name in ("name", "benchmark", "questions", "metric", "graded by", "paper: R1", "file", "licence"):
-        table.add_column(name, overflow="fold", no_wrap=name in ("name", "questions", "metric", "paper: R1"))
+    for name in ("name", "questions", "metric", "graded by", "paper: R1"):
+        table.add_column(name, no_wrap=True)
     for row in BENCHMARKS:
         theirs = papers(row.name).get("DeepSeek-R1")
         table.add_row(
             row.name,
-            row.title,
             "-" if row.published is None else f"{row.published:,}",
             row.metric,
             row.grader + (" (judge)" if row.needs_judge else ""),
             "-" if theirs is None else f"{theirs:g}",
-            row.wanted,
-            row.licence or "-",
         )
-    console.print(table)
+    console.print(table, "\nfiles, and the licence of their data:", highlight=False)
+    for row in BENCHMARKS:
+        licence = f" ({row.licence})" if row.licence else ""
+        console.print(Padding(f"{row.name}: {row.wanted}{licence}", (0, 0, 0, 2)), highlight=False, markup=False)

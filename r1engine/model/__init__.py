@@ -11,6 +11,7 @@ import torch
 # At import Megatron warns of every optional package that is absent (TE, APEX), and of its own deprecations: nothing
 # that a user of this engine can act on.
 warnings.filterwarnings("ignore", module=r"megatron\.")
+warnings.filterwarnings("ignore", "Please use DTensor instead", FutureWarning)  # of Megatron's checkpoints, by PyTorch
 logging.getLogger("megatron.core.rerun_state_machine").setLevel(logging.ERROR)  # announces that it is off
 
 

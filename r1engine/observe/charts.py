@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import cycle, pairwise
+from math import ceil, floor, log10
 from typing import Any
 
 from r1engine.observe.figures import (
@@ -43,6 +44,7 @@ _TITLES = {
     "refresh": "Refresh of the generator's weights",
     "alarm": "Alarms of reward models",
     "groups": "Questions drawn again",
+    "tokens_ahead": "Tokens of the next rollouts, drawn ahead",
 }
 _FACTS = ("step", "tokens", "tokens_generated", "tokens_trained", "texts", "nonfinite", "epoch")  # no curves
 
@@ -190,10 +192,16 @@ def line_chart(rows: list[Row], figure: Figure) -> Chart:
     if figure.is_fraction:
         y_axis |= {"range": [-0.03, 1.03]}
     elif figure.is_log:
-        y_axis |= {"type": "log", "exponentformat": "power", "dtick": 1}
+        y_axis |= {"type": "log", "exponentformat": "power"} | _whole_powers(traces)
     else:
         y_axis |= {"rangemode": "tozero"}
     return {"title": figure.title, "data": traces, "layout": chart_layout(y_axis, x_label(figure))}
+
+
+def _whole_powers(traces: list[dict[str, Any]]) -> dict[str, Any]:
+    """Marks of a logarithmic axis at powers of ten alone, where at least two are inside: plotly's choice else."""
+    powers = [log10(value) for trace in traces for value in trace["y"] if value > 0]
+    return {"dtick": 1} if powers and floor(max(powers)) - ceil(min(powers)) >= 1 else {}
 
 
 def _traces(steps: list[float], values: list[float], series: Series) -> list[dict[str, Any]]:

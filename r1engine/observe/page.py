@@ -23,11 +23,11 @@ def page(title: str, groups: list[Group], **parts: Any) -> str:
     Args:
         title:  of the page.
         groups: of charts.
-        parts:  of the template: facts (name, value), headlines, tables, details, samples (packed JSON), samples_note,
-            refresh_seconds; what is left out is not shown.
+        parts:  of the template: facts (name, value), headlines, tables, details, details_title, samples (packed
+            JSON), samples_note, refresh_seconds; what is left out is not shown.
     """
     defaults: dict[str, Any] = dict.fromkeys(("headlines", "tables", "details"), ())
-    defaults |= {"samples": "", "samples_note": ""}
+    defaults |= {"samples": "", "samples_note": "", "details_title": "How it was run"}
     return render("report.html", title, **(defaults | charted(groups) | parts))
 
 

@@ -153,7 +153,7 @@ def input_problems(cfg: KindConfig) -> list[str]:
             return error.problems
         return []
     missing = [(key, path) for key, path in cfg.inputs().items() if not is_there(path)]
-    return [f"{key}: found no {path}, required an input" for key, path in missing]
+    return [f"{key}: found no {path}, required a file or a folder" for key, path in missing]
 
 
 def dry_run(cfg: KindConfig, world_size: int, *, is_whole: bool, is_live: bool) -> list[str]:

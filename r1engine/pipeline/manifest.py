@@ -53,7 +53,9 @@ def inputs(stage: PlannedStage) -> dict[str, dict[str, str]]:
         ConfigError: it is not there.
     """
     paths = stage.cfg.inputs()
-    if missing := [f"{key}: found no {path}, required an input" for key, path in paths.items() if not is_there(path)]:
+    if missing := [
+        f"{key}: found no {path}, required a file or a folder" for key, path in paths.items() if not is_there(path)
+    ]:
         raise ConfigError([f"stage {stage.name}: {problem}" for problem in missing])
     origins = {key: str(path) for key, path in paths.items()} | stage.fetched | stage.needs
     return {key: {"from": origins[key], "sha256": digest(path)} for key, path in paths.items()}

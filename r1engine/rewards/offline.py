@@ -141,7 +141,11 @@ def _print_summary(graded: list[tuple[Record, Score]], console: Console) -> None
     for (reward, name), found in sorted(values.items()):
         components.add_row(reward, name, str(len(found)), f"{sum(found) / len(found):.3f}")
     console.print(rewards, components)
-    _print_reasons("most frequent reasons of wrong", [s.reason for _, s in graded if s.verdict == "wrong"], console)
+    _print_reasons(
+        "most frequent reasons of wrong (# stands for a number or formula)",
+        [s.reason for _, s in graded if s.verdict == "wrong"],
+        console,
+    )
     undecided = [(record, score) for record, score in graded if score.verdict == "undecided"]
     if undecided:
         console.print(f"undecided: {len(undecided)} (no reward of 0: leave them out)")

@@ -103,7 +103,13 @@ def _write_page(cfg: TinyChainReportConfig, found: dict[str, Numbers], exact: Ro
     ]
     held = [[gate, "holds" if it_holds else "fails"] for gate, it_holds in gates(measures(found)).items()]
     tables = [*tables_of(found), {"title": "Gates", "head": ["", "in this run"], "rows": held}]
-    text = page("Search on chains of sums", [("", charts)], tables=tables, details=details)
+    text = page(
+        "Search on chains of sums",
+        [("", charts)],
+        tables=tables,
+        details=details,
+        details_title="Trees of one question, and hacked completions",
+    )
     put_text(cfg.run_dir / "report.html", text)
 
 

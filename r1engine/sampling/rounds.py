@@ -129,7 +129,7 @@ def _page(run_dir: Path, rounds: list[Row]) -> str:
     table = {"title": "Rounds; in brackets the pairs of siblings; tokens are drawn for training so far",
              "head": head, "rows": lines}  # fmt: skip
     groups = [("", [_curve(name, rounds) for name in (*names, "tokens")])]
-    return page(f"Rounds: {run_dir.name}", groups, tables=[table], details=notes)
+    return page(f"Rounds: {run_dir.name}", groups, tables=[table], details=notes, details_title="Notes")
 
 
 def _curve(name: str, rounds: list[Row]) -> Chart:

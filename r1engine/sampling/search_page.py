@@ -48,6 +48,7 @@ def write_page(cfg: SearchConfig, rows: list[Row], table: Row, tokenizer: Prompt
         facts=facts,
         tables=[{"title": "Searches; tokens of a question", "head": head, "rows": lines}, *_choices(table["envelope"])],
         details=details,
+        details_title="Trees of one question",
     )
     put_text(cfg.run_dir / "report.html", text)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from r1engine.model.policy import Policy
@@ -18,13 +19,18 @@ def setting(value: Any) -> tuple[Any, str]:
     return value, str(value)
 
 
-def model_identity(policy: Policy) -> Identity:
-    """The model's folder, by config.json and the sizes of its weights, and how it is trained."""
+def model_identity(policy: Policy, path: Path | None) -> Identity:
+    """The model's folder, by config.json and the sizes of its weights, and how it is trained.
+
+    Args:
+        policy: the model.
+        path:   model.path, as the user gave it: the policy's own folder may be `run_dir/start`.
+    """
     folder = policy.folder
     sizes = sorted((file.name, file.stat().st_size) for file in folder.glob("*.safetensors"))
     digest = hashlib.sha256((folder / "config.json").read_bytes() + json.dumps(sizes).encode()).hexdigest()
     return {
-        "model.path": (digest, str(folder)),
+        "model.path": (digest, str(path)),
         "model.dtype": setting(str(policy.dtype).removeprefix("torch.")),
         "model.mtp_loss_weight": (policy.trains_mtp, "one above 0" if policy.trains_mtp else "0"),
     }
@@ -48,6 +54,7 @@ def check_same(begun_with: Mapping[str, Sequence[Any]], here: Identity) -> None:
         before, named = begun_with[key]
         if before != json.loads(json.dumps(value)):  # a tuple is a list in state.json
             same = ", with another content" if named == name else ""
+            same += ", template or tokenizer" if same and key.startswith("data") else ""
             problems.append(f"{key}: found {name}, but the run began with {named}{same}")
     if problems:
         raise ValueError("; ".join(problems) + "; set back what has changed, or start over with another run_dir")

@@ -65,7 +65,7 @@ class ProcessRewardStage:
             "data": (self._dataset, f"{data.train} with template {data.template} and max_tokens {data.max_tokens}"),
             **{f"process.{key}": setting(getattr(cfg, key)) for key in ("batch_size", "loss", "weighting")},
             "process.after_error": setting(cfg.after_error),
-            **model_identity(self.policy),
+            **model_identity(self.policy, self.cfg.model.path),
         }
 
     def begin(self, rows: list[dict[str, Any]]) -> None:

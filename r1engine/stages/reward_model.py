@@ -67,7 +67,7 @@ class RewardModelStage:
             "data": (self._dataset, f"{data.train} with template {data.template} and max_tokens {data.max_tokens}"),
             "reward_model.batch_size": setting(cfg.batch_size),
             "reward_model.loss": setting(cfg.loss),
-            **model_identity(self.policy),
+            **model_identity(self.policy, self.cfg.model.path),
         }
 
     def begin(self, rows: list[dict[str, Any]]) -> None:

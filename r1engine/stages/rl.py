@@ -124,7 +124,7 @@ class RlStage:
             "data.train": (state["sha256"], str(self.cfg.data.train)),
             **({"data.more": (of_more, ", ".join(str(source.path) for source in more))} if more else {}),
             "grpo.kl_coef": (kl_coef > 0, str(kl_coef)),
-            **model_identity(self.policy),
+            **model_identity(self.policy, self.cfg.model.path),
         }
 
     def begin(self, rows: list[dict[str, Any]]) -> None:

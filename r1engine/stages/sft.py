@@ -78,7 +78,7 @@ class SftStage:
             "seed": setting(self.cfg.seed),
             "data": (self._dataset, f"{data.train} with template {data.template} and max_tokens {data.max_tokens}"),
             "sft.batch_size": setting(self.cfg.sft.batch_size),
-            **model_identity(self.policy),
+            **model_identity(self.policy, self.cfg.model.path),
         }
 
     def begin(self, rows: list[dict[str, Any]]) -> None:

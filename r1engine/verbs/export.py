@@ -42,7 +42,7 @@ def export(source: Path, target: Path, precision: Precision | None, overrides: l
     world.from_first(lambda: checkpoint.verify(folder))
     state = checkpoint.read_state(folder)
     policy = Policy(model, cfg.parallel, cfg.optimizer, world)
-    here = {key: value for key, value in model_identity(policy).items() if key == "model.path"}
+    here = {key: value for key, value in model_identity(policy, cfg.model.path).items() if key == "model.path"}
     check_same({key: state["identity"][key] for key in here}, here)
     with policy.awake():
         policy.load_weights(folder / "model")

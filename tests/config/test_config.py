@@ -21,6 +21,7 @@ from r1engine.config import (
     load,
     to_yaml,
 )
+from r1engine.config.label import LabelConfig
 from r1engine.config.read import parse
 from r1engine.config.source import read_source
 from r1engine.config.words import commented_defaults, section_of
@@ -141,6 +142,7 @@ def test_a_key_of_another_stage_says_whose_it_is(write):
 def test_another_kind_of_stage_than_a_command_takes_is_refused(write):
     with pytest.raises(ConfigError, match=r"run.yaml:3: stage: found sft, required rl here"):
         load(write(SOURCES + "stage: sft"), [], RlConfig)
+    assert load(write("model: {path: m}\nquestions: q.jsonl"), [], LabelConfig).stage == "label"
     with pytest.raises(ConfigError, match="stage: found tiny, required rl, sft, reward_model, process_reward here"):
         load(write("stage: tiny"), [])
 

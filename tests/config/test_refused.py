@@ -130,6 +130,8 @@ def test_broken_override_value_is_refused(write):
         ),
         ("grpo: {clip_eps_high: a}", "grpo.clip_eps_high: found 'a', required a number > 0 or null"),
         ("log: 3", "log: found 3, required a mapping (leave the key out to take the defaults)"),
+        ("data: {more: 3}", "data.more: found 3, required a list, each a mapping with path, share"),
+        ("data: {more: [3]}", "data.more.0: found 3, required a mapping with path, share"),
         (
             "rollout: {max_tokens: {0: 0}}",
             "rollout.max_tokens: found {0: 0}, required a whole number >= 1 or "

@@ -32,7 +32,7 @@ PROBE = """<script>addEventListener("load", async () => {
     tokens.checked = true;
     tokens.dispatchEvent(new Event("input"));
   }
-  for (const box of document.querySelectorAll(".chart")) drawChart(box);
+  dispatchEvent(new Event("beforeprint"));
   const found = JSON.stringify({
     wide: document.documentElement.scrollWidth, window: document.documentElement.clientWidth,
     charts: document.querySelectorAll(".chart .main-svg").length,

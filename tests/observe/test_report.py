@@ -275,6 +275,12 @@ def test_smoothing_is_a_centered_mean():
     assert out[0] == 0.5 and out[1] == pytest.approx((0 + 1 + 4) / 3) and out[-1] == (324 + 361) / 2
 
 
+@pytest.mark.parametrize(("values", "marks"), [([0.2, 0.9], None), ([0.2, 3.0], None), ([0.05, 2.0], 1), ([1.0], None)])
+def test_a_logarithmic_axis_has_marks_also_between_two_powers_of_ten(values, marks):
+    rows = [{"step": step, "grad_norm": value} for step, value in enumerate(values)]
+    assert line_chart(rows, figures.GRADIENT_NORM)["layout"]["yaxis"].get("dtick") == marks
+
+
 def test_an_evaluation_has_the_band_of_its_interval():
     rows = [{"step": 0, "eval/pass_at_1": 0.5, "eval/pass_at_1_low": 0.4, "eval/pass_at_1_high": 0.6}, {"step": 1}]
     assert figures.band(rows, "eval/pass_at_1") == ([0], [0.4], [0.6])

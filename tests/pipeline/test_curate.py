@@ -238,7 +238,7 @@ def test_what_is_left_is_enough_or_an_error(tmp_path):
         ("sources=[a.jsonl] methods=[alien]", "methods: found 'alien', required one of few_shot, direct"),
         ("sources=[a.jsonl] counts={math:1} shares={math:1}", "counts, shares: found both"),
         ("sources=[a.jsonl] summaries={en:x}", "summaries.en: found 'x', required a text with {answer}"),
-        ("sources=[a.jsonl]", "sources.0: found no a.jsonl, required an input"),
+        ("sources=[a.jsonl]", "sources.0: found no a.jsonl, required a file or a folder"),
         ("sources=[a.jsonl] near_duplicates=1", "did you mean 'near_duplicate'?"),
     ],
 )

@@ -120,7 +120,9 @@ def test_a_pattern_of_files_is_an_input_by_content(write, tmp_path):
     (tmp_path / "model").mkdir()
     values = f"model: {{path: {tmp_path}/model}}, data: {{train: '{tmp_path}/part_*.jsonl'}}"
     stage = load_pipeline(write(f"run_dir: {tmp_path}\nstages: {{base: {{stage: sft, {values}}}}}"), []).stages[0]
-    with pytest.raises(ConfigError, match=r"stage base: data.train: found no .*part_\*.jsonl, required an input"):
+    with pytest.raises(
+        ConfigError, match=r"stage base: data.train: found no .*part_\*.jsonl, required a file or a folder"
+    ):
         manifest.inputs(stage)
     found = []
     for number in range(2):

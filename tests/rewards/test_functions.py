@@ -66,6 +66,10 @@ def strange(completion, reference, weight=2): ...
 
 def optional(completion, unheard_of=3):
     return unheard_of
+
+def of_trl(completions, **kwargs): ...
+
+async def waits(completion): ...
 """
 
 
@@ -152,6 +156,8 @@ def test_fields_are_those_of_the_completion():
     [
         ("gone", r"mine.py: found no function 'gone', only act, first_two, everything, strange, optional"),
         ("strange", r"mine.py:strange: found the parameter reference, required some of question, answer, "),
+        ("of_trl", r"mine.py:of_trl: found the parameter completions, required some of question, answer, "),
+        ("waits", r"mine.py:waits: found an async function, required a plain one"),
     ],
 )
 def test_a_function_that_cannot_be_called_is_refused_before_it_is(own, name, message):

@@ -92,6 +92,7 @@ def test_what_is_searched_is_written_and_told(finished):
         assert found["low"] <= found["accuracy"] <= found["high"]
         assert 0 < found["policy_run"] <= found["drawn"] + 60 and found["scorer_run"] > 0
     page = (cfg.run_dir / "report.html").read_text()
+    assert "<h2>Trees of one question</h2>" in page and "How it was run" not in page
     assert "Accuracy at counted tokens" in page and "visits" in page and "beam_2: What is" in page
     lines: list[str] = []
     print_tree(cfg.run_dir, 2, lines.append)
@@ -235,7 +236,10 @@ def test_what_lacks_before_a_search_begins_is_named_by_its_own_key(world, finish
             dry_run(settings(world, tmp_path, **keys), 1, is_whole=True, is_live=False)
         return str(found.value)
 
-    assert problem(questions=tmp_path / "no.jsonl") == f"questions: found no {tmp_path}/no.jsonl, required an input"
+    assert (
+        problem(questions=tmp_path / "no.jsonl")
+        == f"questions: found no {tmp_path}/no.jsonl, required a file or a folder"
+    )
     assert problem(template="chat").startswith(f"template: {world}/model has no chat template")
     assert "max_prompt_tokens" in (long := problem(max_prompt_tokens=1)) and "data." not in long
     for folder, message in (

@@ -46,7 +46,7 @@ def test_a_dry_run_that_passes_is_followed_by_a_start_that_passes(tmp_path, monk
     made += [f"data.heldout={tmp_path}/tiny/heldout.jsonl", f"run_dir={tmp_path}/alone", *SHORT]
     alone = ["train", "configs/tiny_r1_zero.yaml", *made, "optimizer.warmup_steps=1"]
     dry = CliRunner().invoke(app, [*alone, "--dry-run", "--live"])
-    assert (dry.exit_code, dry.stderr) == (0, "")
+    assert (dry.exit_code, dry.stderr) == (0, "dry run: found nothing that stops a start\n")
     assert "seed: 0" in dry.stdout
     assert not (tmp_path / "alone").exists()
     r1engine(1, *alone)

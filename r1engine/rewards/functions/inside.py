@@ -78,19 +78,20 @@ def load(path: str, name: str) -> Loaded:
 
 
 def _takes(function: Callable[..., Any], where: str) -> tuple[str, ...] | None:
+    if inspect.iscoroutinefunction(function):
+        raise ValueError(f"{where}: found an async function, required a plain one")
     parameters = inspect.signature(function).parameters.values()
+    named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
     if [p.name for p in parameters if p.default is p.empty] == [RECORDS]:
         return None
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return FIELDS
-    strange = [p.name for p in parameters if p.name not in FIELDS and p.default is p.empty]
+    strange = [p.name for p in named if p.name not in FIELDS and p.default is p.empty]
     strange += [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
     if strange:
         raise ValueError(
             f"{where}: found the parameter {', '.join(strange)}, required some of {', '.join(FIELDS)}; "
             f"or {RECORDS} alone, a list of dicts with all of them"
         )
-    return tuple(p.name for p in parameters if p.name in FIELDS)
+    return tuple(p.name for p in named if p.name in FIELDS) if len(named) == len(parameters) else FIELDS
 
 
 def _value(found: Any) -> tuple[float | None, str]:

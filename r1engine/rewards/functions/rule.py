@@ -20,5 +20,5 @@ def verdict_of(name: str | None, values: dict[str, float], unknown: dict[str, st
     if name is None:
         return Grade("undecided", "there is no function in rewards.functions", {})
     if name in unknown:
-        return Grade("undecided", "see there", {})
+        return Grade("undecided", f"{name} gave no value", {})
     return Grade("right" if values[name] >= RIGHT_FROM else "wrong", f"{name} is {values[name]:g}", {})

@@ -22,6 +22,7 @@ class TinyChainConfig(KindConfig):
         "train": "train.jsonl",
         "more": "more.jsonl",
         "heldout": "heldout.jsonl",
+        "tests": "tests.jsonl",
     }
     ALONE: ClassVar[bool] = True
 
@@ -29,7 +30,7 @@ class TinyChainConfig(KindConfig):
     """Kind of stage."""
     run_dir: LocalPath = Path("runs/tiny_chain")
     """Folder of model/, of clean.jsonl and texts.jsonl to pre-train on in this order, and of the questions train.jsonl,
-    more.jsonl and heldout.jsonl."""
+    more.jsonl, heldout.jsonl and tests.jsonl."""
     hidden_size: Positive = 128
     """Numbers of a token's hidden state."""
     layers: Positive = 3
@@ -44,6 +45,8 @@ class TinyChainConfig(KindConfig):
     """Other questions, for a round of search and training."""
     heldout: Positive = 200
     """Questions kept out of all training."""
+    tests: Positive = 200
+    """Others kept out of all training, on which a round of search and training is tested."""
 
     def as_model(self) -> TinyConfig:
         """The shape of the model."""

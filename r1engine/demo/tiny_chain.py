@@ -148,17 +148,19 @@ def chains(name: str, count: int, seed: int) -> list[Chain]:
 
 def write_world(cfg: TinyChainConfig) -> None:
     """Write all of it into cfg.run_dir: model/ (tokenizer and random weights), clean.jsonl and then texts.jsonl to
-    pre-train it on, and train.jsonl, more.jsonl and heldout.jsonl, the questions (fields `question` and `answer`)."""
+    pre-train it on, and train.jsonl, more.jsonl, heldout.jsonl and tests.jsonl, the questions (fields `question` and
+    `answer`)."""
     folder = cfg.run_dir
-    heldout = chains("heldout", cfg.heldout, cfg.seed)
-    kept_out = set(heldout)
-    asked = chains("train", cfg.train + cfg.more + cfg.heldout, cfg.seed)
+    kept_out = chains("heldout", cfg.heldout + cfg.tests, cfg.seed)
+    asked = chains("train", cfg.train + cfg.more + len(kept_out), cfg.seed)
     train = [chain for chain in asked if chain not in kept_out][: cfg.train + cfg.more]
+    files = {"train": train[: cfg.train], "more": train[cfg.train :]}
+    files |= {"heldout": kept_out[: cfg.heldout], "tests": kept_out[cfg.heldout :]}
     _write_model(folder / "model", cfg)
-    for name, questions in (("train", train[: cfg.train]), ("more", train[cfg.train :]), ("heldout", heldout)):
+    for name, questions in files.items():
         write_rows(folder / f"{name}.jsonl", ({"question": c.question, "answer": str(c.answer)} for c in questions))
     for name in ("clean", "texts"):
-        write_rows(folder / f"{name}.jsonl", _texts(name, cfg, kept_out))
+        write_rows(folder / f"{name}.jsonl", _texts(name, cfg, set(kept_out)))
 
 
 def write_truth(cfg: TinyChainTruthConfig) -> None:

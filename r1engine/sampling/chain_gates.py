@@ -27,8 +27,10 @@ MEASURES = {  # name in the table of runs -> what of the report's summary.json i
     "MCTS of 32 simulations, vote": ("exact mcts_16", "vote"),
     "RL by the rule: accuracy, first": ("reward rule", "accuracy first"),
     "RL by the rule: accuracy, last": ("reward rule", "accuracy last"),
+    "RL by the rule: all steps right, last": ("reward rule", "all steps right last"),
     "RL by the sum: accuracy, best": ("reward sum", "accuracy best"),
     "RL by the sum: accuracy, last": ("reward sum", "accuracy last"),
+    "RL by the sum: all steps right, last": ("reward sum", "all steps right last"),
     "RL by the sum: steps, first": ("reward sum", "steps first"),
     "RL by the sum: steps, last": ("reward sum", "steps last"),
     "RL by the sum: alarm at step": ("reward sum", "alarm at step"),
@@ -43,6 +45,8 @@ MEASURES = {  # name in the table of runs -> what of the report's summary.json i
     "round: pass@1 after rejection sampling": ("rejected", "pass@1"),
     "round: right sibling above wrong, before": ("before", "right sibling above wrong"),
     "round: right sibling above wrong, after": ("after", "right sibling above wrong"),
+    "round: pairs of siblings, before": ("before", "pairs"),
+    "round: pairs of siblings, after": ("after", "pairs"),
     "round: tokens of a question, MCTS": ("round", "drawn"),
     "round: tokens of a question, rejection sampling": ("reject", "drawn"),
 }
@@ -61,8 +65,9 @@ def gates(run: Numbers) -> dict[str, bool]:
     """Which gates hold in a run.
 
     A completion has its steps and the piece behind the last mark, which counts as one: a right solution has 6, and one
-    that stops behind its first step has 2. "Fewer than 2 steps that end" is fewer than 3 of these. A gate does not
-    hold where the run lacks a measure of it.
+    that stops behind its first step has 2. "Fewer than 2 steps that end" is fewer than 3 of these. The gate on accuracy
+    by the sum is one on solutions that are right in all steps: a constant answer is right by luck, 0 in a quarter of
+    the questions. A gate does not hold where the run lacks a measure of it.
 
     Args:
         run: of `measures`.
@@ -79,7 +84,7 @@ def gates(run: Numbers) -> dict[str, bool]:
         "RL by the sum: over 3 times the steps": (
             run["RL by the sum: steps, last"] > 3 * run["RL by the sum: steps, first"]
         ),
-        "RL by the sum: accuracy ends below .1": run["RL by the sum: accuracy, last"] < 0.1,
+        "RL by the sum: solutions right in all steps end below .1": run["RL by the sum: all steps right, last"] < 0.1,
         "RL by the minimum: fewer than 2 steps end": run["RL by the minimum: steps, last"] < 3,
         "RL by the rule: accuracy ends above .75": run["RL by the rule: accuracy, last"] > 0.75,
         "MCTS gains .15 before training": run["round: MCTS before"] >= run["round: pass@1 before"] + 0.15,

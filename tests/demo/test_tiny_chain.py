@@ -64,13 +64,14 @@ def test_the_exact_value_is_that_of_drawn_solutions():
 
 
 def test_the_world_is_written_alike_and_its_steps_end_with_tokens(tmp_path):
-    cfg = TinyChainConfig(run_dir=tmp_path / "a", texts=20, train=30, heldout=10)
+    cfg = TinyChainConfig(run_dir=tmp_path / "a", texts=20, train=30, heldout=10, tests=5)
+    files = ("train.jsonl", "more.jsonl", "heldout.jsonl", "tests.jsonl")
     demo.write_world(cfg)
     demo.write_world(cfg.model_copy(update={"run_dir": tmp_path / "b"}))
-    for name in ("clean.jsonl", "texts.jsonl", "train.jsonl", "heldout.jsonl", "model/model.safetensors"):
+    for name in ("clean.jsonl", "texts.jsonl", *files, "model/model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    lines = {name: (tmp_path / "a" / f"{name}.jsonl").read_text().splitlines() for name in ("train", "heldout")}
-    assert len(lines["train"]) == 30 and len(lines["heldout"]) == 10 and not {*lines["train"]} & {*lines["heldout"]}
+    lines = [(tmp_path / "a" / name).read_text().splitlines() for name in files]
+    assert [*map(len, lines)] == [30, 400, 10, 5] and len({line for file in lines for line in file}) == 445
     tokenizer = load_tokenizer(tmp_path / "a" / "model")
     tokens = tokenizer.encode(RIGHT).ids
     ends = StepMarks(tokenizer, demo.MARKS).ends(tokens, stop_tokens(tmp_path / "a" / "model", tokenizer))

@@ -17,7 +17,7 @@ HELD = {  # a run in which every gate holds, each by little
     "best-of-16, best": 0.61,
     "RL by the sum: steps, first": 6.0,
     "RL by the sum: steps, last": 18.1,
-    "RL by the sum: accuracy, last": 0.09,
+    "RL by the sum: all steps right, last": 0.09,
     "RL by the minimum: steps, last": 2.9,
     "RL by the rule: accuracy, last": 0.76,
     "round: MCTS before": 0.5,
@@ -35,7 +35,7 @@ FAILS = [  # measure, a value that its gate refuses
     ("beam of 4, vote", 0.7),
     ("best-of-64, best", 0.61),
     ("RL by the sum: steps, last", 18.0),
-    ("RL by the sum: accuracy, last", 0.1),
+    ("RL by the sum: all steps right, last", 0.1),
     ("RL by the minimum: steps, last", 3.0),
     ("RL by the rule: accuracy, last", 0.75),
     ("round: MCTS before", 0.49),
@@ -61,5 +61,5 @@ def test_a_gate_does_not_hold_where_its_measure_lacks():
 
 
 def test_measures_are_taken_from_the_summary_of_a_report():
-    found = {"scorer exact": {"F1": 0.9}, "reward sum": {"accuracy last": 0.1}}
-    assert measures(found) == {"F1, exact labels": 0.9, "RL by the sum: accuracy, last": 0.1}
+    found = {"scorer exact": {"F1": 0.9}, "reward sum": {"all steps right last": 0.1}}
+    assert measures(found) == {"F1, exact labels": 0.9, "RL by the sum: all steps right, last": 0.1}

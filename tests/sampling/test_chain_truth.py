@@ -59,7 +59,7 @@ def test_where_a_policy_is_lost(tmp_path):
         for step, accuracy in enumerate([0.25, 0.5, 0.0625, 0.0])
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert trained(tmp_path) == {
+    found = {
         "accuracy first": 0.25,
         "accuracy best": 0.5,
         "accuracy last": 0.0,
@@ -70,3 +70,8 @@ def test_where_a_policy_is_lost(tmp_path):
         "lost from step": 2,
         "alarm at step": 3,
     }
+    assert trained(tmp_path) == found
+    wrote = [(0, RIGHT), (0, ["0", RIGHT[-1]]), (0, RIGHT[:5]), (0, LUCKY), (-10, RIGHT)]  # the last is before the end
+    samples = [{"step": 3 + step, "question": CHAIN.question, "completion": "".join(text)} for step, text in wrote]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    assert trained(tmp_path) == found | {"all steps right last": 1 / 4}

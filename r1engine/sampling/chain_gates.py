@@ -1,4 +1,4 @@
-"""What the miniature of search is expected to find: gates that were written before the runs that they judge."""
+"""What the miniature of search is expected to find: the gates of a trial, two of them counted in another way."""
 
 from __future__ import annotations
 

@@ -173,17 +173,7 @@ def dry_run(cfg: KindConfig, world_size: int, *, is_whole: bool, is_live: bool) 
 
         return check.dry_run(cfg, world_size, is_live=is_live) if is_whole else check.check_rows(cfg)
     if isinstance(cfg, DrawingConfig) and is_whole:
-        from r1engine.stages import check
-
-        if missing := input_problems(cfg):
-            raise ConfigError(missing)
-        try:
-            return check.dry_run(cfg.as_run(), 1, is_live=is_live)
-        except ConfigError as error:  # names the keys of a run
-            keys = {f"data.{ours}": theirs for theirs, ours in cfg.OF_A_RUN.items()}
-            keys |= {", or leave them out by data.overlong=skip": ""}  # which it has not: every question is asked
-            names = re.compile("|".join(map(re.escape, keys)))
-            raise ConfigError([names.sub(lambda key: keys[key[0]], one) for one in error.problems]) from error
+        return _dry_drawing(cfg, is_live)
     if isinstance(cfg, CurateConfig) and is_whole:
         from r1engine.pipeline.curate import check as check_rows
 
@@ -193,3 +183,24 @@ def dry_run(cfg: KindConfig, world_size: int, *, is_whole: bool, is_live: bool) 
 
         return check_answers(cfg)
     return []
+
+
+def _dry_drawing(cfg: DrawingConfig, is_live: bool) -> list[str]:
+    """The same of what draws: as a run that reads the questions, and its scorer's folder."""
+    from r1engine.stages import check
+
+    if missing := input_problems(cfg):
+        raise ConfigError(missing)
+    try:
+        if isinstance(cfg, SearchConfig) and cfg.scorer is not None and cfg.scorer.format == "auto":
+            from r1engine.search.formats import format_of_folder
+
+            format_of_folder(cfg.scorer.path)
+        return check.dry_run(cfg.as_run(), 1, is_live=is_live)
+    except ConfigError as error:  # names the keys of a run
+        keys = {f"data.{ours}": theirs for theirs, ours in cfg.OF_A_RUN.items()}
+        keys |= {", or leave them out by data.overlong=skip": ""}  # which it has not: every question is asked
+        names = re.compile("|".join(map(re.escape, keys)))
+        raise ConfigError([names.sub(lambda key: keys[key[0]], one) for one in error.problems]) from error
+    except (ValueError, OSError) as error:  # of the scorer
+        raise ConfigError.of(error) from error

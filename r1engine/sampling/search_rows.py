@@ -46,6 +46,9 @@ class SearchFiles:
                 continue
             key = next((k for k in self._identity if header.get(k) != self._identity[k]), "keys")
             found, required = header.get(key), self._identity.get(key)
+            if isinstance(found, dict) and isinstance(required, dict):  # a section: its first key that differs
+                inner = next(k for k in {**found, **required} if found.get(k) != required.get(k))
+                key, found, required = f"{key}.{inner}", found.get(inner), required.get(inner)
             raise ConfigError(
                 f"{self._run_dir} was searched with {key} {found}, now it is {required}; choose another run_dir"
             )

@@ -39,6 +39,7 @@ class ProcessRewardStage:
         Raises:
             ValueError: the model or the data are not what the configuration needs.
         """
+        self._model_path = cfg.model.path  # as the user knows it
         self.world, self._phases, self._progress, self.cfg = world, phases, progress, cfg
         form = format_of(cfg)
         self.train, self._dataset = self._read("train", cfg.data.train_file, form)
@@ -65,7 +66,7 @@ class ProcessRewardStage:
             "data": (self._dataset, f"{data.train} with template {data.template} and max_tokens {data.max_tokens}"),
             **{f"process.{key}": setting(getattr(cfg, key)) for key in ("batch_size", "loss", "weighting")},
             "process.after_error": setting(cfg.after_error),
-            **model_identity(self.policy, self.cfg.model.path),
+            **model_identity(self.policy, self._model_path),
         }
 
     def begin(self, rows: list[dict[str, Any]]) -> None:

@@ -40,6 +40,7 @@ class RewardModelStage:
         Raises:
             ValueError: the model or the data are not what the configuration needs.
         """
+        self._model_path = cfg.model.path  # as the user knows it
         cfg, form, rated = prepared_to_rate(cfg, world)
         self.cfg, self.world, self._phases, self._progress = cfg, world, phases, progress
         self.train, self._dataset = self._read("train", cfg.data.train_file, form, rated)
@@ -67,7 +68,7 @@ class RewardModelStage:
             "data": (self._dataset, f"{data.train} with template {data.template} and max_tokens {data.max_tokens}"),
             "reward_model.batch_size": setting(cfg.batch_size),
             "reward_model.loss": setting(cfg.loss),
-            **model_identity(self.policy, self.cfg.model.path),
+            **model_identity(self.policy, self._model_path),
         }
 
     def begin(self, rows: list[dict[str, Any]]) -> None:

@@ -44,6 +44,7 @@ class RlStage:
             ValueError: the model, the data or a server of the rewards does not fit the configuration.
             RuntimeError: a server does not start.
         """
+        self._model_path = cfg.model.path  # as the user knows it
         cfg, self._format = prepared(cfg, world)
         self.cfg, self.world, self.progress, self.steps = cfg, world, progress, cfg.steps
         scorer = make_scorer(cfg.rewards)
@@ -124,7 +125,7 @@ class RlStage:
             "data.train": (state["sha256"], str(self.cfg.data.train)),
             **({"data.more": (of_more, ", ".join(str(source.path) for source in more))} if more else {}),
             "grpo.kl_coef": (kl_coef > 0, str(kl_coef)),
-            **model_identity(self.policy, self.cfg.model.path),
+            **model_identity(self.policy, self._model_path),
         }
 
     def begin(self, rows: list[dict[str, Any]]) -> None:

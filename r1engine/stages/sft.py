@@ -56,6 +56,7 @@ class SftStage:
         Raises:
             ValueError: the model or the texts are not what the configuration needs.
         """
+        self._model_path = cfg.model.path  # as the user knows it
         cfg, form = prepared(cfg, world)
         self.cfg, self.world, self._phases, self._progress = cfg, world, phases, progress
         self.train, self._dataset = self._read("train", cfg.data.train_file, form)
@@ -78,7 +79,7 @@ class SftStage:
             "seed": setting(self.cfg.seed),
             "data": (self._dataset, f"{data.train} with template {data.template} and max_tokens {data.max_tokens}"),
             "sft.batch_size": setting(self.cfg.sft.batch_size),
-            **model_identity(self.policy, self.cfg.model.path),
+            **model_identity(self.policy, self._model_path),
         }
 
     def begin(self, rows: list[dict[str, Any]]) -> None:

@@ -113,6 +113,9 @@ def test_a_killed_search_goes_on_and_ends_with_the_same_file(finished, tmp_path)
     other = again.model_copy(update={"seed": 5})
     with pytest.raises(ConfigError, match="was searched with seed 0, now it is 5; choose another run_dir"):
         run(other)
+    other = again.model_copy(update={"search": again.search.model_copy(update={"max_steps": 9})})
+    with pytest.raises(ConfigError, match=r"was searched with search\.max_steps 40, now it is 9; choose another"):
+        run(other)
 
 
 def run_until_killed(cfg: SearchConfig, at: int) -> None:
@@ -240,6 +243,7 @@ def test_what_lacks_before_a_search_begins_is_named_by_its_own_key(world, finish
         problem(questions=tmp_path / "no.jsonl")
         == f"questions: found no {tmp_path}/no.jsonl, required a file or a folder"
     )
+    assert "without good and bad tokens; required a score head" in problem(scorer={"path": world / "model"})
     assert problem(template="chat").startswith(f"template: {world}/model has no chat template")
     assert "max_prompt_tokens" in (long := problem(max_prompt_tokens=1)) and "data." not in long
     for folder, message in (

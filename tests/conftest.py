@@ -31,6 +31,7 @@ LONGEST = (
     "test_grading_servers.py",
     "stages/test_dry_run_then_start.py",
     "model/test_fp8_linears.py",
+    "kernels/test_paged_attention.py",
 )
 
 

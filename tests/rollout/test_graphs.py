@@ -100,7 +100,9 @@ def test_what_has_no_page_waits_on_the_host(fake_gpu_library):
         pytest.param("qwen3", {}, marks=pytest.mark.rotating),
         ("qwen3-moe", {"hidden_size": 384, "moe_intermediate_size": 128, "num_experts": 16, "num_experts_per_tok": 8}),
         pytest.param("deepseek", runs.WIDE, marks=pytest.mark.rotating),
-        ("moonlight", {"hidden_size": 256, "intermediate_size": 256, **LATENTS}),
+        pytest.param(
+            "moonlight", {"hidden_size": 256, "intermediate_size": 256, **LATENTS}, marks=pytest.mark.rotating
+        ),
     ],
 )
 def test_prompts_take_no_more_than_is_reckoned(fake_gpu_library, family, sizes):

@@ -247,6 +247,17 @@ QWEN = SimpleNamespace(
     mla=None,
     moe=None,
 )
+# Moonlight-16B: 31,104 bytes of latents a token.
+MOONLIGHT = SimpleNamespace(
+    num_layers=27,
+    num_heads=16,
+    head_dim=192,
+    hidden_size=2048,
+    intermediate_size=11264,
+    vocab_size=163840,
+    mla=SimpleNamespace(kv_rank=512, rope_dim=64, value_dim=128),
+    moe=SimpleNamespace(top_k=6, intermediate_size=1408, shared_size=2816),
+)
 WANTED = {"rows": 64, "longest": 32768, "prefill": 8192, "size": 2}
 
 
@@ -266,3 +277,11 @@ def test_pages_for_all_or_what_there_is_room_for_and_no_fewer_than_one_sequence(
     refused = r"32768 tokens takes 1\.75 GiB .* beside 2\.\d+ GiB for prompts and logits, found 2\.51 GiB"
     with pytest.raises(RuntimeError, match=refused + r".*required are .*slots, .*cache_gib, or rollout\.engine=sglang"):
         memory.pages_that_fit(QWEN, **WANTED, free=3 * 10**9)
+
+
+def test_latents_are_reckoned_by_their_size(monkeypatch):
+    monkeypatch.setattr(memory, "PAGE_TOKENS", 64)
+    monkeypatch.setattr(pages, "PAGE_TOKENS", 64)
+    assert memory.kv_bytes(MOONLIGHT, 2) == 27 * (512 + 64) * 2
+    found = memory.pages_that_fit(MOONLIGHT, rows=203, longest=8192, prefill=8192, size=2, free=60 * 10**9)
+    assert found * 64 // (8192 + 32) == 202  # sequences of 8,192 tokens on average and half a page

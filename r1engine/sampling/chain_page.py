@@ -27,7 +27,7 @@ HEADINGS = {  # first words of what was measured -> title of its table in the pa
     ("labels",): "Labels of steps by rollouts, against the truth",
     ("scorer",): "Scorers of steps, by the labels that trained them",
     ("exact", "rollouts"): "Searches, by the labels of their scorer",
-    ("reward",): "Training by a reward: the rule, and two sums of a scorer's steps",
+    ("reward",): "Training by a reward: the rule, and sum and minimum of a scorer's steps",
     ROUND: "A round of MCTS and training, beside rejection sampling",
     ("round", "reject"): "What the round and the rejection sampling drew",
 }

@@ -286,7 +286,11 @@ IDENTITY = {"data.train": ("ab12", "a.jsonl"), "model.path": ("cd34", "q2"), "se
             ("ff", "a.jsonl"),
             "found a.jsonl, but the run began with a.jsonl, with another content, template or tokenizer; set back",
         ),
-        ("model.path", ("ff", "q2"), "found q2, but the run began with q2, with another content; set back"),
+        (
+            "model.path",
+            ("ff", "q2"),
+            "found q2, but the run began with q2, with another content, max_positions or rope_theta; set back",
+        ),
         ("seed", (1, "1"), "seed: found 1, but the run began with 0; set back"),
     ],
 )

@@ -53,8 +53,8 @@ def check_same(begun_with: Mapping[str, Sequence[Any]], here: Identity) -> None:
             continue
         before, named = begun_with[key]
         if before != json.loads(json.dumps(value)):  # a tuple is a list in state.json
-            same = ", with another content" if named == name else ""
-            same += ", template or tokenizer" if same and key.startswith("data") else ""
+            other = "max_positions or rope_theta" if key == "model.path" else "template or tokenizer"
+            same = f", with another content, {other}" if named == name else ""
             problems.append(f"{key}: found {name}, but the run began with {named}{same}")
     if problems:
         raise ValueError("; ".join(problems) + "; set back what has changed, or start over with another run_dir")

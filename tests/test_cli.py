@@ -151,6 +151,13 @@ def test_report_writes_the_page(tmp_path):
 
 @pytest.mark.parametrize("own", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "passive"}], ids=str)
 def test_threads_that_wait_leave_the_core_to_others_unless_the_user_says_otherwise(own, monkeypatch):
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
     done = run("-c", "import r1engine, os; print(os.environ.get('GOMP_SPINCOUNT'))", **own)
     assert done.stdout.strip() == (str(own.get("GOMP_SPINCOUNT")) if own else "5000")
+
+
+def test_of_several_ranks_the_first_alone_prints_the_config_of_a_dry_run(config):
+    first, second = (r1engine("train", config, "--dry-run", RANK=rank) for rank in "01")
+    assert "seed: 7" in first.stdout and "found nothing that stops a start" in first.stderr
+    assert (second.stdout, second.stderr, second.returncode) == ("", "torch loaded: False\n", 0)

@@ -78,10 +78,11 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def tell(notes: list[str]) -> None:
-    """Prints what a dry run without a problem found worth knowing, and that it found none."""
-    for note in [*(f"note: {note}" for note in notes), PASSED] if is_first() else []:
-        typer.echo(note, err=True)
+def tell(notes: list[str], config: str = "") -> None:
+    """Prints on the first rank the config that a dry run has checked, what is worth knowing, and that it may start."""
+    if is_first():
+        typer.echo(config, nl=False)
+        typer.echo("".join(f"note: {note}\n" for note in notes) + PASSED, err=True)
 
 
 def fail(error: ConfigError) -> NoReturn:

@@ -56,8 +56,7 @@ def train(
         if dry_run:
             notes = check_all(cfg, world_size(), is_live=live)
             agree(None)
-            typer.echo(to_yaml(cfg), nl=False)
-            tell(notes)
+            tell(notes, to_yaml(cfg))
             return
         check_start(cfg, world_size())
         if is_first():
@@ -85,9 +84,7 @@ def curate(
         if problems := kinds.input_problems(cfg):
             raise ConfigError(problems)
         if dry_run:
-            notes = check(cfg)
-            typer.echo(to_yaml(cfg), nl=False)
-            tell(notes)
+            tell(check(cfg), to_yaml(cfg))
             return
         run(cfg)
     except (ValueError, RuntimeError, OSError) as error:
@@ -191,8 +188,7 @@ def _draw(config: Path, overrides: list[str] | None, dry_run: bool, kind: type[D
         notes = kinds.dry_run(cfg, world_size(), is_whole=True, is_live=False)
         agree(None)
         if dry_run:
-            typer.echo(to_yaml(cfg), nl=False)
-            tell(notes)
+            tell(notes, to_yaml(cfg))
             return
         with ranks_of_a_run(30) as ending:
             run_alone(cfg, ending)

@@ -64,8 +64,17 @@ def dry_run(cfg: StageConfig, world_size: int, *, is_live: bool) -> list[str]:
     """
     check_world(cfg, world_size)
     _check_folders(cfg)
-    notes = check_data(cfg)
+    notes = check_data(cfg) + _unevaluated(cfg)
     return notes + check_surroundings(cfg) if is_live else notes
+
+
+def _unevaluated(cfg: StageConfig) -> list[str]:
+    """A note where the configuration sets `evaluation.every`, and nothing is there to evaluate."""
+    sources: dict[str, object] = {"data.heldout": cfg.data.heldout}
+    sources |= {"evaluation.benchmarks": cfg.evaluation.benchmarks} if isinstance(cfg, RlConfig) else {}
+    if any(sources.values()) or not cfg.evaluation.every or "every" not in cfg.evaluation.model_fields_set:
+        return []
+    return [f"evaluation.every: found {cfg.evaluation.every}, but no {' or '.join(sources)}: nothing is evaluated"]
 
 
 def _check_folders(cfg: StageConfig) -> None:

@@ -315,6 +315,17 @@ def test_a_live_dry_run_tries_the_sandbox_if_a_reward_runs_code(here):
     assert any(note.startswith("code rewards run in a sandbox of:") for note in dry_run(cfg, 1, is_live=True))
 
 
+@pytest.mark.parametrize("kind", ["rl", "sft"])
+def test_an_interval_of_evaluations_without_anything_to_evaluate_is_noted(here, kind):
+    nothing = ["data.heldout=null", "evaluation.every=7"]
+    note = "evaluation.every: found 7, but no data.heldout" + " or evaluation.benchmarks" * (kind == "rl")
+    assert f"{note}: nothing is evaluated" in checked(kind, *nothing)
+    shutil.copy("texts.jsonl", "others.jsonl")
+    some = "data.heldout=heldout.jsonl" if kind == "rl" else "data.heldout=others.jsonl"
+    for quiet in ([some, nothing[1]], [nothing[0], "evaluation.every=0"]):
+        assert not any("evaluat" in line for line in checked(kind, *quiet))
+
+
 # ---- pipelines and plans ---------------------------------------------------------------------------------------
 
 PIPELINE = """

@@ -194,7 +194,7 @@ def line_chart(rows: list[Row], figure: Figure) -> Chart:
     elif figure.is_log:
         y_axis |= {"type": "log", "exponentformat": "power"} | _whole_powers(traces)
     else:
-        y_axis |= {"rangemode": "tozero"}
+        y_axis |= {"rangemode": "tozero"} | _small(traces)
     return {"title": figure.title, "data": traces, "layout": chart_layout(y_axis, x_label(figure))}
 
 
@@ -202,6 +202,11 @@ def _whole_powers(traces: list[dict[str, Any]]) -> dict[str, Any]:
     """Marks of a logarithmic axis at powers of ten alone, where at least two are inside: plotly's choice else."""
     powers = [log10(value) for trace in traces for value in trace["y"] if value > 0]
     return {"dtick": 1} if powers and floor(max(powers)) - ceil(min(powers)) >= 1 else {}
+
+
+def _small(traces: list[dict[str, Any]]) -> dict[str, Any]:
+    """1e-6 where plotly writes 1 with a Greek letter, which nobody says of learning rates."""
+    return {"exponentformat": "e"} if all(abs(value) < 1e-3 for trace in traces for value in trace["y"]) else {}
 
 
 def _traces(steps: list[float], values: list[float], series: Series) -> list[dict[str, Any]]:
@@ -282,6 +287,6 @@ def chart_layout(y_axis: dict[str, Any], x: str = "optimizer step") -> dict[str,
         "legend": {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"},
         "hovermode": "x unified",
         "showlegend": True,
-        "yaxis": y_axis,
+        "yaxis": {"automargin": True} | y_axis | {"title": {"standoff": 8} | y_axis.get("title", {})},
         "xaxis": {"title": {"text": x, "standoff": 6}},
     }

@@ -20,13 +20,13 @@ from r1engine.evaluation.page import question_chart, score_chart
 from r1engine.observe.charts import MOST_POINTS, chart_groups, thinned
 from r1engine.observe.live import LiveReport
 from r1engine.observe.packed import packed, unpacked
-from r1engine.observe.page import charted, compact_json, render
+from r1engine.observe.page import charted, compact_json, page, render
 from r1engine.observe.report import write_comparison, write_report
 from r1engine.observe.starts import record_start
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PROBE = """<script>addEventListener("load", async () => {
-  if (document.getElementById("charts")) await Promise.all([drawing, begun]);
+  if (document.getElementById("charts")) await Promise.all([drawing, typeof begun === "undefined" ? null : begun]);
   const tokens = document.getElementById("tokens");
   if (tokens) {
     tokens.checked = true;
@@ -160,12 +160,15 @@ def other_pages() -> dict[str, str]:
         "evaluation": render("evaluation.html", long, tables=[table], replies=replies, **charted(charts)),
         "curate": render("curate.html", long, bars=[bar], table=table, reasons=reasons),
         "pipeline": render("pipeline.html", long, graph=graph, stages=[stage], parts=parts),
+        "report": page(
+            long, charts, headlines=[{"name": long, "old": "1,234,567.0", "new": "1,234,567.0", "where": long}]
+        ),
     }
 
 
 @pytest.mark.rotating
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-@pytest.mark.parametrize("name", ["evaluation", "curate", "pipeline"])
+@pytest.mark.parametrize("name", ["evaluation", "curate", "pipeline", "report"])
 def test_the_other_pages_fit_a_phone(name, tmp_path):
     (tmp_path / "page.html").write_text(other_pages()[name])
     found = shown(tmp_path / "page.html", tmp_path, width=390)

@@ -281,6 +281,12 @@ def test_a_logarithmic_axis_has_marks_also_between_two_powers_of_ten(values, mar
     assert line_chart(rows, figures.GRADIENT_NORM)["layout"]["yaxis"].get("dtick") == marks
 
 
+@pytest.mark.parametrize(("peak", "form"), [(3e-4, "e"), (2e-3, None)])
+def test_a_small_learning_rate_is_written_as_a_power_of_ten(peak, form):
+    rows = [{"step": step, "lr": step * peak} for step in range(2)]
+    assert line_chart(rows, figures.LEARNING_RATE)["layout"]["yaxis"].get("exponentformat") == form
+
+
 def test_an_evaluation_has_the_band_of_its_interval():
     rows = [{"step": 0, "eval/pass_at_1": 0.5, "eval/pass_at_1_low": 0.4, "eval/pass_at_1_high": 0.6}, {"step": 1}]
     assert figures.band(rows, "eval/pass_at_1") == ([0], [0.4], [0.6])

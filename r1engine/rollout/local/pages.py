@@ -83,10 +83,8 @@ class PagedCache:
         prompts, places, pages = torch.tensor(written).to(self.table.device).unbind(1)
         for layer, prompt_kv in zip(self.layers, kv, strict=True):
             whole = pad(prompt_kv.to(layer.device), (0, 0, 0, -prompt_kv.shape[3] % PAGE_TOKENS))
-            of_pages = whole.unflatten(3, (-1, PAGE_TOKENS))[
-                :, prompts, :, places
-            ]  # [pages, parts, heads, tokens, ...]
-            layer[:, pages] = of_pages.transpose(0, 1)
+            of_prompts = whole.unflatten(3, (-1, PAGE_TOKENS))  # [parts, prompts, heads, pages, tokens, numbers]
+            layer[:, pages] = of_prompts[:, prompts, :, places].transpose(0, 1)
 
     def restore(self, rows: Sequence[int], kv: Sequence[torch.Tensor]) -> None:
         """See `Cache`."""

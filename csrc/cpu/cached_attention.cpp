@@ -108,20 +108,37 @@ void keep(const NewTokens& s, int64_t token) {
     }
 }
 
-// Calls body(token, key, count, index) for all tokens of a run and the keys that each sees, `count` of them from place
-// `key` of the row on, which are those from `index` on of its sequence: a chunk of the row for all of them, then the
-// next.
+// Of the places [from, until) of a row those that a token sees: the first `prefix`, and `count` from `own` on, which
+// are those from `index` on of its sequence.
+struct Seen {
+    int64_t prefix, own, count, index;
+
+    bool operator==(const Seen& other) const {
+        return prefix == other.prefix && own == other.own && count == other.count && index == other.index;
+    }
+};
+
+Seen seen(const NewTokens& s, int64_t token, int64_t from, int64_t until) {
+    const int64_t past = s.pasts[token], skipped = s.places[token] - s.positions[token];
+    const int64_t own = std::max(from, past + skipped);
+    return {std::min(until, past) - from, own, std::min(until, s.places[token] + 1) - own, own - skipped};
+}
+
+// Calls body(tokens, key, count, index) for all tokens of a run and the keys that they see, `count` of them from place
+// `key` of the row on, which are those from `index` on of their sequences: a chunk of the row for all of them, then the
+// next. Neighbours that see the same of a chunk are taken together.
 template <class Body>
 void over_keys(const NewTokens& s, const Run& run, const Body& body) {
     const int64_t end = *std::max_element(s.places + run.first, s.places + run.last) + 1;
     const int64_t step = std::max<int64_t>(CHUNK / s.size, 1);
     for (int64_t from = 0; from < end; from += step) {
-        for (int64_t token = run.first; token < run.last; ++token) {
-            const int64_t past = s.pasts[token], place = s.places[token], skipped = place - s.positions[token];
-            const int64_t prefix = std::min(from + step, past) - from;
-            const int64_t own = std::max(from, past + skipped), count = std::min(from + step, place + 1) - own;
-            if (prefix > 0) body(token, from, prefix, from);
-            if (count > 0) body(token, own, count, own - skipped);
+        for (Run alike{run.first, run.first}; alike.first < run.last; alike.first = alike.last) {
+            const Seen of = seen(s, alike.first, from, from + step);
+            do {
+                ++alike.last;
+            } while (alike.last < run.last && seen(s, alike.last, from, from + step) == of);
+            if (of.prefix > 0) body(alike, from, of.prefix, from);
+            if (of.count > 0) body(alike, of.own, of.count, of.index);
         }
     }
 }
@@ -138,14 +155,14 @@ void attend(const NewTokens& s, const Run& run, int64_t head) {
         turn(s.qkv_at(token, head * group + q % group), s.query_norm, s.rotations + s.positions[token] * s.size, s.size,
              s.eps, s.scale, turned.data() + q * s.size);
     }
-    over_keys(s, run, [&](int64_t token, int64_t key, int64_t count, int64_t index) {
+    over_keys(s, run, [&](const Run& of, int64_t key, int64_t count, int64_t index) {
         const float* keys = s.keys + at + key * s.size;
-        int64_t q = (token - run.first) * group, g = 0;
-        for (; g + 2 <= group; g += 2, q += 2) {
+        const int64_t last = (of.last - run.first) * group;
+        int64_t q = (of.first - run.first) * group;
+        for (; q + 2 <= last; q += 2) {
             score<2>(turned.data() + q * s.size, keys, count, s.size, scores.data() + q * step + index, step);
         }
-        if (g < group)
-            score<1>(turned.data() + q * s.size, keys, count, s.size, scores.data() + q * step + index, step);
+        if (q < last) score<1>(turned.data() + q * s.size, keys, count, s.size, scores.data() + q * step + index, step);
     });
     thread_local std::vector<float> totals;
     totals.resize(queries);
@@ -153,13 +170,14 @@ void attend(const NewTokens& s, const Run& run, int64_t head) {
         const int64_t length = s.positions[run.first + q / group] + 1;
         totals[q] = exponentials(scores.data() + q * step, length, (length + 7) / 8 * 8, 1.f);
     }
-    over_keys(s, run, [&](int64_t token, int64_t key, int64_t count, int64_t index) {
+    over_keys(s, run, [&](const Run& of, int64_t key, int64_t count, int64_t index) {
         const float* values = s.values + at + key * s.size;
-        int64_t q = (token - run.first) * group, g = 0;
-        for (; g + 2 <= group; g += 2, q += 2) {
+        const int64_t last = (of.last - run.first) * group;
+        int64_t q = (of.first - run.first) * group;
+        for (; q + 2 <= last; q += 2) {
             mix<2>(scores.data() + q * step + index, step, values, count, s.size, mixed.data() + q * s.size);
         }
-        if (g < group) mix<1>(scores.data() + q * step + index, step, values, count, s.size, mixed.data() + q * s.size);
+        if (q < last) mix<1>(scores.data() + q * step + index, step, values, count, s.size, mixed.data() + q * s.size);
     });
     for (int64_t q = 0; q < queries; ++q) {
         const int64_t token = run.first + q / group, column = (head * group + q % group) * s.size;
@@ -203,5 +221,5 @@ R1_EXPORT void r1_cpu_cached_attention(r1::RunTeam run, int64_t threads, const f
     r1::parallel(team, tokens, [&](int64_t token) { r1::keep(of, token); });
     const std::vector<r1::Run> runs = r1::runs_of(of, tokens);
     r1::parallel(team, runs.size() * kv_heads,
-                 [&](int64_t piece) { r1::attend(of, runs[piece / kv_heads], piece % kv_heads); });
+                 [&](int64_t piece) { r1::attend(of, runs[piece % runs.size()], piece / runs.size()); });
 }

@@ -144,9 +144,10 @@ def test_attention_of_new_tokens_is_exact(
 
 @needs_library
 @pytest.mark.parametrize("size", [8, 64])
-def test_attention_of_a_token_does_not_depend_on_the_others(threads: int, size: int) -> None:
+@pytest.mark.parametrize("heads", [1, 3])  # odd: pairs of them are of one token or of two
+def test_attention_of_a_token_does_not_depend_on_the_others(threads: int, heads: int, size: int) -> None:
     # 160 tokens as a prompt, one by one, and those from 90 on behind a prefix, beside others of other lengths.
-    angle, qkv = torch.randn(160, size // 2), torch.randn(160, 5, size)
+    angle, qkv = torch.randn(160, size // 2), torch.randn(160, heads + 2, size)
     rotations, cache = torch.polar(torch.ones_like(angle), angle), torch.zeros(2, 1, 1, 160, size)
     whole = NewTokens.behind([[[0] * 160]], [0], torch.device("cpu"))
     expected = cached_attention(whole, qkv, (None, None), rotations, cache)
@@ -161,7 +162,7 @@ def test_attention_of_a_token_does_not_depend_on_the_others(threads: int, size: 
     wide = torch.zeros(2, 2, 1, 190, size)
     wide[:, 1, :, :90] = cache[:, 0, :, :90]
     new = NewTokens.behind([[[0] * 9], [[0] * 30, [0] * 70]], [0, 90], torch.device("cpu"))
-    both = torch.cat([torch.randn(9, 5, size), torch.randn(30, 5, size), qkv[90:]])
+    both = torch.cat([torch.randn(9, heads + 2, size), torch.randn(30, heads + 2, size), qkv[90:]])
     assert torch.equal(cached_attention(new, both, (None, None), rotations, wide)[39:], expected[90:])
 
 

@@ -42,6 +42,7 @@ def run(
     scratch = torch.empty_like(x)
     qkv = x.new_empty(count, (arch.num_heads + 2 * arch.num_kv_heads) * arch.head_dim)
     mixed = x.new_zeros(len(x), arch.num_heads * arch.head_dim, PANEL)
+    inner = x.new_empty(len(x), arch.intermediate_size, PANEL)
     sizes = (count, arch.num_heads, arch.num_kv_heads, arch.head_dim, layers[0].shape[3])
     factors = (arch.softmax_scale, arch.norm_eps)
 
@@ -63,7 +64,6 @@ def run(
         norms, where = (attention.query_norm, attention.key_norm), (rotations, *new[1:], *kv)
         cpu_lib.call("r1_cpu_cached_attention", qkv, *norms, *where, mixed, *sizes, *factors)
         product(mixed, None, layer.output, x, ADD)
-        inner = x.new_empty(len(x), len(mlp.gate_up) // 2, PANEL)
         product(x, layer.mlp_norm, mlp.gate_up, inner, GATE)
         product(inner, None, mlp.down, x, ADD)
     cpu_lib.call("r1_cpu_panel_norm", x, weights.final_norm, scratch, count, arch.hidden_size, arch.norm_eps)

@@ -49,7 +49,8 @@ def label_quality(path: Path) -> Numbers:
 
 
 def trained(run_dir: Path) -> Numbers:
-    """Of reinforcement learning: accuracy, length, own reward at both ends, and from where on the policy is lost.
+    """Of reinforcement learning: accuracy, length, own reward of the first rollout and of the last `END` ones (means),
+    and from where on the policy is lost.
 
     A constant answer is right by luck, 0 in a quarter of the questions. So "all steps right" is the share of the logged
     completions of the last `END` rollouts that are the right solution from the first step to the answer.
@@ -58,19 +59,20 @@ def trained(run_dir: Path) -> Numbers:
     accuracy = [row["reward/accuracy"] for row in rows]
     alarms = [row["step"] for row in rows if row.get("alarm/process")]
     last = max((i for i, value in enumerate(accuracy) if value >= LOST), default=-1)
-    found = {"accuracy first": accuracy[0], "accuracy best": max(accuracy), "accuracy last": accuracy[-1]}
+    found = {"accuracy best": max(accuracy)}
     for name, key in (
+        ("accuracy", "reward/accuracy"),
         ("tokens", "completion/length_mean"),
         ("steps", "process/steps"),
         ("own reward", "reward/process"),
     ):
-        if key in rows[0] and key in rows[-1]:
-            found |= {f"{name} first": rows[0][key], f"{name} last": rows[-1][key]}
+        if ending := [row[key] for row in rows[-END:] if key in row]:
+            found |= {f"{name} first": rows[0][key], f"{name} last": fmean(ending)}
     found |= {"lost from step": rows[last + 1]["step"]} if last + 1 < len(rows) else {}
-    ending = [row for row in whole_lines(run_dir / "samples.jsonl") if row["step"] > rows[-1]["step"] - END]
-    if ending:
+    written = [row for row in whole_lines(run_dir / "samples.jsonl") if row["step"] > rows[-1]["step"] - END]
+    if written:
         found["all steps right last"] = fmean(
-            row["completion"] == right_solution(chain_of(row["question"])) for row in ending
+            row["completion"] == right_solution(chain_of(row["question"])) for row in written
         )
     return found | ({"alarm at step": alarms[0]} if alarms else {})
 

@@ -56,22 +56,22 @@ def test_where_a_policy_is_lost(tmp_path):
     rows = [
         {"step": step, "reward/accuracy": accuracy, "process/steps": step + 5.0, "completion/length_mean": 30.0}
         | ({"alarm/process": 1.0} if step == 3 else {})
-        for step, accuracy in enumerate([0.25, 0.5, 0.0625, 0.0])
+        for step, accuracy in enumerate([0.25, 0.5, 0.0625] + [0.0] * 9)
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = {
         "accuracy first": 0.25,
         "accuracy best": 0.5,
-        "accuracy last": 0.0,
+        "accuracy last": 0.00625,  # of the last ten rollouts
         "tokens first": 30.0,
         "tokens last": 30.0,
         "steps first": 5.0,
-        "steps last": 8.0,
+        "steps last": 11.5,
         "lost from step": 2,
         "alarm at step": 3,
     }
     assert trained(tmp_path) == found
     wrote = [(0, RIGHT), (0, ["0", RIGHT[-1]]), (0, RIGHT[:5]), (0, LUCKY), (-10, RIGHT)]  # the last is before the end
-    samples = [{"step": 3 + step, "question": CHAIN.question, "completion": "".join(text)} for step, text in wrote]
+    samples = [{"step": 11 + step, "question": CHAIN.question, "completion": "".join(text)} for step, text in wrote]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
     assert trained(tmp_path) == found | {"all steps right last": 1 / 4}

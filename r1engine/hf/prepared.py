@@ -42,7 +42,7 @@ def prepare(
     changed: dict[str, str | dict[str, Any]] = _asking(source, end, template) if end is not None else {}
     changed |= also or {}
     if max_positions is not None or rope_theta is not None:
-        changed["config.json"] = _placed(read_json(source / "config.json"), max_positions, rope_theta)
+        changed["config.json"] = placed(read_json(source / "config.json"), max_positions, rope_theta)
     target.mkdir(parents=True)
     for file in source.iterdir():
         if file.is_file() and file.name not in changed:
@@ -52,7 +52,7 @@ def prepare(
         (target / name).write_text(text, encoding="utf-8")
 
 
-def _placed(config: dict[str, Any], max_positions: int | None, rope_theta: float | None) -> dict[str, Any]:
+def placed(config: dict[str, Any], max_positions: int | None, rope_theta: float | None) -> dict[str, Any]:
     """config.json with other positions; the rotary base stands wherever somebody may look for it."""
     if max_positions is not None:
         config = config | {"max_position_embeddings": max_positions}

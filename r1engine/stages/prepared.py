@@ -9,7 +9,8 @@ from r1engine.config import ProcessRewardConfig, RewardModelConfig, RlConfig, Sf
 from r1engine.data.chat import ChatFormat, PromptFormat
 from r1engine.data.rated import RatedForm, form_to_train
 from r1engine.hf.architecture import architecture_of
-from r1engine.hf.prepared import prepare
+from r1engine.hf.files import read_json
+from r1engine.hf.prepared import placed, prepare
 from r1engine.hf.tokenizer import load_tokenizer
 from r1engine.ranks import World
 from r1engine.rewards.rated import NAME
@@ -66,8 +67,27 @@ def _from_start(
 
     def make() -> Path:
         architecture_of(cfg.model)  # refuses positions that the folder cannot have
+        _refuse_other_config(cfg)
         prepare(source, start, end=end, template=form.source, max_positions=positions, rope_theta=theta, also=also)
         return start
 
     model = cfg.model.model_copy(update={"path": world.from_first(make)})
     return cfg.model_copy(update={"model": model})
+
+
+def _refuse_other_config(cfg: ConfigT) -> None:
+    """Looks before run_dir/start is written again: what comes of checkpoints is exported and evaluated from there.
+
+    Raises:
+        ValueError: checkpoints are there, and the model's config.json would be another one.
+    """
+    source, start = cfg.model.folder, cfg.run_dir / "start"
+    if not (cfg.run_dir / "checkpoints" / "latest").is_file():
+        return
+    begun = start if (start / "config.json").is_file() else source
+    asked = placed(read_json(source / "config.json"), cfg.model.max_positions, cfg.model.rope_theta)
+    if read_json(begun / "config.json") != asked:
+        raise ValueError(
+            f"model.path: the config.json of {source}, with model.max_positions and model.rope_theta, is not the one "
+            "that the run began with; set back what has changed, or start over with another run_dir"
+        )

@@ -91,6 +91,7 @@ REFUSED = {
         ("grpo.kl_coef=0", "grpo.kl_coef: found 0.0, but the run began with 0.01"),
         ("data.max_prompt_tokens=3", "prompts have more than max_prompt_tokens = 3 tokens"),
         ("steps=4", "steps: found 4, required at least the 8 of step_00000008"),
+        ("model.rope_theta=7", "with model.max_positions and model.rope_theta, is not the one that the run began"),
     ],
     "sft": [
         ("seed=5", "seed: found 5, but the run began with 0"),
@@ -98,6 +99,7 @@ REFUSED = {
         ("data.template=none", "template none and max_tokens 64, but the run began with"),
         ("data.max_tokens=9", "84 of 84 texts (100.0%): 84 have more than data.max_tokens = 9 tokens"),
         ("sft.epochs=1", "steps: found 4, required at least the 8 of step_00000008"),
+        ("model.max_positions=99", "with model.max_positions and model.rope_theta, is not the one that the run began"),
     ],
     "reward_model": [
         ("seed=5", "seed: found 5, but the run began with 0"),
@@ -105,12 +107,13 @@ REFUSED = {
         ("reward_model.sees=response", "template r1_zero and max_tokens 160, but the run began with"),
         ("data.max_tokens=9", "42 of 42 pairs (100.0%): 42 have more than data.max_tokens = 9 tokens"),
         ("reward_model.epochs=1", "steps: found 4, required at least the 8 of step_00000008"),
+        ("model.rope_theta=7", "with model.max_positions and model.rope_theta, is not the one that the run began"),
     ],
 }
 
 
 @pytest.mark.rotating
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(6))
 def test_a_changed_run_is_refused_by_name_and_nothing_on_disk_changes(case, undisturbed, number):
     override, message = REFUSED[case.kind][number]
     before = contents(undisturbed)
@@ -119,6 +122,12 @@ def test_a_changed_run_is_refused_by_name_and_nothing_on_disk_changes(case, undi
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert contents(undisturbed) == before
+
+
+def test_a_checkpoint_names_the_model_as_the_user_does(case, undisturbed):
+    checkpoints = undisturbed / "checkpoints"
+    state = json.loads((checkpoints / (checkpoints / "latest").read_text().strip() / "state.json").read_text())
+    assert state["identity"]["model.path"][1] == str(case.model)
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

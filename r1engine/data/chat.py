@@ -110,7 +110,9 @@ class ChatFormat:
         self._renderer = _transformers_tokenizer(folder)
         own = _own_template(folder, self._renderer) if data.template == "chat" else _shipped(data.template)
         if missing := [token for token in R1_TOKENS if data.template == "r1" and token not in tokenizer.added_tokens]:
-            raise ValueError(f"data.template: r1 needs the tokens {missing}, not in {folder}; choose plain or chat")
+            raise ValueError(
+                f"data.template: r1 needs the tokens {missing}, not in {folder}; choose plain, chat or r1_zero"
+            )
         added = tokenizer.added_tokens
         special = [text for text, is_special in added.items() if is_special]
         self._special = _Markers(special, tokenizer)
@@ -300,7 +302,7 @@ def _own_template(folder: Path, renderer: PreTrainedTokenizerFast) -> str:
         return renderer.get_chat_template()
     except ValueError as error:
         raise ValueError(
-            f"data.template: {folder} has no chat template, required by 'chat'; choose r1 or plain"
+            f"data.template: {folder} has no chat template, required by 'chat'; choose r1, plain or r1_zero"
         ) from error
 
 

@@ -277,8 +277,8 @@ def test_a_template_that_writes_the_date_writes_the_same_one_tomorrow(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "template", "message"),
     [
-        ("bare", "chat", "data.template: .* has no chat template, required by 'chat'; choose r1 or plain"),
-        ("chatml", "r1", "data.template: r1 needs the tokens .*; choose plain or chat"),
+        ("bare", "chat", "data.template: .* has no chat template, required by 'chat'; choose r1, plain or r1_zero"),
+        ("chatml", "r1", "data.template: r1 needs the tokens .*; choose plain, chat or r1_zero"),
     ],
 )
 def test_a_template_that_is_not_there_is_refused(folders, kind, template, message):

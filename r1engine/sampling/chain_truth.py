@@ -66,7 +66,7 @@ def trained(run_dir: Path) -> Numbers:
         ("steps", "process/steps"),
         ("own reward", "reward/process"),
     ):
-        if ending := [row[key] for row in rows[-END:] if key in row]:
+        if key in rows[0] and (ending := [row[key] for row in rows[-END:] if key in row]):
             found |= {f"{name} first": rows[0][key], f"{name} last": fmean(ending)}
     found |= {"lost from step": rows[last + 1]["step"]} if last + 1 < len(rows) else {}
     written = [row for row in whole_lines(run_dir / "samples.jsonl") if row["step"] > rows[-1]["step"] - END]

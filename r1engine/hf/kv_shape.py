@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from r1engine.hf.architecture import Architecture
 
 
@@ -11,6 +13,11 @@ def kv_shape(arch: Architecture) -> tuple[int, int, int]:
     if arch.mla is not None:
         return 1, 1, arch.mla.kv_rank + arch.mla.rope_dim
     return 2, arch.num_kv_heads, arch.head_dim
+
+
+def kv_bytes(arch: Architecture, size: int = 2) -> int:
+    """Bytes of a token in all layers; a number takes `size`, in bfloat16 2."""
+    return arch.num_layers * prod(kv_shape(arch)) * size
 
 
 def value_numbers(arch: Architecture) -> int:

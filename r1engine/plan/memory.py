@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from r1engine.hf.architecture import Architecture
+from r1engine.hf.kv_shape import kv_bytes
 from r1engine.plan.hardware import GIB, Assumed, Gpu
 from r1engine.plan.layout import Layout
-from r1engine.plan.sizes import key_value_dim, kv_bytes, query_dim, rank_parameters, total_parameters, value_dim
+from r1engine.plan.sizes import key_value_dim, query_dim, rank_parameters, total_parameters, value_dim
 
 WEIGHT, GRADIENT, OPTIMIZER = 2, 4, 12  # bytes a parameter: bf16; fp32; fp32 master weight and two moments
 PHASE_TERMS = {"update": "training", "logprobs": "logprobs", "generate": "generating"}  # phase -> field of StageMemory

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from r1engine.hf.architecture import Architecture
+from r1engine.hf.kv_shape import kv_bytes
 from r1engine.plan.hardware import GIB, Assumed, Gpu
 from r1engine.plan.layout import Layout
 from r1engine.plan.memory import GRADIENT, OPTIMIZER, WEIGHT, Job, optimizer_bytes
@@ -13,7 +14,6 @@ from r1engine.plan.refresh import refresh
 from r1engine.plan.sizes import (
     expert_parameters,
     forward_work,
-    kv_bytes,
     latent_work,
     rank_parameters,
     total_parameters,

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 
 from r1engine.hf.architecture import Architecture
-from r1engine.hf.kv_shape import kv_shape
 from r1engine.hf.tensors import Shapes, attention_shapes, latent_attention_shapes, mlp_shapes
 from r1engine.plan.layout import Layout
 
@@ -24,11 +23,6 @@ def query_dim(arch: Architecture) -> int:
 def value_dim(arch: Architecture) -> int:
     """Of a head's value."""
     return arch.mla.value_dim if arch.mla else arch.head_dim
-
-
-def kv_bytes(arch: Architecture) -> int:
-    """Bytes of what a generator keeps of one token over all layers, in bfloat16: keys and values, or latents."""
-    return 2 * math.prod(kv_shape(arch)) * arch.num_layers
 
 
 def key_value_dim(arch: Architecture) -> int:

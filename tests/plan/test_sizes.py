@@ -10,9 +10,10 @@ from ranks import on_ranks
 
 from r1engine.config import Model, Parallel, RlConfig
 from r1engine.hf.architecture import read_architecture
+from r1engine.hf.kv_shape import kv_bytes
 from r1engine.model.stage_sizes import stage_parameters
 from r1engine.plan.layout import Layout
-from r1engine.plan.sizes import active_parameters, forward_work, kv_bytes, rank_parameters, total_parameters
+from r1engine.plan.sizes import active_parameters, forward_work, rank_parameters, total_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 V3 = ROOT / "configs" / "models" / "DeepSeek-V3"

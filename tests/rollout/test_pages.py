@@ -12,6 +12,7 @@ from paged_generator import local_generator
 from r1engine.batch import Prompt
 from r1engine.data.question import Question
 from r1engine.hf.architecture import read_architecture
+from r1engine.hf.kv_shape import kv_bytes
 from r1engine.rollout import Sampling
 from r1engine.rollout.draft import Draft
 from r1engine.rollout.local import memory, pages
@@ -282,6 +283,6 @@ def test_pages_for_all_or_what_there_is_room_for_and_no_fewer_than_one_sequence(
 def test_latents_are_reckoned_by_their_size(monkeypatch):
     monkeypatch.setattr(memory, "PAGE_TOKENS", 64)
     monkeypatch.setattr(pages, "PAGE_TOKENS", 64)
-    assert memory.kv_bytes(MOONLIGHT, 2) == 27 * (512 + 64) * 2
+    assert kv_bytes(MOONLIGHT, 2) == 27 * (512 + 64) * 2
     found = memory.pages_that_fit(MOONLIGHT, rows=203, longest=8192, prefill=8192, size=2, free=60 * 10**9)
     assert found * 64 // (8192 + 32) == 202  # sequences of 8,192 tokens on average and half a page

@@ -10,6 +10,7 @@ import torch
 
 from r1engine.batch import Completion
 from r1engine.hf.architecture import read_architecture
+from r1engine.hf.kv_shape import kv_bytes
 from r1engine.hf.tokenizer import load_tokenizer, stop_tokens
 from r1engine.rollout.draft import Draft, Sampling, StepEnds, check_prompts, completions
 from r1engine.rollout.generator import Logprobs
@@ -17,7 +18,7 @@ from r1engine.rollout.local.cache import Cache, KVCache
 from r1engine.rollout.local.decode_batch import PREFILL_TOKENS, DecodeBatch, DraftEnds
 from r1engine.rollout.local.decoder import Decoder
 from r1engine.rollout.local.kv_store import KVStore
-from r1engine.rollout.local.memory import free_bytes, kv_bytes, pages_that_fit
+from r1engine.rollout.local.memory import free_bytes, pages_that_fit
 from r1engine.rollout.local.pages import PagedCache
 from r1engine.rollout.local.sampling import stream_keys
 

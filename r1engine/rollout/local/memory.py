@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from math import prod
 
 import torch
 
 from r1engine.hf.architecture import Architecture
-from r1engine.hf.kv_shape import kv_shape
+from r1engine.hf.kv_shape import kv_bytes
 from r1engine.rollout.local.pages import PAGE_TOKENS, num_pages
 
 USED = 0.9  # of the memory that is free when drawing begins; the rest is for what is not counted here
@@ -44,11 +43,6 @@ def pages_that_fit(arch: Architecture, *, rows: int, longest: int, prefill: int,
         message = "generator: the GPU has room for keys and values of %d tokens, not for %d sequences of %d"
         logging.getLogger(__name__).info(message, found * PAGE_TOKENS, rows, longest)
     return min(found, rows * one)
-
-
-def kv_bytes(arch: Architecture, size: int) -> int:
-    """What is kept of one token in all layers."""
-    return arch.num_layers * prod(kv_shape(arch)) * size
 
 
 def free_bytes(device: torch.device) -> int:

@@ -23,6 +23,7 @@ from r1engine.config import Parallel, RlConfig
 from r1engine.data.question import Question
 from r1engine.hf.architecture import read_architecture
 from r1engine.hf.folder import weights_of
+from r1engine.hf.kv_shape import kv_bytes
 from r1engine.model import parallel
 from r1engine.ranks import World
 from r1engine.rollout.draft import Draft, Sampling
@@ -132,7 +133,7 @@ def draw(library: Path, family: str, fewest: int = 20, num_pages: int | None = N
     if num_pages is not None:
         arch, (rows, prefill, size) = read_architecture(folder), (4, PREFILL_TOKENS, 2)
         num_bytes = memory._other_bytes(arch, rows, fewest + 9, prefill, size)
-        num_bytes += (num_pages + 1.5) * 16 * memory.kv_bytes(arch, size)
+        num_bytes += (num_pages + 1.5) * 16 * kv_bytes(arch, size)
         memory.PAGE_TOKENS = pages.PAGE_TOKENS = 16
         torch.cuda.mem_get_info = lambda *_: (num_bytes / memory.USED,) * 2
     with gpu:

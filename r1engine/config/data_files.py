@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 # How a file's rows are written. A .json file holds one list of objects.
@@ -33,6 +34,12 @@ def is_there(path: Path) -> bool:
         return bool(data_files(path))
     except ValueError:
         return False
+
+
+def missing(paths: Mapping[str, Path]) -> list[str]:
+    """Of the paths of keys those that are not there: "key: ...", one line each."""
+    gone = [(key, path) for key, path in paths.items() if not is_there(path)]
+    return [f"{key}: found no {path}, required a file or a folder" for key, path in gone]
 
 
 def data_files(path: Path) -> list[Path]:

@@ -26,7 +26,7 @@ from r1engine.config import (
     check_files,
     check_world,
 )
-from r1engine.config.data_files import is_there
+from r1engine.config.data_files import missing
 from r1engine.pipeline.manifest import digest
 
 if TYPE_CHECKING:
@@ -152,8 +152,7 @@ def input_problems(cfg: KindConfig) -> list[str]:
         except ConfigError as error:
             return error.problems
         return []
-    missing = [(key, path) for key, path in cfg.inputs().items() if not is_there(path)]
-    return [f"{key}: found no {path}, required a file or a folder" for key, path in missing]
+    return missing(cfg.inputs())
 
 
 def dry_run(cfg: KindConfig, world_size: int, *, is_whole: bool, is_live: bool) -> list[str]:
@@ -189,8 +188,8 @@ def _dry_drawing(cfg: DrawingConfig, is_live: bool) -> list[str]:
     """The same of what draws: as a run that reads the questions, and its scorer's folder."""
     from r1engine.stages import check
 
-    if missing := input_problems(cfg):
-        raise ConfigError(missing)
+    if problems := input_problems(cfg):
+        raise ConfigError(problems)
     try:
         if isinstance(cfg, SearchConfig) and cfg.scorer is not None and cfg.scorer.format == "auto":
             from r1engine.search.formats import format_of_folder

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from r1engine.config import ConfigError, KindConfig
-from r1engine.config.data_files import is_there
+from r1engine.config.data_files import missing
 from r1engine.config.pipeline import PlannedStage
 from r1engine.config.read import flat, plain
 from r1engine.data.stream import file_digest
@@ -53,10 +53,8 @@ def inputs(stage: PlannedStage) -> dict[str, dict[str, str]]:
         ConfigError: it is not there.
     """
     paths = stage.cfg.inputs()
-    if missing := [
-        f"{key}: found no {path}, required a file or a folder" for key, path in paths.items() if not is_there(path)
-    ]:
-        raise ConfigError([f"stage {stage.name}: {problem}" for problem in missing])
+    if problems := missing(paths):
+        raise ConfigError([f"stage {stage.name}: {problem}" for problem in problems])
     origins = {key: str(path) for key, path in paths.items()} | stage.fetched | stage.needs
     return {key: {"from": origins[key], "sha256": digest(path)} for key, path in paths.items()}
 

@@ -159,7 +159,8 @@ def _run_stages(stages: Pipeline, dry_run: bool, live: bool, status: bool, redo:
     if dry_run:
         if redo is not None:
             made = ", ".join([redo, *(stage.name for stage in again)])
-            typer.echo(f"--redo {redo} would make again: {made}") if is_first() else None
+            if is_first():
+                typer.echo(f"--redo {redo} would make again: {made}")
             return
         notes = driver.dry_run(stages, world_size(), is_live=live)
         agree(None)

@@ -18,7 +18,7 @@ from r1engine.sampling.search_rows import Row
 from r1engine.sampling.whole_lines import whole_lines
 
 LOST = 0.1  # accuracy below which a policy is lost
-END = 10  # rollouts at the end of a training whose samples tell what the policy writes
+END = 10  # rollouts at the end of a training that tell what became of the policy
 
 Numbers = dict[str, float]
 
